@@ -1,0 +1,360 @@
+// Package qcow2 reads the header of a QCOW2 file that a stranger made, before
+// anything else opens the file, and rewrites the backing file it names.
+//
+// It never opens a second file and never reads past the header's cluster. (The
+// readers that follow backing files by themselves, go-qcow2reader's Open among
+// them, open whatever path the header names: that is the very thing that has to
+// be checked first.)
+//
+// Source: QEMU's docs/interop/qcow2.txt, and block/qcow2.c where the text leaves
+// room: what this package accepts, QEMU 7.2 reads in the same way.
+package qcow2
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"unicode/utf8"
+)
+
+// ErrNotQCOW2: the file does not begin with the QCOW2 magic bytes. A caller may
+// then take the file for something else; any other error of this package means
+// a QCOW2 header that must not be used.
+var ErrNotQCOW2 = errors.New("not a qcow2 file")
+
+// Magic are the first four bytes of every QCOW2 file (and of QCOW1 files, which
+// have version 1 and are refused).
+const Magic = "QFI\xfb"
+
+// Incompatible feature bits.
+const (
+	IncompatibleDirty        = 1 << 0 // refcounts may be wrong
+	IncompatibleCorrupt      = 1 << 1 // metadata is known to be broken; QEMU opens it read-only
+	IncompatibleExternalData = 1 << 2 // guest data lies in another file
+	IncompatibleCompression  = 1 << 3 // clusters are compressed with something else than zlib
+	IncompatibleExtendedL2   = 1 << 4 // L2 entries have subclusters
+
+	incompatibleKnown = 1<<5 - 1
+)
+
+// AutoclearRawExternalData marks the external data file as a plain raw disk.
+const AutoclearRawExternalData = 1 << 1
+
+// Encryption methods.
+const (
+	EncryptionNone uint32 = 0
+	EncryptionAES  uint32 = 1 // legacy; QEMU itself no longer opens it for guests
+	EncryptionLUKS uint32 = 2
+)
+
+// Extension types.
+const (
+	extensionEnd           uint32 = 0
+	extensionBackingFormat uint32 = 0xe2792aca
+	extensionDataFile      uint32 = 0x44415441
+)
+
+// Bounds that QEMU sets, and so do we.
+const (
+	headerLengthV2   = 72
+	headerLengthV3   = 104
+	minClusterBits   = 9
+	maxClusterBits   = 21
+	maxRefcountOrder = 6
+	maxL1Bytes       = 32 << 20
+	maxRefcountBytes = 8 << 20
+	maxSnapshots     = 65536
+	maxBackingName   = 1023
+)
+
+// maxExtensions bounds the work spent on one header; QEMU writes three or four.
+const maxExtensions = 256
+
+// A Header is a QCOW2 header that was found consistent: no field of it makes a
+// reader overflow, seek outside of the header's cluster or loop.
+type Header struct {
+	Version     uint32 // 2 or 3
+	ClusterBits uint32 // 9 to 21
+	// VirtualSize of the disk that a guest sees, in bytes; never negative.
+	VirtualSize int64
+	Encryption  uint32
+	Snapshots   uint32
+
+	// BackingFile is the name as the header holds it: a path, relative or not, or
+	// one of QEMU's URLs ("nbd:…", "json:{…}"). Empty if the disk stands alone.
+	BackingFile string
+	// BackingFormat is the format named for the backing file, such as "qcow2";
+	// empty if the header names none, in which case QEMU would probe it.
+	BackingFormat string
+	// DataFile is the name of the external data file; it can be set while the
+	// feature bit is not, and the other way round: ask [Header.ExternalData].
+	DataFile string
+
+	Incompatible uint64
+	Compatible   uint64
+	Autoclear    uint64
+
+	length     uint32 // of the fixed part, in bytes
+	extensions []extension
+}
+
+type extension struct {
+	kind  uint32
+	bytes []byte
+}
+
+// ClusterSize in bytes.
+func (h *Header) ClusterSize() int64 { return 1 << h.ClusterBits }
+
+// ExternalData reports whether any part of the header speaks of a data file
+// outside of this one.
+func (h *Header) ExternalData() bool {
+	return h.Incompatible&IncompatibleExternalData != 0 ||
+		h.Autoclear&AutoclearRawExternalData != 0 ||
+		h.DataFile != ""
+}
+
+// fixed is the header's fixed part up to header_length, as it lies in the file
+// (big endian). Version 2 ends before Incompatible.
+type fixed struct {
+	Magic                 [4]byte
+	Version               uint32
+	BackingFileOffset     uint64
+	BackingFileSize       uint32
+	ClusterBits           uint32
+	Size                  uint64
+	CryptMethod           uint32
+	L1Size                uint32
+	L1TableOffset         uint64
+	RefcountTableOffset   uint64
+	RefcountTableClusters uint32
+	Snapshots             uint32
+	SnapshotsOffset       uint64
+
+	Incompatible  uint64
+	Compatible    uint64
+	Autoclear     uint64
+	RefcountOrder uint32
+	HeaderLength  uint32
+}
+
+// IsQCOW2 reports whether a file that begins with prefix claims to be QCOW2.
+func IsQCOW2(prefix []byte) bool { return bytes.HasPrefix(prefix, []byte(Magic)) }
+
+// ReadHeader reads and checks the header of the file r, of which it reads at
+// most the first cluster (2 MiB). The error is [ErrNotQCOW2] if the magic bytes
+// are missing.
+func ReadHeader(r io.ReaderAt) (*Header, error) {
+	f, err := readFixed(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	h := &Header{
+		Version:      f.Version,
+		ClusterBits:  f.ClusterBits,
+		VirtualSize:  int64(f.Size),
+		Encryption:   f.CryptMethod,
+		Snapshots:    f.Snapshots,
+		Incompatible: f.Incompatible,
+		Compatible:   f.Compatible,
+		Autoclear:    f.Autoclear,
+		length:       f.HeaderLength,
+	}
+	if err := h.readExtensions(r, f); err != nil {
+		return nil, err
+	}
+	if err := h.readBackingFile(r, f); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+func readFixed(r io.ReaderAt) (*fixed, error) {
+	buf := make([]byte, headerLengthV3)
+	n, err := r.ReadAt(buf, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("reading qcow2 header: %w", err)
+	}
+	if !IsQCOW2(buf[:n]) {
+		return nil, ErrNotQCOW2
+	}
+	if n < headerLengthV2 {
+		return nil, fmt.Errorf("qcow2 header: file ends after %d bytes", n)
+	}
+	var f fixed
+	if _, err := binary.Decode(buf, binary.BigEndian, &f); err != nil {
+		return nil, fmt.Errorf("qcow2 header: %w", err)
+	}
+	switch {
+	case f.Version == 2:
+		// Version 2 has no such fields; what follows are extensions.
+		f.Incompatible, f.Compatible, f.Autoclear = 0, 0, 0
+		f.RefcountOrder, f.HeaderLength = 4, headerLengthV2
+	case f.Version == 3 && n < headerLengthV3:
+		return nil, fmt.Errorf("qcow2 header: file ends after %d bytes", n)
+	case f.Version != 3:
+		return nil, fmt.Errorf("qcow2 header: version %d, want 2 or 3", f.Version)
+	}
+	return &f, nil
+}
+
+// check refuses what QEMU would refuse, or would do only by reading far away.
+func (f *fixed) check() error {
+	if f.ClusterBits < minClusterBits || f.ClusterBits > maxClusterBits {
+		return fmt.Errorf("qcow2 header: cluster bits %d, want %d to %d", f.ClusterBits, minClusterBits, maxClusterBits)
+	}
+	cluster := uint64(1) << f.ClusterBits
+	switch {
+	case f.Version == 3 && (f.HeaderLength < headerLengthV3 || f.HeaderLength%8 != 0 || uint64(f.HeaderLength) > cluster):
+		return fmt.Errorf("qcow2 header: header length %d does not fit clusters of %d bytes", f.HeaderLength, cluster)
+	case f.Incompatible&^incompatibleKnown != 0:
+		return fmt.Errorf("qcow2 header: unknown incompatible features %#x", f.Incompatible&^incompatibleKnown)
+	case f.RefcountOrder > maxRefcountOrder:
+		return fmt.Errorf("qcow2 header: refcount order %d, want at most %d", f.RefcountOrder, maxRefcountOrder)
+	case f.CryptMethod > EncryptionLUKS:
+		return fmt.Errorf("qcow2 header: unknown encryption method %d", f.CryptMethod)
+	case f.Snapshots > maxSnapshots:
+		return fmt.Errorf("qcow2 header: %d snapshots, want at most %d", f.Snapshots, maxSnapshots)
+	case uint64(f.RefcountTableClusters)*cluster > maxRefcountBytes:
+		return fmt.Errorf("qcow2 header: refcount table of %d clusters is too large", f.RefcountTableClusters)
+	case f.Size > math.MaxInt64-cluster:
+		return fmt.Errorf("qcow2 header: virtual size %d is too large", f.Size)
+	}
+	return f.checkTables(cluster)
+}
+
+func (f *fixed) checkTables(cluster uint64) error {
+	for _, table := range []struct {
+		name   string
+		offset uint64
+		size   uint64
+	}{
+		{"L1 table", f.L1TableOffset, uint64(f.L1Size) * 8},
+		{"refcount table", f.RefcountTableOffset, uint64(f.RefcountTableClusters) * cluster},
+		{"snapshot table", f.SnapshotsOffset, uint64(f.Snapshots)},
+	} {
+		if table.size == 0 {
+			continue
+		}
+		if table.offset%cluster != 0 || table.offset > math.MaxInt64-table.size {
+			return fmt.Errorf("qcow2 header: %s at offset %d", table.name, table.offset)
+		}
+	}
+	if uint64(f.L1Size)*8 > maxL1Bytes {
+		return fmt.Errorf("qcow2 header: L1 table of %d entries is too large", f.L1Size)
+	}
+	// An L2 table fills a cluster; its entries have 16 bytes with extended L2.
+	entry := uint64(8)
+	if f.Incompatible&IncompatibleExtendedL2 != 0 {
+		entry = 16
+	}
+	perL1 := cluster / entry * cluster
+	need := f.Size / perL1
+	if f.Size%perL1 != 0 {
+		need++
+	}
+	if need > uint64(f.L1Size) {
+		return fmt.Errorf("qcow2 header: L1 table of %d entries is too small for a disk of %d bytes", f.L1Size, f.Size)
+	}
+	return nil
+}
+
+// readExtensions walks the extensions, which end at the backing file's name or
+// at the end of the cluster, just as in QEMU's qcow2_read_extensions.
+func (h *Header) readExtensions(r io.ReaderAt, f *fixed) error {
+	end := uint64(h.ClusterSize())
+	if f.BackingFileOffset > end {
+		return fmt.Errorf("qcow2 header: backing file name at offset %d, outside of the first cluster", f.BackingFileOffset)
+	}
+	if f.BackingFileOffset != 0 {
+		if f.BackingFileOffset < uint64(f.HeaderLength) {
+			return fmt.Errorf("qcow2 header: backing file name at offset %d, inside of the header", f.BackingFileOffset)
+		}
+		end = f.BackingFileOffset
+	}
+	offset := uint64(f.HeaderLength)
+	for len(h.extensions) <= maxExtensions {
+		if offset+8 > end {
+			return nil
+		}
+		var head [8]byte
+		if n, err := r.ReadAt(head[:], int64(offset)); n < len(head) {
+			if errors.Is(err, io.EOF) {
+				return fmt.Errorf("qcow2 header: file ends among the header extensions")
+			}
+			return fmt.Errorf("reading qcow2 header extension: %w", err)
+		}
+		kind, size := binary.BigEndian.Uint32(head[:4]), uint64(binary.BigEndian.Uint32(head[4:]))
+		offset += 8
+		if kind == extensionEnd {
+			return nil
+		}
+		if size > end-offset {
+			return fmt.Errorf("qcow2 header: extension %#x of %d bytes does not fit", kind, size)
+		}
+		body := make([]byte, size)
+		if n, err := r.ReadAt(body, int64(offset)); n < len(body) {
+			return fmt.Errorf("reading qcow2 header extension %#x: %w", kind, err)
+		}
+		if err := h.addExtension(kind, body); err != nil {
+			return err
+		}
+		offset += (size + 7) &^ 7
+	}
+	return fmt.Errorf("qcow2 header: more than %d extensions", maxExtensions)
+}
+
+func (h *Header) addExtension(kind uint32, body []byte) error {
+	for _, e := range h.extensions {
+		// With two of one kind, QEMU takes the last one and others the first: which
+		// file is meant must not depend on who reads.
+		if e.kind == kind {
+			return fmt.Errorf("qcow2 header: extension %#x appears twice", kind)
+		}
+	}
+	h.extensions = append(h.extensions, extension{kind, body})
+	switch kind {
+	case extensionBackingFormat:
+		h.BackingFormat = string(body)
+	case extensionDataFile:
+		h.DataFile = string(body)
+	default:
+		return nil
+	}
+	return checkName("header extension", string(body))
+}
+
+func (h *Header) readBackingFile(r io.ReaderAt, f *fixed) error {
+	if f.BackingFileOffset == 0 {
+		return nil
+	}
+	room := uint64(h.ClusterSize()) - f.BackingFileOffset
+	if uint64(f.BackingFileSize) > min(maxBackingName, room) {
+		return fmt.Errorf("qcow2 header: backing file name of %d bytes is too long", f.BackingFileSize)
+	}
+	if f.BackingFileSize == 0 {
+		return errors.New("qcow2 header: the name of the backing file is empty")
+	}
+	name := make([]byte, f.BackingFileSize)
+	if n, err := r.ReadAt(name, int64(f.BackingFileOffset)); n < len(name) {
+		return fmt.Errorf("reading the name of the qcow2 backing file: %w", err)
+	}
+	h.BackingFile = string(name)
+	return checkName("backing file name", h.BackingFile)
+}
+
+// checkName refuses bytes with which one reader would see another name than the
+// next one: QEMU stops at NUL.
+func checkName(what, name string) error {
+	if strings.ContainsRune(name, 0) || !utf8.ValidString(name) {
+		return fmt.Errorf("qcow2 header: %s %q holds NUL or is not UTF-8", what, name)
+	}
+	return nil
+}
