@@ -1,0 +1,331 @@
+package domainxml
+
+import (
+	"fmt"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// Bounds on how many devices a machine has.
+const (
+	maxDevices = 512 // of one kind; PCI controllers come by the dozen
+	maxDisks   = 32
+	maxNICs    = 16
+	maxSmall   = 8 // everything that a machine has one or two of
+)
+
+// devices rebuilds <devices> kind by kind.
+func (r *rebuilder) devices(in, out *libvirtxml.Domain) error {
+	out.Devices = &libvirtxml.DomainDeviceList{}
+	if in.Devices == nil {
+		return nil
+	}
+	i, o := in.Devices, out.Devices
+	for _, step := range []func() error{
+		func() (err error) { o.Disks, err = rebuildEach("disk", i.Disks, maxDisks, r.disk); return },
+		func() (err error) {
+			o.Controllers, err = rebuildEach("controller", i.Controllers, maxDevices, r.controller)
+			return
+		},
+		func() (err error) { o.Interfaces, err = rebuildEach("interface", i.Interfaces, maxNICs, r.nic); return },
+		func() (err error) { o.Serials, err = rebuildEach("serial", i.Serials, maxSmall, r.serial); return },
+		func() (err error) { o.Consoles, err = rebuildEach("console", i.Consoles, maxSmall, r.console); return },
+		func() (err error) {
+			o.Channels, err = rebuildEach("channel", i.Channels, maxDevices, r.channel)
+			return
+		},
+		func() (err error) { o.Inputs, err = rebuildEach("input", i.Inputs, maxSmall, r.input); return },
+		func() (err error) { o.TPMs, err = rebuildEach("tpm", i.TPMs, 1, r.tpm); return },
+		func() (err error) { o.Sounds, err = rebuildEach("sound", i.Sounds, maxSmall, r.sound); return },
+		func() (err error) { o.Videos, err = rebuildEach("video", i.Videos, maxSmall, r.video); return },
+		func() (err error) { o.Hubs, err = rebuildEach("hub", i.Hubs, maxSmall, r.hub); return },
+		func() (err error) {
+			o.Watchdogs, err = rebuildEach("watchdog", i.Watchdogs, maxSmall, r.watchdog)
+			return
+		},
+		func() (err error) { o.MemBalloon, err = rebuildOne("memballoon", i.MemBalloon, r.balloon); return },
+		func() (err error) { o.RNGs, err = rebuildEach("rng", i.RNGs, maxSmall, r.rng); return },
+		func() (err error) { o.Panics, err = rebuildEach("panic", i.Panics, maxSmall, r.panicDevice); return },
+		func() (err error) { o.IOMMU, err = rebuildOne("iommu", i.IOMMU, r.iommu); return },
+		func() error { return r.memoryDevices(i.Memorydevs) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	if len(i.Audios) > 0 || len(o.Sounds) > 0 {
+		o.Audios = []libvirtxml.DomainAudio{{ID: 1, None: &libvirtxml.DomainAudioNone{}}}
+	}
+	return nil
+}
+
+// rebuildEach rebuilds the devices of one kind. A nil result is a device that is
+// left out.
+func rebuildEach[T any](kind string, in []T, limit int, rebuild func(string, *T) (*T, error)) ([]T, error) {
+	if len(in) > limit {
+		return nil, refuse("devices/"+kind, "there are %d of them, at most %d are accepted", len(in), limit)
+	}
+	var out []T
+	for n := range in {
+		d, err := rebuild(fmt.Sprintf("devices/%s[%d]", kind, n+1), &in[n])
+		if err != nil {
+			return nil, err
+		}
+		if d != nil {
+			out = append(out, *d)
+		}
+	}
+	return out, nil
+}
+
+func rebuildOne[T any](kind string, in *T, rebuild func(string, *T) (*T, error)) (*T, error) {
+	if in == nil {
+		return nil, nil
+	}
+	return rebuild("devices/"+kind, in)
+}
+
+var (
+	virtioModels = []string{"virtio", "virtio-transitional", "virtio-non-transitional"}
+	serialTypes  = []string{
+		"isa-serial", "usb-serial", "pci-serial", "system-serial", "spapr-vio-serial", "sclp-serial", "isa-debug",
+	}
+	serialModels = []string{
+		"isa-serial", "usb-serial", "pci-serial", "pl011", "16550a", "spapr-vty", "sclpconsole", "sclplmconsole",
+		"isa-debugcon",
+	}
+)
+
+func pty() *libvirtxml.DomainChardevSource {
+	return &libvirtxml.DomainChardevSource{Pty: &libvirtxml.DomainChardevSourcePty{}}
+}
+
+// serial keeps a port with its host end cut off: a pty, made by QEMU.
+func (r *rebuilder) serial(element string, in *libvirtxml.DomainSerial) (_ *libvirtxml.DomainSerial, err error) {
+	out := &libvirtxml.DomainSerial{Source: pty(), Alias: r.alias(in.Alias)}
+	if t := in.Target; t != nil {
+		out.Target = &libvirtxml.DomainSerialTarget{Type: oneOf(t.Type, serialTypes...), Port: upTo(t.Port, maxSmall)}
+		if t.Model != nil && oneOf(t.Model.Name, serialModels...) != "" {
+			out.Target.Model = &libvirtxml.DomainSerialTargetModel{Name: t.Model.Name}
+		}
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+func (r *rebuilder) console(element string, in *libvirtxml.DomainConsole) (_ *libvirtxml.DomainConsole, err error) {
+	out := &libvirtxml.DomainConsole{Source: pty(), Alias: r.alias(in.Alias)}
+	if t := in.Target; t != nil {
+		out.Target = &libvirtxml.DomainConsoleTarget{
+			Type: oneOf(t.Type, "serial", "virtio", "sclp", "sclplm"), Port: upTo(t.Port, maxSmall),
+		}
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+// guestAgent is the one channel with somebody at both ends: QEMU's agent in the
+// guest, libvirt on the host, which chooses the socket.
+const guestAgent = "org.qemu.guest_agent.0"
+
+func (r *rebuilder) channel(element string, in *libvirtxml.DomainChannel) (_ *libvirtxml.DomainChannel, err error) {
+	if in.Target == nil || in.Target.VirtIO == nil || in.Target.VirtIO.Name != guestAgent {
+		return nil, nil
+	}
+	out := agentChannel()
+	out.Alias = r.alias(in.Alias)
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+func agentChannel() *libvirtxml.DomainChannel {
+	return &libvirtxml.DomainChannel{
+		Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{}},
+		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: guestAgent}},
+	}
+}
+
+// input keeps emulated devices; passthrough and evdev read those of the host.
+func (r *rebuilder) input(element string, in *libvirtxml.DomainInput) (_ *libvirtxml.DomainInput, err error) {
+	if oneOf(in.Type, "mouse", "tablet", "keyboard") == "" {
+		return nil, nil
+	}
+	out := &libvirtxml.DomainInput{
+		Type:  in.Type,
+		Bus:   oneOf(in.Bus, "ps2", "usb", "virtio"),
+		Model: oneOf(in.Model, virtioModels...),
+		ACPI:  acpiIndex(in.ACPI),
+		Alias: r.alias(in.Alias),
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+// tpm keeps the guest's side. Its backend is always an emulator (swtpm), new for
+// each machine: a TPM of the host, or the state of another, is not the image's.
+func (r *rebuilder) tpm(element string, in *libvirtxml.DomainTPM) (_ *libvirtxml.DomainTPM, err error) {
+	version := "2.0"
+	if in.Backend != nil && in.Backend.Emulator != nil && in.Backend.Emulator.Version == "1.2" {
+		version = "1.2"
+	}
+	if in.Backend == nil || in.Backend.Emulator == nil {
+		r.replace(element+"/backend", "another backend", "emulator")
+	}
+	out := &libvirtxml.DomainTPM{
+		Model:   oneOf(in.Model, "tpm-tis", "tpm-crb", "tpm-tis-device", "tpm-spapr"),
+		Backend: &libvirtxml.DomainTPMBackend{Emulator: &libvirtxml.DomainTPMBackendEmulator{Version: version}},
+		Alias:   r.alias(in.Alias),
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+// sound keeps the card: programs want one. It plays into nothing (audio none).
+func (r *rebuilder) sound(element string, in *libvirtxml.DomainSound) (_ *libvirtxml.DomainSound, err error) {
+	if oneOf(in.Model, "ac97", "es1370", "ich6", "ich7", "ich9", "sb16", "usb") == "" {
+		return nil, nil
+	}
+	out := &libvirtxml.DomainSound{Model: in.Model, ACPI: acpiIndex(in.ACPI), Alias: r.alias(in.Alias)}
+	for _, c := range in.Codec {
+		if len(out.Codec) < 4 && oneOf(c.Type, "duplex", "micro", "output") != "" {
+			out.Codec = append(out.Codec, libvirtxml.DomainSoundCodec{Type: c.Type})
+		}
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+// maxVideoMemory in KiB is what a card with two large screens needs.
+const maxVideoMemory = 256 << 10
+
+// video keeps the first card, of which a headless guest still draws its console
+// and desktop. qxl and vmvga become plain VGA: without spice they are no more
+// than that, and not every host has them.
+func (r *rebuilder) video(element string, in *libvirtxml.DomainVideo) (_ *libvirtxml.DomainVideo, err error) {
+	if element != "devices/video[1]" {
+		return nil, nil
+	}
+	m := in.Model
+	out := &libvirtxml.DomainVideo{ACPI: acpiIndex(in.ACPI), Alias: r.alias(in.Alias)}
+	switch m.Type {
+	case "vga", "virtio", "bochs", "cirrus", "ramfb", "none":
+		out.Model.Type = m.Type
+	case "qxl", "vmvga":
+		r.replace(element+"/model", m.Type, "vga")
+		out.Model.Type = "vga"
+	default:
+		return nil, nil
+	}
+	if m.Heads <= 4 && m.Type == out.Model.Type {
+		out.Model.Heads = m.Heads
+	}
+	if m.VRam <= maxVideoMemory && m.Type == out.Model.Type {
+		out.Model.VRam = m.VRam
+	}
+	out.Model.Primary = yesNo(m.Primary)
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+func (r *rebuilder) hub(element string, in *libvirtxml.DomainHub) (_ *libvirtxml.DomainHub, err error) {
+	if in.Type != "usb" {
+		return nil, nil
+	}
+	out := &libvirtxml.DomainHub{Type: "usb", Alias: r.alias(in.Alias)}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+// watchdog never pauses a guest, which would hang its job, nor dumps it, which
+// would write to the host.
+func (r *rebuilder) watchdog(element string, in *libvirtxml.DomainWatchdog) (_ *libvirtxml.DomainWatchdog, err error) {
+	if oneOf(in.Model, "i6300esb", "ib700", "diag288", "itco") == "" {
+		return nil, nil
+	}
+	out := &libvirtxml.DomainWatchdog{Model: in.Model, ACPI: acpiIndex(in.ACPI), Alias: r.alias(in.Alias)}
+	out.Action = oneOf(in.Action, "reset", "shutdown", "poweroff", "none", "inject-nmi")
+	if out.Action == "" && in.Action != "" {
+		out.Action = "reset"
+		r.replace(element+"/@action", "another action", "reset")
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+func (r *rebuilder) balloon(element string, in *libvirtxml.DomainMemBalloon) (_ *libvirtxml.DomainMemBalloon, err error) {
+	if in.Model != "none" && oneOf(in.Model, virtioModels...) == "" {
+		return nil, nil
+	}
+	out := &libvirtxml.DomainMemBalloon{
+		Model:             in.Model,
+		AutoDeflate:       onOff(in.AutoDeflate),
+		FreePageReporting: onOff(in.FreePageReporting),
+		ACPI:              acpiIndex(in.ACPI),
+		Alias:             r.alias(in.Alias),
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+// entropy is the only file of the host that a domain names.
+const entropy = "/dev/urandom"
+
+func (r *rebuilder) rng(element string, in *libvirtxml.DomainRNG) (_ *libvirtxml.DomainRNG, err error) {
+	if oneOf(in.Model, virtioModels...) == "" {
+		return nil, nil
+	}
+	out := randomness(in.Model)
+	if b := in.Backend; b == nil || b.Random == nil || (b.Random.Device != "" && b.Random.Device != entropy && b.Random.Device != "/dev/random") {
+		r.replace(element+"/backend", "another source", entropy)
+	}
+	out.ACPI, out.Alias = acpiIndex(in.ACPI), r.alias(in.Alias)
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+func randomness(model string) *libvirtxml.DomainRNG {
+	return &libvirtxml.DomainRNG{
+		Model:   model,
+		Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: entropy}},
+	}
+}
+
+func (r *rebuilder) panicDevice(element string, in *libvirtxml.DomainPanic) (_ *libvirtxml.DomainPanic, err error) {
+	out := &libvirtxml.DomainPanic{Model: oneOf(in.Model, "isa", "pvpanic", "hyperv", "pseries", "s390"), Alias: r.alias(in.Alias)}
+	if out.Model == "" && in.Model != "" {
+		return nil, nil
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+func (r *rebuilder) iommu(element string, in *libvirtxml.DomainIOMMU) (_ *libvirtxml.DomainIOMMU, err error) {
+	if oneOf(in.Model, "intel", "amd", "smmuv3", "virtio") == "" {
+		return nil, nil
+	}
+	out := &libvirtxml.DomainIOMMU{Model: in.Model, Alias: r.alias(in.Alias)}
+	if d := in.Driver; d != nil {
+		out.Driver = &libvirtxml.DomainIOMMUDriver{
+			IntRemap: onOff(d.IntRemap), CachingMode: onOff(d.CachingMode), EIM: onOff(d.EIM), IOTLB: onOff(d.IOTLB),
+		}
+		if d.AWBits == 39 || d.AWBits == 48 || d.AWBits == 57 {
+			out.Driver.AWBits = d.AWBits
+		}
+	}
+	out.Address, err = address(element, in.Address)
+	return out, err
+}
+
+// memoryDevices refuses those that hold a guest's data in a file of the host.
+// The size of the others is part of <memory>, and stays there.
+func (r *rebuilder) memoryDevices(in []libvirtxml.DomainMemorydev) error {
+	if r.trusted {
+		return nil
+	}
+	for n, d := range in {
+		if oneOf(d.Model, "dimm", "virtio-mem", "sgx-epc") == "" {
+			return refuse(fmt.Sprintf("devices/memory[%d]", n+1), "%q keeps its content in a file of the host", text(d.Model))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,102 @@
+package domainxml
+
+import (
+	"encoding/xml"
+	"fmt"
+	"strings"
+)
+
+// An inventory counts the elements, attributes and texts of a document by their
+// path below <domain>: "devices/disk", "devices/disk/target/@dev", "os/type/text()".
+// The difference of two inventories is what was lost between them, also of things
+// that nobody thought of.
+type inventory struct {
+	count map[string]int
+	order []string // of first appearance
+}
+
+func newInventory() *inventory { return &inventory{count: map[string]int{}} }
+
+func (i *inventory) add(path string) {
+	if i.count[path] == 0 {
+		i.order = append(i.order, path)
+	}
+	i.count[path]++
+}
+
+// maxMissing bounds the list that ends in somebody's job log.
+const maxMissing = 60
+
+// missing lists the paths of which kept has fewer. The content of something that
+// is missing altogether is not listed again.
+func (i *inventory) missing(kept *inventory) []string {
+	var lost []string
+	for _, path := range i.order {
+		was, is := i.count[path], kept.count[path]
+		if is >= was || ordinary(path) {
+			continue
+		}
+		if parent := parentOf(path); parent != "" && kept.count[parent] < i.count[parent] &&
+			(is > 0 || kept.count[parent] == 0) {
+			continue
+		}
+		if was > 1 && is > 0 {
+			path = fmt.Sprintf("%s (%d of %d)", path, was-is, was)
+		}
+		lost = append(lost, path)
+	}
+	if more := len(lost) - maxMissing; more > 0 {
+		lost = append(lost[:maxMissing], fmt.Sprintf("and %d more", more))
+	}
+	return lost
+}
+
+// ordinaryPaths are never taken from an image, because they belong to one machine
+// or one host alone; to list them for each image would hide what matters.
+var ordinaryPaths = []string{
+	"@id", "name", "uuid", "title", "description", "metadata", "memory/@dumpCore", "vcpu/@placement",
+	"devices/emulator", "devices/interface/@type", "devices/interface/mac", "devices/interface/source",
+	"devices/interface/target", "devices/disk/driver", "devices/disk/backingStore", "devices/disk/source/@index",
+	"devices/serial/source", "devices/console/source", "devices/console/@tty", "devices/channel/source",
+	"devices/channel/target/@state", "os/loader/@readonly", "os/loader/@type", "seclabel",
+}
+
+func ordinary(path string) bool {
+	for _, o := range ordinaryPaths {
+		if path == o || strings.HasPrefix(path, o+"/") {
+			return true
+		}
+	}
+	return strings.HasSuffix(path, "/alias") || strings.HasSuffix(path, "/alias/@name")
+}
+
+func join(path []string, last string) string {
+	if len(path) == 0 {
+		return last
+	}
+	return strings.Join(path, "/") + "/" + last
+}
+
+func parentOf(path string) string {
+	if n := strings.LastIndexByte(path, '/'); n >= 0 {
+		return path[:n]
+	}
+	return ""
+}
+
+// label is a name as people write it. The URI of a strange namespace is not
+// repeated: it is a stranger's text, and could hold anything.
+func label(n xml.Name) string {
+	local := n.Local
+	if len(local) > 64 {
+		local = local[:64]
+	}
+	switch n.Space {
+	case "":
+		return local
+	case qemuNamespace:
+		return "qemu:" + local
+	default:
+		return "foreign:" + local
+	}
+}

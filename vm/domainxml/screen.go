@@ -1,0 +1,242 @@
+package domainxml
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"io"
+	"strings"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// Bounds on a document, all far above what libvirt writes.
+const (
+	maxDepth      = 100 // a long backing chain nests
+	maxElements   = 20_000
+	maxAttributes = 64 // of one element
+	maxValue      = 64 << 10
+)
+
+// qemuNamespace is the one namespace beside its own from which libvirt's QEMU
+// driver takes orders.
+const qemuNamespace = "http://libvirt.org/schemas/domain/qemu/1.0"
+
+// rebuiltElements are the children of <domain> that a rebuilder reads; those of
+// an untrusted document that are not here do not even reach the parser.
+var rebuiltElements = set(
+	"genid", "memory", "currentMemory", "vcpu", "os", "features", "cpu", "clock",
+	"on_poweroff", "on_reboot", "on_crash", "pm", "devices",
+)
+
+// rebuiltDevices are the same for the children of <devices>.
+var rebuiltDevices = set(
+	"disk", "controller", "interface", "serial", "console", "channel", "input", "tpm",
+	"sound", "audio", "video", "hub", "watchdog", "memballoon", "rng", "panic", "memory",
+	"iommu",
+)
+
+func set(names ...string) map[string]bool {
+	m := make(map[string]bool, len(names))
+	for _, n := range names {
+		m[n] = true
+	}
+	return m
+}
+
+// screened is a document that is safe to parse: well-formed, bounded, without
+// declarations, comments, namespaces and elements that nobody reads.
+type screened struct {
+	tokens    []xml.Token
+	inventory *inventory // of the whole document, screened out or not
+}
+
+// screen reads a document into tokens. A trusted document keeps every element of
+// libvirt's own and of QEMU's namespace.
+func screen(doc []byte, trusted bool) (*screened, error) {
+	if len(doc) > MaxSize {
+		return nil, refuse("", "it has %d bytes, at most %d are read", len(doc), MaxSize)
+	}
+	sc := &screener{
+		dec:     xml.NewDecoder(bytes.NewReader(doc)),
+		trusted: trusted,
+		out:     &screened{inventory: newInventory()},
+	}
+	for {
+		tok, err := sc.dec.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, refuse("", "%v", err)
+		}
+		if err := sc.token(tok); err != nil {
+			return nil, err
+		}
+	}
+	if !sc.rootClosed {
+		return nil, refuse("", "it has no <domain> element")
+	}
+	return sc.out, nil
+}
+
+// A screener is the state of one screen.
+type screener struct {
+	dec        *xml.Decoder
+	trusted    bool
+	out        *screened
+	path       []string // below <domain>
+	depth      int
+	elements   int
+	skipFrom   int // depth of the element whose whole content is left out; 0 if none
+	rootClosed bool
+}
+
+func (s *screener) token(tok xml.Token) error {
+	switch t := tok.(type) {
+	case xml.Directive:
+		return refuse("", "document type declarations and entities are not accepted")
+	case xml.StartElement:
+		return s.start(t)
+	case xml.EndElement:
+		s.end(t)
+	case xml.CharData:
+		return s.text(t)
+	case xml.ProcInst, xml.Comment: // say nothing about a machine
+	}
+	return nil
+}
+
+func (s *screener) start(t xml.StartElement) error {
+	if s.rootClosed {
+		return refuse("", "there is a second root element after <domain>")
+	}
+	s.depth++
+	s.elements++
+	switch {
+	case s.depth == 1 && t.Name != xml.Name{Local: "domain"}:
+		return refuse("", "its root is not libvirt's <domain>")
+	case s.depth > maxDepth:
+		return refuse("", "elements nest deeper than %d", maxDepth)
+	case s.elements > maxElements:
+		return refuse("", "it has more than %d elements", maxElements)
+	case len(t.Attr) > maxAttributes:
+		return refuse(s.at(t.Name), "it has more than %d attributes", maxAttributes)
+	}
+	attrs, err := s.attributes(t)
+	if err != nil {
+		return err
+	}
+	if s.depth > 1 {
+		s.path = append(s.path, label(t.Name))
+		s.out.inventory.add(strings.Join(s.path, "/"))
+	}
+	for _, a := range attrs {
+		s.out.inventory.add(join(s.path, "@"+label(a.Name)))
+	}
+	if s.skipFrom == 0 && !s.wanted(t.Name) {
+		s.skipFrom = s.depth
+	}
+	if s.skipFrom == 0 {
+		s.out.tokens = append(s.out.tokens, xml.StartElement{Name: t.Name, Attr: attrs})
+	}
+	return nil
+}
+
+// attributes are those of libvirt's: none with a namespace, and no declarations.
+func (s *screener) attributes(t xml.StartElement) ([]xml.Attr, error) {
+	var own []xml.Attr
+	for _, a := range t.Attr {
+		if len(a.Value) > maxValue {
+			return nil, refuse(s.at(t.Name), "an attribute has more than %d bytes", maxValue)
+		}
+		if a.Name.Space != "" || a.Name.Local == "xmlns" {
+			continue
+		}
+		for _, b := range own {
+			if a.Name == b.Name {
+				return nil, refuse(s.at(t.Name), "it has the attribute %.64s twice", a.Name.Local)
+			}
+		}
+		own = append(own, a)
+	}
+	return own, nil
+}
+
+// wanted says whether an element goes to the parser. Below the elements that
+// were chosen by name everything of libvirt's namespace goes: what becomes of it
+// is decided where it is rebuilt.
+func (s *screener) wanted(name xml.Name) bool {
+	switch {
+	case name.Space == qemuNamespace:
+		return s.trusted
+	case name.Space != "":
+		return false
+	case s.depth == 2:
+		return (s.trusted && name.Local != "metadata") || rebuiltElements[name.Local]
+	case s.depth == 3 && s.path[0] == "devices":
+		return s.trusted || rebuiltDevices[name.Local]
+	default:
+		return true
+	}
+}
+
+func (s *screener) end(t xml.EndElement) {
+	if s.skipFrom == 0 {
+		s.out.tokens = append(s.out.tokens, t)
+	}
+	if s.skipFrom == s.depth {
+		s.skipFrom = 0
+	}
+	s.depth--
+	if s.depth == 0 {
+		s.rootClosed = true
+		return
+	}
+	s.path = s.path[:len(s.path)-1]
+}
+
+func (s *screener) text(t xml.CharData) error {
+	blank := len(bytes.TrimSpace(t)) == 0
+	switch {
+	case s.depth == 0 && !blank && !bytes.Equal(t, []byte("\ufeff")):
+		return refuse("", "there is text outside of <domain>")
+	case len(t) > maxValue:
+		return refuse(strings.Join(s.path, "/"), "its text has more than %d bytes", maxValue)
+	case s.depth == 0 || blank:
+		return nil
+	}
+	s.out.inventory.add(join(s.path, "text()"))
+	if s.skipFrom == 0 {
+		s.out.tokens = append(s.out.tokens, t.Copy())
+	}
+	return nil
+}
+
+func (s *screener) at(name xml.Name) string {
+	if s.depth == 1 {
+		return ""
+	}
+	return join(s.path, label(name))
+}
+
+// decode parses a screened document. libvirtxml's own errors name attributes and
+// values, and their text is bounded by [refuse].
+func (s *screened) decode() (*libvirtxml.Domain, error) {
+	d := &libvirtxml.Domain{}
+	if err := xml.NewTokenDecoder(&tokenReader{s.tokens}).Decode(d); err != nil {
+		return nil, refuse("", "%v", err)
+	}
+	return d, nil
+}
+
+type tokenReader struct{ rest []xml.Token }
+
+func (r *tokenReader) Token() (xml.Token, error) {
+	if len(r.rest) == 0 {
+		return nil, io.EOF
+	}
+	t := r.rest[0]
+	r.rest = r.rest[1:]
+	return t, nil
+}
