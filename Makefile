@@ -1,0 +1,39 @@
+# `make` builds; `make help` lists the rest.
+
+PREFIX  ?= /usr/local
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+BINARY  := bin/gitlab-sardine-executor
+
+# Tests that boot machines share the processors with each other badly.
+GOTEST := go test -count=1 -timeout 20m
+
+.DEFAULT_GOAL := build
+.PHONY: help deps build guest demo test bench lint install
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages that are missing
+	@scripts/deps.sh
+
+build: ## build bin/gitlab-sardine-executor
+	go build -ldflags '-X main.version=$(VERSION)' -o $(BINARY) ./cmd/gitlab-sardine-executor
+
+guest: ## make the test guest from Debian packages, once
+	@scripts/build-guest.sh
+
+demo: deps build guest ## push the test guest to a registry and run a job in it
+	@scripts/demo.sh
+
+test: deps guest ## run every test, end to end ones included
+	$(GOTEST) ./...
+
+bench: deps build guest ## measure against virsh, ssh, skopeo
+	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
+
+lint: ## gofmt and go vet
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt wants to change: $$unformatted"; exit 1; }
+	go vet ./...
+
+install: build ## install to $(PREFIX)/bin
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/gitlab-sardine-executor
