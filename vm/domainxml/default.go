@@ -96,7 +96,9 @@ func board(arch string) (libvirtArch, machine string, err error) {
 
 func defaultDevices(arch string) *libvirtxml.DomainDeviceList {
 	d := &libvirtxml.DomainDeviceList{
-		Interfaces: []libvirtxml.DomainInterface{{Model: &libvirtxml.DomainInterfaceModel{Type: "virtio"}}},
+		Interfaces: []libvirtxml.DomainInterface{{
+			Source: unplugged(), Model: &libvirtxml.DomainInterfaceModel{Type: "virtio"},
+		}},
 		Serials:    []libvirtxml.DomainSerial{{Source: pty()}},
 		Consoles:   []libvirtxml.DomainConsole{{Source: pty(), Target: &libvirtxml.DomainConsoleTarget{Type: "serial", Port: ptr(uint(0))}}},
 		Channels:   []libvirtxml.DomainChannel{*agentChannel()},

@@ -26,15 +26,15 @@
 // parallel ports, graphics (a job's guest is headless), spice and other channels,
 // seclabel, resource, sysinfo, SMBIOS of the host, ACPI tables, numatune, cputune,
 // memtune, blkiotune, I/O threads, memoryBacking, guest NUMA, launchSecurity,
-// idmap, qemu:commandline and everything else of another namespace, media of
-// CD-ROM and floppy drives that are no layers, the file of a recognised UEFI
-// firmware and its variable store.
+// idmap, everything of another namespace, media of CD-ROM and floppy drives that
+// are no layers, the file of a recognised UEFI firmware and its variable store.
 //
 // # What is refused
 //
 // Whatever a guest cannot do without, with a [RefusedError] that names the
 // element: a disk that is not a layer or is encrypted, direct kernel boot,
-// unknown firmware, a persistent memory device, an unknown model of network card
-// or controller, numbers out of range, and every document that is not plain XML
-// (document type declarations, entities, other encodings, too large, too deep).
+// qemu:commandline, unknown firmware, a persistent memory device, an unknown model
+// of network card or controller, numbers out of range, and every document that is
+// not plain XML (document type declarations, entities, other encodings, too large,
+// too deep).
 package domainxml

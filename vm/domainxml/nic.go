@@ -17,7 +17,9 @@ var nicModels = []string{
 // address, MTU of the tap device, filters, scripts) is the caller's: an MTU alone
 // would already be felt by every guest on the bridge.
 func (r *rebuilder) nic(element string, in *libvirtxml.DomainInterface) (*libvirtxml.DomainInterface, error) {
-	out := &libvirtxml.DomainInterface{Boot: bootOrder(in.Boot), ACPI: acpiIndex(in.ACPI), Alias: r.alias(in.Alias)}
+	out := &libvirtxml.DomainInterface{
+		Source: unplugged(), Boot: bootOrder(in.Boot), ACPI: acpiIndex(in.ACPI), Alias: r.alias(in.Alias),
+	}
 	if in.Model != nil {
 		model := oneOf(in.Model.Type, nicModels...)
 		if model == "" {
@@ -34,4 +36,10 @@ func (r *rebuilder) nic(element string, in *libvirtxml.DomainInterface) (*libvir
 	var err error
 	out.Address, err = address(element, in.Address)
 	return out, err
+}
+
+// unplugged is the host's side of a network card until the caller chooses one:
+// connected to nothing, so that to forget it harms nobody.
+func unplugged() *libvirtxml.DomainInterfaceSource {
+	return &libvirtxml.DomainInterfaceSource{Null: &libvirtxml.DomainInterfaceSourceNull{}}
 }

@@ -55,8 +55,8 @@ type Options struct {
 type Result struct {
 	// Domain has no name, UUID or metadata. Its disks are in the order of the
 	// document with the layer's base name as Source.File.File, which is empty for a
-	// drive without medium. Its network cards have neither MAC address nor source,
-	// without which libvirt refuses them; serial ports and consoles are ptys.
+	// drive without medium. Its network cards have no MAC address and
+	// are connected to nothing (type null); serial ports and consoles are ptys.
 	// Type is "kvm" or "qemu" as the image had it.
 	Domain *libvirtxml.Domain
 	// Dropped lists what the image asked for and does not get, as paths below

@@ -127,6 +127,9 @@ func (s *screener) start(t xml.StartElement) error {
 	if err != nil {
 		return err
 	}
+	if s.depth == 3 && s.path[0] == "qemu:commandline" && !s.trusted {
+		return refuse("qemu:commandline", "only images that the administrator trusts (trusted = true) give QEMU arguments")
+	}
 	if s.depth > 1 {
 		s.path = append(s.path, label(t.Name))
 		s.out.inventory.add(strings.Join(s.path, "/"))
