@@ -20,3 +20,13 @@ var (
 	// files of the host, more data than allowed.
 	ErrHostile = errors.New("image refused")
 )
+
+// Final reports whether trying again would change nothing.
+func Final(err error) bool {
+	for _, final := range []error{ErrReference, ErrNotFound, ErrDenied, ErrFormat, ErrHostile} {
+		if errors.Is(err, final) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,158 @@
+package oci
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/containers/image/v5/docker/reference"
+	"github.com/containers/image/v5/pkg/docker/config"
+	"github.com/containers/image/v5/types"
+)
+
+// Credentials are the places where the password for a registry is looked for, in
+// this order; the first that knows the registry wins, and the zero value leaves
+// the usual auth files of this user. They are never written to disk, and they
+// print as "[redacted]".
+type Credentials struct {
+	// AuthConfig is the text of a Docker config.json: GitLab's DOCKER_AUTH_CONFIG.
+	// Only its "auths" count: a job must not choose a credential helper, which is
+	// a program on the host.
+	AuthConfig string
+	// AuthFile is the administrator's auth file; empty for the files that skopeo
+	// and podman read (REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json,
+	// ~/.docker/config.json).
+	AuthFile string
+	// Logins come last: the job's own, which GitLab hands out.
+	Logins []Login
+}
+
+// A Login is a user name and a password for one registry.
+type Login struct {
+	// Registry is a host with its port, if it has one.
+	Registry string
+	Username string
+	Password string
+}
+
+const redacted = "[redacted]"
+
+// String hides the passwords.
+func (Credentials) String() string { return redacted }
+
+// GoString hides the passwords.
+func (Credentials) GoString() string { return redacted }
+
+// LogValue hides the passwords.
+func (Credentials) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// String hides the password.
+func (l Login) String() string { return l.Username + "@" + l.Registry }
+
+// GoString hides the password.
+func (l Login) GoString() string { return l.String() }
+
+// systemContext is what containers/image needs to reach the registry of named.
+func (c Credentials) systemContext(named reference.Named) (*types.SystemContext, error) {
+	// skopeo and podman read these variables in their commands; the library does not.
+	sys := &types.SystemContext{
+		AuthFilePath:             c.AuthFile,
+		SystemRegistriesConfPath: os.Getenv("CONTAINERS_REGISTRIES_CONF"),
+		DockerRegistryUserAgent:  "gitlab-sardine-executor",
+	}
+	if sys.AuthFilePath == "" {
+		sys.AuthFilePath = os.Getenv("REGISTRY_AUTH_FILE")
+	}
+	auth, err := c.lookup(sys, named)
+	if err != nil {
+		return nil, err
+	}
+	if auth != (types.DockerAuthConfig{}) {
+		sys.DockerAuthConfig = &auth
+	}
+	return sys, nil
+}
+
+func (c Credentials) lookup(sys *types.SystemContext, named reference.Named) (types.DockerAuthConfig, error) {
+	if auth, ok, err := lookupAuthConfig(c.AuthConfig, named); err != nil || ok {
+		return auth, err
+	}
+	auth, err := config.GetCredentialsForRef(sys, named)
+	if err != nil {
+		return types.DockerAuthConfig{}, fmt.Errorf("reading the registry credentials of this user: %w", err)
+	}
+	if auth != (types.DockerAuthConfig{}) {
+		return auth, nil
+	}
+	for _, l := range c.Logins {
+		if registryHost(l.Registry) == reference.Domain(named) {
+			return types.DockerAuthConfig{Username: l.Username, Password: l.Password}, nil
+		}
+	}
+	return types.DockerAuthConfig{}, nil
+}
+
+// lookupAuthConfig finds the longest key of a Docker config.json that is the
+// image's name or a parent of it (containers-auth.json(5)).
+func lookupAuthConfig(text string, named reference.Named) (types.DockerAuthConfig, bool, error) {
+	if strings.TrimSpace(text) == "" {
+		return types.DockerAuthConfig{}, false, nil
+	}
+	var file struct {
+		Auths map[string]struct {
+			Auth          string `json:"auth"`
+			Username      string `json:"username"`
+			Password      string `json:"password"`
+			IdentityToken string `json:"identitytoken"`
+		} `json:"auths"`
+	}
+	// The error of encoding/json may quote the text, which holds passwords.
+	if json.Unmarshal([]byte(text), &file) != nil {
+		return types.DockerAuthConfig{}, false, fmt.Errorf("%w: DOCKER_AUTH_CONFIG is not the JSON of a Docker config file", ErrDenied)
+	}
+	best := ""
+	for key := range file.Auths {
+		if matchesName(registryKey(key), named) && len(key) > len(best) {
+			best = key
+		}
+	}
+	if best == "" {
+		return types.DockerAuthConfig{}, false, nil
+	}
+	entry := file.Auths[best]
+	auth := types.DockerAuthConfig{Username: entry.Username, Password: entry.Password, IdentityToken: entry.IdentityToken}
+	if entry.Auth != "" {
+		plain, err := base64.StdEncoding.DecodeString(entry.Auth)
+		username, password, ok := strings.Cut(string(plain), ":")
+		if err != nil || !ok {
+			return types.DockerAuthConfig{}, false, fmt.Errorf("%w: DOCKER_AUTH_CONFIG: auths[%q].auth is not the base64 of user:password", ErrDenied, best)
+		}
+		auth.Username, auth.Password = username, strings.TrimRight(password, "\x00")
+	}
+	return auth, true, nil
+}
+
+func matchesName(key string, named reference.Named) bool {
+	return key == named.Name() || strings.HasPrefix(named.Name(), key+"/")
+}
+
+// registryKey drops from a key of "auths" what Docker writes around the host:
+// "https://index.docker.io/v1/" is docker.io.
+func registryKey(key string) string {
+	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
+	for _, suffix := range []string{"/", "/v1", "/v2"} {
+		key = strings.TrimSuffix(key, suffix)
+	}
+	if key == "index.docker.io" {
+		return "docker.io"
+	}
+	return key
+}
+
+func registryHost(registry string) string {
+	host, _, _ := strings.Cut(registryKey(registry), "/")
+	return host
+}

@@ -1,0 +1,302 @@
+package oci
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/containers/image/v5/oci/layout"
+	"github.com/containers/image/v5/pkg/blobinfocache/none"
+	"github.com/containers/image/v5/types"
+	"github.com/klauspost/pgzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+// ExportOptions say what goes into an image.
+type ExportOptions struct {
+	// Disks of the machine. The backing files of a qcow2 disk are found by its
+	// header and packed before it.
+	Disks []ExportDisk
+	// DomainXML is packed as it is; its disks must be named as Disks are. If it is
+	// nil, a plain machine with these disks is described.
+	DomainXML []byte
+	Guest     GuestConfig
+	// Architecture in Go's words; empty means this machine's.
+	Architecture string
+	// OS in Go's words; empty means linux.
+	OS string
+	// Created is the time the image gets; zero means now.
+	Created time.Time
+	// ChunkSize cuts each compressed disk into layers of this many bytes; 0 makes
+	// one layer of it.
+	ChunkSize int64
+	// Level of gzip, 1 to 9; 0 means 6.
+	Level int
+	// Progress may be nil.
+	Progress Progress
+}
+
+// An ExportDisk is a disk file on this machine, of somebody who is trusted: its
+// backing files are opened by the paths in its header.
+type ExportDisk struct {
+	Path string
+	// Name in the image; empty means the last element of Path. Two disks must not
+	// be given one name.
+	Name string
+	// Format is "qcow2" or "raw"; empty means qcow2 if the file begins like one.
+	Format string
+	CDROM  bool
+}
+
+// Export packs disk files as an image in the sardinecake format and puts it into
+// the OCI layout to, which is made if there is none. The tag, "latest" if to
+// names none, then stands for the new image. The disk files are only read, and
+// must not change meanwhile. It returns the manifest digest.
+func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, error) {
+	if !to.IsLayout() || to.digest != "" {
+		return "", fmt.Errorf("%w: %s: export writes to a layout: oci:PATH or oci:PATH:TAG", ErrReference, to)
+	}
+	files, err := packingList(o.Disks)
+	if err != nil {
+		return "", fmt.Errorf("exporting to %s: %w", to, err)
+	}
+	dest, err := layoutDestination(ctx, to)
+	if err != nil {
+		return "", fmt.Errorf("exporting to %s: %w", to, err)
+	}
+	e := &exporter{dest: dest, options: o, created: o.Created.UTC(), progress: progressOrSilent(o.Progress)}
+	if o.Created.IsZero() {
+		e.created = time.Now().UTC()
+	}
+	d, err := e.run(ctx, files)
+	if err := errors.Join(err, dest.Close()); err != nil {
+		return "", fmt.Errorf("exporting to %s: %w", to, err)
+	}
+	return d, nil
+}
+
+func layoutDestination(ctx context.Context, to Reference) (types.ImageDestination, error) {
+	tag := to.tag
+	if tag == "" {
+		tag = "latest"
+	}
+	ref, err := layout.NewReference(to.layout, tag)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrReference, err)
+	}
+	return ref.NewImageDestination(ctx, &types.SystemContext{})
+}
+
+// An exporter collects the parts of the manifest and the config as it writes the
+// layers.
+type exporter struct {
+	dest     types.ImageDestination
+	options  ExportOptions
+	created  time.Time
+	progress Progress
+
+	layers  []v1.Descriptor
+	diffIDs []digest.Digest
+	history []v1.History
+}
+
+func (e *exporter) run(ctx context.Context, files []packedFile) (digest.Digest, error) {
+	arch, system := architecture(e.options.Architecture), e.options.OS
+	if system == "" {
+		system = "linux"
+	}
+	domain := e.options.DomainXML
+	if domain == nil {
+		var err error
+		if domain, err = defaultDomain(arch, files); err != nil {
+			return "", err
+		}
+	}
+	if err := e.addBytes(ctx, format.TypeDomainXML, domain); err != nil {
+		return "", err
+	}
+	if g := e.options.Guest; len(g.Users)+len(g.Services) > 0 {
+		raw, err := json.Marshal(g)
+		if err != nil {
+			return "", err
+		}
+		if err := e.addBytes(ctx, format.TypeGuestConfig, raw); err != nil {
+			return "", err
+		}
+	}
+	for _, file := range files {
+		if err := e.addDisk(ctx, file); err != nil {
+			return "", fmt.Errorf("disk %s: %w", file.path, err)
+		}
+	}
+	return e.commit(ctx, arch, system)
+}
+
+func (e *exporter) addBytes(ctx context.Context, mediaType string, raw []byte) error {
+	desc, err := e.put(ctx, mediaType, bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	e.addFile(desc.Digest, "")
+	e.layers = append(e.layers, desc)
+	return nil
+}
+
+// addFile notes one uncompressed file, whatever the number of its layers.
+func (e *exporter) addFile(diffID digest.Digest, by string) {
+	e.diffIDs = append(e.diffIDs, diffID)
+	e.history = append(e.history, v1.History{Created: &e.created, CreatedBy: by})
+}
+
+func (e *exporter) put(ctx context.Context, mediaType string, r io.Reader) (v1.Descriptor, error) {
+	info, err := e.dest.PutBlob(ctx, contextReader{ctx, r}, types.BlobInfo{Size: -1}, none.NoCache, false)
+	if err != nil {
+		return v1.Descriptor{}, fmt.Errorf("writing layer: %w", err)
+	}
+	return v1.Descriptor{MediaType: mediaType, Digest: info.Digest, Size: info.Size}, nil
+}
+
+// addDisk compresses a disk in goroutines of its own and writes the layers as
+// they come.
+func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
+	content, err := file.open()
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	transfer := e.progress.Start(file.name, content.size)
+	defer func() { transfer.Done(err) }()
+	hash := digest.Canonical.Digester()
+	r, w := io.Pipe()
+	go func() {
+		raw := io.TeeReader(&countingReader{content, transfer}, hash.Hash())
+		w.CloseWithError(compress(w, raw, file, e.options.Level))
+	}()
+	// Ends the goroutine above, should we leave early.
+	defer r.Close()
+	buffered := bufio.NewReaderSize(r, copyBuffer)
+	for n := 0; ; n++ {
+		mediaType := file.mediaType() + "+gzip"
+		if n > 0 {
+			mediaType += fmt.Sprintf(";chunk=%d", n)
+		}
+		var piece io.Reader = buffered
+		if e.options.ChunkSize > 0 {
+			piece = io.LimitReader(buffered, e.options.ChunkSize)
+		}
+		desc, err := e.put(ctx, mediaType, piece)
+		if err != nil {
+			return err
+		}
+		e.layers = append(e.layers, desc)
+		if _, err := buffered.Peek(1); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return err
+		}
+	}
+	e.addFile(hash.Digest(), "gzip "+file.name)
+	return nil
+}
+
+// compress writes r as one gzip stream with the header that the Python tool
+// writes: name and time of the file, no operating system.
+func compress(w io.Writer, r io.Reader, file packedFile, level int) error {
+	if level == 0 {
+		level = 6
+	}
+	z, err := pgzip.NewWriterLevel(w, level)
+	if err != nil {
+		return fmt.Errorf("gzip level %d: %w", level, err)
+	}
+	if err := z.SetConcurrency(1<<20, runtime.GOMAXPROCS(0)); err != nil {
+		return err
+	}
+	z.Name, z.ModTime, z.OS = file.name, file.modified, 255
+	_, err = io.CopyBuffer(z, onlyReader{r}, make([]byte, copyBuffer))
+	return errors.Join(err, z.Close())
+}
+
+func (e *exporter) commit(ctx context.Context, arch, system string) (digest.Digest, error) {
+	config, err := json.Marshal(v1.Image{
+		Created:  &e.created,
+		Platform: v1.Platform{Architecture: arch, OS: system},
+		RootFS:   v1.RootFS{Type: "layers", DiffIDs: e.diffIDs},
+		History:  e.history,
+	})
+	if err != nil {
+		return "", err
+	}
+	desc, err := e.put(ctx, v1.MediaTypeImageConfig, bytes.NewReader(config))
+	if err != nil {
+		return "", err
+	}
+	manifest, err := json.Marshal(v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: v1.MediaTypeImageManifest,
+		Config:    desc,
+		Layers:    e.layers,
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := e.dest.PutManifest(ctx, manifest, nil); err != nil {
+		return "", fmt.Errorf("writing manifest: %w", err)
+	}
+	if err := e.dest.Commit(ctx, nil); err != nil {
+		return "", fmt.Errorf("writing index of the layout: %w", err)
+	}
+	return digest.FromBytes(manifest), nil
+}
+
+// contextReader makes a copy end when its context does: the layout destination
+// does not look at it.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+type countingReader struct {
+	r        io.Reader
+	transfer Transfer
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.transfer.Add(int64(n))
+	return n, err
+}
+
+// openRegular opens a file that must not change while it is read.
+func openRegular(path string) (*os.File, os.FileInfo, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a plain file", path)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, info, nil
+}

@@ -1,0 +1,84 @@
+package format
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// plainArtifact plans what `oras push` and `podman artifact add` make: a disk
+// file as a layer, known by its type or by its title.
+func plainArtifact(m *Manifest) (*Plan, error) {
+	var found []Disk
+	for _, layer := range m.Layers {
+		if d, ok := plainDisk(layer); ok {
+			found = append(found, d)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return &Plan{Format: "artifact", Disks: found}, nil
+	case 0:
+		return nil, fmt.Errorf("%w: no layer is a disk: %s; want a layer of type application/vnd.qemu.qcow2, or one titled *.qcow2, *.img or *.raw", ErrUnknown, describe(m))
+	}
+	var names []string
+	for _, d := range found {
+		names = append(names, fmt.Sprintf("%q (%s)", d.Name, d.Streams[0].Blobs[0].Digest))
+	}
+	return nil, fmt.Errorf("%w: several layers could be the disk: %s; want one", ErrUnknown, strings.Join(names, ", "))
+}
+
+func plainDisk(layer v1.Descriptor) (Disk, bool) {
+	name := layer.Annotations[v1.AnnotationTitle]
+	if name != "" {
+		name = path.Base(name)
+	}
+	d := Disk{Name: name, Streams: []Stream{{Blobs: []v1.Descriptor{layer}}}}
+	bare := name
+	for _, suffix := range []string{".gz", ".gzip", ".xz", ".zst", ".zstd"} {
+		if stem, ok := strings.CutSuffix(name, suffix); ok {
+			bare, d.Streams[0].Compression = stem, Sniffed
+			break
+		}
+	}
+	base, _ := parameters(layer.MediaType)
+	if i := strings.LastIndexByte(base, '+'); i >= 0 {
+		base, d.Streams[0].Compression = base[:i], Sniffed
+	}
+	switch {
+	case base == "application/vnd.qemu.qcow2", base == TypeQCOW2, path.Ext(bare) == ".qcow2":
+		d.Content = QCOW2
+	case path.Ext(bare) == ".raw":
+		d.Content = Raw
+	case path.Ext(bare) == ".img":
+		// Ubuntu's cloud images are qcow2 files with this name.
+		d.Content = Detect
+	default:
+		return Disk{}, false
+	}
+	if d.Name = bare; d.Name == "" {
+		d.Name = "disk.qcow2"
+	}
+	return d, true
+}
+
+// describe lists what a manifest holds, for those whose image was refused.
+func describe(m *Manifest) string {
+	var parts []string
+	if m.ArtifactType != "" {
+		parts = append(parts, fmt.Sprintf("artifact type %q", m.ArtifactType))
+	}
+	for i, l := range m.Layers {
+		if i == 8 {
+			parts = append(parts, fmt.Sprintf("and %d more", len(m.Layers)-i))
+			break
+		}
+		parts = append(parts, strings.TrimSpace(fmt.Sprintf("layer %q %s", l.MediaType, l.Annotations[v1.AnnotationTitle])))
+	}
+	if len(parts) == 0 {
+		return "it has no layers"
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,105 @@
+package format
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Media types of the sardinecake format. Disks have the type of their file with
+// "+gzip", and from the second piece on ";chunk=N".
+const (
+	Sardinecake = "sardinecake"
+
+	typeDomainXML   = "application/vnd.libvirt.domain.config+xml"
+	typeGuestConfig = "application/vnd.sardinecake.vm.config.v1+json"
+	TypeQCOW2       = "application/x-qemu-disk"
+	TypeRaw         = "application/octet-stream"
+	TypeISO         = "application/x-iso9660-image"
+)
+
+// TypeDomainXML and TypeGuestConfig are exported for those who write images.
+const (
+	TypeDomainXML   = typeDomainXML
+	TypeGuestConfig = typeGuestConfig
+)
+
+// sardinecake plans an image of the Python tool: each disk is one gzip stream,
+// cut into pieces or not.
+//
+// A new file begins at a layer without ";chunk=N". (The Python importer looks
+// for gzip's magic bytes in place of that, and so takes a piece for a new file
+// that happens to begin with them.)
+func sardinecake(m *Manifest, rawConfig []byte) (*Plan, error) {
+	c, err := parseConfig(rawConfig)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Format: Sardinecake, Architecture: c.Architecture, OS: c.OS, Created: c.created()}
+	// Where the digest of each disk stands in the config's diff_ids.
+	var diffIDs []int
+	files := 0
+	for _, layer := range m.Layers {
+		base, params := parameters(layer.MediaType)
+		chunk, isChunk := params["chunk"]
+		kind, isGzip := strings.CutSuffix(base, "+gzip")
+		switch {
+		case base == typeDomainXML && p.DomainXML != nil, base == typeGuestConfig && p.GuestConfig != nil:
+			return nil, fmt.Errorf("%w: two layers of type %s", ErrUnknown, base)
+		case base == typeDomainXML:
+			p.DomainXML = &layer
+		case base == typeGuestConfig:
+			p.GuestConfig = &layer
+		case isGzip && isChunk:
+			if err := p.addChunk(kind, chunk, layer); err != nil {
+				return nil, err
+			}
+			continue
+		case isGzip:
+			p.Disks = append(p.Disks, Disk{
+				Content: contentOf(kind),
+				Streams: []Stream{{Compression: Gzip, Blobs: []v1.Descriptor{layer}}},
+			})
+			diffIDs = append(diffIDs, files)
+		}
+		files++
+	}
+	if len(p.Disks) == 0 {
+		return nil, fmt.Errorf("%w: a domain without a disk layer", ErrUnknown)
+	}
+	if len(c.RootFS.DiffIDs) == files {
+		for i, at := range diffIDs {
+			p.Disks[i].Digest = c.RootFS.DiffIDs[at]
+		}
+	}
+	return p, nil
+}
+
+// addChunk appends a piece to the last disk: pieces are numbered from 1, without
+// a gap, and of the type of the first.
+func (p *Plan) addChunk(kind, number string, layer v1.Descriptor) error {
+	if len(p.Disks) == 0 {
+		return fmt.Errorf("%w: layer %s is chunk %s of no disk", ErrUnknown, layer.Digest, number)
+	}
+	d := &p.Disks[len(p.Disks)-1]
+	blobs := &d.Streams[0].Blobs
+	first, _ := parameters((*blobs)[0].MediaType)
+	n, err := strconv.Atoi(number)
+	if err != nil || n != len(*blobs) || first != kind+"+gzip" {
+		return fmt.Errorf("%w: layer %s is chunk %s (%s) where chunk %d (%s) belongs", ErrUnknown, layer.Digest, number, kind, len(*blobs), strings.TrimSuffix(first, "+gzip"))
+	}
+	*blobs = append(*blobs, layer)
+	return nil
+}
+
+func contentOf(kind string) Content {
+	switch kind {
+	case TypeQCOW2:
+		return QCOW2
+	case TypeISO:
+		return ISO
+	}
+	return Raw
+}

@@ -1,0 +1,35 @@
+package oci
+
+// Progress hears how a pull, a push or an export goes on. Its methods are called
+// from several goroutines at once.
+type Progress interface {
+	// Waiting is called when the work stands still for another process; reason is
+	// a sentence for people.
+	Waiting(reason string)
+	// Start is called when a transfer of size bytes begins; -1 if unknown. name is
+	// for people.
+	Start(name string, size int64) Transfer
+}
+
+// A Transfer is one layer under way.
+type Transfer interface {
+	// Add counts n more bytes.
+	Add(n int64)
+	// Done is called once, with the error that ended the transfer or nil.
+	Done(err error)
+}
+
+// silent is the Progress of those who did not ask for one.
+type silent struct{}
+
+func (silent) Waiting(string)               {}
+func (silent) Start(string, int64) Transfer { return silent{} }
+func (silent) Add(int64)                    {}
+func (silent) Done(error)                   {}
+
+func progressOrSilent(p Progress) Progress {
+	if p == nil {
+		return silent{}
+	}
+	return p
+}

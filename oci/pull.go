@@ -1,0 +1,243 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+// A PullPolicy says when a registry is asked; the words are GitLab's.
+type PullPolicy string
+
+const (
+	PullAlways       PullPolicy = "always"         // ask which digest the name has now
+	PullIfNotPresent PullPolicy = "if-not-present" // ask only for names not pulled before
+	PullNever        PullPolicy = "never"          // use what the store holds
+)
+
+// DefaultMaxDisk is the size of the largest disk that is accepted if nobody
+// says otherwise: 1 TiB.
+const DefaultMaxDisk int64 = 1 << 40
+
+// PullOptions; the zero value is fine.
+type PullOptions struct {
+	// Policies are tried in order until one succeeds; none means [PullAlways].
+	Policies []PullPolicy
+	// Credentials for the registry.
+	Credentials Credentials
+	// Architecture to choose from an index, in Go's words; empty means this
+	// machine's.
+	Architecture string
+	// MaxDisk is the largest disk accepted, in bytes, by its virtual size and by
+	// the size of its file; 0 means [DefaultMaxDisk].
+	MaxDisk int64
+	// Progress may be nil.
+	Progress Progress
+}
+
+func architecture(arch string) string {
+	if arch == "" {
+		return runtime.GOARCH
+	}
+	return arch
+}
+
+func (o PullOptions) maxDisk() int64 {
+	if o.MaxDisk <= 0 {
+		return DefaultMaxDisk
+	}
+	return o.MaxDisk
+}
+
+// Pull makes sure that the store holds the image ref, complete and verified, and
+// returns it. Of several processes that want one image, one pulls and the others
+// wait. The sentinels of this package tell which errors are final.
+func (s *Store) Pull(ctx context.Context, ref Reference, o PullOptions) (*Image, error) {
+	policies := o.Policies
+	if len(policies) == 0 {
+		policies = []PullPolicy{PullAlways}
+	}
+	var failed error
+	for _, policy := range policies {
+		image, err := s.pullBy(ctx, policy, ref, o)
+		if err == nil {
+			s.touch(image)
+			return image, nil
+		}
+		failed = joinPolicies(failed, policy, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, failed
+}
+
+// joinPolicies adds the failure of the next policy. Both texts are kept, but only
+// one error: the whole is final only if both are, for a registry that is down
+// may come back.
+func joinPolicies(failed error, policy PullPolicy, err error) error {
+	switch {
+	case failed == nil:
+		return err
+	case Final(failed) && !Final(err):
+		return fmt.Errorf("%v; with pull policy %s: %w", failed, policy, err)
+	}
+	return fmt.Errorf("%w; with pull policy %s: %v", failed, policy, err)
+}
+
+func (s *Store) pullBy(ctx context.Context, policy PullPolicy, ref Reference, o PullOptions) (*Image, error) {
+	switch policy {
+	case PullNever:
+		return s.Lookup(ref, o.Architecture)
+	case PullIfNotPresent:
+		image, err := s.Lookup(ref, o.Architecture)
+		if err == nil || !errors.Is(err, ErrNotFound) {
+			return image, err
+		}
+	case PullAlways:
+	default:
+		return nil, fmt.Errorf("pull policy %q: want %s, %s or %s", policy, PullAlways, PullIfNotPresent, PullNever)
+	}
+	return s.pull(ctx, ref, o)
+}
+
+func (s *Store) pull(ctx context.Context, ref Reference, o PullOptions) (*Image, error) {
+	src, err := openSource(ctx, ref, o.Credentials)
+	if err != nil {
+		return nil, fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	defer src.Close()
+	image, err := s.pullFrom(ctx, src, ref, o)
+	if err != nil {
+		return nil, fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	return image, nil
+}
+
+func (s *Store) pullFrom(ctx context.Context, src source, ref Reference, o PullOptions) (*Image, error) {
+	want := ref.Digest()
+	raw, mediaType, top, err := readManifest(ctx, src, want)
+	if err != nil {
+		return nil, err
+	}
+	arch := architecture(o.Architecture)
+	if record, err := s.readReference(ref, arch); err == nil && record.Top == top {
+		if image, err := s.open(record.Manifest); err == nil {
+			return image, nil
+		}
+	}
+	m, d, err := resolve(ctx, src, raw, mediaType, top, arch)
+	if err != nil {
+		return nil, err
+	}
+	record := referenceRecord{Reference: ref.String(), Architecture: arch, Top: top, Manifest: d}
+	if image, err := s.open(d); err == nil {
+		return image, s.writeReference(ref, record)
+	}
+	var image *Image
+	waiting := func() {
+		progressOrSilent(o.Progress).Waiting(fmt.Sprintf("waiting for another job that pulls the same image (%s)", d))
+	}
+	err = s.withLock(ctx, d, waiting, func() error {
+		// While we waited, another may have finished it.
+		if image, err = s.open(d); err == nil {
+			return nil
+		}
+		image, err = s.unpack(ctx, src, m, d, ref, o)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return image, s.writeReference(ref, record)
+}
+
+// resolve finds the manifest for arch and its digest: the one given, or a child
+// of the index given.
+func resolve(ctx context.Context, src source, raw []byte, mediaType string, d digest.Digest, arch string) (*format.Manifest, digest.Digest, error) {
+	if format.IsIndex(mediaType) {
+		child, err := format.ChooseChild(raw, arch)
+		if err != nil {
+			return nil, "", fmt.Errorf("%w: %w", ErrFormat, err)
+		}
+		if raw, mediaType, d, err = readManifest(ctx, src, child); err != nil {
+			return nil, "", err
+		}
+	}
+	m, err := format.ParseManifest(raw, mediaType)
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	return m, d, nil
+}
+
+// unpack makes the directory of an image. Our caller holds its lock.
+func (s *Store) unpack(ctx context.Context, src source, m *format.Manifest, d digest.Digest, ref Reference, o PullOptions) (*Image, error) {
+	plan, err := plan(ctx, src, m)
+	if err != nil {
+		return nil, err
+	}
+	partial := s.partialDir(d)
+	if err := os.RemoveAll(partial); err != nil {
+		return nil, fmt.Errorf("removing an interrupted pull: %w", err)
+	}
+	if err := os.Mkdir(partial, 0o755); err != nil {
+		return nil, fmt.Errorf("making the image's directory: %w", err)
+	}
+	u := &unpacker{src: src, dir: partial, plan: plan, maxDisk: o.maxDisk(), progress: progressOrSilent(o.Progress)}
+	image, err := u.run(ctx)
+	if err == nil {
+		image.Digest, image.Reference = d, ref.String()
+		err = s.publish(image, partial)
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(partial))
+	}
+	return image, nil
+}
+
+func plan(ctx context.Context, src source, m *format.Manifest) (*format.Plan, error) {
+	config, err := readBlob(ctx, src, m.Config, maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("image config: %w", err)
+	}
+	plan, err := format.DetectPlan(m, config)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	return plan, nil
+}
+
+// publish gives a complete image its final name.
+func (s *Store) publish(image *Image, partial string) error {
+	if err := writeMetadata(image, partial); err != nil {
+		return err
+	}
+	if err := syncDir(partial); err != nil {
+		return err
+	}
+	image.Dir = s.imageDir(image.Digest)
+	err := os.Rename(partial, image.Dir)
+	if errors.Is(err, fs.ErrExist) {
+		// What stands there has no readable image.json, or we would not be here.
+		err = fmt.Errorf("%w; remove the damaged image there", err)
+	}
+	if err != nil {
+		return fmt.Errorf("naming the finished image: %w", err)
+	}
+	return syncDir(s.imageDir(image.Digest) + "/..")
+}
+
+// descriptorName is how a blob is called in front of people.
+func descriptorName(desc v1.Descriptor) string {
+	hex := desc.Digest.Encoded()
+	return hex[:min(12, len(hex))]
+}

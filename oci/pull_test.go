@@ -1,0 +1,406 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/opencontainers/go-digest"
+)
+
+// expected is what was noted about an image when the Python tool made it.
+type expected struct {
+	Manifests []struct {
+		Tag      string        `json:"tag"`
+		Manifest digest.Digest `json:"manifest"`
+	} `json:"manifests"`
+	Files []struct {
+		Tag         string `json:"tag"`
+		Name        string `json:"name_in_image"`
+		Device      string `json:"device"`
+		Format      string `json:"format"`
+		FileSize    int64  `json:"file_size"`
+		FileSHA256  string `json:"file_sha256"`
+		VirtualSize int64  `json:"virtual_size"`
+		RawSHA256   string `json:"raw_sha256"`
+	} `json:"files"`
+}
+
+func readExpected(t *testing.T, fixture string) expected {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("testdata", "sardinecake", fixture, "expected.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var e expected
+	if err := json.Unmarshal(raw, &e); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func fixtureRef(t *testing.T, fixture, tag string) Reference {
+	t.Helper()
+	return mustParse(t, "oci:"+filepath.Join("testdata", "sardinecake", fixture, "oci")+":"+tag)
+}
+
+func mustParse(t *testing.T, text string) Reference {
+	t.Helper()
+	ref, err := ParseReference(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+func newStore(t *testing.T) *Store {
+	t.Helper()
+	s, err := OpenStore(filepath.Join(t.TempDir(), "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestPullSardinecake unpacks what the Python tool wrote, bit for bit.
+func TestPullSardinecake(t *testing.T) {
+	for _, fixture := range []string{"single", "chunked", "chain", "twodisk", "novmconfig", "multitag"} {
+		t.Run(fixture, func(t *testing.T) {
+			want := readExpected(t, fixture)
+			for _, manifest := range want.Manifests {
+				image, err := newStore(t).Pull(t.Context(), fixtureRef(t, fixture, manifest.Tag), PullOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if image.Digest != manifest.Manifest || image.Format != "sardinecake" || image.Architecture != "amd64" || image.Created.IsZero() || len(image.DomainXML) == 0 {
+					t.Errorf("image: %+v", image)
+				}
+				if hasUser := len(image.Guest.Users) == 1; hasUser == (fixture == "novmconfig") {
+					t.Errorf("guest: %+v", image.Guest)
+				}
+				checkFiles(t, image, want, manifest.Tag)
+			}
+		})
+	}
+}
+
+func checkFiles(t *testing.T, image *Image, want expected, tag string) {
+	t.Helper()
+	i := 0
+	for _, file := range want.Files {
+		if file.Tag != "" && file.Tag != tag {
+			continue
+		}
+		if i >= len(image.Disks) {
+			t.Fatalf("no disk for %s", file.Name)
+		}
+		disk := image.Disks[i]
+		i++
+		if disk.Name != file.Name || disk.Format != file.Format || disk.CDROM != (file.Device == "cdrom") ||
+			disk.Size != file.FileSize || disk.VirtualSize != file.VirtualSize || disk.Digest.Encoded() != file.FileSHA256 {
+			t.Errorf("disk %+v, want %+v", disk, file)
+		}
+		path := filepath.Join(image.Dir, disk.Name)
+		if got := fileDigest(t, path).Encoded(); got != file.FileSHA256 {
+			t.Errorf("%s: sha256 %s, want %s", path, got, file.FileSHA256)
+		}
+		if got := rawDigest(t, path, disk.Format).Encoded(); got != file.RawSHA256 {
+			t.Errorf("%s: raw content has sha256 %s, want %s", path, got, file.RawSHA256)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode() != 0o444 {
+			t.Errorf("%s: %v, %v; want mode 0444", path, info.Mode(), err)
+		}
+	}
+	if i != len(image.Disks) {
+		t.Errorf("%d disks, want %d", len(image.Disks), i)
+	}
+}
+
+func fileDigest(t *testing.T, path string) digest.Digest {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := digest.FromReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// rawDigest is the digest of what a guest sees, the whole chain read by QEMU.
+func rawDigest(t *testing.T, path, format string) digest.Digest {
+	t.Helper()
+	raw := filepath.Join(t.TempDir(), "raw")
+	out, err := exec.Command("qemu-img", "convert", "-f", format, "-O", "raw", path, raw).CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-img convert %s: %v\n%s", path, err, out)
+	}
+	return fileDigest(t, raw)
+}
+
+// testRegistry is a real registry in this process, over plain HTTP, named as
+// insecure in a registries.conf of the test's own. requests counts.
+func testRegistry(t *testing.T) (host string, requests *atomic.Int64) {
+	t.Helper()
+	requests = new(atomic.Int64)
+	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		handler.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	host = strings.TrimPrefix(server.URL, "http://")
+	conf := filepath.Join(t.TempDir(), "registries.conf")
+	text := fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", host)
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
+	return host, requests
+}
+
+func TestPushPullFetch(t *testing.T) {
+	host, requests := testRegistry(t)
+	ref := mustParse(t, host+"/vms/chain:1")
+	d, err := Push(t.Context(), fixtureRef(t, "chain", "latest"), ref, TransferOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := readExpected(t, "chain")
+	if d != want.Manifests[0].Manifest {
+		t.Errorf("pushed %s, want %s", d, want.Manifests[0].Manifest)
+	}
+	store := newStore(t)
+	image, err := store.Pull(t.Context(), ref, PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkFiles(t, image, want, "latest")
+	if image.Disks[1].Backing != "base.qcow2" {
+		t.Errorf("backing of %s is %q", image.Disks[1].Name, image.Disks[1].Backing)
+	}
+
+	// Nothing new: two requests when asked, none otherwise.
+	for policy, most := range map[PullPolicy]int64{PullAlways: 2, PullIfNotPresent: 0, PullNever: 0} {
+		before := requests.Load()
+		again, err := store.Pull(t.Context(), ref, PullOptions{Policies: []PullPolicy{policy}})
+		if err != nil || again.Digest != image.Digest || again.Dir != image.Dir {
+			t.Errorf("%s again: %+v, %v", policy, again, err)
+		}
+		if n := requests.Load() - before; n > most {
+			t.Errorf("%s made %d requests, want at most %d", policy, n, most)
+		}
+	}
+	images, err := store.List(t.Context())
+	if err != nil || len(images) != 1 || images[0].Digest != image.Digest || !bytes.Equal(images[0].DomainXML, image.DomainXML) {
+		t.Errorf("list: %v, %v", images, err)
+	}
+	byDigest := mustParse(t, host+"/vms/chain@"+d.String())
+	if _, err := store.Lookup(byDigest, ""); err != nil {
+		t.Error(err)
+	}
+
+	layout := filepath.Join(t.TempDir(), "layout")
+	fetched, err := Fetch(t.Context(), ref, mustParse(t, "oci:"+layout), TransferOptions{})
+	if err != nil || fetched != d {
+		t.Fatalf("fetch: %s, %v", fetched, err)
+	}
+	if image, err = newStore(t).Pull(t.Context(), mustParse(t, "oci:"+layout+":1"), PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	checkFiles(t, image, want, "latest")
+}
+
+func TestPullErrors(t *testing.T) {
+	host, _ := testRegistry(t)
+	store := newStore(t)
+	tests := map[string]struct {
+		ref      Reference
+		policies []PullPolicy
+		want     error
+	}{
+		"no repository":  {mustParse(t, host+"/no/such:1"), nil, ErrNotFound},
+		"no layout":      {mustParse(t, "oci:/no/such"), nil, ErrNotFound},
+		"no tag":         {fixtureRef(t, "multitag", "v3"), nil, ErrNotFound},
+		"not in store":   {mustParse(t, host+"/no/such:1"), []PullPolicy{PullNever}, ErrNotFound},
+		"every policy":   {mustParse(t, host+"/no/such:1"), []PullPolicy{PullAlways, PullIfNotPresent}, ErrNotFound},
+		"no such digest": {mustParse(t, host+"/no/such@"+digest.FromString("").String()), nil, ErrNotFound},
+		"empty":          {Reference{}, nil, ErrReference},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if _, err := store.Pull(t.Context(), test.ref, PullOptions{Policies: test.policies}); !errors.Is(err, test.want) {
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+	several := mustParse(t, "oci:"+filepath.Join("testdata", "sardinecake", "multitag", "oci"))
+	if _, err := store.Pull(t.Context(), several, PullOptions{}); !errors.Is(err, ErrReference) || !strings.Contains(err.Error(), `"v1"`) {
+		t.Errorf("layout with several tags: %v", err)
+	}
+}
+
+// TestPullDamaged changes one byte of each blob in turn, or cuts it off.
+func TestPullDamaged(t *testing.T) {
+	source := filepath.Join("testdata", "sardinecake", "chunked", "oci")
+	blobs, err := filepath.Glob(filepath.Join(source, "blobs", "sha256", "*"))
+	if err != nil || len(blobs) < 5 {
+		t.Fatal(blobs, err)
+	}
+	for _, blob := range blobs {
+		content, err := os.ReadFile(blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flipped := bytes.Clone(content)
+		flipped[len(flipped)/2] ^= 0x10
+		for how, damaged := range map[string][]byte{
+			"flipped": flipped, "cut off": content[:len(content)-1], "longer": append(bytes.Clone(content), 0), "missing": nil,
+		} {
+			t.Run(filepath.Base(blob)[:8]+"/"+how, func(t *testing.T) {
+				layout := filepath.Join(t.TempDir(), "layout")
+				if err := os.CopyFS(layout, os.DirFS(source)); err != nil {
+					t.Fatal(err)
+				}
+				name, want := filepath.Join(layout, "blobs", "sha256", filepath.Base(blob)), ErrHostile
+				if damaged == nil {
+					want, err = ErrNotFound, os.Remove(name)
+				} else {
+					err = os.WriteFile(name, damaged, 0o644)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				store := newStore(t)
+				if _, err := store.Pull(t.Context(), mustParse(t, "oci:"+layout+":latest"), PullOptions{}); !errors.Is(err, want) {
+					t.Errorf("got %v, want %v", err, want)
+				}
+				assertEmpty(t, filepath.Join(store.Root(), imagesDir))
+			})
+		}
+	}
+}
+
+func assertEmpty(t *testing.T, dir string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 0 {
+		t.Errorf("%s: %v, %v; want nothing there", dir, entries, err)
+	}
+}
+
+// TestPullOnce lets many pull one image into one store at the same time.
+func TestPullOnce(t *testing.T) {
+	host, requests := testRegistry(t)
+	ref := mustParse(t, host+"/vms/single:1")
+	if _, err := Push(t.Context(), fixtureRef(t, "single", "latest"), ref, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	store := newStore(t)
+	before := requests.Load()
+	var group sync.WaitGroup
+	for range 10 {
+		group.Go(func() {
+			if _, err := store.Pull(t.Context(), ref, PullOptions{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	// Each asks for the manifest (two requests) and perhaps for nothing else; one
+	// gets config and three layers.
+	if n := requests.Load() - before; n > 10*2+4 {
+		t.Errorf("%d requests for ten pulls of one image", n)
+	}
+}
+
+// TestPullCancelled waits for a lock that is not given up.
+func TestPullCancelled(t *testing.T) {
+	store := newStore(t)
+	d := readExpected(t, "single").Manifests[0].Manifest
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	waits := waitingFunc(cancel)
+	err := store.withLock(t.Context(), d, func() {}, func() error {
+		_, err := store.Pull(ctx, fixtureRef(t, "single", "latest"), PullOptions{Progress: waits})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want that the context was cancelled", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// waitingFunc is a Progress that is called when the pull waits for another.
+type waitingFunc func()
+
+func (f waitingFunc) Waiting(string)             { f() }
+func (waitingFunc) Start(string, int64) Transfer { return silent{} }
+
+// TestPullLastOfTwo: of two entries with one tag, the last was meant.
+func TestPullLastOfTwo(t *testing.T) {
+	layout := filepath.Join(t.TempDir(), "layout")
+	if err := os.CopyFS(layout, os.DirFS(filepath.Join("testdata", "sardinecake", "multitag", "oci"))); err != nil {
+		t.Fatal(err)
+	}
+	index := filepath.Join(layout, "index.json")
+	raw, err := os.ReadFile(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(index, bytes.ReplaceAll(raw, []byte(`"v1"`), []byte(`"v2"`)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	image, err := newStore(t).Pull(t.Context(), mustParse(t, "oci:"+layout+":v2"), PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifests := readExpected(t, "multitag").Manifests
+	if want := manifests[len(manifests)-1].Manifest; image.Digest != want {
+		t.Errorf("got %s, want the last entry, %s", image.Digest, want)
+	}
+}
+
+func TestSparseWriter(t *testing.T) {
+	content := make([]byte, 1<<20+17)
+	for _, at := range []int{0, 4095, 4096, 70000, 1<<20 + 3} {
+		content[at] = 1
+	}
+	for _, step := range []int{1000, 4096, 65536, len(content)} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &sparseWriter{file: f, limit: int64(len(content))}
+		_, err = io.CopyBuffer(struct{ io.Writer }{w}, onlyReader{bytes.NewReader(content)}, make([]byte, step))
+		if err := errors.Join(err, w.Finish(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(f.Name())
+		if err != nil || !bytes.Equal(got, content) {
+			t.Errorf("steps of %d: content differs (%v)", step, err)
+		}
+		if _, err := w.Write([]byte{0}); !errors.Is(err, ErrHostile) {
+			t.Errorf("beyond the limit: %v", err)
+		}
+	}
+}

@@ -1,0 +1,111 @@
+package oci
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/containers/image/v5/docker/reference"
+	"github.com/opencontainers/go-digest"
+)
+
+// layoutPrefix marks references to OCI layouts on this machine, as in skopeo.
+const layoutPrefix = "oci:"
+
+// A Reference names an image: in a registry, or in an OCI layout on this
+// machine. The zero value names nothing.
+type Reference struct {
+	named reference.Named // with a tag or a digest, never both; nil for a layout
+
+	layout string        // absolute directory of the layout
+	tag    string        // in the layout; empty = its only image
+	digest digest.Digest // of the manifest in the layout, in place of a tag
+}
+
+// ParseReference reads
+//
+//	registry.example.com/vms/debian:12            a tag; none means "latest"
+//	registry.example.com/vms/debian@sha256:…      a manifest digest
+//	debian:12                                     docker.io/library/debian:12
+//	oci:PATH, oci:PATH:TAG, oci:PATH@sha256:…     a layout on this machine
+//
+// With both a tag and a digest, the digest counts. skopeo's prefix docker:// is
+// accepted. A relative PATH is taken from the working directory. Any error is an
+// [ErrReference].
+func ParseReference(text string) (Reference, error) {
+	if path, ok := strings.CutPrefix(text, layoutPrefix); ok {
+		return parseLayout(path)
+	}
+	named, err := reference.ParseNormalizedNamed(strings.TrimPrefix(text, "docker://"))
+	if err != nil {
+		return Reference{}, fmt.Errorf("%w: %q: %w", ErrReference, text, err)
+	}
+	if canonical, ok := named.(reference.Canonical); ok {
+		named, err = reference.WithDigest(reference.TrimNamed(named), canonical.Digest())
+		if err != nil {
+			return Reference{}, fmt.Errorf("%w: %q: %w", ErrReference, text, err)
+		}
+	}
+	return Reference{named: reference.TagNameOnly(named)}, nil
+}
+
+func parseLayout(path string) (Reference, error) {
+	var ref Reference
+	if dir, text, ok := strings.Cut(path, "@"); ok && strings.Contains(text, ":") {
+		d, err := digest.Parse(text)
+		if err != nil {
+			return Reference{}, fmt.Errorf("%w: %q: %w", ErrReference, layoutPrefix+path, err)
+		}
+		path, ref.digest = dir, d
+	} else if i := strings.LastIndexByte(path, ':'); i >= 0 && !strings.Contains(path[i:], "/") {
+		path, ref.tag = path[:i], path[i+1:]
+		if ref.tag == "" {
+			return Reference{}, fmt.Errorf("%w: %q: no tag after the colon", ErrReference, layoutPrefix+path+":")
+		}
+	}
+	if path == "" || strings.ContainsRune(path, 0) {
+		return Reference{}, fmt.Errorf("%w: %q: want oci:PATH or oci:PATH:TAG", ErrReference, layoutPrefix+path)
+	}
+	dir, err := filepath.Abs(path)
+	if err != nil {
+		return Reference{}, fmt.Errorf("finding the layout %s: %w", path, err)
+	}
+	ref.layout = dir
+	return ref, nil
+}
+
+// String is the reference in full; [ParseReference] reads it back.
+func (r Reference) String() string {
+	switch {
+	case r.named != nil:
+		return r.named.String()
+	case r.digest != "":
+		return layoutPrefix + r.layout + "@" + r.digest.String()
+	case r.tag != "":
+		return layoutPrefix + r.layout + ":" + r.tag
+	case r.layout != "":
+		return layoutPrefix + r.layout
+	}
+	return ""
+}
+
+// IsLayout reports whether the image lies in an OCI layout on this machine.
+func (r Reference) IsLayout() bool { return r.layout != "" }
+
+// Registry is the host, with its port if it names one, such as "docker.io";
+// empty for a layout.
+func (r Reference) Registry() string {
+	if r.named == nil {
+		return ""
+	}
+	return reference.Domain(r.named)
+}
+
+// Digest is the manifest digest by which r names the image; empty if it does so
+// by a tag.
+func (r Reference) Digest() digest.Digest {
+	if canonical, ok := r.named.(reference.Canonical); ok {
+		return canonical.Digest()
+	}
+	return r.digest
+}
