@@ -166,6 +166,16 @@ func TestPullHostile(t *testing.T) {
 				l.blob("application/vnd.libvirt.domain.config+xml", []byte("<domain/>")), l.blob(rawLayer, zipped(t, "disk.raw", []byte("a"))),
 			}})
 		}, ErrHostile, "its image says"},
+		"size too large": {func(l testLayout) Reference {
+			layer := l.blob(rawLayer, zipped(t, "disk.raw", []byte("a")))
+			layer.Size++
+			return l.sardinecakeOf(layer)
+		}, ErrHostile, "ends after"},
+		"size too small": {func(l testLayout) Reference {
+			layer := l.blob(rawLayer, zipped(t, "disk.raw", []byte("a")))
+			layer.Size--
+			return l.sardinecakeOf(layer)
+		}, ErrHostile, "longer than"},
 		"bad VM config": {func(l testLayout) Reference {
 			return l.sardinecakeOf(l.blob("application/vnd.sardinecake.vm.config.v1+json", []byte(`{"users":[{}]}`)), l.blob(rawLayer, zipped(t, "disk.raw", []byte("a"))))
 		}, ErrFormat, "username"},
