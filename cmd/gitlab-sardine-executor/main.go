@@ -1,0 +1,147 @@
+// Command gitlab-sardine-executor runs GitLab CI jobs in fresh virtual machines:
+// a driver for GitLab Runner's custom executor, and the commands of those who
+// install it and make images for it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"gitlab-sardine-executor/executor"
+)
+
+// version is set by the build (Makefile); a plain go build says what Go knows.
+var version = ""
+
+func main() {
+	// A stack is of no use to the author of a job, whose log it would end in.
+	debug.SetTraceback("none")
+	os.Exit(run(os.Args, os.Stdout, os.Stderr))
+}
+
+// run runs one command and returns the exit status.
+func run(args []string, stdout, stderr io.Writer) (status int) {
+	codes := executor.ExitCodesFromEnv()
+	defer func() {
+		if p := recover(); p != nil {
+			fmt.Fprintf(stderr, "ERROR: internal error, please report it: %v\n", p)
+			status = codes.System
+		}
+	}()
+	ctx, stop := signalContext(codes.System)
+	defer stop()
+	app := newApp(stdout, stderr)
+	err := app.RunContext(ctx, args)
+	var exit exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.status
+	}
+	fmt.Fprintf(stderr, "gitlab-sardine-executor: %v\n", err)
+	return 1
+}
+
+// exitError ends the program with a status; what there is to say was said.
+type exitError struct{ status int }
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
+
+// signalContext ends with the first SIGTERM or SIGINT; the second ends the
+// program with status.
+func signalContext(status int) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		if _, ok := <-signals; !ok {
+			return
+		}
+		cancel(executor.ErrCancelled)
+		<-signals
+		os.Exit(status)
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel(nil)
+	}
+}
+
+func newApp(stdout, stderr io.Writer) *cli.App {
+	cfg := &settingsFlags{}
+	return &cli.App{
+		Name:            "gitlab-sardine-executor",
+		Usage:           "run each GitLab CI job in a fresh virtual machine",
+		Version:         programVersion(),
+		HideHelpCommand: true,
+		Writer:          stdout,
+		ErrWriter:       stderr,
+		Flags:           cfg.flags(),
+		Commands: []*cli.Command{
+			configCommand(cfg, stdout, stderr),
+			prepareCommand(cfg, stderr),
+			runCommand(cfg, stdout, stderr),
+			cleanupCommand(cfg, stderr),
+			tryCommand(cfg, stdout, stderr),
+			versionCommand(stdout),
+		},
+		// The status is this program's business (see run), not the library's.
+		ExitErrHandler: func(*cli.Context, error) {},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return fmt.Errorf("%w (gitlab-sardine-executor --help lists what there is)", err)
+		},
+	}
+}
+
+func versionCommand(stdout io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:  "version",
+		Usage: "print the version",
+		Action: func(*cli.Context) error {
+			_, err := fmt.Fprintln(stdout, programVersion())
+			return err
+		},
+	}
+}
+
+// programVersion is the version that the build set, or the revision that Go
+// recorded.
+func programVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
+}
+
+// settingsFlags are the flags that every command shares.
+type settingsFlags struct {
+	path string
+}
+
+func (f *settingsFlags) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{
+			Name:        "config",
+			Usage:       "read the settings from `FILE` (default: $" + executor.ConfigEnv + ", ~/.config/gitlab-sardine-executor/config.toml, /etc/gitlab-sardine-executor/config.toml)",
+			Destination: &f.path,
+		},
+	}
+}
+
+func (f *settingsFlags) load() (*executor.Settings, error) { return executor.LoadSettings(f.path) }

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/vm"
+)
+
+const stageCategory = "Called by GitLab Runner"
+
+// signalGrace is how long a stage may take to end after a signal. GitLab Runner
+// believes the exit status of a stage even after SIGTERM, so that one which
+// hangs has to end with the right status all the same.
+const signalGrace = 1900 * time.Millisecond
+
+func configCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:     "config",
+		Category: stageCategory,
+		Usage:    "tell the runner about the guest (config_exec)",
+		Action: func(c *cli.Context) error {
+			return stage(c.Context, cfg, stderr, func(d *executor.Driver) error { return d.Config(stdout) })
+		},
+	}
+}
+
+func prepareCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:     "prepare",
+		Category: stageCategory,
+		Usage:    "pull the job's image, start its machine and wait for the guest (prepare_exec)",
+		Action: func(c *cli.Context) error {
+			return stage(c.Context, cfg, stderr, func(d *executor.Driver) error { return d.Prepare(c.Context) })
+		},
+	}
+}
+
+func runCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:      "run",
+		Category:  stageCategory,
+		Usage:     "run a script in the job's machine (run_exec)",
+		ArgsUsage: "SCRIPT STAGE",
+		Action: func(c *cli.Context) error {
+			return stage(c.Context, cfg, stderr, func(d *executor.Driver) error {
+				if c.NArg() < 1 {
+					return errors.New("run needs the path of a script and the name of a stage, which GitLab Runner appends to run_args")
+				}
+				return d.Run(c.Context, c.Args().First(), stdout, stderr)
+			})
+		},
+	}
+}
+
+func cleanupCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:     "cleanup",
+		Category: stageCategory,
+		Usage:    "remove the job's machine (cleanup_exec)",
+		Action: func(c *cli.Context) error {
+			return stage(c.Context, cfg, stderr, func(d *executor.Driver) error { return d.Cleanup(c.Context) })
+		},
+	}
+}
+
+// stage runs one of the runner's stages and turns its error into the last line
+// of the job log and an exit status.
+func stage(ctx context.Context, cfg *settingsFlags, stderr io.Writer, run func(*executor.Driver) error) error {
+	log := executor.NewJobLog(stderr)
+	context.AfterFunc(ctx, func() {
+		time.Sleep(signalGrace)
+		log.Fail(executor.ErrCancelled, "")
+		os.Exit(executor.ExitCodesFromEnv().System)
+	})
+	err := func() error {
+		settings, err := cfg.load()
+		if err != nil {
+			return err
+		}
+		job, err := executor.JobFromEnv(os.Environ())
+		if err != nil {
+			return err
+		}
+		return run(&executor.Driver{Version: programVersion(), Settings: settings, Job: job, Log: log})
+	}()
+	return finish(log, err)
+}
+
+// finish says how a job's stage ended and makes the exit status of it.
+func finish(log *executor.JobLog, err error) error {
+	if err == nil {
+		return nil
+	}
+	codes := executor.ExitCodesFromEnv()
+	var script executor.ScriptError
+	if errors.As(err, &script) {
+		if err := executor.WriteExitCode(os.Getenv("BUILD_EXIT_CODE_FILE"), int(script)); err != nil {
+			log.Fail(err, "")
+			return exitError{codes.System}
+		}
+		return exitError{codes.Build}
+	}
+	log.Fail(err, vm.ConsoleOf(err))
+	return exitError{codes.Of(err)}
+}
+
+func tryCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+	return &cli.Command{
+		Name:      "try",
+		Usage:     "run one job through all stages on this machine, without GitLab",
+		ArgsUsage: "IMAGE [-- COMMAND...]",
+		Description: "IMAGE is what a job would name (REGISTRY/NAME:TAG), or oci:PATH[:TAG], an OCI layout on this machine.\n" +
+			"Without COMMAND, uname -a runs in the guest. The exit status is the command's.",
+		Action: func(c *cli.Context) error {
+			if c.NArg() < 1 {
+				return errors.New("try needs an image: try IMAGE [-- COMMAND...]")
+			}
+			return try(c.Context, cfg, c.Args().First(), commandOf(c.Args().Tail()), stdout, stderr)
+		},
+	}
+}
+
+// commandOf drops the -- that ends our own arguments.
+func commandOf(args []string) []string {
+	if len(args) > 0 && args[0] == "--" {
+		return args[1:]
+	}
+	return args
+}
+
+func try(ctx context.Context, cfg *settingsFlags, image string, command []string, stdout, stderr io.Writer) error {
+	log := executor.NewJobLog(stderr)
+	settings, err := cfg.load()
+	if err == nil {
+		err = executor.Try(ctx, executor.TryOptions{
+			Version: programVersion(), Settings: settings, Image: image, Command: command,
+			Stdout: stdout, Stderr: stderr, Log: log,
+		})
+	}
+	var script executor.ScriptError
+	if errors.As(err, &script) {
+		return exitError{int(script)}
+	}
+	return finish(log, err)
+}

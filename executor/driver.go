@@ -1,0 +1,137 @@
+package executor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+const (
+	// libvirtTimeout bounds each exchange with libvirt that starts nothing.
+	libvirtTimeout = 20 * time.Second
+	// removeTimeout bounds the end of a machine: a QEMU that does not react to
+	// SIGTERM is killed by libvirt after 15 s.
+	removeTimeout = 60 * time.Second
+	// connectTimeout bounds the log-in to a guest that was ready before.
+	connectTimeout = 30 * time.Second
+	// undoTimeout bounds the end of a machine when a stage was told to end: it
+	// has two seconds in all. cleanup does the rest.
+	undoTimeout = 1500 * time.Millisecond
+	// expiryGrace is how long after the timeout of its job a machine may live: the
+	// runner's own cleanup comes first.
+	expiryGrace = time.Hour
+)
+
+// A Driver runs the stages of one job.
+type Driver struct {
+	Version  string
+	Settings *Settings
+	Job      Job
+	Log      *JobLog
+	// Local says that whoever started the job is the administrator: images on this
+	// machine may be used.
+	Local bool
+}
+
+// configOutput is what the config stage tells GitLab Runner.
+type configOutput struct {
+	Driver    driverInfo `json:"driver"`
+	BuildsDir string     `json:"builds_dir"`
+	CacheDir  string     `json:"cache_dir"`
+	Shell     string     `json:"shell"`
+}
+
+type driverInfo struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// Config is the config stage: it tells the runner where the guest keeps its
+// files and which shell runs there.
+func (d *Driver) Config(stdout io.Writer) error {
+	settings := d.Settings.For(d.Job.Image)
+	return json.NewEncoder(stdout).Encode(configOutput{
+		Driver:    driverInfo{Name: "gitlab-sardine-executor", Version: d.Version},
+		BuildsDir: *settings.GuestBuildsDir,
+		CacheDir:  *settings.GuestCacheDir,
+		Shell:     shells[*settings.Shell].runner,
+	})
+}
+
+// openHost connects to libvirt.
+func (d *Driver) openHost(ctx context.Context) (*vm.Host, error) {
+	ctx, cancel := context.WithTimeout(ctx, libvirtTimeout)
+	defer cancel()
+	return vm.Open(ctx, d.Settings.Defaults.Connect)
+}
+
+// jobDir is the directory of the job's machine.
+func (d *Driver) jobDir(dirs Dirs) string { return filepath.Join(dirs.Jobs, d.Job.VMName()) }
+
+// Cleanup is the cleanup stage: when it returns nil, nothing of the job's
+// machine is left, also if there never was one.
+func (d *Driver) Cleanup(ctx context.Context) error {
+	dirs, err := d.Settings.Dirs()
+	if err != nil {
+		return err
+	}
+	host, err := d.openHost(ctx)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	return vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs))
+}
+
+// image is the reference that the job will get, checked against the rules of the
+// administrator.
+func (d *Driver) image() (oci.Reference, ImageSettings, error) {
+	settings := d.Settings.For(d.Job.Image)
+	if settings.Image == "" {
+		return oci.Reference{}, settings, jobFault(errors.New("the job names no image: write image: REGISTRY/NAME:TAG in .gitlab-ci.yml " +
+			"(or ask the administrator for a default: image in [defaults])"))
+	}
+	ref, err := oci.ParseReference(settings.Image)
+	if err != nil {
+		return ref, settings, err
+	}
+	// The administrator's substitute needs no permission.
+	if settings.Image == d.Job.Image && !d.Local {
+		if !d.Settings.Allowed(settings.Image) {
+			return ref, settings, jobFault(fmt.Errorf("image %s is not allowed here (allowed_images: %q)", settings.Image, d.Settings.Defaults.AllowedImages))
+		}
+		if ref.IsLayout() && !d.Settings.allowsLayout(settings.Image) {
+			return ref, settings, jobFault(fmt.Errorf("image %s is a directory of the runner's host, and no pattern in allowed_images that starts with oci: allows it", settings.Image))
+		}
+	}
+	return ref, settings, nil
+}
+
+// pullPolicies are those of the settings, or the job's own within what the
+// administrator allows: as in GitLab's docker executor, nothing else than the
+// settings' own unless allowed_pull_policies says more.
+func (d *Driver) pullPolicies(settings ImageSettings) ([]oci.PullPolicy, error) {
+	if len(d.Job.PullPolicies) == 0 {
+		return *settings.PullPolicy, nil
+	}
+	allowed := *settings.AllowedPolicy
+	if len(allowed) == 0 {
+		allowed = *settings.PullPolicy
+	}
+	for _, wish := range d.Job.PullPolicies {
+		if !slices.Contains(allowed, wish) {
+			return nil, jobFault(fmt.Errorf("the job's pull policy %q is not allowed here (allowed_pull_policies: %q)", wish, allowed))
+		}
+	}
+	return d.Job.PullPolicies, nil
+}

@@ -1,0 +1,94 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strconv"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/domainxml"
+)
+
+// A Class says whose side a failure is on, and so what GitLab Runner does next.
+type Class int
+
+const (
+	// SystemFailure: this host, a registry or the network. The runner tries
+	// prepare again, and may retry the job.
+	SystemFailure Class = iota
+	// BuildFailure: the job, its image or the settings. Trying again changes
+	// nothing.
+	BuildFailure
+)
+
+func (c Class) String() string {
+	if c == BuildFailure {
+		return "build failure"
+	}
+	return "system failure"
+}
+
+// ErrCancelled: the stage was told to end (SIGTERM, SIGINT).
+var ErrCancelled = errors.New("cancelled by a signal")
+
+// A jobError is a failure that is the job's or the administrator's to mend.
+type jobError struct{ err error }
+
+func (e jobError) Error() string { return e.err.Error() }
+func (e jobError) Unwrap() error { return e.err }
+
+// jobFault marks err as a [BuildFailure].
+func jobFault(err error) error { return jobError{err} }
+
+// Classify is the one place where an error becomes a failure class (the table
+// "Failure classes" of the design). What is not known to be final may pass.
+func Classify(err error) Class {
+	var fault jobError
+	var refused *domainxml.RefusedError
+	if errors.Is(err, ErrCancelled) || errors.Is(err, context.Canceled) {
+		return SystemFailure
+	}
+	if errors.As(err, &fault) || errors.As(err, &refused) {
+		return BuildFailure
+	}
+	for _, final := range []error{
+		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrHostile,
+		vm.ErrLogin, vm.ErrSpec, ErrSettings, errNotGitLab,
+	} {
+		if errors.Is(err, final) {
+			return BuildFailure
+		}
+	}
+	return SystemFailure
+}
+
+// ExitCodes are the exit statuses by which a stage tells GitLab Runner the class
+// of a failure.
+type ExitCodes struct{ Build, System int }
+
+// ExitCodesFromEnv reads them from the environment, where the runner puts them;
+// their defaults are the runner's, 1 and 2.
+func ExitCodesFromEnv() ExitCodes {
+	return ExitCodes{
+		Build:  exitCodeFromEnv("BUILD_FAILURE_EXIT_CODE", 1),
+		System: exitCodeFromEnv("SYSTEM_FAILURE_EXIT_CODE", 2),
+	}
+}
+
+func exitCodeFromEnv(name string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil && n > 0 && n < 256 {
+		return n
+	}
+	return otherwise
+}
+
+// Of is the exit status for a failure.
+func (c ExitCodes) Of(err error) int {
+	var script ScriptError
+	if errors.As(err, &script) || Classify(err) == BuildFailure {
+		return c.Build
+	}
+	return c.System
+}

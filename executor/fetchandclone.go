@@ -1,0 +1,89 @@
+package executor
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// FetchAndCloneOptions say what [FetchAndClone] makes a machine of, and how.
+type FetchAndCloneOptions struct {
+	Image oci.Reference
+	Pull  oci.PullOptions
+	Dirs  Dirs
+	// Name of the machine.
+	Name string
+	// Settings for the image.
+	Settings ImageSettings
+	// Record of the job; image and digest are filled in.
+	Record vm.Record
+	// Log hears how it goes on.
+	Log *JobLog
+}
+
+// A Machine is a running clone of an image.
+type Machine struct {
+	// Name of the domain, and the configuration of its guest as the image gives it.
+	Name   string
+	Config oci.GuestConfig
+
+	Image *oci.Image
+	Guest *vm.Guest
+}
+
+// FetchAndClone fetches an image unless it is there, unpacks it unless that was
+// done, clones it copy-on-write and starts the clone, an ephemeral machine. It
+// does not wait for the guest. If it fails, nothing of the machine is left; an
+// image that was unpacked stays.
+func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (*Machine, error) {
+	store, err := oci.OpenStore(o.Dirs.Store)
+	if err != nil {
+		return nil, err
+	}
+	image, err := store.Pull(ctx, o.Image, o.Pull)
+	if err != nil {
+		return nil, err
+	}
+	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
+	guest, err := vm.Start(ctx, host, specFor(image, o))
+	if err != nil {
+		return nil, fmt.Errorf("start a machine of %s: %w", o.Image, err)
+	}
+	for _, warning := range guest.Warnings {
+		o.Log.Warn("%s", warning)
+	}
+	return &Machine{Name: o.Name, Config: image.Guest, Image: image, Guest: guest}, nil
+}
+
+// specFor is where an image becomes a machine.
+func specFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
+	disks := make([]vm.Disk, len(image.Disks))
+	for i, d := range image.Disks {
+		disks[i] = vm.Disk{
+			Name:        d.Name,
+			Path:        filepath.Join(image.Dir, d.Name),
+			Format:      d.Format,
+			Backing:     d.Backing,
+			VirtualSize: d.VirtualSize,
+			CDROM:       d.CDROM,
+		}
+	}
+	return vm.Spec{
+		Name:         o.Name,
+		DomainXML:    image.DomainXML,
+		Trusted:      o.Settings.Trusted,
+		Architecture: image.Architecture,
+		Disks:        disks,
+		CPUs:         *o.Settings.CPUs,
+		Memory:       uint64(*o.Settings.Memory),
+		Network:      *o.Settings.Network,
+		Accel:        *o.Settings.Accel,
+		CloneDir:     o.Dirs.Clones,
+		JobDir:       filepath.Join(o.Dirs.Jobs, o.Name),
+		SSHPort:      image.Guest.SSHPort(),
+		Record:       o.Record,
+	}
+}

@@ -1,0 +1,172 @@
+package executor
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"gitlab-sardine-executor/oci"
+)
+
+// jobVariablePrefix is what GitLab Runner puts before the name of every job
+// variable. All of them are under the control of the job's author.
+const jobVariablePrefix = "CUSTOM_ENV_"
+
+// defaultJobTimeout is GitLab's, for jobs that do not say theirs.
+const defaultJobTimeout = time.Hour
+
+// A Job is what GitLab Runner tells a stage about the job. Who the job is comes
+// from the job response file, which GitLab wrote, rather than from the
+// environment: an author can set CI_JOB_ID to the number of somebody else's job.
+type Job struct {
+	// ID is GitLab's number of the job, Server the URL of the GitLab instance:
+	// together they name the job's machine.
+	ID     string
+	Server string
+	// Project is the path of the project, for people.
+	Project string
+	// Image as the job names it, with variables expanded; empty if it names none.
+	Image string
+	// PullPolicies the job asks for in image: pull_policy.
+	PullPolicies []oci.PullPolicy
+	// Logins to registries that GitLab hands out with the job.
+	Logins []oci.Login
+	// Services says whether the job has services:, of which the runner starts
+	// none for a custom executor.
+	Services bool
+	// Timeout of the job.
+	Timeout time.Duration
+
+	variables map[string]string
+}
+
+// errNotGitLab: the environment is not that of a stage.
+var errNotGitLab = errors.New("the job's number is in neither JOB_RESPONSE_FILE nor CUSTOM_ENV_CI_JOB_ID: " +
+	"this command is for GitLab Runner's custom executor to call (to run a job by hand: gitlab-sardine-executor try IMAGE)")
+
+// JobFromEnv reads the job from the environment of a stage, given as os.Environ
+// gives it.
+func JobFromEnv(environ []string) (Job, error) {
+	job := Job{Timeout: defaultJobTimeout, variables: map[string]string{}}
+	var responseFile string
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		if name == "JOB_RESPONSE_FILE" {
+			responseFile = value
+		}
+		if variable, ok := strings.CutPrefix(name, jobVariablePrefix); ok {
+			job.variables[variable] = value
+		}
+	}
+	job.ID = job.variables["CI_JOB_ID"]
+	job.Server = job.variables["CI_SERVER_URL"]
+	job.Project = job.variables["CI_PROJECT_PATH"]
+	job.Image = job.variables["CI_JOB_IMAGE"]
+	services := strings.TrimSpace(job.variables["CI_JOB_SERVICES"])
+	job.Services = services != "" && services != "[]" && services != "null"
+
+	if responseFile != "" {
+		if err := job.readResponse(responseFile); err != nil {
+			return Job{}, err
+		}
+	}
+	if job.ID == "" {
+		return Job{}, errNotGitLab
+	}
+	if n, err := strconv.ParseUint(job.ID, 10, 64); err != nil || n == 0 {
+		return Job{}, fmt.Errorf("the job's number is %q: want a positive integer", job.ID)
+	}
+	return job, nil
+}
+
+// response is what we read of the payload that GitLab sends for a job.
+type response struct {
+	ID      json.Number `json:"id"`
+	JobInfo struct {
+		ProjectFullPath string `json:"project_full_path"`
+	} `json:"job_info"`
+	RunnerInfo struct {
+		Timeout int `json:"timeout"` // seconds
+	} `json:"runner_info"`
+	Variables []struct {
+		Key   string `json:"key"`
+		Value string `json:"value"`
+	} `json:"variables"`
+	Image struct {
+		PullPolicy []oci.PullPolicy `json:"pull_policy"`
+	} `json:"image"`
+	Credentials []struct {
+		Type     string `json:"type"`
+		URL      string `json:"url"`
+		Username string `json:"username"`
+		Password string `json:"password"`
+	} `json:"credentials"`
+}
+
+// readResponse takes what GitLab itself says over what the environment does.
+func (j *Job) readResponse(path string) error {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // runners before 13.9 write none; cleanup may come too late for it
+	}
+	if err != nil {
+		return fmt.Errorf("read the job's payload (JOB_RESPONSE_FILE): %w", err)
+	}
+	var r response
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fmt.Errorf("read the job's payload (JOB_RESPONSE_FILE %s): %w", path, err)
+	}
+	j.ID = cmp.Or(r.ID.String(), j.ID)
+	if server := r.predefined("CI_SERVER_URL"); server != "" {
+		j.Server = server
+	}
+	j.Project = cmp.Or(r.JobInfo.ProjectFullPath, r.predefined("CI_PROJECT_PATH"), j.Project)
+	if r.RunnerInfo.Timeout > 0 {
+		j.Timeout = time.Duration(r.RunnerInfo.Timeout) * time.Second
+	}
+	j.PullPolicies = r.Image.PullPolicy
+	for _, c := range r.Credentials {
+		if c.Type == "registry" && c.URL != "" {
+			j.Logins = append(j.Logins, oci.Login{Registry: registryOf(c.URL), Username: c.Username, Password: c.Password})
+		}
+	}
+	return nil
+}
+
+// predefined is the value that GitLab gave a variable of its own. It lists its
+// own variables first; a later one of the same name is the author's, and wins in
+// the script, but not here.
+func (r *response) predefined(name string) string {
+	for _, v := range r.Variables {
+		if v.Key == name {
+			return v.Value
+		}
+	}
+	return ""
+}
+
+// registryOf is the host of a registry that GitLab names with or without scheme.
+func registryOf(text string) string {
+	if u, err := url.Parse(text); err == nil && u.Host != "" {
+		return u.Host
+	}
+	return strings.TrimSuffix(text, "/")
+}
+
+// VMName is the name of the job's machine: a function of the job alone, so that
+// cleanup finds the machine whatever became of the stages before.
+func (j Job) VMName() string {
+	sum := sha256.Sum256([]byte(strings.TrimSuffix(j.Server, "/")))
+	return fmt.Sprintf("sardine-%x-%s", sum[:4], j.ID)
+}
+
+// Variable is the value of a job variable: the author's word.
+func (j Job) Variable(name string) string { return j.variables[name] }

@@ -1,0 +1,169 @@
+package executor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"al.essio.dev/pkg/shellescape"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// Prepare is the prepare stage: image, machine, guest. When it returns nil, the
+// guest answers and everything that the later stages need is on record; when it
+// fails, nothing of the machine is left.
+func (d *Driver) Prepare(ctx context.Context) (err error) {
+	ref, settings, err := d.image()
+	if err != nil {
+		return err
+	}
+	policies, err := d.pullPolicies(settings)
+	if err != nil {
+		return err
+	}
+	dirs, err := d.Settings.Dirs()
+	if err != nil {
+		return err
+	}
+	if d.Job.Services {
+		d.Log.Warn("services: is ignored: GitLab Runner starts no services for a custom executor")
+	}
+	host, err := d.openHost(ctx)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	if err := d.clearWay(ctx, host, dirs); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.undo(ctx, host, dirs))
+		}
+	}()
+
+	began := time.Now()
+	d.Log.Say("Image %s", ref)
+	machine, err := FetchAndClone(ctx, host, FetchAndCloneOptions{
+		Image: ref,
+		Pull: oci.PullOptions{
+			Policies:    policies,
+			Credentials: oci.Credentials{AuthConfig: d.Job.Variable("DOCKER_AUTH_CONFIG"), Logins: d.Job.Logins},
+			MaxDisk:     int64(*settings.MaxDisk),
+			Progress:    d.Log.pullProgress(),
+		},
+		Dirs:     dirs,
+		Name:     d.Job.VMName(),
+		Settings: settings,
+		Record:   d.record(began),
+		Log:      d.Log,
+	})
+	if err != nil {
+		return err
+	}
+	defer machine.Guest.Close()
+	started := time.Now()
+	d.Log.Say("Machine %s started from %s (%s)", machine.Name, machine.Image.Digest, seconds(started.Sub(began)))
+
+	login, err := loginFor(machine, settings)
+	if err != nil {
+		return err
+	}
+	if err := d.waitReady(ctx, machine, login, settings); err != nil {
+		return err
+	}
+	if err := vm.SaveLogin(d.jobDir(dirs), login); err != nil {
+		return err
+	}
+	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(started)))
+	return d.makeGuestDirs(ctx, machine.Guest, *settings.GuestBuildsDir, *settings.GuestCacheDir)
+}
+
+// record is what the machine's domain will say of the job.
+func (d *Driver) record(now time.Time) vm.Record {
+	return vm.Record{
+		Job:     d.Job.ID,
+		Project: d.Job.Project,
+		Server:  d.Job.Server,
+		Created: now.UTC().Truncate(time.Second),
+		Expires: now.Add(d.Job.Timeout + expiryGrace).UTC().Truncate(time.Second),
+	}
+}
+
+// clearWay removes the machine of an earlier attempt at the same job whose
+// cleanup failed.
+func (d *Driver) clearWay(ctx context.Context, host *vm.Host, dirs Dirs) error {
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
+		return fmt.Errorf("remove what an earlier attempt left: %w", err)
+	}
+	return nil
+}
+
+// undo removes the machine after a failure; in a hurry if it was told to end.
+func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs Dirs) error {
+	timeout := removeTimeout
+	if ctx.Err() != nil {
+		timeout = undoTimeout
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	defer cancel()
+	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
+		return fmt.Errorf("remove the machine (cleanup will try again): %w", err)
+	}
+	return nil
+}
+
+// loginFor is how to log in to the guest.
+func loginFor(machine *Machine, settings ImageSettings) (vm.Login, error) {
+	login := settings.Login(machine.Config)
+	if login.User == "" {
+		return login, jobFault(errors.New("nobody says who can log in to the guest: the image has no VM config with users, " +
+			"and the settings have no username (set username and password or identity_file for this image)"))
+	}
+	if login.Password == "" && login.IdentityFile == "" && !login.Agent {
+		return login, jobFault(fmt.Errorf("nobody says how user %q logs in to the guest: set password or identity_file for this image", login.User))
+	}
+	return login, nil
+}
+
+// waitReady gives the guest the time that the settings allow it.
+func (d *Driver) waitReady(ctx context.Context, machine *Machine, login vm.Login, settings ImageSettings) error {
+	timeout := time.Duration(*settings.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := machine.Guest.WaitReady(ctx, login)
+	if errors.Is(err, vm.ErrNoAnswer) {
+		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
+	}
+	return err
+}
+
+// makeGuestDirs makes the directories that GitLab Runner's scripts use. Where
+// the guest's user may not, sudo without a password does, as most images allow.
+// A job that checks out nothing can do without them, so that is only a warning.
+func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, dirs ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	script := `for dir in ` + shellescape.QuoteCommand(dirs) + `; do
+	mkdir -p "$dir" 2>/dev/null && test -w "$dir" ||
+	{ sudo -n mkdir -p "$dir" && sudo -n chown "$(id -u)" "$dir"; } 2>/dev/null ||
+	echo "$dir"
+done
+`
+	var failed bytes.Buffer
+	if _, err := guest.Run(ctx, vm.Command{Line: "sh", Stdin: strings.NewReader(script), Stdout: &failed}); err != nil {
+		return fmt.Errorf("make the directories for builds and cache in the guest: %w", err)
+	}
+	if failed.Len() > 0 {
+		d.Log.Warn("the guest's user can neither make nor write %s, which GitLab's scripts will want: "+
+			"choose others for this image with guest_builds_dir and guest_cache_dir", strings.Join(strings.Fields(failed.String()), " and "))
+	}
+	return nil
+}

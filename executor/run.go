@@ -1,0 +1,84 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// ScriptError is the status of a script that did not end with 0.
+type ScriptError int
+
+func (e ScriptError) Error() string {
+	return fmt.Sprintf("the script ended with exit status %d", int(e))
+}
+
+// Run is the run stage: it runs the script in the file path in the job's guest.
+// The script's output goes to stdout and stderr as it comes, unchanged. The
+// error is a [ScriptError] if the script itself failed.
+func (d *Driver) Run(ctx context.Context, path string, stdout, stderr io.Writer) error {
+	script, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open the script of the stage: %w", err)
+	}
+	defer script.Close()
+	dirs, err := d.Settings.Dirs()
+	if err != nil {
+		return err
+	}
+	host, err := d.openHost(ctx)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	guest, err := d.connect(ctx, host, dirs)
+	if err != nil {
+		return err
+	}
+	defer guest.Close()
+	shell := shells[*d.Settings.For(d.Job.Image).Shell]
+	status, err := guest.Run(ctx, vm.Command{Line: shell.command, Stdin: script, Stdout: stdout, Stderr: stderr})
+	if err != nil {
+		return err
+	}
+	if status != 0 {
+		return ScriptError(status)
+	}
+	return nil
+}
+
+// connect logs in to the machine that prepare made.
+func (d *Driver) connect(ctx context.Context, host *vm.Host, dirs Dirs) (*vm.Guest, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	guest, err := vm.Find(ctx, host, d.Job.VMName(), d.jobDir(dirs))
+	if errors.Is(err, vm.ErrNoDomain) {
+		return nil, fmt.Errorf("the job's machine is gone (it powered off, its QEMU died, or prepare never ran): %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	login, err := vm.LoadLogin(d.jobDir(dirs))
+	if err != nil {
+		return nil, err
+	}
+	return guest, guest.Connect(ctx, login)
+}
+
+// WriteExitCode puts the status of a script where GitLab Runner reads it, over
+// whatever an earlier stage put there: BUILD_EXIT_CODE_FILE, the path of which
+// may be empty (older runners).
+func WriteExitCode(path string, status int) error {
+	if path == "" {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte(strconv.Itoa(status)+"\n"), 0o600); err != nil {
+		return fmt.Errorf("tell the runner the exit status (BUILD_EXIT_CODE_FILE): %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"al.essio.dev/pkg/shellescape"
+)
+
+// TryOptions say what [Try] runs.
+type TryOptions struct {
+	Version  string
+	Settings *Settings
+	Image    string
+	// Command and its arguments; none means to say which system runs there.
+	Command []string
+	// Stdout and Stderr get the command's output, Log what try itself says.
+	Stdout, Stderr io.Writer
+	Log            *JobLog
+}
+
+// Try runs one job through all four stages on this machine, as GitLab Runner
+// would, and says how long each took. cleanup runs whatever happens. The error
+// is a [ScriptError] if only the command failed.
+func Try(ctx context.Context, o TryOptions) (err error) {
+	host, _ := os.Hostname()
+	d := &Driver{
+		Version:  o.Version,
+		Settings: o.Settings,
+		Log:      o.Log,
+		Local:    true,
+		Job: Job{
+			ID:      strconv.FormatUint(rand.Uint64N(1<<40)+1, 10),
+			Server:  "try://" + host,
+			Project: "try",
+			Image:   o.Image,
+			Timeout: defaultJobTimeout,
+		},
+	}
+	dir, err := os.MkdirTemp("", "sardine-try-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	script := filepath.Join(dir, "script")
+	if err := os.WriteFile(script, []byte(tryScript(o.Command)), 0o600); err != nil {
+		return err
+	}
+	defer func() {
+		// Also after Ctrl-C: the machine must not stay.
+		cleanup := tryStage(o.Log, "cleanup", func() error { return d.Cleanup(context.WithoutCancel(ctx)) })
+		err = errors.Join(err, cleanup)
+	}()
+	stages := []struct {
+		name string
+		run  func() error
+	}{
+		{"config", func() error { return d.Config(io.Discard) }},
+		{"prepare", func() error { return d.Prepare(ctx) }},
+		{"run build_script", func() error { return d.Run(ctx, script, o.Stdout, o.Stderr) }},
+	}
+	for _, stage := range stages {
+		if err := tryStage(o.Log, stage.name, stage.run); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tryStage runs a stage between two lines that name it.
+func tryStage(log *JobLog, name string, run func() error) error {
+	log.Say("==> %s", name)
+	began := time.Now()
+	err := run()
+	outcome := "done"
+	if err != nil {
+		outcome = "failed"
+	}
+	log.Say("<== %s %s in %.2f s", name, outcome, time.Since(began).Seconds())
+	return err
+}
+
+// tryScript is what GitLab Runner would make of a job with that one command.
+func tryScript(command []string) string {
+	line := "uname -a"
+	if len(command) > 0 {
+		line = shellescape.QuoteCommand(command)
+	}
+	return fmt.Sprintf("#!/usr/bin/env bash\nset -e\n%s\nexit 0\n", line)
+}

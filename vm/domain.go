@@ -1,0 +1,142 @@
+package vm
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/domainxml"
+)
+
+// consoleFile is the log of the guest's serial console, in the job directory.
+const consoleFile = "console.log"
+
+// firstLibvirtWithBackingStore: older ones write what they read from the
+// overlays' headers themselves, and refuse some chains that are given to them.
+// The Python tool draws the same line.
+const firstLibvirtWithBackingStore = 9_001_000
+
+// layout says where the files of one machine are.
+type layout struct {
+	overlays     map[string]string // by the name of the disk
+	nvram        string            // path of the UEFI variables
+	console      string
+	backingStore bool // write the chain below the overlays
+}
+
+// domainOf rebuilds the domain of the image or makes the default one.
+func domainOf(spec *Spec) (*domainxml.Result, error) {
+	if spec.DomainXML != nil {
+		disks := make([]domainxml.Disk, len(spec.Disks))
+		for i, d := range spec.Disks {
+			disks[i] = domainxml.Disk{Name: d.Name, Format: d.Format}
+		}
+		return domainxml.Rebuild(spec.DomainXML, domainxml.Options{Disks: disks, Trusted: spec.Trusted})
+	}
+	opts := domainxml.DefaultOptions{Arch: spec.Architecture, UEFI: spec.UEFI}
+	for _, d := range topDisks(spec.Disks) {
+		opts.Disks = append(opts.Disks, domainxml.DefaultDisk{
+			Disk: domainxml.Disk{Name: d.Name, Format: d.Format}, CDROM: d.CDROM,
+		})
+	}
+	domain, err := domainxml.Default(opts)
+	if err != nil {
+		return nil, err
+	}
+	return &domainxml.Result{Domain: domain}, nil
+}
+
+// personalise makes the domain of an image that of one machine.
+func personalise(d *libvirtxml.Domain, spec *Spec, files layout) error {
+	metadata, err := spec.Record.metadata()
+	if err != nil {
+		return err
+	}
+	d.Name, d.Metadata = spec.Name, metadata
+	if spec.CPUs > 0 {
+		domainxml.SetCPUs(d, spec.CPUs)
+	}
+	if spec.Memory > 0 {
+		domainxml.SetMemory(d, spec.Memory)
+	}
+	if d.OS != nil && d.OS.Firmware == "efi" {
+		d.OS.NVRam = &libvirtxml.DomainNVRam{NVRam: files.nvram}
+	}
+	logConsole(d, files.console)
+	return placeDisks(d, spec.Disks, files)
+}
+
+// placeDisks turns the names of layers into paths. Nobody needs the overlay of a
+// job after a crash of the host, so nothing of it is ever forced to the disk,
+// and what the guest frees is given back.
+func placeDisks(d *libvirtxml.Domain, disks []Disk, files layout) error {
+	byName := make(map[string]Disk, len(disks))
+	for _, disk := range disks {
+		byName[disk.Name] = disk
+	}
+	for i := range d.Devices.Disks {
+		device := &d.Devices.Disks[i]
+		if device.Source == nil || device.Source.File == nil {
+			continue // a drive without medium
+		}
+		disk, ok := byName[device.Source.File.File]
+		if !ok {
+			return fmt.Errorf("%w: its disk %q is no file of the image", ErrSpec, device.Source.File.File)
+		}
+		overlay, writable := files.overlays[disk.Name]
+		if !writable { // CD-ROMs are shared
+			device.Source.File.File = disk.Path
+			device.Driver = &libvirtxml.DomainDiskDriver{Name: "qemu", Type: disk.Format}
+			device.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
+			continue
+		}
+		device.Source.File.File = overlay
+		device.Driver = &libvirtxml.DomainDiskDriver{
+			Name: "qemu", Type: "qcow2", Cache: "unsafe", Discard: "unmap", DetectZeros: "unmap",
+		}
+		if files.backingStore {
+			device.BackingStore = backingChain(disk, byName)
+		}
+	}
+	return nil
+}
+
+// backingChain describes base and what it stands on, so that libvirt need not
+// look into the files of a stranger to find out.
+func backingChain(base Disk, byName map[string]Disk) *libvirtxml.DomainDiskBackingStore {
+	store := &libvirtxml.DomainDiskBackingStore{
+		Format:       &libvirtxml.DomainDiskFormat{Type: base.Format},
+		Source:       &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: base.Path}},
+		BackingStore: &libvirtxml.DomainDiskBackingStore{},
+	}
+	if next, ok := byName[base.Backing]; ok && base.Backing != "" {
+		store.BackingStore = backingChain(next, byName)
+	}
+	return store
+}
+
+// logConsole sends the first serial port to a file. A domain without one gets
+// none: it would get a device that its image does not expect.
+func logConsole(d *libvirtxml.Domain, path string) {
+	if len(d.Devices.Serials) == 0 {
+		return
+	}
+	file := &libvirtxml.DomainChardevSource{File: &libvirtxml.DomainChardevSourceFile{Path: path, Append: "off"}}
+	d.Devices.Serials[0].Source = file
+	for i := range d.Devices.Consoles {
+		if c := &d.Devices.Consoles[i]; c.Target == nil || c.Target.Type == "" || c.Target.Type == "serial" {
+			c.Source = file // libvirt: the first console is the first serial port
+			break
+		}
+	}
+}
+
+// machineFiles are the paths of one machine's files.
+func machineFiles(spec *Spec) (dir string, files layout) {
+	dir = filepath.Join(spec.CloneDir, spec.Name)
+	return dir, layout{
+		nvram:   filepath.Join(dir, "nvram.fd"),
+		console: filepath.Join(spec.JobDir, consoleFile),
+	}
+}

@@ -1,0 +1,187 @@
+package domainxml_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/domainxml"
+)
+
+// TestSchema has libvirt check every result against its own schema, and define
+// it, on the driver that keeps machines in memory.
+func TestSchema(t *testing.T) {
+	conn, err := libvirt.NewConnect("test:///default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for name, d := range results(t) {
+		t.Run(name, func(t *testing.T) {
+			dress(name, d)
+			dom, err := conn.DomainDefineXMLFlags(marshal(t, d), libvirt.DOMAIN_DEFINE_VALIDATE)
+			if err != nil {
+				t.Fatalf("%v\n%s", err, marshal(t, d))
+			}
+			dom.Free()
+		})
+	}
+}
+
+// TestQEMUDriver has libvirt's QEMU driver define every amd64 result, emulated:
+// it checks PCI topology, device models and machine against the QEMU of this
+// host. The driver runs inside a virsh without privileges, with a root directory
+// of its own.
+func TestQEMUDriver(t *testing.T) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("no QEMU on this machine")
+	}
+	dir := scratch(t)
+	var commands bytes.Buffer
+	want := map[string]bool{}
+	for name, d := range results(t) {
+		if d.OS.Type.Arch != "x86_64" {
+			continue
+		}
+		dress(name, d)
+		domainxml.UseTCG(d)
+		file := filepath.Join(dir, name+".xml")
+		if err := os.WriteFile(file, []byte(marshal(t, d)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&commands, "define --validate %s\n", file)
+		want[name] = true
+	}
+	out := virsh(t, dir, commands.String())
+	for name := range want {
+		if !strings.Contains(out, fmt.Sprintf("Domain '%s' defined", name)) {
+			t.Errorf("QEMU's driver does not take %s", name)
+		}
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
+
+// TestCommandLine has libvirt say how it would start QEMU for every hostile
+// domain that was not refused. No argument may name a file or a host but ours.
+func TestCommandLine(t *testing.T) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("no QEMU on this machine")
+	}
+	dir := scratch(t)
+	var commands bytes.Buffer
+	var names []string
+	for _, h := range hostiles() {
+		result, err := domainxml.Rebuild([]byte(h.doc), domainxml.Options{Disks: layers})
+		if err != nil {
+			continue
+		}
+		name := strings.NewReplacer(" ", "-", "/", "-", ":", "-", "'", "").Replace(h.name)
+		d := result.Domain
+		dress(name, d)
+		d.Devices.Interfaces = nil // their arguments need privileges to be made up
+		d.Devices.TPMs = nil       // so does swtpm
+		domainxml.UseTCG(d)
+		file := filepath.Join(dir, name+".xml")
+		if err := os.WriteFile(file, []byte(marshal(t, d)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&commands, "echo == %s\ndomxml-to-native qemu-argv %s\n", name, file)
+		names = append(names, name)
+	}
+	out := virsh(t, dir, commands.String())
+	if n := strings.Count(out, "/qemu-system-x86_64"); n != len(names) {
+		t.Errorf("%d command lines for %d domains", n, len(names))
+		t.Log(out)
+	}
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "canary") {
+			t.Errorf("a canary reached QEMU: %s", line)
+		}
+	}
+}
+
+// results are the rebuilt domains of testdata and the default domains.
+func results(t *testing.T) map[string]*libvirtxml.Domain {
+	all := map[string]*libvirtxml.Domain{}
+	for _, file := range documents(t) {
+		name := strings.TrimSuffix(filepath.Base(file), ".xml")
+		if name == "macos" {
+			continue
+		}
+		all[name] = rebuildFile(t, file, domainxml.Options{Disks: layers}).Domain
+	}
+	for _, c := range defaults {
+		d, err := domainxml.Default(c.opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all["default-"+c.name] = d
+	}
+	return all
+}
+
+// dress adds what a caller adds before libvirt sees a domain.
+func dress(name string, d *libvirtxml.Domain) {
+	d.Name = name
+	for n := range d.Devices.Disks {
+		if f := d.Devices.Disks[n].Source.File; f.File != "" {
+			f.File = "/nowhere/" + f.File
+		}
+	}
+	for n := range d.Devices.Interfaces {
+		d.Devices.Interfaces[n].Source = &libvirtxml.DomainInterfaceSource{
+			Network: &libvirtxml.DomainInterfaceSourceNetwork{Network: "default"},
+		}
+	}
+}
+
+// nobody is the user of libvirt's embedded driver when the tests run as root: as
+// root it would start QEMU with KVM, which it must not touch here.
+const nobody = 65534
+
+// scratch is a short directory (UNIX sockets lie in it) of the driver's user.
+func scratch(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "domainxml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if os.Getuid() == 0 {
+		if err := os.Chown(dir, nobody, nobody); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// virsh runs commands on a QEMU driver embedded in virsh itself.
+func virsh(t *testing.T, dir, commands string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "virsh", "--connect", "qemu:///embed?root="+filepath.Join(dir, "root"))
+	cmd.Stdin = strings.NewReader(commands)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_RUNTIME_DIR="+dir, "XDG_CACHE_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	if os.Getuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	}
+	out, err := cmd.CombinedOutput()
+	if ctx.Err() != nil {
+		t.Fatalf("virsh: %v\n%s", err, out)
+	}
+	return string(out) // virsh ends with the status of its last command only
+}

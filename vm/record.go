@@ -1,0 +1,97 @@
+package vm
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// RecordNamespace is the XML namespace of a [Record] in a domain's metadata. A
+// domain that has none is not ours, whatever its name.
+const RecordNamespace = "urn:gitlab-sardine-executor:job:1"
+
+const recordPrefix = "sardine"
+
+// ErrNotOurs: the domain carries no record of a job. Nothing of this package
+// changes such a domain.
+var ErrNotOurs = errors.New("not a machine of a job")
+
+// A Record is what every later stage and command has to know of a machine. It
+// lives in the metadata of its domain and holds no secret.
+type Record struct {
+	// Job, Project and Server say whose machine it is: GitLab's job id, the
+	// path of the project, the URL of the server.
+	Job     string `xml:"id" json:"job"`
+	Project string `xml:"project,omitempty" json:"project,omitempty"`
+	Server  string `xml:"server,omitempty" json:"server,omitempty"`
+	// Image and Digest say what it was made of.
+	Image  string `xml:"image,omitempty" json:"image,omitempty"`
+	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	// Created is when prepare began; from Expires on nobody needs it any more.
+	Created time.Time `xml:"created" json:"created"`
+	Expires time.Time `xml:"expires" json:"expires"`
+
+	// Address is host:port of the guest's SSH server as seen from this host,
+	// HostKey its public key (a line as in known_hosts, without the host), and
+	// User who logs in. All are empty until the guest answered.
+	Address string `xml:"address,omitempty" json:"address,omitempty"`
+	HostKey string `xml:"hostkey,omitempty" json:"hostKey,omitempty"`
+	User    string `xml:"user,omitempty" json:"user,omitempty"`
+}
+
+// element is the record as XML. libvirt declares the namespace itself when it
+// is handed metadata through its API; in a domain's XML we must.
+func (r Record) element(name xml.Name, attrs ...xml.Attr) (string, error) {
+	var text strings.Builder
+	if err := xml.NewEncoder(&text).EncodeElement(r, xml.StartElement{Name: name, Attr: attrs}); err != nil {
+		return "", fmt.Errorf("write the record of job %s: %w", r.Job, err)
+	}
+	return text.String(), nil
+}
+
+// metadata is the record as a child of a domain's <metadata>.
+func (r Record) metadata() (*libvirtxml.DomainMetadata, error) {
+	text, err := r.element(xml.Name{Local: recordPrefix + ":job"},
+		xml.Attr{Name: xml.Name{Local: "xmlns:" + recordPrefix}, Value: RecordNamespace})
+	if err != nil {
+		return nil, err
+	}
+	return &libvirtxml.DomainMetadata{XML: text}, nil
+}
+
+// store replaces the record of a running domain.
+func (r Record) store(ctx context.Context, dom *libvirt.Domain) error {
+	text, err := r.element(xml.Name{Local: "job"})
+	if err != nil {
+		return err
+	}
+	return awaitDone(ctx, "store the job's record in its domain", func() error {
+		return dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, text, recordPrefix, RecordNamespace,
+			libvirt.DOMAIN_AFFECT_LIVE)
+	})
+}
+
+// readRecord reads the record of a domain; the error is [ErrNotOurs] if it has
+// none.
+func readRecord(ctx context.Context, dom *libvirt.Domain) (Record, error) {
+	text, err := await(ctx, "read the job's record of the domain", func() (string, error) {
+		return dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, RecordNamespace, libvirt.DOMAIN_AFFECT_CURRENT)
+	})
+	if isCode(err, libvirt.ERR_NO_DOMAIN_METADATA) {
+		return Record{}, ErrNotOurs
+	}
+	if err != nil {
+		return Record{}, err
+	}
+	var r Record
+	if err := xml.Unmarshal([]byte(text), &r); err != nil {
+		return Record{}, fmt.Errorf("%w: its record is damaged: %w", ErrNotOurs, err)
+	}
+	return r, nil
+}

@@ -1,0 +1,249 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+const (
+	// drainTimeout is how long output may still come after the command has
+	// ended. sshd keeps a session open while anything holds its pipes, so that
+	// a daemon left in the background would keep a finished job waiting.
+	drainTimeout = 10 * time.Second
+	// drainIdle is the silence after which nothing more is expected of it.
+	drainIdle = 300 * time.Millisecond
+	// killTimeout is how long a cancelled command may take to end after SIGTERM.
+	killTimeout = 500 * time.Millisecond
+
+	// keepaliveInterval and keepaliveTimeout find a guest that is gone without
+	// a word: no answer for that long and the connection is given up.
+	keepaliveInterval = 5 * time.Second
+	keepaliveTimeout  = 20 * time.Second
+)
+
+// ErrLost: the connection to the guest broke while a command ran there.
+var ErrLost = errors.New("the connection to the guest was lost")
+
+// A Command is what to run in a guest: as ssh runs it, by the user's login
+// shell, without a terminal.
+type Command struct {
+	Line   string
+	Stdin  io.Reader // nil: empty
+	Stdout io.Writer
+	Stderr io.Writer
+}
+
+// run runs one command over client and returns its exit status; one that died
+// of signal n has the status 128+n, as in a shell. When ctx ends the command is
+// sent SIGTERM and given up.
+//
+// x/crypto/ssh's own Session reports the exit status only once the channel is
+// closed, which a daemon in the background can put off for ever; so this works
+// on the channel itself.
+func run(ctx context.Context, client *ssh.Client, cmd Command) (int, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	channel, requests, err := client.OpenChannel("session", nil)
+	if err != nil {
+		return 0, fmt.Errorf("%w: open a session: %w", ErrLost, err)
+	}
+	defer channel.Close()
+	exited := make(chan exit, 1)
+	go watchExit(requests, exited)
+
+	ok, err := channel.SendRequest("exec", true, ssh.Marshal(struct{ Line string }{cmd.Line}))
+	if err != nil {
+		return 0, fmt.Errorf("%w: run %q: %w", ErrLost, cmd.Line, err)
+	}
+	if !ok {
+		return 0, fmt.Errorf("the guest's SSH server refuses to run %q", cmd.Line)
+	}
+	go func() {
+		if cmd.Stdin != nil {
+			io.Copy(channel, cmd.Stdin) // a command need not read all of its input
+		}
+		channel.CloseWrite()
+	}()
+	output := copyOutput(channel, cmd)
+	lost := keepalive(ctx, client)
+
+	select {
+	case e := <-exited:
+		output.drain(ctx)
+		if err := output.err(); err != nil {
+			return 0, err
+		}
+		return e.status, e.err
+	case err := <-lost:
+		return 0, err
+	case <-ctx.Done():
+		channel.SendRequest("signal", false, ssh.Marshal(struct{ Name string }{"TERM"}))
+		select {
+		case <-exited:
+		case <-time.After(killTimeout):
+		}
+		return 0, context.Cause(ctx)
+	}
+}
+
+type exit struct {
+	status int
+	err    error
+}
+
+// watchExit reads the requests that a server sends on a session's channel (RFC
+// 4254, 6.10) and says how the command ended.
+func watchExit(requests <-chan *ssh.Request, exited chan<- exit) {
+	for r := range requests {
+		switch r.Type {
+		case "exit-status":
+			var m struct{ Status uint32 }
+			if err := ssh.Unmarshal(r.Payload, &m); err == nil {
+				exited <- exit{status: int(m.Status)}
+				ssh.DiscardRequests(requests)
+				return
+			}
+		case "exit-signal":
+			var m struct {
+				Name          string
+				Core          bool
+				Message, Lang string
+			}
+			if err := ssh.Unmarshal(r.Payload, &m); err == nil {
+				exited <- exit{status: 128 + signals[m.Name]}
+				ssh.DiscardRequests(requests)
+				return
+			}
+		}
+		if r.WantReply {
+			r.Reply(false, nil)
+		}
+	}
+	exited <- exit{err: fmt.Errorf("%w: it ended without an exit status", ErrLost)}
+}
+
+// signals are the numbers of the signals that RFC 4254, 6.10 names, the same on
+// Linux, macOS and the BSDs.
+var signals = map[string]int{
+	"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "ABRT": 6, "FPE": 8, "KILL": 9,
+	"SEGV": 11, "PIPE": 13, "ALRM": 14, "TERM": 15,
+}
+
+// output copies both streams of a command.
+type output struct {
+	done    chan struct{}
+	writing atomic.Int32 // streams whose reader on our side is being waited for
+	moved   atomic.Int64 // when something came last, in Unix nanoseconds
+	failed  atomic.Pointer[error]
+}
+
+func copyOutput(channel ssh.Channel, cmd Command) *output {
+	o := &output{done: make(chan struct{})}
+	var both sync.WaitGroup
+	for _, stream := range []struct {
+		to   io.Writer
+		from io.Reader
+	}{{cmd.Stdout, channel}, {cmd.Stderr, channel.Stderr()}} {
+		if stream.to == nil {
+			stream.to = io.Discard
+		}
+		both.Go(func() { o.copy(stream.to, stream.from) })
+	}
+	go func() { both.Wait(); close(o.done) }()
+	return o
+}
+
+func (o *output) copy(to io.Writer, from io.Reader) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			o.writing.Add(1)
+			_, werr := to.Write(buf[:n])
+			o.moved.Store(time.Now().UnixNano())
+			o.writing.Add(-1)
+			if werr != nil {
+				werr = fmt.Errorf("pass on the output of the guest: %w", werr)
+				o.failed.CompareAndSwap(nil, &werr)
+				to = io.Discard // the guest must not block on us
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (o *output) err() error {
+	if failed := o.failed.Load(); failed != nil {
+		return *failed
+	}
+	return nil
+}
+
+// drain waits for the rest of the output of a command that has ended: to the
+// end, or to a silence that whoever reads our side is not the cause of.
+func (o *output) drain(ctx context.Context) {
+	began := time.Now()
+	tick := time.NewTicker(drainIdle / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-o.done:
+			return
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if o.writing.Load() > 0 {
+			continue
+		}
+		last := time.Unix(0, o.moved.Load())
+		if last.Before(began) {
+			last = began
+		}
+		if time.Since(last) > drainIdle || time.Since(began) > drainTimeout {
+			return
+		}
+	}
+}
+
+// keepalive asks the server again and again whether it is still there and
+// reports when it is not.
+func keepalive(ctx context.Context, client *ssh.Client) <-chan error {
+	lost := make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(keepaliveInterval):
+			}
+			answered := make(chan error, 1)
+			go func() {
+				_, _, err := client.SendRequest("keepalive@openssh.com", true, nil)
+				answered <- err
+			}()
+			select {
+			case <-ctx.Done():
+				return
+			case err := <-answered:
+				if err != nil {
+					lost <- fmt.Errorf("%w: %w", ErrLost, err)
+					return
+				}
+			case <-time.After(keepaliveTimeout):
+				lost <- fmt.Errorf("%w: no answer for %s", ErrLost, keepaliveTimeout)
+				return
+			}
+		}
+	}()
+	return lost
+}

@@ -1,0 +1,95 @@
+package vm
+
+import (
+	"crypto/ed25519"
+	"errors"
+)
+
+// A Spec describes a machine to start.
+type Spec struct {
+	// Name of the domain; unique on the host.
+	Name string
+
+	// DomainXML is the domain that the image brings; nil means the default
+	// machine. It is not trusted: [domainxml.Rebuild] keeps what can do no harm.
+	DomainXML []byte
+	// Trusted lets DomainXML bring more (an admin's decision, never an image's).
+	Trusted bool
+	// Architecture in Go's terms, for the default machine; empty means the
+	// host's.
+	Architecture string
+	// UEFI boots the default machine from UEFI firmware instead of a BIOS.
+	UEFI bool
+
+	// Disks of the image. Those that no other disk backs onto become the
+	// machine's; each gets an overlay, CD-ROMs are shared.
+	Disks []Disk
+
+	// CPUs and Memory (bytes) replace what the image asks for unless 0.
+	CPUs   uint
+	Memory uint64
+
+	// Network is "user" or the name of a libvirt network.
+	Network string
+	// Accel is "kvm", "tcg", or "auto" (and empty): KVM where it works.
+	Accel string
+
+	// CloneDir is the directory for overlays. It must be on a file system that
+	// the QEMU process can reach; overlays lie in CloneDir/Name and are unlinked
+	// as soon as QEMU holds them open.
+	CloneDir string
+	// JobDir is the directory for what belongs to this one machine and must
+	// outlive the process: secrets, the console log. [Start] creates it, 0700.
+	JobDir string
+
+	// SSHPort is where the guest's SSH server listens; 0 means 22.
+	SSHPort int
+
+	// Record goes into the domain's metadata.
+	Record Record
+}
+
+// A Disk is one file of an image: complete, read-only, never written by a
+// machine.
+type Disk struct {
+	// Name by which the image's domain XML calls the file.
+	Name string
+	// Path of the file on this host.
+	Path string
+	// Format is "qcow2" or "raw". QEMU is told, and never probes.
+	Format string
+	// Backing is the Name of the disk that backs this one; empty if none.
+	Backing string
+	// VirtualSize is the size that a guest sees, in bytes.
+	VirtualSize int64
+	CDROM       bool
+}
+
+// A Login says how to log in to a guest. Every method that is set is tried.
+type Login struct {
+	User     string
+	Password string `json:",omitempty"`
+	// IdentityFile is the path of a private key on this host.
+	IdentityFile string `json:",omitempty"`
+	// Agent says to ask the ssh-agent of this user ($SSH_AUTH_SOCK).
+	Agent bool `json:",omitempty"`
+	// Key is the key of this one job.
+	Key ed25519.PrivateKey `json:",omitempty"`
+}
+
+// What can go wrong with a machine, as far as somebody decides on it.
+var (
+	// ErrLogin: the guest's SSH server rejects the credentials.
+	ErrLogin = errors.New("the guest rejects the credentials")
+	// ErrHostKey: the SSH server is not the one that prepare saw.
+	ErrHostKey = errors.New("the guest's SSH host key is not the one that was seen at prepare")
+	// ErrGuestStopped: the guest stopped, crashed or paused by itself.
+	ErrGuestStopped = errors.New("the guest stopped")
+	// ErrNoAnswer: the guest runs, but its SSH server did not answer in time.
+	ErrNoAnswer = errors.New("the guest does not answer")
+	// ErrExists: there is a domain of that name already.
+	ErrExists = errors.New("domain exists already")
+	// ErrSpec: the machine that was asked for cannot be: an unknown network, a
+	// missing program, a value out of range.
+	ErrSpec = errors.New("the machine cannot be made")
+)
