@@ -92,6 +92,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			runCommand(cfg, stdout, stderr),
 			cleanupCommand(cfg, stderr),
 			tryCommand(cfg, stdout, stderr),
+			exportCommand(stdout),
+			pushCommand(stdout),
 			versionCommand(stdout),
 		},
 		// The status is this program's business (see run), not the library's.
