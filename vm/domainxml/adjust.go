@@ -56,6 +56,10 @@ func UseTCG(d *libvirtxml.Domain) {
 			f.GIC = nil
 		}
 	}
+	if d.Devices != nil && d.Devices.IOMMU != nil && d.Devices.IOMMU.Driver != nil {
+		// Both need the split I/O APIC, which is KVM's.
+		d.Devices.IOMMU.Driver.IntRemap, d.Devices.IOMMU.Driver.EIM = "", ""
+	}
 	if d.Clock != nil {
 		d.Clock.Timer = slices.DeleteFunc(slices.Clone(d.Clock.Timer), func(t libvirtxml.DomainTimer) bool {
 			return t.Name == "kvmclock" || t.Name == "hypervclock" || t.Name == "tsc"

@@ -237,9 +237,10 @@ func (r *rebuilder) hub(element string, in *libvirtxml.DomainHub) (_ *libvirtxml
 }
 
 // watchdog never pauses a guest, which would hang its job, nor dumps it, which
-// would write to the host.
+// would write to the host. itco is part of every q35 and needs no device; libvirt
+// writes it since 9.1.0, and refuses it before.
 func (r *rebuilder) watchdog(element string, in *libvirtxml.DomainWatchdog) (_ *libvirtxml.DomainWatchdog, err error) {
-	if oneOf(in.Model, "i6300esb", "ib700", "diag288", "itco") == "" {
+	if oneOf(in.Model, "i6300esb", "ib700", "diag288") == "" {
 		return nil, nil
 	}
 	out := &libvirtxml.DomainWatchdog{Model: in.Model, ACPI: acpiIndex(in.ACPI), Alias: r.alias(in.Alias)}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -81,35 +82,58 @@ func TestCommandLine(t *testing.T) {
 	}
 	dir := scratch(t)
 	var commands bytes.Buffer
-	var names []string
-	for _, h := range hostiles() {
+	var count int
+	for n, h := range hostiles() {
 		result, err := domainxml.Rebuild([]byte(h.doc), domainxml.Options{Disks: layers})
 		if err != nil {
 			continue
 		}
-		name := strings.NewReplacer(" ", "-", "/", "-", ":", "-", "'", "").Replace(h.name)
+		name := fmt.Sprintf("%03d", n)
 		d := result.Domain
 		dress(name, d)
 		d.Devices.Interfaces = nil // their arguments need privileges to be made up
 		d.Devices.TPMs = nil       // so does swtpm
+		if d.OS.Firmware == "efi" {
+			d.Features = &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}} // libvirt wants both or none
+		}
 		domainxml.UseTCG(d)
 		file := filepath.Join(dir, name+".xml")
 		if err := os.WriteFile(file, []byte(marshal(t, d)), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(&commands, "echo == %s\ndomxml-to-native qemu-argv %s\n", name, file)
-		names = append(names, name)
+		fmt.Fprintf(&commands, "echo == %s\ndomxml-to-native qemu-argv %s\n", h.name, file)
+		count++
 	}
 	out := virsh(t, dir, commands.String())
-	if n := strings.Count(out, "/qemu-system-x86_64"); n != len(names) {
-		t.Errorf("%d command lines for %d domains", n, len(names))
+	if n := strings.Count(out, "/qemu-system-x86_64"); n != count {
+		t.Errorf("%d command lines for %d domains", n, count)
 		t.Log(out)
 	}
 	for line := range strings.Lines(out) {
 		if strings.Contains(line, "canary") {
 			t.Errorf("a canary reached QEMU: %s", line)
 		}
+		_, args, found := strings.Cut(line, "/qemu-system-x86_64 ")
+		if !found {
+			continue
+		}
+		for _, path := range absolutePath.FindAllString(args, -1) {
+			if !ours(path[1:], dir) {
+				t.Errorf("QEMU would be told of %s: %s", path[1:], args)
+			}
+		}
 	}
+}
+
+// absolutePath finds a path in a command line, after the character that ends the
+// word before.
+var absolutePath = regexp.MustCompile(`[^A-Za-z0-9_./-]/[A-Za-z0-9_./-]+`)
+
+// ours says whether a path is a layer, the source of randomness, firmware that
+// libvirt chose, or the driver's own.
+func ours(path, dir string) bool {
+	return path == "/dev/urandom" || strings.HasPrefix(path, "/nowhere/") || strings.HasPrefix(path, "/usr/share/") ||
+		strings.HasPrefix(path, dir)
 }
 
 // results are the rebuilt domains of testdata and the default domains.
@@ -175,7 +199,8 @@ func virsh(t *testing.T, dir, commands string) string {
 	cmd := exec.CommandContext(ctx, "virsh", "--connect", "qemu:///embed?root="+filepath.Join(dir, "root"))
 	cmd.Stdin = strings.NewReader(commands)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_RUNTIME_DIR="+dir, "XDG_CACHE_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	cmd.Env = append(os.Environ(), "HOME="+dir, "XDG_RUNTIME_DIR="+dir, "XDG_CACHE_HOME="+dir, "XDG_CONFIG_HOME="+dir,
+		"TERM=dumb")
 	if os.Getuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	}
