@@ -37,8 +37,8 @@ type Job struct {
 	Image string
 	// PullPolicies the job asks for in image: pull_policy.
 	PullPolicies []oci.PullPolicy
-	// Logins to registries that GitLab hands out with the job.
-	Logins []oci.Login
+	// Accounts at registries that GitLab hands out with the job.
+	Accounts []oci.Account
 	// Services says whether the job has services:, of which the runner starts
 	// none for a custom executor.
 	Services bool
@@ -135,7 +135,7 @@ func (j *Job) readResponse(path string) error {
 	j.PullPolicies = r.Image.PullPolicy
 	for _, c := range r.Credentials {
 		if c.Type == "registry" && c.URL != "" {
-			j.Logins = append(j.Logins, oci.Login{Registry: registryOf(c.URL), Username: c.Username, Password: c.Password})
+			j.Accounts = append(j.Accounts, oci.Account{Registry: registryOf(c.URL), Username: c.Username, Password: c.Password})
 		}
 	}
 	return nil

@@ -53,7 +53,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		Image: ref,
 		Pull: oci.PullOptions{
 			Policies:    policies,
-			Credentials: oci.Credentials{AuthConfig: d.Job.Variable("DOCKER_AUTH_CONFIG"), Logins: d.Job.Logins},
+			Credentials: oci.Credentials{AuthConfig: d.Job.Variable("DOCKER_AUTH_CONFIG"), Accounts: d.Job.Accounts},
 			MaxDisk:     int64(*settings.MaxDisk),
 			Progress:    d.Log.pullProgress(),
 		},

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -13,10 +14,10 @@ import (
 	"github.com/containers/image/v5/types"
 )
 
-// Credentials are the places where the password for a registry is looked for, in
-// this order; the first that knows the registry wins, and the zero value leaves
-// the usual auth files of this user. They are never written to disk, and they
-// print as "[redacted]".
+// Credentials are what gets us into a registry: the places where its password is
+// looked for, in this order; the first that knows the registry wins, and the
+// zero value leaves the usual auth files of this user. They are never written to
+// disk, and they print as "[redacted]".
 type Credentials struct {
 	// AuthConfig is the text of a Docker config.json: GitLab's DOCKER_AUTH_CONFIG.
 	// Only its "auths" count: a job must not choose a credential helper, which is
@@ -26,16 +27,20 @@ type Credentials struct {
 	// and podman read (REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json,
 	// ~/.docker/config.json).
 	AuthFile string
-	// Logins come last: the job's own, which GitLab hands out.
-	Logins []Login
+	// Accounts come last: the job's own, which GitLab hands out.
+	Accounts []Account
+	// Insecure accepts plain HTTP and certificates that nobody vouches for, from
+	// every registry; registries.conf can say that of single ones. It is for those
+	// who call commands by hand, never for a job.
+	Insecure bool
 }
 
-// A Login is a user name and a password for one registry.
-type Login struct {
+// An Account is a user name and a password for one registry.
+type Account struct {
 	// Registry is a host with its port, if it has one.
 	Registry string
 	Username string
-	Password string
+	Password string `json:"-"`
 }
 
 const redacted = "[redacted]"
@@ -49,23 +54,36 @@ func (Credentials) GoString() string { return redacted }
 // LogValue hides the passwords.
 func (Credentials) LogValue() slog.Value { return slog.StringValue(redacted) }
 
+// MarshalJSON hides the passwords.
+func (Credentials) MarshalJSON() ([]byte, error) { return json.Marshal(redacted) }
+
 // String hides the password.
-func (l Login) String() string { return l.Username + "@" + l.Registry }
+func (a Account) String() string { return a.Username + "@" + a.Registry }
 
 // GoString hides the password.
-func (l Login) GoString() string { return l.String() }
+func (a Account) GoString() string { return a.String() }
 
-// systemContext is what containers/image needs to reach the registry of named.
-func (c Credentials) systemContext(named reference.Named) (*types.SystemContext, error) {
-	// skopeo and podman read these variables in their commands; the library does not.
+// LogValue hides the password.
+func (a Account) LogValue() slog.Value { return slog.StringValue(a.String()) }
+
+// environment is what containers/image needs to know of this user, whatever the
+// registry. skopeo and podman read these variables in their commands; the library
+// does not.
+func (c Credentials) environment() *types.SystemContext {
 	sys := &types.SystemContext{
-		AuthFilePath:             c.AuthFile,
+		AuthFilePath:             cmp.Or(c.AuthFile, os.Getenv("REGISTRY_AUTH_FILE")),
 		SystemRegistriesConfPath: os.Getenv("CONTAINERS_REGISTRIES_CONF"),
 		DockerRegistryUserAgent:  "gitlab-sardine-executor",
 	}
-	if sys.AuthFilePath == "" {
-		sys.AuthFilePath = os.Getenv("REGISTRY_AUTH_FILE")
+	if c.Insecure {
+		sys.DockerInsecureSkipTLSVerify = types.OptionalBoolTrue
 	}
+	return sys
+}
+
+// systemContext is what containers/image needs to reach the registry of named.
+func (c Credentials) systemContext(named reference.Named) (*types.SystemContext, error) {
+	sys := c.environment()
 	auth, err := c.lookup(sys, named)
 	if err != nil {
 		return nil, err
@@ -87,9 +105,9 @@ func (c Credentials) lookup(sys *types.SystemContext, named reference.Named) (ty
 	if auth != (types.DockerAuthConfig{}) {
 		return auth, nil
 	}
-	for _, l := range c.Logins {
-		if registryHost(l.Registry) == reference.Domain(named) {
-			return types.DockerAuthConfig{Username: l.Username, Password: l.Password}, nil
+	for _, a := range c.Accounts {
+		if registryHost(a.Registry) == reference.Domain(named) {
+			return types.DockerAuthConfig{Username: a.Username, Password: a.Password}, nil
 		}
 	}
 	return types.DockerAuthConfig{}, nil
