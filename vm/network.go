@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
@@ -25,6 +26,10 @@ type network interface {
 	// address is host:port of the guest's SSH server, seen from here; the error
 	// is errNoAddress while that is not known.
 	address(ctx context.Context, dom *libvirt.Domain) (string, error)
+	// retry changes the domain, which libvirt did not start because of err, so that
+	// another try may succeed, and says what the guest has less by it; false if
+	// there is nothing to change.
+	retry(err error, domain *libvirtxml.Domain) (warning string, again bool)
 	// stop ends what was started on the host for a domain that did not come up.
 	stop() error
 }
@@ -62,7 +67,7 @@ func findLibvirtNetwork(ctx context.Context, h *Host, name string, port int) (*l
 		return nil, err
 	}
 	if !active {
-		return nil, fmt.Errorf("%w: network %q of libvirt is not active (virsh -c %s net-start %s)", ErrSpec, name, h.uri, name)
+		return nil, fmt.Errorf("network %q of libvirt is not active (virsh -c %s net-start %s)", name, h.uri, name)
 	}
 	return &libvirtNetwork{name: name, port: port}, nil
 }
@@ -90,6 +95,19 @@ func (n *libvirtNetwork) address(ctx context.Context, dom *libvirt.Domain) (stri
 		}
 	}
 	return "", errNoAddress
+}
+
+// retry gives up port isolation where the kernel's bridge cannot do it.
+func (n *libvirtNetwork) retry(err error, d *libvirtxml.Domain) (string, bool) {
+	if !strings.Contains(err.Error(), "isolated") {
+		return "", false
+	}
+	again := false
+	for i := range d.Devices.Interfaces {
+		again = again || d.Devices.Interfaces[i].PortOptions != nil
+		d.Devices.Interfaces[i].PortOptions = nil
+	}
+	return fmt.Sprintf("the guests of network %s are not isolated from each other: the kernel's bridge cannot do it (%v)", n.name, err), again
 }
 
 func (n *libvirtNetwork) stop() error { return nil }

@@ -75,7 +75,16 @@ func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 	if err := net.attach(domain); err != nil {
 		return nil, err
 	}
-	if guest.dom, err = create(ctx, h, domain, undo); err != nil {
+	// Also when we give up waiting for the daemon, it may start the machine.
+	undo.add(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return destroy(ctx, h, spec.Name)
+	})
+	if err := guest.create(ctx, domain); err != nil {
+		return nil, err
+	}
+	if err := takeBack(spec.Disks); err != nil {
 		return nil, err
 	}
 	if err := os.RemoveAll(filepath.Join(spec.CloneDir, spec.Name)); err != nil {
@@ -138,24 +147,29 @@ func accelerate(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (warning 
 }
 
 // create starts the domain, transient: it is gone when it stops.
-func create(ctx context.Context, h *Host, d *libvirtxml.Domain, undo *undoer) (*libvirt.Domain, error) {
-	doc, err := d.Marshal()
-	if err != nil {
-		return nil, fmt.Errorf("write the domain of %s: %w", d.Name, err)
+func (g *Guest) create(ctx context.Context, d *libvirtxml.Domain) error {
+	for {
+		doc, err := d.Marshal()
+		if err != nil {
+			return fmt.Errorf("write the domain of %s: %w", d.Name, err)
+		}
+		g.dom, err = await(ctx, "start domain "+d.Name, func() (*libvirt.Domain, error) {
+			return g.host.conn.DomainCreateXML(doc, 0)
+		})
+		if err == nil {
+			return nil
+		}
+		warning, again := g.network.retry(err, d)
+		if !again {
+			for _, code := range []libvirt.ErrorNumber{libvirt.ERR_CONFIG_UNSUPPORTED, libvirt.ERR_XML_ERROR, libvirt.ERR_XML_INVALID_SCHEMA} {
+				if isCode(err, code) {
+					return fmt.Errorf("%w: %w", ErrSpec, err)
+				}
+			}
+			return err
+		}
+		g.warn(warning)
 	}
-	// Also when we give up waiting for the daemon, it may start the machine.
-	undo.add(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-		defer cancel()
-		return destroy(ctx, h, d.Name)
-	})
-	dom, err := await(ctx, "start domain "+d.Name, func() (*libvirt.Domain, error) {
-		return h.conn.DomainCreateXML(doc, 0)
-	})
-	if isCode(err, libvirt.ERR_CONFIG_UNSUPPORTED) || isCode(err, libvirt.ERR_XML_ERROR) || isCode(err, libvirt.ERR_XML_INVALID_SCHEMA) {
-		return nil, fmt.Errorf("%w: %w", ErrSpec, err)
-	}
-	return dom, err
 }
 
 // An undoer remembers how to take back what was done.

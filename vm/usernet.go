@@ -42,6 +42,7 @@ type userNetwork struct {
 	port  int // on 127.0.0.1
 	guest int
 	passt *passt // nil: slirp
+	tries int    // ports that slirp could not have
 }
 
 func newUserNetwork(ctx context.Context, dir string, guestPort int) (*userNetwork, []string, error) {
@@ -129,6 +130,25 @@ func (n *userNetwork) netdev() string {
 
 func (n *userNetwork) address(context.Context, *libvirt.Domain) (string, error) {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)), nil
+}
+
+// retry takes another port when somebody was faster to take slirp's: QEMU binds
+// it only when it starts.
+func (n *userNetwork) retry(err error, d *libvirtxml.Domain) (string, bool) {
+	if n.passt != nil || n.tries >= portTries || !strings.Contains(err.Error(), "host forwarding rule") {
+		return "", false
+	}
+	n.tries++
+	before := n.netdev()
+	if n.port, err = freePort(); err != nil {
+		return "", false
+	}
+	for i := range d.QEMUCommandline.Args {
+		if arg := &d.QEMUCommandline.Args[i]; arg.Value == before {
+			arg.Value = n.netdev()
+		}
+	}
+	return "", true
 }
 
 func (n *userNetwork) stop() error {
