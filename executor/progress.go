@@ -2,82 +2,167 @@ package executor
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"sync"
 	"time"
 
 	"github.com/docker/go-units"
+	"golang.org/x/term"
 
 	"gitlab-sardine-executor/oci"
 )
 
-// progressInterval is the time between two lines about a transfer in a job log.
+// progressInterval is the time between two lines about transfers in a log.
 const progressInterval = 5 * time.Second
 
-// pullProgress tells the job log how a pull goes on: a line every few seconds
-// over all transfers together, and one at the end.
-type pullProgress struct {
-	log *JobLog
-
-	mu      sync.Mutex
-	active  int
-	total   int64
-	moved   int64
-	began   time.Time
-	spoken  time.Time
-	unsized bool
+// Progress shows a person how transfers go on. Close it when they have ended,
+// well or not, and before anything else is written to the same place.
+type Progress interface {
+	oci.Progress
+	oci.Estimator
+	Close()
 }
 
-func (l *JobLog) pullProgress() oci.Progress { return &pullProgress{log: l} }
+// NewProgress shows transfers on w: by bars if w is a terminal, else by a line
+// every few seconds. what is what happens: "Pulling", "Exporting".
+func NewProgress(w io.Writer, what string) Progress {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return newBars(w, what)
+	}
+	return newProgressLines(NewJobLog(w), what, time.Now)
+}
 
-// Waiting says what the pull waits for.
-func (p *pullProgress) Waiting(reason string) { p.log.Say("Waiting: %s", reason) }
+// NoProgress is that of people who want to hear nothing.
+func NoProgress() Progress { return noProgress{} }
+
+type noProgress struct{}
+
+func (noProgress) Waiting(string)                   {}
+func (noProgress) Expect(int64)                     {}
+func (noProgress) Start(string, int64) oci.Transfer { return noProgress{} }
+func (noProgress) Add(int64)                        {}
+func (noProgress) Done(error)                       {}
+func (noProgress) Close()                           {}
+
+// pullProgress tells the job log how a pull goes on.
+func (l *JobLog) pullProgress() oci.Progress { return newProgressLines(l, "Pulling", time.Now) }
+
+// progressLines tells a log how transfers go on: a line every few seconds over
+// all of them together, and one at the end if there was time for any other.
+type progressLines struct {
+	log  *JobLog
+	what string
+	now  func() time.Time
+
+	mu     sync.Mutex
+	tally  tally
+	active int
+	began  time.Time
+	spoken time.Time
+	spoke  bool // since the transfers began
+}
+
+func newProgressLines(log *JobLog, what string, now func() time.Time) *progressLines {
+	return &progressLines{log: log, what: what, now: now}
+}
+
+// Waiting says what the work waits for.
+func (p *progressLines) Waiting(reason string) { p.log.Say("Waiting: %s", reason) }
+
+// Expect notes how much is to come.
+func (p *progressLines) Expect(size int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tally.expect(size)
+}
 
 // Start begins to count a transfer.
-func (p *pullProgress) Start(_ string, size int64) oci.Transfer {
+func (p *progressLines) Start(_ string, size int64) oci.Transfer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.began.IsZero() {
-		p.began = time.Now()
+		p.began = p.now()
 		p.spoken = p.began
 	}
 	p.active++
-	p.unsized = p.unsized || size < 0
-	p.total += max(size, 0)
-	return (*pullTransfer)(p)
+	p.tally.start(size)
+	return &lineTransfer{p: p, size: size}
 }
 
-type pullTransfer pullProgress
+// Close does nothing: each line is complete.
+func (p *progressLines) Close() {}
 
-// Add counts bytes.
-func (t *pullTransfer) Add(n int64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// A lineTransfer is one of the transfers that progressLines adds up.
+type lineTransfer struct {
+	p           *progressLines
+	size, moved int64
+}
+
+// Add counts bytes, and says a line if it is time.
+func (t *lineTransfer) Add(n int64) {
+	p := t.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	t.moved += n
-	if now := time.Now(); now.Sub(t.spoken) >= progressInterval {
-		t.spoken = now
-		t.log.Say("Pulling: %s", (*pullProgress)(t).line(now))
+	p.tally.moved += n
+	if now := p.now(); now.Sub(p.spoken) >= progressInterval {
+		p.spoken, p.spoke = now, true
+		p.log.Say("%s: %s", p.what, p.tally.line(now.Sub(p.began)))
 	}
 }
 
-// Done ends a transfer.
-func (t *pullTransfer) Done(err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.active--
-	if t.active == 0 && err == nil {
-		now := time.Now()
-		t.log.Say("Pulled %s in %s", units.BytesSize(float64(t.moved)), seconds(now.Sub(t.began)))
+// Done ends a transfer. What a failed one moved is moved again if it is tried
+// again.
+func (t *lineTransfer) Done(err error) {
+	p := t.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.active--
+	if err != nil {
+		p.tally.drop(t.size, t.moved)
+		return
+	}
+	if p.active == 0 && p.tally.complete() && p.spoke {
+		p.spoke = false
+		p.log.Say("%s: %s, done in %s", p.what, units.BytesSize(float64(p.tally.moved)), seconds(p.now().Sub(p.began)))
 	}
 }
 
-func (p *pullProgress) line(now time.Time) string {
-	elapsed := now.Sub(p.began).Seconds()
-	rate := float64(p.moved) / max(elapsed, 0.001)
-	text := fmt.Sprintf("%s, %s/s", units.BytesSize(float64(p.moved)), units.BytesSize(rate))
-	if p.unsized || p.total <= p.moved {
-		return text
+// A tally adds up transfers, in bytes.
+type tally struct {
+	moved    int64
+	started  int64 // sizes of the transfers that have begun
+	expected int64 // sizes of all that will; 0 if nobody said
+	unsized  bool  // some size is not known
+}
+
+func (t *tally) expect(size int64) { t.expected += max(size, 0) }
+
+func (t *tally) start(size int64) {
+	t.unsized = t.unsized || size < 0
+	t.started += max(size, 0)
+}
+
+// drop takes back a transfer that failed.
+func (t *tally) drop(size, moved int64) {
+	t.started -= max(size, 0)
+	t.moved -= moved
+}
+
+// total is how much there is to move; it grows while nobody said how much is to
+// come.
+func (t *tally) total() int64 { return max(t.started, t.expected) }
+
+func (t *tally) complete() bool { return t.unsized || t.moved >= t.total() }
+
+// line is "120MiB of 377MiB, 24MiB/s, 11s left".
+func (t *tally) line(elapsed time.Duration) string {
+	rate := float64(t.moved) / max(elapsed.Seconds(), 0.001)
+	if t.complete() {
+		return fmt.Sprintf("%s, %s/s", units.BytesSize(float64(t.moved)), units.BytesSize(rate))
 	}
-	left := time.Duration(float64(p.total-p.moved) / max(rate, 1) * float64(time.Second))
-	return fmt.Sprintf("%s of %s, %s/s, %s left", units.BytesSize(float64(p.moved)), units.BytesSize(float64(p.total)),
+	left := time.Duration(float64(t.total()-t.moved) / max(rate, 1) * float64(time.Second))
+	return fmt.Sprintf("%s of %s, %s/s, %s left", units.BytesSize(float64(t.moved)), units.BytesSize(float64(t.total())),
 		units.BytesSize(rate), left.Round(time.Second))
 }

@@ -19,6 +19,21 @@ type Transfer interface {
 	Done(err error)
 }
 
+// An Estimator is a [Progress] that can say how much time is left, for it wants to
+// know how much is to come.
+type Estimator interface {
+	// Expect is called with the number of bytes that further transfers will move.
+	// Those that have begun count toward it.
+	Expect(size int64)
+}
+
+// expect tells p how much is to come, if p wants to know.
+func expect(p Progress, size int64) {
+	if e, ok := p.(Estimator); ok {
+		e.Expect(size)
+	}
+}
+
 // silent is the Progress of those who did not ask for one.
 type silent struct{}
 
