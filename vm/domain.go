@@ -77,7 +77,7 @@ func placeDisks(d *libvirtxml.Domain, disks []Disk, files layout) error {
 	}
 	for i := range d.Devices.Disks {
 		device := &d.Devices.Disks[i]
-		if device.Source == nil || device.Source.File == nil {
+		if device.Source == nil || device.Source.File == nil || device.Source.File.File == "" {
 			continue // a drive without medium
 		}
 		disk, ok := byName[device.Source.File.File]

@@ -51,8 +51,7 @@ func CloneQCOW2(ctx context.Context, base Base, target string, size int64) (stri
 		return "", fmt.Errorf("clone %s: %w", base.Path, err)
 	}
 	if info, err := os.Stat(target); err == nil && info.IsDir() {
-		stem := strings.TrimSuffix(filepath.Base(basePath), filepath.Ext(basePath))
-		target = filepath.Join(target, stem+".qcow2")
+		target = filepath.Join(target, overlayName(basePath))
 	}
 	overlay, err := reserve(target)
 	if err != nil {
@@ -70,6 +69,11 @@ func CloneQCOW2(ctx context.Context, base Base, target string, size int64) (stri
 		return "", errors.Join(fmt.Errorf("clone %s to %s: %w", base.Path, overlay, err), os.Remove(overlay))
 	}
 	return overlay, nil
+}
+
+// overlayName is what an overlay on base is called.
+func overlayName(base string) string {
+	return strings.TrimSuffix(filepath.Base(base), filepath.Ext(base)) + ".qcow2"
 }
 
 // reserve creates the file path, or path-1, path-2, … (before the extension),
@@ -127,7 +131,7 @@ func CloneDisks(ctx context.Context, disks []Disk, dir string, grow int64) (_ ma
 			continue
 		}
 		base := Base{Path: d.Path, Format: d.Format, VirtualSize: d.VirtualSize}
-		path, err := CloneQCOW2(ctx, base, dir, grow)
+		path, err := CloneQCOW2(ctx, base, filepath.Join(dir, overlayName(d.Path)), grow)
 		if err != nil {
 			return overlays, err
 		}

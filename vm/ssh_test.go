@@ -1,0 +1,281 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// patience is the deadline of tests: far more than anything here needs.
+const patience = time.Minute
+
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+var goodLogin = Login{User: "ci", Password: "secret"}
+
+func logIn(t *testing.T, s *sshServer, login Login, pinned ssh.PublicKey) (*ssh.Client, error) {
+	t.Helper()
+	ctx := testContext(t)
+	conn, err := knock(ctx, s.addr())
+	if err != nil {
+		t.Fatalf("knock: %v", err)
+	}
+	client, _, err := handshake(ctx, conn, login, pinned)
+	if err == nil {
+		t.Cleanup(func() { client.Close() })
+	}
+	return client, err
+}
+
+func TestHandshake(t *testing.T) {
+	s := newSSHServer(t)
+	other, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	otherKey, err := ssh.NewPublicKey(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name   string
+		login  Login
+		pinned ssh.PublicKey
+		want   error
+	}{
+		{"right password", goodLogin, nil, nil},
+		{"right password, right host key", goodLogin, s.hostKey, nil},
+		{"wrong host key", goodLogin, otherKey, ErrHostKey},
+		{"wrong password", Login{User: "ci", Password: "guess"}, nil, ErrLogin},
+		{"wrong user", Login{User: "root", Password: "secret"}, nil, ErrLogin},
+		{"no credentials", Login{User: "ci"}, nil, ErrLogin},
+		{"key file missing", Login{User: "ci", IdentityFile: filepath.Join(t.TempDir(), "none")}, nil, ErrSpec},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if _, err := logIn(t, s, test.login, test.pinned); !errors.Is(err, test.want) {
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+}
+
+// A guest that boots: connections are refused, then accepted and lost, and at
+// last there is a server.
+func TestKnockWaitsForTheServer(t *testing.T) {
+	addr, listen := reservePort(t)
+	ctx := testContext(t)
+	found := make(chan error, 1)
+	go func() {
+		conn, err := knock(ctx, addr)
+		if err == nil {
+			conn.Close()
+		}
+		found <- err
+	}()
+	l := listen()
+	defer l.Close()
+	for i := 0; ; i++ {
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i < 3 {
+			conn.Close()
+			continue
+		}
+		defer conn.Close()
+		// As passt: nothing comes before the client has sent something.
+		if _, err := conn.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		conn.Write([]byte("SSH-2.0-test\r\n"))
+		break
+	}
+	if err := <-found; err != nil {
+		t.Errorf("knock: %v", err)
+	}
+}
+
+// reservePort is a port that is ours and refuses connections until listen.
+func reservePort(t *testing.T) (addr string, listen func() net.Listener) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := os.NewFile(uintptr(fd), "socket")
+	t.Cleanup(func() { socket.Close() })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	bound, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr = fmt.Sprintf("127.0.0.1:%d", bound.(*syscall.SockaddrInet4).Port)
+	return addr, func() net.Listener {
+		if err := syscall.Listen(fd, 16); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.FileListener(socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+}
+
+func TestKnockGivesUpAtTheDeadline(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // accepts and never says a word
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := knock(ctx, l.Addr().String()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want the deadline", err)
+	}
+}
+
+func TestRun(t *testing.T) {
+	s := newSSHServer(t)
+	client, err := logIn(t, s, goodLogin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := make([]byte, 3<<20)
+	rand.Read(binary)
+	for _, test := range []struct {
+		name, line, stdin string
+		status            int
+		stdout, stderr    string
+	}{
+		{name: "status 0", line: "true"},
+		{name: "status 7", line: "exit 7", status: 7},
+		{name: "status 255", line: "exit 255", status: 255},
+		{name: "killed", line: "kill -9 $$", status: 128 + 9},
+		{name: "segmentation fault", line: "kill -SEGV $$", status: 128 + 11},
+		{name: "streams apart", line: "echo out; echo err >&2", stdout: "out\n", stderr: "err\n"},
+		{name: "script on stdin", line: "sh", stdin: "echo one\nexit 3\n", stdout: "one\n", status: 3},
+		{name: "stdin that nobody reads", line: "exit 4", stdin: strings.Repeat("x", 4<<20), status: 4},
+		{name: "binary", line: "cat", stdin: string(binary), stdout: string(binary)},
+		{name: "not ASCII", line: "cat", stdin: "schön ‹日本›\x00\xff", stdout: "schön ‹日本›\x00\xff"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			status, err := run(testContext(t), client, Command{
+				Line: test.line, Stdin: strings.NewReader(test.stdin), Stdout: &stdout, Stderr: &stderr,
+			})
+			if err != nil || status != test.status {
+				t.Errorf("got status %d, error %v; want status %d", status, err, test.status)
+			}
+			if stdout.String() != test.stdout || stderr.String() != test.stderr {
+				t.Errorf("got %d bytes on stdout and %q on stderr; want %d and %q", stdout.Len(), stderr.String(), len(test.stdout), test.stderr)
+			}
+		})
+	}
+}
+
+// A daemon that a script leaves in the background holds the session's pipes; the
+// job ends with the script all the same, and loses none of its output.
+func TestRunDoesNotWaitForDaemons(t *testing.T) {
+	s := newSSHServer(t)
+	client, err := logIn(t, s, goodLogin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stdout bytes.Buffer
+	status, err := run(testContext(t), client, Command{
+		Line: "sleep 1000 & head -c 1000000 /dev/zero; exit 5", Stdout: &stdout,
+	})
+	t.Cleanup(func() { syscall.Kill(-<-s.pids, syscall.SIGKILL) })
+	if err != nil || status != 5 || stdout.Len() != 1000000 {
+		t.Errorf("got status %d, %d bytes, error %v; want 5, 1000000", status, stdout.Len(), err)
+	}
+}
+
+// slowWriter is a runner that takes its time to read.
+type slowWriter struct{ n int }
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	time.Sleep(2 * drainIdle)
+	w.n += len(p)
+	return len(p), nil
+}
+
+func TestRunWaitsForASlowReader(t *testing.T) {
+	s := newSSHServer(t)
+	client, err := logIn(t, s, goodLogin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &slowWriter{}
+	status, err := run(testContext(t), client, Command{Line: "sleep 1000 & head -c 200000 /dev/zero", Stdout: w})
+	t.Cleanup(func() { syscall.Kill(-<-s.pids, syscall.SIGKILL) })
+	if err != nil || status != 0 || w.n != 200000 {
+		t.Errorf("got status %d, %d bytes, error %v; want 0, 200000", status, w.n, err)
+	}
+}
+
+func TestRunSaysThatTheGuestIsLost(t *testing.T) {
+	s := newSSHServer(t)
+	client, err := logIn(t, s, goodLogin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w := io.Pipe()
+	go func() { // the first output shows that the command runs
+		io.ReadFull(r, make([]byte, 1))
+		s.drop()
+		io.Copy(io.Discard, r)
+	}()
+	_, err = run(testContext(t), client, Command{Line: "echo; exec sleep 1000", Stdout: w})
+	syscall.Kill(-<-s.pids, syscall.SIGKILL)
+	if !errors.Is(err, ErrLost) {
+		t.Errorf("got %v, want %v", err, ErrLost)
+	}
+}
+
+// A cancelled stage must not leave its script running: after_script may follow.
+func TestCancelledRunEndsTheCommand(t *testing.T) {
+	s := newSSHServer(t)
+	client, err := logIn(t, s, goodLogin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cause := errors.New("the cause")
+	ctx, cancel := context.WithCancelCause(testContext(t))
+	marker := filepath.Join(t.TempDir(), "ended")
+	r, w := io.Pipe()
+	go func() {
+		io.ReadFull(r, make([]byte, 1))
+		cancel(cause)
+		io.Copy(io.Discard, r)
+	}()
+	line := "trap 'touch " + marker + "; exit' TERM; echo; while :; do sleep 0.05; done"
+	if _, err := run(ctx, client, Command{Line: line, Stdout: w}); !errors.Is(err, cause) {
+		t.Errorf("got %v, want %v", err, cause)
+	}
+	if _, err := os.Stat(marker); err != nil {
+		t.Errorf("the command was not ended: %v", err)
+		syscall.Kill(-<-s.pids, syscall.SIGKILL)
+	}
+}

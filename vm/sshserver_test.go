@@ -1,0 +1,167 @@
+package vm
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// A sshServer is an SSH server on 127.0.0.1 that runs commands on this machine,
+// and treats exit statuses and pipes as OpenSSH's does: the status is sent when
+// the command ends, the channel closed when nobody holds its pipes any more.
+type sshServer struct {
+	t        *testing.T
+	config   *ssh.ServerConfig
+	hostKey  ssh.PublicKey
+	listener net.Listener
+	// pids of the commands that were started.
+	pids chan int
+
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func newSSHServer(t *testing.T) *sshServer {
+	t.Helper()
+	s := &sshServer{t: t, pids: make(chan int, 100)}
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.hostKey = signer.PublicKey()
+	s.config = &ssh.ServerConfig{
+		PasswordCallback: func(c ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
+			if c.User() == "ci" && string(password) == "secret" {
+				return nil, nil
+			}
+			return nil, errors.New("no")
+		},
+	}
+	s.config.AddHostKey(signer)
+	if s.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	go s.accept()
+	t.Cleanup(func() { s.listener.Close(); s.drop() })
+	return s
+}
+
+func (s *sshServer) addr() string { return s.listener.Addr().String() }
+
+// drop cuts every connection.
+func (s *sshServer) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.conns {
+		c.Close()
+	}
+	s.conns = nil
+}
+
+func (s *sshServer) accept() {
+	for {
+		conn, err := s.listener.Accept()
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		s.conns = append(s.conns, conn)
+		s.mu.Unlock()
+		go s.serve(conn)
+	}
+}
+
+func (s *sshServer) serve(conn net.Conn) {
+	_, channels, requests, err := ssh.NewServerConn(conn, s.config)
+	if err != nil {
+		conn.Close()
+		return
+	}
+	go ssh.DiscardRequests(requests)
+	for c := range channels {
+		channel, requests, err := c.Accept()
+		if err != nil {
+			return
+		}
+		go s.session(channel, requests)
+	}
+}
+
+func (s *sshServer) session(channel ssh.Channel, requests <-chan *ssh.Request) {
+	var cmd *exec.Cmd
+	for r := range requests {
+		switch r.Type {
+		case "exec":
+			var m struct{ Line string }
+			ssh.Unmarshal(r.Payload, &m)
+			cmd = s.start(channel, m.Line)
+			r.Reply(cmd != nil, nil)
+		case "signal":
+			if cmd != nil {
+				syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+			}
+		default:
+			if r.WantReply {
+				r.Reply(false, nil)
+			}
+		}
+	}
+}
+
+func (s *sshServer) start(channel ssh.Channel, line string) *exec.Cmd {
+	outR, outW, err := os.Pipe()
+	if err != nil {
+		return nil
+	}
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		return nil
+	}
+	cmd := exec.Command("sh", "-c", line)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Stdout, cmd.Stderr = outW, errW
+	stdin, err := cmd.StdinPipe()
+	if err != nil || cmd.Start() != nil {
+		return nil
+	}
+	s.pids <- cmd.Process.Pid
+	outW.Close()
+	errW.Close()
+	go func() { io.Copy(stdin, channel); stdin.Close() }()
+	var pipes sync.WaitGroup
+	pipes.Go(func() { io.Copy(channel, outR) })
+	pipes.Go(func() { io.Copy(channel.Stderr(), errR) })
+	go func() {
+		state, _ := cmd.Process.Wait()
+		s.reportExit(channel, state.Sys().(syscall.WaitStatus))
+		pipes.Wait()
+		channel.Close()
+	}()
+	return cmd
+}
+
+func (s *sshServer) reportExit(channel ssh.Channel, status syscall.WaitStatus) {
+	if !status.Signaled() {
+		channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{uint32(status.ExitStatus())}))
+		return
+	}
+	name := map[syscall.Signal]string{syscall.SIGKILL: "KILL", syscall.SIGTERM: "TERM", syscall.SIGSEGV: "SEGV"}[status.Signal()]
+	channel.SendRequest("exit-signal", false, ssh.Marshal(struct {
+		Name          string
+		Core          bool
+		Message, Lang string
+	}{Name: name}))
+}
