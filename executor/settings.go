@@ -401,6 +401,9 @@ func matchImage(pattern, image string) bool {
 	if err != nil {
 		return false
 	}
+	if ref.IsLayout() { // a path means what it means without its ..
+		return doublestar.MatchUnvalidated(pattern, ref.String())
+	}
 	return doublestar.MatchUnvalidated(pattern, image) || doublestar.MatchUnvalidated(pattern, ref.String())
 }
 

@@ -1,0 +1,72 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/domainxml"
+)
+
+func TestClassify(t *testing.T) {
+	other := errors.New("connection refused")
+	for _, test := range []struct {
+		err  error
+		want Class
+	}{
+		{oci.ErrReference, BuildFailure},
+		{oci.ErrNotFound, BuildFailure},
+		{oci.ErrDenied, BuildFailure},
+		{oci.ErrFormat, BuildFailure},
+		{oci.ErrHostile, BuildFailure},
+		{vm.ErrLogin, BuildFailure},
+		{vm.ErrSpec, BuildFailure},
+		{&domainxml.RefusedError{Element: "os/kernel"}, BuildFailure},
+		{ErrSettings, BuildFailure},
+		{errNotGitLab, BuildFailure},
+		{jobFault(errors.New("not allowed")), BuildFailure},
+		{other, SystemFailure},
+		{vm.ErrNoAnswer, SystemFailure},
+		{vm.ErrGuestStopped, SystemFailure},
+		{vm.ErrLost, SystemFailure},
+		{vm.ErrHostKey, SystemFailure},
+		{vm.ErrNoDomain, SystemFailure},
+		{vm.ErrNotOurs, SystemFailure},
+		{context.DeadlineExceeded, SystemFailure},
+		{ErrCancelled, SystemFailure},
+		{errors.Join(ErrCancelled, oci.ErrNotFound), SystemFailure}, // the signal came first
+	} {
+		for _, err := range []error{test.err, fmt.Errorf("prepare: %w", test.err), errors.Join(test.err, other)} {
+			if got := Classify(err); got != test.want {
+				t.Errorf("%v: %v, want %v", err, got, test.want)
+			}
+		}
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for _, test := range []struct {
+		build, system string
+		want          ExitCodes
+	}{
+		{"", "", ExitCodes{1, 2}},
+		{"41", "42", ExitCodes{41, 42}},
+		{"0", "x", ExitCodes{1, 2}},
+		{"300", "-1", ExitCodes{1, 2}},
+	} {
+		t.Setenv("BUILD_FAILURE_EXIT_CODE", test.build)
+		t.Setenv("SYSTEM_FAILURE_EXIT_CODE", test.system)
+		if got := ExitCodesFromEnv(); got != test.want {
+			t.Errorf("%q, %q: got %v, want %v", test.build, test.system, got, test.want)
+		}
+	}
+	codes := ExitCodes{Build: 41, System: 42}
+	for err, want := range map[error]int{ScriptError(7): 41, oci.ErrNotFound: 41, vm.ErrLost: 42, ErrCancelled: 42} {
+		if got := codes.Of(err); got != want {
+			t.Errorf("%v: %d, want %d", err, got, want)
+		}
+	}
+}

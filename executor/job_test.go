@@ -1,0 +1,135 @@
+package executor
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"gitlab-sardine-executor/oci"
+)
+
+const payload = `{
+  "id": 4711,
+  "job_info": {"project_full_path": "group/project", "name": "test"},
+  "runner_info": {"timeout": 1800},
+  "variables": [
+    {"key": "CI_SERVER_URL", "value": "https://gitlab.example.com", "public": true},
+    {"key": "CI_PROJECT_PATH", "value": "group/project"},
+    {"key": "CI_SERVER_URL", "value": "https://evil.example.com"}
+  ],
+  "image": {"name": "debian:12", "pull_policy": ["if-not-present"]},
+  "credentials": [
+    {"type": "registry", "url": "registry.example.com", "username": "gitlab-ci-token", "password": "t0ken"},
+    {"type": "registry", "url": "https://registry.example.org:5000/", "username": "u", "password": "p"},
+    {"type": "git", "url": "https://gitlab.example.com", "username": "x", "password": "y"}
+  ]
+}`
+
+func writeFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "response.json")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestJobFromEnv(t *testing.T) {
+	job, err := JobFromEnv([]string{
+		"JOB_RESPONSE_FILE=" + writeFile(t, payload),
+		"CUSTOM_ENV_CI_JOB_IMAGE=debian:12",
+		"CUSTOM_ENV_CI_JOB_SERVICES=",
+		"CUSTOM_ENV_EMPTY=",
+		"CUSTOM_ENV_LINES=a=b\nc",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Job{
+		ID: "4711", Server: "https://gitlab.example.com", Project: "group/project", Image: "debian:12",
+		PullPolicies: []oci.PullPolicy{oci.PullIfNotPresent},
+		Accounts: []oci.Account{
+			{Registry: "registry.example.com", Username: "gitlab-ci-token", Password: "t0ken"},
+			{Registry: "registry.example.org:5000", Username: "u", Password: "p"},
+		},
+		Timeout:   30 * time.Minute,
+		variables: job.variables,
+	}
+	if diff := cmp.Diff(want, job, cmp.AllowUnexported(Job{})); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if got := job.Variable("LINES"); got != "a=b\nc" {
+		t.Errorf("variable with a line break: %q", got)
+	}
+}
+
+// The author of a job sets variables. They must not lead to somebody else's
+// machine.
+func TestAuthorCannotBecomeAnotherJob(t *testing.T) {
+	honest, err := JobFromEnv([]string{"JOB_RESPONSE_FILE=" + writeFile(t, payload)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	liar, err := JobFromEnv([]string{
+		"JOB_RESPONSE_FILE=" + writeFile(t, payload),
+		"CUSTOM_ENV_CI_JOB_ID=1", "CUSTOM_ENV_CI_SERVER_URL=https://other.example.com", "CUSTOM_ENV_JOB_RESPONSE_FILE=/dev/null",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if honest.VMName() != liar.VMName() {
+		t.Errorf("%s became %s", honest.VMName(), liar.VMName())
+	}
+}
+
+func TestVMName(t *testing.T) {
+	name := func(server, id string) string { return Job{Server: server, ID: id}.VMName() }
+	first := name("https://gitlab.example.com", "12")
+	if want := "sardine-"; !strings.HasPrefix(first, want) || !strings.HasSuffix(first, "-12") || len(first) != len("sardine-01234567-12") {
+		t.Errorf("got %s", first)
+	}
+	if first != name("https://gitlab.example.com/", "12") {
+		t.Error("a slash at the end of the URL makes another machine")
+	}
+	if first == name("https://gitlab.example.org", "12") || first == name("https://gitlab.example.com", "13") {
+		t.Error("two jobs share a machine")
+	}
+}
+
+func TestJobFromBadEnv(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		env  []string
+		want string
+	}{
+		{"nothing", nil, "try IMAGE"},
+		{"id that is a path", []string{"CUSTOM_ENV_CI_JOB_ID=../../etc"}, "want a positive integer"},
+		{"id that is negative", []string{"CUSTOM_ENV_CI_JOB_ID=-1"}, "want a positive integer"},
+		{"payload that is not JSON", []string{"JOB_RESPONSE_FILE=" + writeFile(t, "no")}, "JOB_RESPONSE_FILE"},
+		{"payload whose id is a path", []string{"JOB_RESPONSE_FILE=" + writeFile(t, `{"id": "../x"}`)}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if _, err := JobFromEnv(test.env); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want …%s…", err, test.want)
+			}
+		})
+	}
+}
+
+// cleanup may come when the payload is gone; the environment still has the job.
+func TestJobWithoutPayload(t *testing.T) {
+	job, err := JobFromEnv([]string{
+		"JOB_RESPONSE_FILE=/nonexistent/response.json", "CUSTOM_ENV_CI_JOB_ID=4711", "CUSTOM_ENV_CI_SERVER_URL=https://gitlab.example.com",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	with, err := JobFromEnv([]string{"JOB_RESPONSE_FILE=" + writeFile(t, payload)})
+	if err != nil || job.VMName() != with.VMName() {
+		t.Errorf("%s without the payload, %s with it (%v)", job.VMName(), with.VMName(), err)
+	}
+}

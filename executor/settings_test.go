@@ -1,0 +1,220 @@
+package executor
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"gitlab-sardine-executor/oci"
+)
+
+func parse(t *testing.T, text string) *Settings {
+	t.Helper()
+	s, err := ParseSettings([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// config.example.toml promises every key with its default.
+func TestExampleTellsTheTruth(t *testing.T) {
+	text, err := os.ReadFile("../config.example.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	active := regexp.MustCompile(`(?m)^#([a-z_]+ = |\[\[)`).ReplaceAllString(string(text), "$1")
+	example := parse(t, active)
+	defaults := parse(t, "").For("x")
+	if diff := cmp.Diff(builtIn("qemu:///session"), example.Defaults.PerImage); diff != "" {
+		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
+	}
+	example.Defaults.PerImage = PerImage{}
+	if diff := cmp.Diff(DefaultsTable{AllowedImages: []string{}}, example.Defaults); diff != "" {
+		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
+	}
+	if len(example.Images) != 1 || example.Images[0].Trusted || example.Images[0].Image != "" || defaults.Trusted {
+		t.Errorf("image section: %+v", example.Images)
+	}
+	for _, typ := range []reflect.Type{reflect.TypeFor[DefaultsTable](), reflect.TypeFor[ImageSection]()} {
+		for _, key := range tomlKeys(typ) {
+			if !regexp.MustCompile(`(?m)^#` + key + ` = `).Match(text) {
+				t.Errorf("config.example.toml does not show %q", key)
+			}
+		}
+	}
+}
+
+func TestBadSettingsSayWhere(t *testing.T) {
+	for _, test := range []struct{ name, text, want string }{
+		{"unknown key", "[defaults]\nconect = 'x'", `line 2: unknown key "defaults.conect" (did you mean "connect"?)`},
+		{"unknown table", "[default]\nconnect = 'x'", `line 1: unknown key "default" (did you mean "defaults"?)`},
+		{"key outside of a table", "timeout = '5m'", `line 1: unknown key "timeout"`},
+		{"unknown key of an image", "[[image]]\nmatch = 'x'\ntrustd = true", `line 3: unknown key "image.trustd" (did you mean "trusted"?)`},
+		{"nothing near", "[defaults]\nzzzzzzzz = 1", `line 2: unknown key "defaults.zzzzzzzz"`},
+		{"not TOML", "[defaults]\nconnect = ", "line 2: "},
+		{"wrong type", "[defaults]\nconnect = 7", "line 2: "},
+		{"bad duration", "[defaults]\ntimeout = 'soon'", "line 2: "},
+		{"no time at all", "[defaults]\ntimeout = '0s'", "not more than nothing"},
+		{"bad size", "[defaults]\nmemory = 'lots'", "line 2: "},
+		{"negative size", "[defaults]\nmemory = '-1'", "line 2: "},
+		{"negative count", "[defaults]\ncpus = -1", "line 2: "},
+		{"bad policy", "[defaults]\npull_policy = 'sometimes'", `"sometimes" is no pull policy`},
+		{"bad policy in a list", "[defaults]\npull_policy = ['always', 'x']", `"x" is no pull policy`},
+		{"no policy", "[defaults]\npull_policy = []", "allows nothing"},
+		{"bad accel", "[defaults]\naccel = 'hvf'", `accel is "hvf"`},
+		{"bad shell", "[[image]]\nmatch = 'win'\nshell = 'cmd'", `shell is "cmd"`},
+		{"relative directory", "[defaults]\nguest_builds_dir = 'builds'", "want an absolute path"},
+		{"image without match", "[[image]]\ntrusted = true", "no match"},
+		{"match that is no glob", "[[image]]\nmatch = '[x'", "not a glob"},
+		{"allowed_images that is no glob", "[defaults]\nallowed_images = ['{']", "not a glob"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := ParseSettings([]byte(test.text))
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want …%s…", err, test.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than one line: %v", err)
+			}
+		})
+	}
+}
+
+func TestLoadSettingsLooksInOrder(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, image string) string {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("[defaults]\nimage = '"+image+"'"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	t.Setenv("XDG_CONFIG_HOME", filepath.Join(dir, "xdg"))
+	explicit, named := write("explicit.toml", "explicit"), write("named.toml", "named")
+	write("xdg/gitlab-sardine-executor/config.toml", "home")
+
+	load := func(path string) string {
+		s, err := LoadSettings(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Defaults.Image
+	}
+	if got := load(""); got != "home" {
+		t.Errorf("without flag and variable: %q", got)
+	}
+	t.Setenv(ConfigEnv, named)
+	if got := load(""); got != "named" {
+		t.Errorf("with the variable: %q", got)
+	}
+	if got := load(explicit); got != "explicit" {
+		t.Errorf("with the flag: %q", got)
+	}
+	if _, err := LoadSettings(filepath.Join(dir, "none.toml")); !errors.Is(err, ErrSettings) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that was named and is not there: %v", err)
+	}
+}
+
+func TestLongestPatternWins(t *testing.T) {
+	s := parse(t, `
+[defaults]
+timeout = "1m"
+username = "root"
+[[image]]
+match = "registry.example.com/**"
+timeout = "2m"
+[[image]]
+match = "registry.example.com/vms/debian:*"
+image = "registry.example.com/mirror/debian:12"
+shell = "sh"
+[[image]]
+match = "debian:*"
+trusted = true
+`)
+	for _, test := range []struct {
+		image, want string
+		timeout     time.Duration
+		shell       string
+		trusted     bool
+	}{
+		{"registry.example.com/vms/debian:12", "registry.example.com/mirror/debian:12", time.Minute, "sh", false},
+		{"registry.example.com/vms/fedora:42", "registry.example.com/vms/fedora:42", 2 * time.Minute, "bash", false},
+		{"other.example.com/x:1", "other.example.com/x:1", time.Minute, "bash", false},
+		{"debian:12", "debian:12", time.Minute, "bash", true},
+	} {
+		got := s.For(test.image)
+		if got.Image != test.want || time.Duration(*got.Timeout) != test.timeout || *got.Shell != test.shell || got.Trusted != test.trusted {
+			t.Errorf("%s: got image %s, timeout %v, shell %s, trusted %v", test.image, got.Image, time.Duration(*got.Timeout), *got.Shell, got.Trusted)
+		}
+	}
+}
+
+func TestEverySettingHasADefault(t *testing.T) {
+	v := reflect.ValueOf(parse(t, "").For("x").PerImage)
+	for i := range v.NumField() {
+		if v.Field(i).IsNil() {
+			t.Errorf("%s has no default", v.Type().Field(i).Name)
+		}
+	}
+}
+
+func TestAllowedImages(t *testing.T) {
+	s := parse(t, "[defaults]\nallowed_images = ['registry.example.com/vms/*:*', 'debian:*', 'oci:/srv/images/**']")
+	for image, want := range map[string]bool{
+		"registry.example.com/vms/a:1":       true,
+		"registry.example.com/vms/deep/a:1":  false,
+		"registry.example.com/vms/../x/a:1":  false,
+		"registry.example.com.evil/vms/a:1":  false,
+		"evil.example.com/registry/vms/a:1":  false,
+		"debian:12":                          true,
+		"docker.io/library/debian:12":        false, // not as it was allowed
+		"oci:/srv/images/debian:12":          true,
+		"oci:/etc/shadow":                    false,
+		"oci:/srv/images/../../etc/shadow:1": false,
+		"":                                   false,
+	} {
+		if got := s.Allowed(image); got != want {
+			t.Errorf("%q: allowed is %v, want %v", image, got, want)
+		}
+	}
+	if everything := parse(t, ""); !everything.Allowed("any.example.com/x:1") || everything.allowsLayout("oci:/srv/images/x") {
+		t.Error("without allowed_images every registry is allowed, and no layout")
+	}
+}
+
+// Who wins: image section > image > [defaults].
+func TestLogin(t *testing.T) {
+	image := oci.GuestConfig{Users: []oci.User{{Username: "vagrant", Password: "v"}, {Username: "second", Password: "2"}}}
+	silent := oci.GuestConfig{}
+	const defaults = "[defaults]\nusername = 'root'\npassword = 'r'\n[[image]]\nmatch = '**'\n"
+	for _, test := range []struct {
+		name, toml     string
+		guest          oci.GuestConfig
+		user, password string
+	}{
+		{"nobody says", "", silent, "", ""},
+		{"the defaults", defaults, silent, "root", "r"},
+		{"the image over the defaults", defaults, image, "vagrant", "v"},
+		{"the section over the image", defaults + "username = 'ci'\npassword = 'c'", image, "ci", "c"},
+		{"the section names a user of the image", defaults + "username = 'second'", image, "second", "2"},
+		{"the section has another password", defaults + "password = 'x'", image, "vagrant", "x"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := parse(t, test.toml).For("registry.example.com/a:1").Login(test.guest)
+			if got.User != test.user || got.Password != test.password {
+				t.Errorf("got %s/%s, want %s/%s", got.User, got.Password, test.user, test.password)
+			}
+		})
+	}
+}
