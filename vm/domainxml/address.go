@@ -11,6 +11,7 @@ import (
 const (
 	maxControllerIndex = 31
 	maxPCIBus          = 255
+	maxBootOrder       = 255
 )
 
 // usbPort is a path through hubs: 1, or 1.4.2.
@@ -92,7 +93,7 @@ func inRange(element string, bounds ...bound) error {
 
 // bootOrder is the place of a device among those to boot from.
 func bootOrder(in *libvirtxml.DomainDeviceBoot) *libvirtxml.DomainDeviceBoot {
-	if in == nil || in.Order < 1 || in.Order > maxDevices {
+	if in == nil || in.Order < 1 || in.Order > maxBootOrder {
 		return nil
 	}
 	return &libvirtxml.DomainDeviceBoot{Order: in.Order}

@@ -3,6 +3,7 @@ package domainxml
 import (
 	"regexp"
 	"slices"
+	"strings"
 )
 
 // oneOf is v if it is among the allowed values, otherwise empty: the attribute is
@@ -38,7 +39,7 @@ func ptr[T any](v T) *T { return &v }
 // text is v as it may be repeated in an error.
 func text(v string) string {
 	if len(v) > 80 {
-		v = v[:80] + "…"
+		v = strings.ToValidUTF8(v[:80], "") + "…"
 	}
 	return v
 }

@@ -8,10 +8,10 @@ import (
 
 // Bounds on how many devices a machine has.
 const (
-	maxDevices = 512 // of one kind; PCI controllers come by the dozen
-	maxDisks   = 32
-	maxNICs    = 16
-	maxSmall   = 8 // everything that a machine has one or two of
+	maxControllers = 128 // virt-install makes fourteen PCIe ports in advance
+	maxDisks       = 32
+	maxNICs        = 16
+	maxSmall       = 16 // of everything that a machine has one or two of
 )
 
 // devices rebuilds <devices> kind by kind.
@@ -21,35 +21,26 @@ func (r *rebuilder) devices(in, out *libvirtxml.Domain) error {
 		return nil
 	}
 	i, o := in.Devices, out.Devices
-	for _, step := range []func() error{
-		func() (err error) { o.Disks, err = rebuildEach("disk", i.Disks, maxDisks, r.disk); return },
-		func() (err error) {
-			o.Controllers, err = rebuildEach("controller", i.Controllers, maxDevices, r.controller)
-			return
-		},
-		func() (err error) { o.Interfaces, err = rebuildEach("interface", i.Interfaces, maxNICs, r.nic); return },
-		func() (err error) { o.Serials, err = rebuildEach("serial", i.Serials, maxSmall, r.serial); return },
-		func() (err error) { o.Consoles, err = rebuildEach("console", i.Consoles, maxSmall, r.console); return },
-		func() (err error) {
-			o.Channels, err = rebuildEach("channel", i.Channels, maxDevices, r.channel)
-			return
-		},
-		func() (err error) { o.Inputs, err = rebuildEach("input", i.Inputs, maxSmall, r.input); return },
-		func() (err error) { o.TPMs, err = rebuildEach("tpm", i.TPMs, 1, r.tpm); return },
-		func() (err error) { o.Sounds, err = rebuildEach("sound", i.Sounds, maxSmall, r.sound); return },
-		func() (err error) { o.Videos, err = rebuildEach("video", i.Videos, maxSmall, r.video); return },
-		func() (err error) { o.Hubs, err = rebuildEach("hub", i.Hubs, maxSmall, r.hub); return },
-		func() (err error) {
-			o.Watchdogs, err = rebuildEach("watchdog", i.Watchdogs, maxSmall, r.watchdog)
-			return
-		},
-		func() (err error) { o.MemBalloon, err = rebuildOne("memballoon", i.MemBalloon, r.balloon); return },
-		func() (err error) { o.RNGs, err = rebuildEach("rng", i.RNGs, maxSmall, r.rng); return },
-		func() (err error) { o.Panics, err = rebuildEach("panic", i.Panics, maxSmall, r.panicDevice); return },
-		func() (err error) { o.IOMMU, err = rebuildOne("iommu", i.IOMMU, r.iommu); return },
-		func() error { return r.memoryDevices(i.Memorydevs) },
+	for _, err := range []error{
+		rebuildEach(&o.Disks, "disk", i.Disks, maxDisks, r.disk),
+		rebuildEach(&o.Controllers, "controller", i.Controllers, maxControllers, r.controller),
+		rebuildEach(&o.Interfaces, "interface", i.Interfaces, maxNICs, r.nic),
+		rebuildEach(&o.Serials, "serial", i.Serials, maxSmall, r.serial),
+		rebuildEach(&o.Consoles, "console", i.Consoles, maxSmall, r.console),
+		rebuildEach(&o.Channels, "channel", i.Channels, maxSmall, r.channel),
+		rebuildEach(&o.Inputs, "input", i.Inputs, maxSmall, r.input),
+		rebuildEach(&o.TPMs, "tpm", i.TPMs, 1, r.tpm),
+		rebuildEach(&o.Sounds, "sound", i.Sounds, maxSmall, r.sound),
+		rebuildEach(&o.Videos, "video", i.Videos, maxSmall, r.video),
+		rebuildEach(&o.Hubs, "hub", i.Hubs, maxSmall, r.hub),
+		rebuildEach(&o.Watchdogs, "watchdog", i.Watchdogs, maxSmall, r.watchdog),
+		rebuildOne(&o.MemBalloon, "memballoon", i.MemBalloon, r.balloon),
+		rebuildEach(&o.RNGs, "rng", i.RNGs, maxSmall, r.rng),
+		rebuildEach(&o.Panics, "panic", i.Panics, maxSmall, r.panicDevice),
+		rebuildOne(&o.IOMMU, "iommu", i.IOMMU, r.iommu),
+		r.memoryDevices(i.Memorydevs),
 	} {
-		if err := step(); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -61,28 +52,29 @@ func (r *rebuilder) devices(in, out *libvirtxml.Domain) error {
 
 // rebuildEach rebuilds the devices of one kind. A nil result is a device that is
 // left out.
-func rebuildEach[T any](kind string, in []T, limit int, rebuild func(string, *T) (*T, error)) ([]T, error) {
+func rebuildEach[T any](out *[]T, kind string, in []T, limit int, rebuild func(string, *T) (*T, error)) error {
 	if len(in) > limit {
-		return nil, refuse("devices/"+kind, "there are %d of them, at most %d are accepted", len(in), limit)
+		return refuse("devices/"+kind, "there are %d of them, at most %d are accepted", len(in), limit)
 	}
-	var out []T
 	for n := range in {
 		d, err := rebuild(fmt.Sprintf("devices/%s[%d]", kind, n+1), &in[n])
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if d != nil {
-			out = append(out, *d)
+			*out = append(*out, *d)
 		}
 	}
-	return out, nil
+	return nil
 }
 
-func rebuildOne[T any](kind string, in *T, rebuild func(string, *T) (*T, error)) (*T, error) {
+// rebuildOne is the same for a device of which there is one.
+func rebuildOne[T any](out **T, kind string, in *T, rebuild func(string, *T) (*T, error)) (err error) {
 	if in == nil {
-		return nil, nil
+		return nil
 	}
-	return rebuild("devices/"+kind, in)
+	*out, err = rebuild("devices/"+kind, in)
+	return err
 }
 
 var (

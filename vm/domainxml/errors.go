@@ -1,6 +1,10 @@
 package domainxml
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+	"unicode"
+)
 
 // A RefusedError says why the domain of an image cannot be used. It is final:
 // the same document will be refused again.
@@ -23,9 +27,18 @@ func (e *RefusedError) Error() string {
 const maxReason = 300
 
 func refuse(element, format string, args ...any) error {
-	reason := fmt.Sprintf(format, args...)
+	reason := strings.Map(printable, fmt.Sprintf(format, args...))
 	if len(reason) > maxReason {
-		reason = reason[:maxReason] + "…"
+		reason = strings.ToValidUTF8(reason[:maxReason], "") + "…"
 	}
 	return &RefusedError{Element: element, Reason: reason}
+}
+
+// printable keeps a stranger's text from steering the terminal of whoever reads
+// the job log.
+func printable(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return '·'
 }

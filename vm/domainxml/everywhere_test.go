@@ -15,9 +15,8 @@ import (
 
 // nasty are the values that are put into each place of each document.
 var nasty = []string{
-	"/etc/canary", "../../etc/canary", "canary.example", "qemu64,canary=on", "file:/etc/canary", "canary\n-drive",
-	"", "-1", "0", "255", "65536", "4294967296", "18446744073709551615", "18446744073709551616", "0x100000000",
-	"unix", "block", "network", "passthrough", "host", "yes", "on", "none", "disk.qcow2",
+	"/etc/canary", "canary.example", "qemu64,canary=on", "canary\n-drive", "", "-1", "4294967296", "18446744073709551616",
+	"unix", "network", "passthrough", "yes", "disk.qcow2",
 }
 
 // guestStrings are the places where a stranger's text goes to the guest and

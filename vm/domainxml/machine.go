@@ -4,7 +4,6 @@ import (
 	"math/bits"
 	"path"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -372,5 +371,3 @@ func pmPolicy(in *libvirtxml.DomainPMPolicy) *libvirtxml.DomainPMPolicy {
 	}
 	return &libvirtxml.DomainPMPolicy{Enabled: in.Enabled}
 }
-
-func number(n uint) string { return strconv.FormatUint(uint64(n), 10) }

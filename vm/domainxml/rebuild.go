@@ -53,7 +53,8 @@ type Options struct {
 
 // A Result is a domain that harms nobody.
 type Result struct {
-	// Domain has no name, UUID or metadata. Its disks are in the order of the
+	// Domain has OS.Type, Memory, VCPU and Devices, and no name, UUID or metadata.
+	// Its disks are in the order of the
 	// document with the layer's base name as Source.File.File, which is empty for a
 	// drive without medium. Its network cards have no MAC address and
 	// are connected to nothing (type null); serial ports and consoles are ptys.

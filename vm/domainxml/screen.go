@@ -36,6 +36,22 @@ var rebuiltDevices = set(
 	"iommu",
 )
 
+// knownTypes are those that libvirtxml reads: at others it fails without a word
+// on where.
+var knownTypes = map[string]map[string]bool{
+	"disk": set("file", "block", "dir", "network", "volume", "nvme", "vhostuser", "vhostvdpa"),
+	"interface": set("user", "ethernet", "vhostuser", "server", "client", "mcast", "network", "bridge", "internal",
+		"direct", "hostdev", "udp", "vdpa", "null", "vds"),
+	"serial":  chardevTypes,
+	"console": chardevTypes,
+	"channel": chardevTypes,
+	"address": set("pci", "drive", "virtio-serial", "ccid", "usb", "spapr-vio", "virtio-s390", "ccw", "virtio-mmio",
+		"isa", "dimm", "unassigned"),
+}
+
+var chardevTypes = set("null", "vc", "pty", "dev", "file", "pipe", "stdio", "udp", "tcp", "unix", "spicevmc",
+	"spiceport", "nmdm", "qemu-vdagent", "dbus")
+
 func set(names ...string) map[string]bool {
 	m := make(map[string]bool, len(names))
 	for _, n := range names {
@@ -140,8 +156,23 @@ func (s *screener) start(t xml.StartElement) error {
 	if s.skipFrom == 0 && !s.wanted(t.Name) {
 		s.skipFrom = s.depth
 	}
-	if s.skipFrom == 0 {
-		s.out.tokens = append(s.out.tokens, xml.StartElement{Name: t.Name, Attr: attrs})
+	if s.skipFrom != 0 {
+		return nil
+	}
+	s.out.tokens = append(s.out.tokens, xml.StartElement{Name: t.Name, Attr: attrs})
+	return s.knownType(t.Name.Local, attrs)
+}
+
+// knownType refuses a device or address of a type that the parser cannot read.
+func (s *screener) knownType(name string, attrs []xml.Attr) error {
+	known := knownTypes[name]
+	if known == nil || s.depth < 3 || s.path[0] != "devices" || (s.depth != 3 && name != "address") {
+		return nil
+	}
+	for _, a := range attrs {
+		if a.Name.Local == "type" && !known[a.Value] {
+			return refuse(join(s.path, "@type"), "%q is no type of %s that is known here", text(a.Value), name)
+		}
 	}
 	return nil
 }

@@ -13,7 +13,10 @@ func trust(in, out *libvirtxml.Domain) {
 	out.OS, out.CPU, out.Features, out.SysInfo = in.OS, in.CPU, in.Features, in.SysInfo
 	out.MaximumMemory, out.MemoryBacking, out.MemoryTune = in.MaximumMemory, in.MemoryBacking, in.MemoryTune
 	out.BlockIOTune = in.BlockIOTune
-	out.VCPU, out.VCPUs = in.VCPU, in.VCPUs
+	out.VCPUs = in.VCPUs
+	if in.VCPU != nil {
+		out.VCPU = in.VCPU
+	}
 	out.CPUTune, out.NUMATune = in.CPUTune, in.NUMATune
 	out.IOThreads, out.IOThreadIDs, out.DefaultIOThread = in.IOThreads, in.IOThreadIDs, in.DefaultIOThread
 	out.LaunchSecurity = in.LaunchSecurity
