@@ -18,6 +18,8 @@ type FetchAndCloneOptions struct {
 	Name string
 	// Settings for the image.
 	Settings ImageSettings
+	// Size of the machine.
+	Size machineSize
 	// Record of the job; image and digest are filled in.
 	Record vm.Record
 	// Log hears how it goes on.
@@ -77,8 +79,11 @@ func specFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		Trusted:      o.Settings.Trusted,
 		Architecture: image.Architecture,
 		Disks:        disks,
-		CPUs:         *o.Settings.CPUs,
-		Memory:       uint64(*o.Settings.Memory),
+		CPUs:         o.Size.cpus,
+		Memory:       o.Size.memory,
+		MaxCPUs:      *o.Settings.MaxCPUs,
+		MaxMemory:    uint64(*o.Settings.MaxMemory),
+		DiskSize:     o.Size.disk,
 		Network:      *o.Settings.Network,
 		Accel:        *o.Settings.Accel,
 		CloneDir:     o.Dirs.Clones,

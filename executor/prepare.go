@@ -38,6 +38,14 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		return err
 	}
 	defer host.Close()
+	hostSize, err := host.Size(ctx)
+	if err != nil {
+		return err
+	}
+	size, err := d.size(settings, hostSize)
+	if err != nil {
+		return err
+	}
 	if err := d.clearWay(ctx, host, dirs); err != nil {
 		return err
 	}
@@ -60,6 +68,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		Dirs:     dirs,
 		Name:     d.Job.VMName(),
 		Settings: settings,
+		Size:     size,
 		Record:   d.record(began),
 		Log:      d.Log,
 	})

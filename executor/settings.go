@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -53,6 +54,10 @@ type DefaultsTable struct {
 	Image string `toml:"image"`
 	// AllowedImages are globs; none means that every image is allowed.
 	AllowedImages []string `toml:"allowed_images"`
+	// AllowedJobVariables are those of [JobVariables] by which a job may choose.
+	AllowedJobVariables []string `toml:"allowed_job_variables"`
+	// Concurrency is how many machines the host is for; 0: one for each CPU.
+	Concurrency uint `toml:"concurrency"`
 
 	PerImage
 }
@@ -77,8 +82,11 @@ type PerImage struct {
 	AllowedPolicy  *Policies `toml:"allowed_pull_policies"`
 	Network        *string   `toml:"network"`
 	Accel          *string   `toml:"accel"`
-	CPUs           *uint     `toml:"cpus"`
+	CPUs           *CPUs     `toml:"cpus"`
 	Memory         *Bytes    `toml:"memory"`
+	Disk           *Bytes    `toml:"disk"`
+	MaxCPUs        *uint     `toml:"max_cpus"`
+	MaxMemory      *Bytes    `toml:"max_memory"`
 	MaxDisk        *Bytes    `toml:"max_disk"`
 	Username       *string   `toml:"username"`
 	Password       *string   `toml:"password"`
@@ -101,8 +109,11 @@ func builtIn(connect string) PerImage {
 		AllowedPolicy:  &Policies{},
 		Network:        &network,
 		Accel:          ptr(vm.AccelAuto),
-		CPUs:           ptr(uint(0)),
+		CPUs:           ptr(CPUs(0)),
 		Memory:         ptr(Bytes(0)),
+		Disk:           ptr(Bytes(0)),
+		MaxCPUs:        ptr(uint(0)),
+		MaxMemory:      ptr(Bytes(0)),
 		MaxDisk:        ptr(Bytes(oci.DefaultMaxDisk)),
 		Username:       ptr(""),
 		Password:       ptr(""),
@@ -148,6 +159,21 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	v, err := units.RAMInBytes(string(text))
 	*b = Bytes(v)
 	return err
+}
+
+// CPUs is a number of vCPUs: 0 for what the image asks, or [AutoCPUs].
+type CPUs int
+
+// AutoCPUs ("auto") divides the host's CPUs by the setting concurrency.
+const AutoCPUs CPUs = math.MinInt32
+
+// UnmarshalText reads the word.
+func (c *CPUs) UnmarshalText(text []byte) error {
+	if string(text) != "auto" {
+		return fmt.Errorf("%q is neither a number nor \"auto\"", text)
+	}
+	*c = AutoCPUs
+	return nil
 }
 
 // Policies are pull policies in the order in which they are tried. In TOML, as
@@ -301,6 +327,11 @@ func (s *Settings) check() error {
 			PerImage
 		}{name, section.PerImage})
 	}
+	for _, name := range s.Defaults.AllowedJobVariables {
+		if !slices.Contains(JobVariables, name) {
+			return fmt.Errorf("[defaults]: allowed_job_variables: %q is none of %s", name, strings.Join(JobVariables, ", "))
+		}
+	}
 	for _, pattern := range s.Defaults.AllowedImages {
 		if !doublestar.ValidatePattern(pattern) {
 			return fmt.Errorf("[defaults]: allowed_images: %q is not a glob", pattern)
@@ -324,6 +355,9 @@ func (p PerImage) check() error {
 	}
 	if p.PullPolicy != nil && len(*p.PullPolicy) == 0 {
 		return errors.New("pull_policy: an empty list allows nothing")
+	}
+	if p.CPUs != nil && *p.CPUs < 0 && *p.CPUs != AutoCPUs {
+		return fmt.Errorf("cpus is %d: want a number, 0 for the image's, or \"auto\"", *p.CPUs)
 	}
 	if p.Accel != nil && !slices.Contains([]string{vm.AccelAuto, vm.AccelKVM, vm.AccelTCG}, *p.Accel) {
 		return fmt.Errorf("accel is %q: want auto, kvm or tcg", *p.Accel)

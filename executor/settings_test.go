@@ -37,7 +37,7 @@ func TestExampleTellsTheTruth(t *testing.T) {
 		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
 	}
 	example.Defaults.PerImage = PerImage{}
-	if diff := cmp.Diff(DefaultsTable{AllowedImages: []string{}}, example.Defaults); diff != "" {
+	if diff := cmp.Diff(DefaultsTable{AllowedImages: []string{}, AllowedJobVariables: []string{}}, example.Defaults); diff != "" {
 		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
 	}
 	if len(example.Images) != 1 || example.Images[0].Trusted || example.Images[0].Image != "" || defaults.Trusted {
@@ -65,7 +65,9 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"no time at all", "[defaults]\ntimeout = '0s'", "not more than nothing"},
 		{"bad size", "[defaults]\nmemory = 'lots'", "line 2: "},
 		{"negative size", "[defaults]\nmemory = '-1'", "line 2: "},
-		{"negative count", "[defaults]\ncpus = -1", "line 2: "},
+		{"negative count", "[defaults]\ncpus = -1", "cpus is -1"},
+		{"bad word for a count", "[defaults]\ncpus = 'many'", `"many" is neither a number nor "auto"`},
+		{"bad job variable", "[defaults]\nallowed_job_variables = ['PATH']", `"PATH" is none of SARDINE_CPUS`},
 		{"bad policy", "[defaults]\npull_policy = 'sometimes'", `"sometimes" is no pull policy`},
 		{"bad policy in a list", "[defaults]\npull_policy = ['always', 'x']", `"x" is no pull policy`},
 		{"no policy", "[defaults]\npull_policy = []", "allows nothing"},

@@ -28,6 +28,13 @@ type Spec struct {
 	// CPUs and Memory (bytes) replace what the image asks for unless 0.
 	CPUs   uint
 	Memory uint64
+	// MaxCPUs and MaxMemory (bytes) bound both what the image asks for and what
+	// replaces it; 0 means what the host has.
+	MaxCPUs   uint
+	MaxMemory uint64
+	// DiskSize is the least size of the first disk, in bytes: its overlay grows, and
+	// never shrinks.
+	DiskSize int64
 
 	// Network is "user" or the name of a libvirt network.
 	Network string

@@ -65,6 +65,11 @@ func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 	if err := personalise(domain, &spec, files); err != nil {
 		return nil, err
 	}
+	notes, err := h.bound(ctx, domain, &spec)
+	if err != nil {
+		return nil, err
+	}
+	guest.warn(notes...)
 	net, warnings, err := newNetwork(ctx, h, &spec)
 	if err != nil {
 		return nil, err
@@ -115,7 +120,7 @@ func makeFiles(ctx context.Context, h *Host, spec *Spec, undo *undoer) (layout, 
 	}
 	undo.add(func() error { return os.RemoveAll(dir) })
 	var err error
-	files.overlays, err = CloneDisks(ctx, spec.Disks, dir, 0)
+	files.overlays, err = CloneDisks(ctx, spec.Disks, dir, spec.DiskSize)
 	return files, err
 }
 

@@ -1,0 +1,76 @@
+package executor
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/docker/go-units"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// JobVariables are the variables by which the author of a job may choose the size
+// of the machine, if the administrator lists them in allowed_job_variables.
+var JobVariables = []string{"SARDINE_CPUS", "SARDINE_MEMORY", "SARDINE_DISK"}
+
+// A machineSize is what a job's machine gets; 0 means what the image asks for.
+type machineSize struct {
+	cpus   uint
+	memory uint64 // bytes
+	disk   int64  // bytes
+}
+
+// size of the job's machine: the settings, or the job's own wishes where it may
+// have any. The limits of the settings are not its business, but [vm.Spec]'s,
+// except for the disk's, which is bound here.
+func (d *Driver) size(settings ImageSettings, host vm.HostSize) (machineSize, error) {
+	size := machineSize{memory: uint64(*settings.Memory), disk: int64(*settings.Disk)}
+	if *settings.CPUs == AutoCPUs {
+		size.cpus = max(1, host.CPUs/max(1, cmp.Or(d.Settings.Defaults.Concurrency, host.CPUs)))
+	} else {
+		size.cpus = uint(*settings.CPUs)
+	}
+	for _, name := range JobVariables {
+		wish := d.Job.Variable(name)
+		if wish == "" {
+			continue
+		}
+		if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, name) {
+			return size, jobFault(fmt.Errorf("the job sets %s, which is not allowed here (allowed_job_variables: %q)",
+				name, d.Settings.Defaults.AllowedJobVariables))
+		}
+		if err := size.grant(name, wish); err != nil {
+			return size, jobFault(fmt.Errorf("the job's variable %s is %q: %w", name, wish, err))
+		}
+	}
+	if most := int64(*settings.MaxDisk); size.disk > most {
+		d.Log.Warn("the machine gets a disk of %s, not %s: that is the limit here (max_disk)",
+			units.BytesSize(float64(most)), units.BytesSize(float64(size.disk)))
+		size.disk = most
+	}
+	return size, nil
+}
+
+// grant sets what a variable of the job asks for.
+func (s *machineSize) grant(name, wish string) error {
+	if name == "SARDINE_CPUS" {
+		n, err := strconv.ParseUint(wish, 10, 16)
+		if err != nil || n == 0 {
+			return fmt.Errorf("want a number of CPUs")
+		}
+		s.cpus = uint(n)
+		return nil
+	}
+	n, err := units.RAMInBytes(wish)
+	if err != nil || n <= 0 {
+		return fmt.Errorf("want a size such as 4GiB")
+	}
+	if name == "SARDINE_MEMORY" {
+		s.memory = uint64(n)
+	} else {
+		s.disk = n
+	}
+	return nil
+}

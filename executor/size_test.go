@@ -1,0 +1,47 @@
+package executor
+
+import (
+	"io"
+	"testing"
+
+	"gitlab-sardine-executor/vm"
+)
+
+func TestSize(t *testing.T) {
+	const all = "allowed_job_variables = ['SARDINE_CPUS', 'SARDINE_MEMORY', 'SARDINE_DISK']\n"
+	host := vm.HostSize{CPUs: 8, Memory: 64 << 30}
+	for _, test := range []struct {
+		name, toml string
+		variables  map[string]string
+		want       machineSize
+		refused    bool
+	}{
+		{name: "the image decides"},
+		{name: "the settings", toml: "cpus = 3\nmemory = '2GiB'\ndisk = '20GiB'", want: machineSize{3, 2 << 30, 20 << 30}},
+		{name: "auto", toml: "cpus = 'auto'\nconcurrency = 3", want: machineSize{cpus: 2}},
+		{name: "auto with a CPU for each", toml: "cpus = 'auto'", want: machineSize{cpus: 1}},
+		{name: "auto with more machines than CPUs", toml: "cpus = 'auto'\nconcurrency = 100", want: machineSize{cpus: 1}},
+		{
+			name: "the job", toml: all + "cpus = 3",
+			variables: map[string]string{"SARDINE_CPUS": "5", "SARDINE_MEMORY": "1g", "SARDINE_DISK": "30GiB"},
+			want:      machineSize{5, 1 << 30, 30 << 30},
+		},
+		{name: "more disk than allowed", toml: all + "max_disk = '10GiB'", variables: map[string]string{"SARDINE_DISK": "30GiB"}, want: machineSize{disk: 10 << 30}},
+		{name: "an empty wish is none", variables: map[string]string{"SARDINE_CPUS": ""}},
+		{name: "not allowed", variables: map[string]string{"SARDINE_CPUS": "2"}, refused: true},
+		{name: "another is allowed", toml: "allowed_job_variables = ['SARDINE_DISK']", variables: map[string]string{"SARDINE_CPUS": "2"}, refused: true},
+		{name: "no number", toml: all, variables: map[string]string{"SARDINE_CPUS": "2; reboot"}, refused: true},
+		{name: "no CPU", toml: all, variables: map[string]string{"SARDINE_CPUS": "0"}, refused: true},
+		{name: "negative", toml: all, variables: map[string]string{"SARDINE_MEMORY": "-1"}, refused: true},
+		{name: "overflow", toml: all, variables: map[string]string{"SARDINE_CPUS": "18446744073709551616"}, refused: true},
+		{name: "no size", toml: all, variables: map[string]string{"SARDINE_DISK": "huge"}, refused: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := &Driver{Settings: parse(t, "[defaults]\n"+test.toml), Job: Job{variables: test.variables}, Log: NewJobLog(io.Discard)}
+			got, err := d.size(d.Settings.For("x"), host)
+			if refused := err != nil && Classify(err) == BuildFailure; refused != test.refused || !refused && (err != nil || got != test.want) {
+				t.Errorf("got %+v, %v; want %+v, refused: %v", got, err, test.want, test.refused)
+			}
+		})
+	}
+}

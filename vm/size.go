@@ -1,0 +1,54 @@
+package vm
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/domainxml"
+)
+
+// HostSize is what a host has to give.
+type HostSize struct {
+	CPUs   uint
+	Memory uint64 // bytes
+}
+
+// Size of the host, as libvirt counts it.
+func (h *Host) Size(ctx context.Context) (HostSize, error) {
+	info, err := await(ctx, "ask for the size of the host", func() (*libvirt.NodeInfo, error) { return h.conn.GetNodeInfo() })
+	if err != nil {
+		return HostSize{}, err
+	}
+	return HostSize{CPUs: info.Cpus, Memory: info.Memory << 10}, nil
+}
+
+// bound keeps a machine below the limits of its spec, whoever asked for more: an
+// image can ask for anything. It says what it cut.
+func (h *Host) bound(ctx context.Context, d *libvirtxml.Domain, spec *Spec) ([]string, error) {
+	host, err := h.Size(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var notes []string
+	if most := cmp.Or(spec.MaxCPUs, host.CPUs); d.VCPU != nil && d.VCPU.Value > most {
+		notes = append(notes, fmt.Sprintf("the machine gets %d CPUs, not %d: that is the limit here", most, d.VCPU.Value))
+		domainxml.SetCPUs(d, most)
+	}
+	if most := cmp.Or(spec.MaxMemory, host.Memory); memoryOf(d) > most {
+		notes = append(notes, fmt.Sprintf("the machine gets %d MiB of memory, not %d: that is the limit here", most>>20, memoryOf(d)>>20))
+		domainxml.SetMemory(d, most)
+	}
+	return notes, nil
+}
+
+// memoryOf is the memory of a domain in bytes; package domainxml writes KiB.
+func memoryOf(d *libvirtxml.Domain) uint64 {
+	if d.Memory == nil {
+		return 0
+	}
+	return uint64(d.Memory.Value) << 10
+}
