@@ -44,7 +44,7 @@ func diskName(name string, i int) (string, error) {
 	switch {
 	case base == "" || base[0] == '.', len(base) > 255, !utf8.ValidString(base), strings.ContainsFunc(base, unicode.IsControl):
 		return "", fmt.Errorf("%w: disk %d is called %q", ErrHostile, i, name)
-	case base == imageFile || base == domainFile:
+	case base == imageFile || base == domainFile || base == pieceFile:
 		return "", fmt.Errorf("%w: disk %d is called %q, which is a name of the store", ErrFormat, i, name)
 	}
 	return base, nil

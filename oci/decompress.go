@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/klauspost/pgzip"
 	"github.com/klauspost/readahead"
 	"github.com/ulikunitz/xz"
 
@@ -19,13 +19,15 @@ import (
 // Buffers between the goroutines of one stream: network and digest, then
 // decompression, then digest and disk. They bound the memory of a pull.
 const (
-	readBuffers    = 8
-	readBuffer     = 512 << 10
-	inflateBuffers = 4
-	inflateBuffer  = 1 << 20
-	copyBuffer     = 256 << 10
+	readBuffers  = 8
+	readBuffer   = 512 << 10
+	plainBuffers = 4
+	plainBuffer  = 1 << 20
+	copyBuffer   = 256 << 10
 	// zstdWindow is the largest window that is accepted: zstd --long=27.
 	zstdWindow = 128 << 20
+	// pieceWindow is the largest in pieces, of which many are unpacked at once.
+	pieceWindow = 8 << 20
 )
 
 var (
@@ -38,13 +40,18 @@ var (
 // from the compressed one any more.
 type plainStream struct {
 	io.Reader
-	// name is the file name in the gzip header; empty if there is none.
-	name   string
+	gunzip *gunzip        // nil if it is no gzip
 	closer []func() error // in order
 }
 
-// Name of the file as its packer called it; not to be trusted.
-func (p *plainStream) Name() string { return p.name }
+// Name of the file in the gzip header, as its packer called it and not to be
+// trusted; empty if there is none.
+func (p *plainStream) Name() string {
+	if p.gunzip == nil {
+		return ""
+	}
+	return p.gunzip.name
+}
 
 func (p *plainStream) Close() error {
 	var err error
@@ -71,22 +78,46 @@ type damagedError struct{ err error }
 func (e *damagedError) Error() string { return "damaged layer: " + e.err.Error() }
 func (e *damagedError) Unwrap() error { return e.err }
 
-// decompress reads r in a goroutine of its own and decompresses in another.
-func decompress(r io.Reader, compression format.Compression) (*plainStream, error) {
+// A decompression says how to decompress a stream.
+type decompression struct {
+	compression format.Compression
+	window      int // the largest that zstd and xz may ask for, in bytes
+	// wanted and from are those of gunzip; nil where a stream starts at its beginning
+	// and needs no marks.
+	wanted func(compressed int64) bool
+	from   *gzipMark
+}
+
+// ahead reads r in a goroutine of its own and decompresses what comes.
+func (d decompression) ahead(r io.Reader) (*plainStream, error) {
 	ahead, err := readahead.NewReaderSize(r, readBuffers, readBuffer)
 	if err != nil {
 		return nil, err
 	}
 	p := &plainStream{closer: []func() error{ahead.Close}}
-	if err := p.start(bufio.NewReader(ahead), compression); err != nil {
+	return d.start(p, bufio.NewReader(ahead))
+}
+
+// direct decompresses r as it is read.
+func (d decompression) direct(r io.Reader) (*plainStream, error) {
+	return d.start(&plainStream{}, bufio.NewReaderSize(r, 64<<10))
+}
+
+func (d decompression) start(p *plainStream, r *bufio.Reader) (*plainStream, error) {
+	if err := d.decode(p, r); err != nil {
 		return nil, errors.Join(&damagedError{err}, p.Close())
 	}
 	return p, nil
 }
 
-func (p *plainStream) start(r *bufio.Reader, compression format.Compression) error {
-	if compression == format.None {
+func (d decompression) decode(p *plainStream, r *bufio.Reader) (err error) {
+	if d.compression == format.None {
 		p.Reader = r
+		return nil
+	}
+	if d.from != nil {
+		p.gunzip = resumeGunzip(r, *d.from, d.wanted)
+		p.Reader = p.gunzip
 		return nil
 	}
 	magic, err := r.Peek(len(magicXZ))
@@ -94,34 +125,49 @@ func (p *plainStream) start(r *bufio.Reader, compression format.Compression) err
 		return err
 	}
 	switch {
-	case compression == format.Gzip, bytes.HasPrefix(magic, magicGzip):
-		return p.startGzip(r)
+	case d.compression == format.Gzip, d.compression == format.Sniffed && bytes.HasPrefix(magic, magicGzip):
+		if p.gunzip, err = newGunzip(r, d.wanted); err != nil {
+			return err
+		}
+		p.Reader = p.gunzip
+		return nil
+	case d.compression == format.Zstd, bytes.HasPrefix(magic, magicZstd):
+		return d.zstd(p, r)
 	case qcow2.IsQCOW2(magic):
 		p.Reader = r
 		return nil
-	case bytes.HasPrefix(magic, magicZstd):
+	case bytes.HasPrefix(magic, magicXZ):
+		p.Reader, err = xz.ReaderConfig{DictCap: d.window}.NewReader(r)
+		return err
+	}
+	return fmt.Errorf("begins with % x: not gzip, xz, zstd or qcow2", magic)
+}
+
+// pieceDecoders are for windows of pieceWindow: an image has thousands of pieces.
+var pieceDecoders sync.Pool
+
+func (d decompression) zstd(p *plainStream, r io.Reader) (err error) {
+	if d.window != pieceWindow {
 		// One goroutine for the blocks of a frame is what bounds the memory.
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdWindow))
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(uint64(d.window)))
 		if err != nil {
 			return err
 		}
 		p.Reader = z
 		p.closer = append([]func() error{func() error { z.Close(); return nil }}, p.closer...)
 		return nil
-	case bytes.HasPrefix(magic, magicXZ):
-		p.Reader, err = xz.ReaderConfig{DictCap: zstdWindow}.NewReader(r)
-		return err
 	}
-	return fmt.Errorf("begins with % x: not gzip, xz, zstd or qcow2", magic)
-}
-
-func (p *plainStream) startGzip(r io.Reader) error {
-	z, err := pgzip.NewReaderN(r, inflateBuffer, inflateBuffers)
-	if err != nil {
-		return err
+	z, _ := pieceDecoders.Get().(*zstd.Decoder)
+	if z == nil {
+		if z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(pieceWindow)); err != nil {
+			return err
+		}
 	}
-	p.Reader, p.name = z, z.Name
-	// The error of Close is the one that Read has returned.
-	p.closer = append([]func() error{func() error { _ = z.Close(); return nil }}, p.closer...)
-	return nil
+	p.Reader = z
+	p.closer = append([]func() error{func() error {
+		err := z.Reset(nil)
+		pieceDecoders.Put(z)
+		return err
+	}}, p.closer...)
+	return z.Reset(r)
 }

@@ -3,6 +3,7 @@ package oci
 import (
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -33,6 +34,9 @@ type Image struct {
 
 	// Dir is the absolute directory of the image in the store.
 	Dir string `json:"-"`
+
+	// hold keeps the image from being removed; nil if nothing does. See Close.
+	hold *flock.Flock
 }
 
 // A Disk is a file of an image in the store: read-only (0444) for good.
@@ -52,8 +56,10 @@ type Disk struct {
 	Size        int64 `json:"size"`
 	VirtualSize int64 `json:"virtualSize"`
 	// Digest of the file as its maker packed it; where a backing name had to be
-	// rewritten, the file in the store differs in that name.
-	Digest digest.Digest `json:"digest"`
+	// rewritten, the file in the store differs in that name. Of a disk that came in
+	// pieces each with a digest of its own, it is the maker's word, and may be empty:
+	// what was checked are the pieces.
+	Digest digest.Digest `json:"digest,omitempty"`
 }
 
 // GuestConfig is sardinecake's VM config

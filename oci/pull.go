@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"syscall"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
@@ -41,6 +42,15 @@ type PullOptions struct {
 	MaxDisk int64
 	// Progress may be nil.
 	Progress Progress
+
+	patience patience // the zero value means defaultPatience
+}
+
+func (o PullOptions) waits() patience {
+	if o.patience == (patience{}) {
+		return defaultPatience
+	}
+	return o.patience
 }
 
 func architecture(arch string) string {
@@ -59,7 +69,13 @@ func (o PullOptions) maxDisk() int64 {
 
 // Pull makes sure that the store holds the image ref, complete and verified, and
 // returns it. Of several processes that want one image, one pulls and the others
-// wait. The sentinels of this package tell which errors are final.
+// wait. The image is held: nobody removes it from the store until [Image.Close] or
+// the end of this process. The sentinels of this package tell which errors are
+// final.
+//
+// A registry that fails in a way that may pass is tried again, and a connection
+// that breaks is taken up where it broke. What a pull that was interrupted has
+// finished is kept for the next one, which verifies it.
 func (s *Store) Pull(ctx context.Context, ref Reference, o PullOptions) (*Image, error) {
 	policies := o.Policies
 	if len(policies) == 0 {
@@ -96,9 +112,9 @@ func joinPolicies(failed error, policy PullPolicy, err error) error {
 func (s *Store) pullBy(ctx context.Context, policy PullPolicy, ref Reference, o PullOptions) (*Image, error) {
 	switch policy {
 	case PullNever:
-		return s.Lookup(ref, o.Architecture)
+		return s.lookupHeld(ctx, ref, o)
 	case PullIfNotPresent:
-		image, err := s.Lookup(ref, o.Architecture)
+		image, err := s.lookupHeld(ctx, ref, o)
 		if err == nil || !errors.Is(err, ErrNotFound) {
 			return image, err
 		}
@@ -109,11 +125,30 @@ func (s *Store) pullBy(ctx context.Context, policy PullPolicy, ref Reference, o 
 	return s.pull(ctx, ref, o)
 }
 
+// lookupHeld is Lookup for an image that is about to be used.
+func (s *Store) lookupHeld(ctx context.Context, ref Reference, o PullOptions) (*Image, error) {
+	image, err := s.Lookup(ref, o.Architecture)
+	if err != nil {
+		return nil, err
+	}
+	return s.acquire(ctx, image.Digest, o.waiting(image.Digest), nil)
+}
+
+// waiting tells people what a pull waits for.
+func (o PullOptions) waiting(d digest.Digest) func() {
+	return func() {
+		progressOrSilent(o.Progress).Waiting(fmt.Sprintf("another process pulls the same image (%s)", d))
+	}
+}
+
 func (s *Store) pull(ctx context.Context, ref Reference, o PullOptions) (*Image, error) {
-	src, err := openSource(ctx, ref, o.Credentials)
+	first := o.waits()
+	first.total = min(first.total, openPatience)
+	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, ref, o.Credentials) })
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)
 	}
+	src = patientSource{src, o.waits()}
 	defer src.Close()
 	image, err := s.pullFrom(ctx, src, ref, o)
 	if err != nil {
@@ -123,41 +158,30 @@ func (s *Store) pull(ctx context.Context, ref Reference, o PullOptions) (*Image,
 }
 
 func (s *Store) pullFrom(ctx context.Context, src source, ref Reference, o PullOptions) (*Image, error) {
-	want := ref.Digest()
-	raw, mediaType, top, err := readManifest(ctx, src, want)
+	raw, mediaType, top, err := readManifest(ctx, src, ref.Digest())
 	if err != nil {
 		return nil, err
 	}
 	arch := architecture(o.Architecture)
 	if record, err := s.readReference(ref, arch); err == nil && record.Top == top {
-		if image, err := s.open(record.Manifest); err == nil {
-			return image, nil
+		image, err := s.acquire(ctx, record.Manifest, o.waiting(record.Manifest), nil)
+		if err == nil || ctx.Err() != nil {
+			return image, err
 		}
 	}
 	m, d, err := resolve(ctx, src, raw, mediaType, top, arch)
 	if err != nil {
 		return nil, err
 	}
-	record := referenceRecord{Reference: ref.String(), Architecture: arch, Top: top, Manifest: d}
-	if image, err := s.open(d); err == nil {
-		return image, s.writeReference(ref, record)
-	}
-	var image *Image
-	waiting := func() {
-		progressOrSilent(o.Progress).Waiting(fmt.Sprintf("waiting for another job that pulls the same image (%s)", d))
-	}
-	err = s.withLock(ctx, d, waiting, func() error {
-		// While we waited, another may have finished it.
-		if image, err = s.open(d); err == nil {
-			return nil
-		}
-		image, err = s.unpack(ctx, src, m, d, ref, o)
-		return err
-	})
+	image, err := s.acquire(ctx, d, o.waiting(d), func() error { return s.unpack(ctx, src, m, d, ref, o) })
 	if err != nil {
 		return nil, err
 	}
-	return image, s.writeReference(ref, record)
+	err = s.writeReference(ref, referenceRecord{Reference: ref.String(), Architecture: arch, Top: top, Manifest: d})
+	if err != nil && !isUnwritable(err) {
+		return nil, errors.Join(err, image.Close())
+	}
+	return image, nil
 }
 
 // resolve finds the manifest for arch and its digest: the one given, or a child
@@ -179,29 +203,36 @@ func resolve(ctx context.Context, src source, raw []byte, mediaType string, d di
 	return m, d, nil
 }
 
-// unpack makes the directory of an image. Our caller holds its lock.
-func (s *Store) unpack(ctx context.Context, src source, m *format.Manifest, d digest.Digest, ref Reference, o PullOptions) (*Image, error) {
+// unpack makes the directory of an image. Our caller has its lock.
+func (s *Store) unpack(ctx context.Context, src source, m *format.Manifest, d digest.Digest, ref Reference, o PullOptions) error {
 	plan, err := plan(ctx, src, m)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	partial := s.partialDir(d)
-	if err := os.RemoveAll(partial); err != nil {
-		return nil, fmt.Errorf("removing an interrupted pull: %w", err)
+	if err := os.Mkdir(partial, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("making the image's directory: %w", err)
 	}
-	if err := os.Mkdir(partial, 0o755); err != nil {
-		return nil, fmt.Errorf("making the image's directory: %w", err)
+	u := &unpacker{
+		src: src, dir: partial, plan: plan, maxDisk: o.maxDisk(), progress: progressOrSilent(o.Progress),
+		stored: s.findPieces(plan),
 	}
-	u := &unpacker{src: src, dir: partial, plan: plan, maxDisk: o.maxDisk(), progress: progressOrSilent(o.Progress)}
 	image, err := u.run(ctx)
+	err = errors.Join(err, u.stored.Close())
 	if err == nil {
 		image.Digest, image.Reference = d, ref.String()
 		err = s.publish(image, partial)
 	}
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(partial))
+	if err != nil && !isResumable(err) {
+		err = errors.Join(err, os.RemoveAll(partial))
 	}
-	return image, nil
+	return err
+}
+
+// isResumable reports whether what was unpacked before a failure is of use to the
+// next pull. On a full disk it would only be in the way.
+func isResumable(err error) bool {
+	return !Final(err) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT)
 }
 
 func plan(ctx context.Context, src source, m *format.Manifest) (*format.Plan, error) {

@@ -9,9 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"syscall"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
@@ -27,15 +28,25 @@ const (
 	// parallelDisks is how many disks are unpacked at once: each keeps about two
 	// processors busy.
 	parallelDisks = 3
+	// parallelPieces is how many pieces of disks are transferred at once.
+	parallelPieces = 6
 )
 
-// An unpacker carries out a plan in an empty directory.
+// An unpacker carries out a plan in a directory that is empty, or that an
+// interrupted pull of the same image left.
 type unpacker struct {
 	src      source
 	dir      string
 	plan     *format.Plan
 	maxDisk  int64
 	progress Progress
+	stored   *pieceIndex // of the images in the store
+
+	pieces   chan struct{} // a place for each piece under way
+	received atomic.Int64  // of all blobs, in bytes
+	space    space
+
+	extending sync.Mutex
 }
 
 // run makes all files of the image and checks them. The image it returns lacks
@@ -51,10 +62,15 @@ func (u *unpacker) run(ctx context.Context) (*Image, error) {
 		Created:      u.plan.Created,
 		Disks:        make([]Disk, len(u.plan.Disks)),
 	}
+	if err := u.makeRoom(); err != nil {
+		return nil, err
+	}
+	expect(u.progress, u.plan.TransferSize())
 	var err error
 	if image.DomainXML, image.Guest, err = u.readConfig(ctx); err != nil {
 		return nil, err
 	}
+	u.pieces = make(chan struct{}, parallelPieces)
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelDisks)
 	for i, disk := range u.plan.Disks {
@@ -66,13 +82,29 @@ func (u *unpacker) run(ctx context.Context) (*Image, error) {
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
+	return image, u.complete(image)
+}
+
+// complete gives the finished files their names, checks and seals them.
+func (u *unpacker) complete(image *Image) error {
 	if err := nameDisks(u.dir, image.Disks); err != nil {
-		return nil, err
+		return err
 	}
 	if err := checkDisks(u.dir, image.Disks, u.maxDisk); err != nil {
-		return nil, err
+		return err
 	}
-	return image, sealDisks(u.dir, image.Disks)
+	if err := u.writePieceTable(image.Disks); err != nil {
+		return err
+	}
+	if err := sealDisks(u.dir, image.Disks); err != nil {
+		return err
+	}
+	for i := range image.Disks {
+		if err := os.Remove(u.statePath(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("tidying the image's directory: %w", err)
+		}
+	}
+	return nil
 }
 
 func (u *unpacker) readConfig(ctx context.Context) (domain []byte, guest GuestConfig, err error) {
@@ -93,64 +125,75 @@ func (u *unpacker) readConfig(ctx context.Context) (domain []byte, guest GuestCo
 	return domain, guest, nil
 }
 
-// unpackDisk makes the file of the disk with number i. It stays under a name of
-// ours until every disk's own name is known.
+// unpackDisk makes the file of the disk with number i, synced. It stays under a
+// name of ours until every disk's own name is known.
 func (u *unpacker) unpackDisk(ctx context.Context, i int, disk format.Disk) (result Disk, err error) {
-	f, err := os.OpenFile(filepath.Join(u.dir, unnamed(i)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := u.openDisk(i)
 	if err != nil {
 		return Disk{}, fmt.Errorf("making disk %d: %w", i, err)
 	}
-	defer func() { err = errors.Join(diskFull(err, u.dir), f.Close()) }()
-	name, d, size, err := u.writeStreams(ctx, f, disk)
+	defer func() { err = errors.Join(u.diskFull(err), f.Close()) }()
+	var state diskState
+	if disk.IsStream() {
+		state, err = u.unpackStream(ctx, i, f, disk.Streams[0])
+	} else {
+		state, err = u.unpackPieces(ctx, f, disk)
+	}
 	if err != nil {
 		return Disk{}, fmt.Errorf("disk %d: %w", i, err)
 	}
-	if disk.Digest != "" && disk.Digest != d {
-		return Disk{}, fmt.Errorf("%w: disk %d has digest %s, its image says %s", ErrHostile, i, d, disk.Digest)
+	if disk.Digest != "" && disk.Digest != state.Digest {
+		return Disk{}, fmt.Errorf("%w: disk %d has digest %s, its image says %s", ErrHostile, i, state.Digest, disk.Digest)
 	}
+	if disk.Size != 0 && disk.Size != state.Size {
+		return Disk{}, fmt.Errorf("%w: disk %d has %d bytes, its image says %d", ErrHostile, i, state.Size, disk.Size)
+	}
+	result = Disk{Name: state.Name, Digest: state.Digest, Size: state.Size, CDROM: disk.Content == format.ISO, VirtualSize: state.Size}
 	if disk.Name != "" {
-		name = disk.Name
+		result.Name = disk.Name
 	}
-	result = Disk{Name: name, Digest: d, Size: size, CDROM: disk.Content == format.ISO, VirtualSize: size}
 	if result.Format, err = diskFormat(f, disk.Content); err != nil {
 		return Disk{}, fmt.Errorf("disk %d: %w", i, err)
 	}
 	return result, nil
 }
 
-// writeStreams writes the content of a disk to f. name is what its gzip header
-// says, if it has one.
-func (u *unpacker) writeStreams(ctx context.Context, f *os.File, disk format.Disk) (name string, d digest.Digest, size int64, err error) {
-	if len(disk.Streams) != 1 || disk.Streams[0].Offset != 0 {
-		return "", "", 0, fmt.Errorf("%w: %s disk of %d streams", ErrFormat, u.plan.Format, len(disk.Streams))
+// openDisk opens the file of a disk, which may be there already. A pull that was
+// interrupted at its very end has named it.
+func (u *unpacker) openDisk(i int) (*os.File, error) {
+	path := filepath.Join(u.dir, unnamed(i))
+	if name, err := diskName(u.nameOf(i), i); err == nil {
+		named := filepath.Join(u.dir, name)
+		err := os.Rename(named, path)
+		if err == nil {
+			err = os.Chmod(path, 0o600)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
-	stream := disk.Streams[0]
-	blobs := &blobSequence{ctx: ctx, src: u.src, blobs: stream.Blobs, progress: u.progress}
-	defer blobs.Close()
-	plain, err := decompress(blobs, stream.Compression)
-	if err != nil {
-		return "", "", 0, blobs.explain(err)
-	}
-	hash := digest.Canonical.Digester()
-	out := &sparseWriter{file: f, limit: fileLimit(u.maxDisk)}
-	_, err = io.CopyBuffer(io.MultiWriter(hash.Hash(), out), onlyReader{plain}, make([]byte, copyBuffer))
-	// Only now is blobs ours again.
-	if err := errors.Join(err, plain.Close()); err != nil {
-		return "", "", 0, blobs.explain(err)
-	}
-	// The decompressor may stop before the end of the last blob; its digest counts.
-	if err := blobs.finish(); err != nil {
-		return "", "", 0, err
-	}
-	if err := out.Finish(); err != nil {
-		return "", "", 0, err
-	}
-	return plain.Name(), hash.Digest(), out.Size(), nil
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 }
 
-// fileLimit is the largest file for a disk of size bytes: a full qcow2 is a
+// nameOf is the name that a disk has as far as it is known now.
+func (u *unpacker) nameOf(i int) string {
+	if name := u.plan.Disks[i].Name; name != "" {
+		return name
+	}
+	var state diskState
+	if raw, err := os.ReadFile(u.statePath(i)); err == nil {
+		_ = json.Unmarshal(raw, &state) // a state that cannot be read names nothing
+	}
+	return state.Name
+}
+
+func (u *unpacker) blobs(ctx context.Context, blobs []v1.Descriptor) *blobSequence {
+	return &blobSequence{ctx: ctx, src: u.src, blobs: blobs, progress: u.progress, received: &u.received}
+}
+
+// fileLimit is the largest file for a disk of the largest size: a full qcow2 is a
 // little larger than what it holds.
-func fileLimit(size int64) int64 { return size + size/8 + 64<<20 }
+func (u *unpacker) fileLimit() int64 { return u.maxDisk + u.maxDisk/8 + 64<<20 }
 
 func unnamed(i int) string { return fmt.Sprintf(".disk-%d", i) }
 
@@ -173,18 +216,6 @@ func diskFormat(f *os.File, content format.Content) (string, error) {
 	return "raw", nil
 }
 
-// diskFull says how much room there was.
-func diskFull(err error, dir string) error {
-	if !errors.Is(err, syscall.ENOSPC) {
-		return err
-	}
-	var stat syscall.Statfs_t
-	if syscall.Statfs(dir, &stat) != nil {
-		return err
-	}
-	return fmt.Errorf("disk full (%d MiB free in %s): %w", int64(stat.Bavail)*stat.Bsize>>20, dir, err)
-}
-
 // sealDisks makes the disks durable and read-only.
 func sealDisks(dir string, disks []Disk) error {
 	for _, disk := range disks {
@@ -193,7 +224,7 @@ func sealDisks(dir string, disks []Disk) error {
 			return fmt.Errorf("sealing disk %s: %w", disk.Name, err)
 		}
 		if err := errors.Join(f.Chmod(0o444), f.Sync(), f.Close()); err != nil {
-			return fmt.Errorf("sealing disk %s: %w", disk.Name, diskFull(err, dir))
+			return fmt.Errorf("sealing disk %s: %w", disk.Name, err)
 		}
 	}
 	return nil
@@ -209,16 +240,24 @@ func writeMetadata(image *Image, dir string) error {
 		files[domainFile] = image.DomainXML
 	}
 	for name, content := range files {
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
-		if err != nil {
-			return fmt.Errorf("writing image: %w", err)
-		}
-		_, err = f.Write(content)
-		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-			return fmt.Errorf("writing %s: %w", name, diskFull(err, dir))
+		if err := writeSynced(filepath.Join(dir, name), content); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// writeSynced writes a read-only file in place of any that is there.
+func writeSynced(path string, content []byte) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func syncDir(dir string) error {
@@ -235,97 +274,3 @@ func syncDir(dir string) error {
 	}
 	return nil
 }
-
-// blobSequence reads blobs one after the other as one stream, each verified.
-type blobSequence struct {
-	ctx      context.Context
-	src      source
-	blobs    []v1.Descriptor // still to be opened
-	progress Progress
-
-	open     io.Closer // nil if none is
-	reader   *verifier
-	transfer Transfer
-	err      error
-}
-
-func (b *blobSequence) Read(p []byte) (int, error) {
-	for {
-		if b.err == nil {
-			b.err = b.ctx.Err()
-		}
-		if b.err != nil {
-			return 0, b.err
-		}
-		if b.reader == nil {
-			if b.err = b.next(); b.err != nil {
-				return 0, b.err
-			}
-		}
-		n, err := b.reader.Read(p)
-		b.transfer.Add(int64(n))
-		if err != nil {
-			b.end(err)
-		}
-		if n > 0 || b.err != nil {
-			return n, b.err
-		}
-	}
-}
-
-func (b *blobSequence) next() error {
-	if len(b.blobs) == 0 {
-		return io.EOF
-	}
-	desc := b.blobs[0]
-	b.blobs = b.blobs[1:]
-	blob, err := b.src.Blob(b.ctx, desc)
-	if err != nil {
-		return err
-	}
-	b.open, b.reader = blob, verify(blob, desc)
-	b.transfer = b.progress.Start(descriptorName(desc), desc.Size)
-	return nil
-}
-
-// end closes the blob under way.
-func (b *blobSequence) end(err error) {
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	err = errors.Join(err, b.open.Close())
-	b.transfer.Done(err)
-	b.open, b.reader, b.err = nil, nil, err
-}
-
-// finish reads what is left, to verify it.
-func (b *blobSequence) finish() error {
-	_, err := io.Copy(io.Discard, onlyReader{b})
-	return err
-}
-
-// explain chooses between the error of a decompressor and the reason behind it:
-// a blob that could not be read or is not what its manifest says.
-func (b *blobSequence) explain(err error) error {
-	var damaged *damagedError
-	if !errors.As(err, &damaged) {
-		return err
-	}
-	if cause := b.finish(); cause != nil {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", ErrFormat, err)
-}
-
-func (b *blobSequence) Close() error {
-	if b.open != nil {
-		b.end(context.Cause(b.ctx))
-	}
-	if b.err == nil {
-		b.err = fs.ErrClosed
-	}
-	return nil
-}
-
-// onlyReader hides WriteTo, by which io.Copy would bypass the buffer's size.
-type onlyReader struct{ io.Reader }

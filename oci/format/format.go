@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"mime"
 	"time"
 
@@ -52,6 +53,10 @@ type Stream struct {
 	Compression Compression
 	// Offset in the disk at which the stream begins.
 	Offset int64
+	// Size of the decompressed stream in bytes; 0 if the image does not say.
+	Size int64
+	// Digest of the decompressed stream; empty if the image does not say.
+	Digest digest.Digest
 }
 
 // Content says what a disk file holds.
@@ -70,8 +75,9 @@ type Compression int
 
 const (
 	None Compression = iota
-	// Gzip is always compressed.
+	// Gzip and Zstd are always compressed.
 	Gzip
+	Zstd
 	// Sniffed is gzip, xz or zstd by its first bytes, or a plain qcow2: there are
 	// images whose disk.qcow2.gz is not compressed.
 	Sniffed
@@ -195,3 +201,46 @@ func parameters(mediaType string) (string, map[string]string) {
 	}
 	return base, params
 }
+
+// TransferSize is the number of bytes of all disks' blobs.
+func (p *Plan) TransferSize() int64 {
+	var sum int64
+	for _, disk := range p.Disks {
+		for _, stream := range disk.Streams {
+			for _, blob := range stream.Blobs {
+				sum = saturatingAdd(sum, blob.Size)
+			}
+		}
+	}
+	return sum
+}
+
+// UnpackedSize is the number of bytes of all streams; 0 if the image does not say.
+func (p *Plan) UnpackedSize() int64 {
+	var sum int64
+	for _, disk := range p.Disks {
+		for _, stream := range disk.Streams {
+			if stream.Size == 0 {
+				return 0
+			}
+			sum = saturatingAdd(sum, stream.Size)
+		}
+	}
+	return sum
+}
+
+// saturatingAdd adds sizes, which are not negative, of a stranger's choice.
+func saturatingAdd(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// IsStream reports whether the disk is one stream from its beginning to its end.
+func (d Disk) IsStream() bool {
+	return len(d.Streams) == 1 && d.Streams[0].Offset == 0 && d.Streams[0].Size == 0 && d.Streams[0].Digest == ""
+}
+
+// MaxChunkSize bounds the raw size of a chunk, in bytes.
+const MaxChunkSize = 8 << 20

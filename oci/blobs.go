@@ -1,0 +1,108 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync/atomic"
+
+	"github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// blobSequence reads blobs one after the other as one stream, each verified.
+type blobSequence struct {
+	ctx      context.Context
+	src      source
+	blobs    []v1.Descriptor // still to be opened
+	progress Progress
+	received *atomic.Int64 // of all blobs of the image, in bytes
+
+	open     io.Closer // nil if none is
+	reader   *verifier
+	transfer Transfer
+	err      error
+}
+
+func (b *blobSequence) Read(p []byte) (int, error) {
+	for {
+		if b.err == nil {
+			b.err = b.ctx.Err()
+		}
+		if b.err != nil {
+			return 0, b.err
+		}
+		if b.reader == nil {
+			if b.err = b.next(); b.err != nil {
+				return 0, b.err
+			}
+		}
+		n, err := b.reader.Read(p)
+		b.transfer.Add(int64(n))
+		b.received.Add(int64(n))
+		if err != nil {
+			b.end(err)
+		}
+		if n > 0 || b.err != nil {
+			return n, b.err
+		}
+	}
+}
+
+func (b *blobSequence) next() error {
+	if len(b.blobs) == 0 {
+		return io.EOF
+	}
+	desc := b.blobs[0]
+	b.blobs = b.blobs[1:]
+	blob, err := b.src.Blob(b.ctx, desc)
+	if err != nil {
+		return err
+	}
+	b.open, b.reader = blob, verify(blob, desc)
+	b.transfer = b.progress.Start(descriptorName(desc), desc.Size)
+	return nil
+}
+
+// end closes the blob under way.
+func (b *blobSequence) end(err error) {
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	err = errors.Join(err, b.open.Close())
+	b.transfer.Done(err)
+	b.open, b.reader, b.err = nil, nil, err
+}
+
+// finish reads what is left, to verify it.
+func (b *blobSequence) finish() error {
+	_, err := io.Copy(io.Discard, onlyReader{b})
+	return err
+}
+
+// explain chooses between the error of a decompressor and the reason behind it:
+// a blob that could not be read or is not what its manifest says.
+func (b *blobSequence) explain(err error) error {
+	var damaged *damagedError
+	if !errors.As(err, &damaged) {
+		return err
+	}
+	if cause := b.finish(); cause != nil {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", ErrFormat, err)
+}
+
+func (b *blobSequence) Close() error {
+	if b.open != nil {
+		b.end(context.Cause(b.ctx))
+	}
+	if b.err == nil {
+		b.err = fs.ErrClosed
+	}
+	return nil
+}
+
+// onlyReader hides WriteTo, by which io.Copy would bypass the buffer's size.
+type onlyReader struct{ io.Reader }

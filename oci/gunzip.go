@@ -1,0 +1,187 @@
+package oci
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/gzip"
+)
+
+// A gunzip decompresses gzip, with any number of members, and can be set up
+// again in the middle. That is why it is not gzip.Reader, which can not; it only
+// reads the headers here.
+type gunzip struct {
+	in      *bufio.Reader
+	counted *countedReader // beneath in
+	flate   io.ReadCloser
+	name    string // in the header of the first member
+
+	member   int64 // offset in the compressed stream at which flate began
+	produced int64 // bytes of the whole stream that Read has returned
+	base     int64 // produced when flate began
+	crc      uint32
+	size     uint32 // of the member so far, modulo 2^32
+	kept     []byte // decompressed, behind a mark
+
+	// wanted is asked at the end of each deflate block whether to leave a mark there;
+	// nil if marks are of no use.
+	wanted func(compressed int64) bool
+	mark   *gzipMark // wanted, and not reached by Read
+}
+
+// A gzipMark is a place in a gzip stream from which decompression can go on.
+type gzipMark struct {
+	// Compressed offset of the byte with the first bit of the next block; Bit is its
+	// number. Raw is the offset in the decompressed stream.
+	Compressed int64  `json:"compressed"`
+	Bit        uint8  `json:"bit"`
+	Raw        int64  `json:"raw"`
+	Final      bool   `json:"final,omitempty"`
+	CRC        uint32 `json:"crc"`
+	Size       uint32 `json:"size"`
+	// Window is the last 32 KiB of the decompressed stream.
+	Window []byte `json:"window"`
+}
+
+// countedReader counts what was read from r.
+type countedReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// newGunzip reads the header of a stream.
+func newGunzip(r io.Reader, wanted func(compressed int64) bool) (*gunzip, error) {
+	g := &gunzip{counted: &countedReader{r: r}, wanted: wanted}
+	g.in = bufio.NewReaderSize(g.counted, readBuffer)
+	if err := g.header(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// resumeGunzip goes on at a mark; r stands at mark.Compressed.
+func resumeGunzip(r io.Reader, mark gzipMark, wanted func(compressed int64) bool) *gunzip {
+	g := &gunzip{counted: &countedReader{r: r, n: mark.Compressed}, wanted: wanted}
+	g.in = bufio.NewReaderSize(g.counted, readBuffer)
+	g.produced, g.crc, g.size = mark.Raw, mark.CRC, mark.Size
+	// Offsets in the whole stream, so that those of later marks are too.
+	g.flate = flate.NewReaderOpts(g.in, flate.WithEobCallback(g.endOfBlock), flate.WithResumeFrom(flate.InflateCheckpoint{
+		UncompressedOffset: mark.Raw, CompressedOffset: mark.Compressed, BitOffset: mark.Bit, Final: mark.Final, Window: mark.Window,
+	}))
+	return g
+}
+
+func (g *gunzip) header() error {
+	// gzip.Reader takes not a byte more than the header from a bufio.Reader.
+	h, err := gzip.NewReader(g.in)
+	if err != nil {
+		return err
+	}
+	if g.produced == 0 && g.flate == nil {
+		g.name = h.Name
+	}
+	g.member = g.counted.n - int64(g.in.Buffered())
+	g.base, g.crc, g.size = g.produced, 0, 0
+	var opts []flate.ReaderOpt
+	if g.wanted != nil {
+		opts = append(opts, flate.WithEobCallback(g.endOfBlock))
+	}
+	g.flate = flate.NewReaderOpts(g.in, opts...)
+	return nil
+}
+
+func (g *gunzip) endOfBlock(c flate.InflateCheckpoint) {
+	if g.mark != nil || c.Final || g.wanted == nil || !g.wanted(g.member+c.CompressedOffset) {
+		return
+	}
+	g.mark = &gzipMark{
+		Compressed: g.member + c.CompressedOffset,
+		Bit:        c.BitOffset,
+		Raw:        g.base + c.UncompressedOffset,
+		Window:     append([]byte(nil), c.Window...),
+	}
+}
+
+// Read returns no byte beyond a mark in the same call as those before it: ask
+// reached in between.
+func (g *gunzip) Read(p []byte) (int, error) {
+	for {
+		n, err := g.read(p)
+		if n > 0 || err == nil {
+			if g.mark != nil && g.produced+int64(n) > g.mark.Raw {
+				before := int(g.mark.Raw - g.produced)
+				g.kept = append(g.kept, p[before:n]...)
+				n, err = before, nil
+			}
+			g.produced += int64(n)
+			g.crc = crc32.Update(g.crc, crc32.IEEETable, p[:n])
+			g.size += uint32(n)
+			return n, ignoreEOF(err)
+		}
+		if !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		if err := g.trailer(); err != nil {
+			return 0, err
+		}
+		if _, err := g.in.Peek(1); err != nil {
+			return 0, err // io.EOF, if this was the last member
+		}
+		if err := g.header(); err != nil {
+			return 0, fmt.Errorf("after the end of a gzip stream: %w", err)
+		}
+	}
+}
+
+func (g *gunzip) read(p []byte) (int, error) {
+	if len(g.kept) > 0 {
+		n := copy(p, g.kept)
+		g.kept = append(g.kept[:0], g.kept[n:]...)
+		return n, nil
+	}
+	return g.flate.Read(p)
+}
+
+// ignoreEOF: the next Read meets it again.
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// reached is the mark at which the last Read ended; nil if it ended elsewhere.
+func (g *gunzip) reached() *gzipMark {
+	m := g.mark
+	if m == nil || m.Raw != g.produced {
+		return nil
+	}
+	g.mark = nil
+	m.CRC, m.Size = g.crc, g.size
+	return m
+}
+
+func (g *gunzip) trailer() error {
+	var t [8]byte
+	if _, err := io.ReadFull(g.in, t[:]); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return err
+	}
+	if binary.LittleEndian.Uint32(t[:4]) != g.crc || binary.LittleEndian.Uint32(t[4:]) != g.size {
+		return gzip.ErrChecksum
+	}
+	return nil
+}

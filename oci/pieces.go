@@ -1,0 +1,206 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+// unpackPieces makes a disk of pieces, several at a time, each written to its own
+// place. Pieces of an interrupted pull that are there stay if they have their
+// digest, and so do those that another image in the store has.
+func (u *unpacker) unpackPieces(ctx context.Context, f *os.File, disk format.Disk) (diskState, error) {
+	size, err := u.checkPieces(disk)
+	if err != nil {
+		return diskState{}, err
+	}
+	before, err := f.Stat()
+	if err != nil {
+		return diskState{}, err
+	}
+	// Also makes every piece a hole that is not there yet.
+	if err := f.Truncate(size); err != nil {
+		return diskState{}, err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range disk.Streams {
+		select {
+		case u.pieces <- struct{}{}:
+		case <-ctx.Done():
+			return diskState{}, errors.Join(group.Wait(), context.Cause(ctx))
+		}
+		p := &piece{u: u, file: f, stream: disk.Streams[i], limit: u.pieceLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
+		group.Go(func() error {
+			defer func() { <-u.pieces }()
+			return p.make(ctx)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return diskState{}, err
+	}
+	if err := f.Sync(); err != nil {
+		return diskState{}, err
+	}
+	return u.finishedPieces(f, disk)
+}
+
+// checkPieces finds the size of a disk as far as it is known, and refuses pieces
+// that do not follow each other or leave the disk.
+func (u *unpacker) checkPieces(disk format.Disk) (int64, error) {
+	limit := disk.Size
+	if limit == 0 {
+		limit = u.fileLimit()
+	}
+	if limit > u.fileLimit() {
+		return 0, fmt.Errorf("%w: a disk of %d bytes, at most %d are allowed (max_disk)", ErrHostile, disk.Size, u.maxDisk)
+	}
+	end := int64(0)
+	for i, s := range disk.Streams {
+		if s.Offset < end || s.Size < 0 || s.Offset > limit || s.Size > limit-s.Offset {
+			return 0, fmt.Errorf("%w: piece %d lies at %d to %d, where %d to %d is free", ErrHostile, i, s.Offset, s.Offset+s.Size, end, limit)
+		}
+		end = s.Offset + s.Size
+	}
+	return max(disk.Size, end), nil
+}
+
+// pieceLimit is the number of bytes that piece i may have: what it says, or else
+// what is free.
+func (u *unpacker) pieceLimit(disk format.Disk, i int) int64 {
+	s := disk.Streams[i]
+	switch {
+	case s.Size > 0:
+		return s.Size
+	case i+1 < len(disk.Streams):
+		return disk.Streams[i+1].Offset - s.Offset
+	case disk.Size > 0:
+		return disk.Size - s.Offset
+	}
+	return u.fileLimit() - s.Offset
+}
+
+// finishedPieces tells what the disk is. Its digest follows from those of the
+// pieces, if all have one; else the whole is read.
+func (u *unpacker) finishedPieces(f *os.File, disk format.Disk) (diskState, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return diskState{}, err
+	}
+	state := diskState{Size: info.Size(), Digest: disk.Digest}
+	for _, s := range disk.Streams {
+		if s.Digest == "" {
+			if _, err := f.Seek(0, io.SeekStart); err != nil {
+				return diskState{}, err
+			}
+			state.Digest, err = digest.FromReader(f)
+			return state, err
+		}
+	}
+	return state, nil
+}
+
+// A piece is a stream on its way to its place in a disk.
+type piece struct {
+	u      *unpacker
+	file   *os.File
+	stream format.Stream
+	limit  int64
+	old    bool // an interrupted pull may have written here
+}
+
+func (p *piece) make(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if p.old {
+		p.old = hasData(p.file, p.stream.Offset, p.limit)
+	}
+	if p.stream.Digest != "" {
+		if p.old && p.sound() {
+			return nil
+		}
+		if done, err := p.u.stored.reuse(p); done || err != nil {
+			return err
+		}
+	}
+	return p.download(ctx)
+}
+
+// sound: the bytes that lie there are the right ones.
+func (p *piece) sound() bool {
+	h := p.stream.Digest.Algorithm().Hash()
+	n, err := io.CopyBuffer(h, onlyReader{io.NewSectionReader(p.file, p.stream.Offset, p.stream.Size)}, make([]byte, copyBuffer))
+	return err == nil && n == p.stream.Size && digest.NewDigest(p.stream.Digest.Algorithm(), h) == p.stream.Digest
+}
+
+func (p *piece) download(ctx context.Context) (err error) {
+	blobs := p.u.blobs(ctx, p.stream.Blobs)
+	defer func() { err = errors.Join(err, blobs.Close()) }()
+	how := decompression{compression: p.stream.Compression, window: pieceWindow}
+	plain, err := how.direct(blobs)
+	if err != nil {
+		return blobs.explain(err)
+	}
+	out := &sparseWriter{file: p.file, offset: p.stream.Offset, limit: p.limit, dense: p.old}
+	var h hash.Hash
+	var to io.Writer = out
+	if p.stream.Digest != "" {
+		h = p.stream.Digest.Algorithm().Hash()
+		to = io.MultiWriter(h, out)
+	}
+	_, err = io.CopyBuffer(to, onlyReader{plain}, make([]byte, copyBuffer))
+	if err := errors.Join(err, plain.Close()); err != nil {
+		return blobs.explain(err)
+	}
+	if err := blobs.finish(); err != nil {
+		return err
+	}
+	if p.stream.Size == 0 {
+		return p.u.extend(p.file, out.offset)
+	}
+	return p.check(out.Size(), h)
+}
+
+// extend gives a file at least a size, which a hole at the end of a piece of
+// unknown size does not.
+func (u *unpacker) extend(f *os.File, size int64) error {
+	u.extending.Lock()
+	defer u.extending.Unlock()
+	info, err := f.Stat()
+	if err != nil || info.Size() >= size {
+		return err
+	}
+	return f.Truncate(size)
+}
+
+func (p *piece) check(size int64, h hash.Hash) error {
+	if size != p.stream.Size {
+		return fmt.Errorf("%w: the piece at %d has %d bytes, its image says %d", ErrHostile, p.stream.Offset, size, p.stream.Size)
+	}
+	if h == nil {
+		return nil
+	}
+	if got := digest.NewDigest(p.stream.Digest.Algorithm(), h); got != p.stream.Digest {
+		return fmt.Errorf("%w: the piece at %d has digest %s, its image says %s", ErrHostile, p.stream.Offset, got, p.stream.Digest)
+	}
+	return nil
+}
+
+// hasData is false where there is nothing but a hole. File systems that do not
+// know have data everywhere.
+func hasData(f *os.File, offset, size int64) bool {
+	at, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return false
+	}
+	return err != nil || at < offset+size
+}

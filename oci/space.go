@@ -1,0 +1,74 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/docker/go-units"
+)
+
+// space is the room that there was when a pull began.
+type space struct {
+	free int64 // bytes; -1 if the file system does not say
+	held int64 // bytes, by what an interrupted pull left
+}
+
+// makeRoom refuses an image that cannot fit before anything is transferred. A
+// decompressed disk takes at least the space of its compressed form, or nearly so.
+func (u *unpacker) makeRoom() error {
+	u.space = space{free: -1, held: allocated(u.dir)}
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(u.dir, &stat); err != nil {
+		return nil // then we shall see
+	}
+	u.space.free = int64(stat.Bavail) * stat.Bsize
+	if u.stored.has(u.plan) {
+		return nil // parts of it need not be stored again
+	}
+	if needed := u.plan.TransferSize() - u.space.held; needed > u.space.free {
+		return u.full(needed, syscall.ENOSPC)
+	}
+	return nil
+}
+
+// diskFull says how much room was needed, and how much there was.
+func (u *unpacker) diskFull(err error) error {
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	needed := u.plan.UnpackedSize()
+	if needed == 0 {
+		// By what has come so far.
+		written, received := allocated(u.dir)-u.space.held, max(u.received.Load(), 1)
+		needed = int64(float64(written) * float64(u.plan.TransferSize()) / float64(received))
+	}
+	return u.full(max(needed, u.plan.TransferSize(), u.space.free+1), err)
+}
+
+func (u *unpacker) full(needed int64, err error) error {
+	return fmt.Errorf("disk full: the image needs about %s in %s, %s were free: %w",
+		units.BytesSize(float64(needed)), filepath.Dir(u.dir), units.BytesSize(float64(max(u.space.free, 0))), err)
+}
+
+// allocated is the space that the files of a directory take.
+func allocated(dir string) int64 {
+	var sum int64
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, entry := range entries {
+		info, err := os.Lstat(filepath.Join(dir, entry.Name()))
+		if err != nil || info.Mode()&fs.ModeType != 0 {
+			continue
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+			sum += stat.Blocks * 512
+		}
+	}
+	return sum
+}
