@@ -2,6 +2,7 @@ package oci
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -32,5 +33,6 @@ func atHome(m *testing.M) int {
 			os.Unsetenv(name)
 		}
 	}
+	LogTo(slog.New(slog.DiscardHandler))
 	return m.Run()
 }

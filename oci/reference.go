@@ -101,6 +101,37 @@ func (r Reference) Registry() string {
 	return reference.Domain(r.named)
 }
 
+// Repository is the name of an image without tag and digest, in full, such as
+// "docker.io/library/debian"; empty for a layout.
+func (r Reference) Repository() string {
+	if r.named == nil {
+		return ""
+	}
+	return r.named.Name()
+}
+
+// Tag is the tag by which r names the image; empty if it does so by a digest.
+func (r Reference) Tag() string {
+	if tagged, ok := r.named.(reference.Tagged); ok {
+		return tagged.Tag()
+	}
+	return r.tag
+}
+
+// LayoutIn is the layout in the directory ocidir that belongs to an image in a
+// registry, with its tag: OCIDIR/REPOSITORY. A port is set off by an underscore,
+// for skopeo takes what follows the first colon of oci:PATH for a tag.
+func (r Reference) LayoutIn(ocidir string) (Reference, error) {
+	if r.named == nil {
+		return Reference{}, fmt.Errorf("%w: %s is a layout already", ErrReference, r)
+	}
+	dir, err := filepath.Abs(filepath.Join(ocidir, strings.ReplaceAll(r.Repository(), ":", "_")))
+	if err != nil {
+		return Reference{}, fmt.Errorf("finding the layout of %s: %w", r, err)
+	}
+	return Reference{layout: dir, tag: r.Tag()}, nil
+}
+
 // Digest is the manifest digest by which r names the image; empty if it does so
 // by a tag.
 func (r Reference) Digest() digest.Digest {

@@ -2,10 +2,12 @@ package oci
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strconv"
 
@@ -65,8 +67,20 @@ func (s *registrySource) Blob(ctx context.Context, desc v1.Descriptor) (io.ReadC
 
 func (s *registrySource) Close() error { return s.src.Close() }
 
-// registryError adds the sentinel that belongs to the registry's HTTP status.
+// registryError adds the sentinel that belongs to the registry's HTTP status, and
+// says what to do where the library does not.
 func registryError(what string, err error) error {
+	var untrusted *tls.CertificateVerificationError
+	var request *url.Error
+	switch {
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return fmt.Errorf("%s%w (a registry without TLS has to be named insecure in registries.conf)", what, err)
+	case errors.As(err, &untrusted):
+		return fmt.Errorf("%s%w (the certificate of a private authority belongs in /etc/containers/certs.d/HOST:PORT/ca.crt)", what, err)
+	case errors.As(err, &request) && errors.Is(request.Err, io.EOF):
+		// The registry hung up in the midst of things.
+		return fmt.Errorf("%s%w: %w", what, err, io.ErrUnexpectedEOF)
+	}
 	switch httpStatus(err) {
 	case http.StatusNotFound:
 		return fmt.Errorf("%w: %s%w", ErrNotFound, what, err)
@@ -85,7 +99,8 @@ var statusText = regexp.MustCompile(`\bStatusCode: (\d{3})\b`)
 func httpStatus(err error) int {
 	var unauthorized docker.ErrUnauthorizedForCredentials
 	var unexpected docker.UnexpectedHTTPStatusError
-	var coded errcode.Error
+	// An errcode.Error, or a bare errcode.ErrorCode where the text is the usual one.
+	var coded errcode.ErrorCoder
 	switch {
 	case err == nil:
 		return 0
@@ -93,8 +108,10 @@ func httpStatus(err error) int {
 		return http.StatusUnauthorized
 	case errors.As(err, &unexpected):
 		return unexpected.StatusCode
+	case errors.Is(err, docker.ErrTooManyRequests):
+		return http.StatusTooManyRequests
 	case errors.As(err, &coded):
-		return coded.Code.Descriptor().HTTPStatusCode
+		return coded.ErrorCode().Descriptor().HTTPStatusCode
 	}
 	if match := statusText.FindStringSubmatch(err.Error()); match != nil {
 		status, _ := strconv.Atoi(match[1])

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
+	"syscall"
 
-	"github.com/containers/image/v5/docker"
-	"github.com/containers/image/v5/pkg/blobinfocache/none"
-	"github.com/containers/image/v5/types"
+	"github.com/containers/image/v5/manifest"
+	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"gitlab-sardine-executor/oci/format"
 )
@@ -20,121 +22,143 @@ type TransferOptions struct {
 	Credentials Credentials
 	// Progress may be nil.
 	Progress Progress
+
+	patience *patience // nil but in tests
 }
 
-// Fetch copies an image from a registry into an OCI layout, every blob verified
-// and unchanged. A layout without a tag gets the tag of from, or "latest".
+// patiences are those for the first contact and for what follows.
+func (o TransferOptions) patiences() (first, later patience) {
+	later = defaultPatience
+	if o.patience != nil {
+		later = *o.patience
+	}
+	first = later
+	first.total = min(first.total, openPatience)
+	return first, later
+}
+
+// Fetch copies an image from a registry into an OCI layout: every manifest and
+// blob that it consists of, verified and unchanged, and all children of an index.
+// A layout without a tag gets the tag of from, or "latest". Blobs that the layout
+// holds whole are not asked for again, so that a fetch that was interrupted goes
+// on. It returns the digest of the manifest or index.
 func Fetch(ctx context.Context, from, to Reference, o TransferOptions) (digest.Digest, error) {
-	if !to.IsLayout() || to.digest != "" {
-		return "", fmt.Errorf("%w: %s: fetch writes to a layout: oci:PATH or oci:PATH:TAG", ErrReference, to)
+	if from.named == nil || !to.IsLayout() || to.digest != "" {
+		return "", fmt.Errorf("%w: fetch goes from a registry to a layout (oci:PATH or oci:PATH:TAG), not from %s to %s", ErrReference, from, to)
 	}
-	if tagged, ok := from.named.(interface{ Tag() string }); ok && to.tag == "" {
-		to.tag = tagged.Tag()
+	tag := to.tag
+	if tag == "" {
+		tag = from.Tag()
 	}
-	dest, err := layoutDestination(ctx, to)
-	if err != nil {
-		return "", fmt.Errorf("fetching %s: %w", from, err)
+	if tag == "" {
+		tag = "latest"
 	}
-	d, err := transfer(ctx, from, dest, o)
+	// The registry first: an image that is not there leaves no empty layout.
+	d, err := transfer(ctx, from, o, func() (destination, error) {
+		waiting := func() {
+			progressOrSilent(o.Progress).Waiting("for another process that writes to " + to.layout)
+		}
+		return openLayoutWriter(ctx, to.layout, tag, waiting)
+	})
 	if err != nil {
 		return "", fmt.Errorf("fetching %s: %w", from, err)
 	}
 	return d, nil
 }
 
-// Push copies an image from an OCI layout to a registry, every blob verified and
-// unchanged; blobs that the registry has are not sent.
+// Push copies an image from an OCI layout to a registry, as [Fetch] does the other
+// way: every blob verified and unchanged; those that the registry has are not
+// sent.
 func Push(ctx context.Context, from, to Reference, o TransferOptions) (digest.Digest, error) {
 	if !from.IsLayout() || to.named == nil {
-		return "", fmt.Errorf("%w: push goes from a layout (oci:PATH) to a registry, not from %s to %s", ErrReference, from, to)
+		return "", fmt.Errorf("%w: push goes from a layout (oci:PATH or oci:PATH:TAG) to a registry, not from %s to %s", ErrReference, from, to)
 	}
-	d, err := push(ctx, from, to, o)
+	d, err := transfer(ctx, from, o, func() (destination, error) {
+		return openRegistryDestination(ctx, to, o.Credentials)
+	})
 	if err != nil {
 		return "", fmt.Errorf("pushing %s to %s: %w", from, to, err)
 	}
 	return d, nil
 }
 
-func push(ctx context.Context, from, to Reference, o TransferOptions) (digest.Digest, error) {
-	sys, err := o.Credentials.systemContext(to.named)
-	if err != nil {
-		return "", err
-	}
-	name, err := docker.NewReference(to.named)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrReference, err)
-	}
-	dest, err := name.NewImageDestination(ctx, sys)
-	if err != nil {
-		return "", registryError("", err)
-	}
-	d, err := transfer(ctx, from, dest, o)
-	if err != nil && httpStatus(err) != 0 {
-		err = registryError("", err)
-	}
-	return d, err
-}
-
-// transfer copies the image from to dest, which it closes.
-func transfer(ctx context.Context, from Reference, dest types.ImageDestination, o TransferOptions) (_ digest.Digest, err error) {
-	defer func() { err = errors.Join(err, dest.Close()) }()
-	src, err := openSource(ctx, from, o.Credentials)
+// transfer copies the image from to the destination that open opens.
+func transfer(ctx context.Context, from Reference, o TransferOptions, open func() (destination, error)) (_ digest.Digest, err error) {
+	first, later := o.patiences()
+	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, from, o.Credentials) })
 	if err != nil {
 		return "", err
 	}
 	defer src.Close()
-	c := &copier{src: src, dest: dest, progress: progressOrSilent(o.Progress)}
-	d, err := c.copyManifest(ctx, from.Digest(), true, 0)
+	tree := &imageTree{seen: map[digest.Digest]bool{}}
+	if err := tree.walk(ctx, src, from.Digest(), 0); err != nil {
+		return "", err
+	}
+	dest, err := retry(ctx, first, open)
 	if err != nil {
 		return "", err
 	}
-	if err := dest.Commit(ctx, nil); err != nil {
-		return "", fmt.Errorf("finishing the copy: %w", err)
+	defer func() { err = errors.Join(err, dest.Close()) }()
+	c := &copier{src: src, dest: dest, progress: progressOrSilent(o.Progress), patience: later}
+	if err := c.copy(ctx, tree); err != nil {
+		return "", err
 	}
-	return d, nil
+	return tree.top().digest, nil
 }
 
-// copier copies manifests as they are: containers/image's own copy would parse
-// the formats that its parser refuses, and needs gpgme.
-type copier struct {
-	src      source
-	dest     types.ImageDestination
-	progress Progress
+const (
+	// maxIndexDepth bounds indexes in indexes; a digest cannot name itself, but
+	// somebody can nest for long.
+	maxIndexDepth = 8
+	// maxManifests bounds the manifests of one image.
+	maxManifests = 1000
+)
+
+// An imageTree is everything that one image consists of, each thing once.
+type imageTree struct {
+	// manifests in an order in which every child precedes the index that names it;
+	// the last is the image itself.
+	manifests []rawManifest
+	blobs     []v1.Descriptor
+
+	seen map[digest.Digest]bool
 }
 
-// maxIndexDepth bounds indexes in indexes; a digest cannot name itself, but
-// somebody can nest for long.
-const maxIndexDepth = 8
+func (t *imageTree) top() rawManifest { return t.manifests[len(t.manifests)-1] }
 
-// copyManifest copies the manifest d, after all that it names. top is true for
-// the one that gets the tag.
-func (c *copier) copyManifest(ctx context.Context, d digest.Digest, top bool, depth int) (digest.Digest, error) {
+// walk adds the manifest d, after all that it names. An empty d is the manifest
+// that the reference names.
+func (t *imageTree) walk(ctx context.Context, src source, d digest.Digest, depth int) error {
 	if depth > maxIndexDepth {
-		return "", fmt.Errorf("%w: indexes nest deeper than %d", ErrFormat, maxIndexDepth)
+		return fmt.Errorf("%w: indexes nest deeper than %d", ErrFormat, maxIndexDepth)
 	}
-	raw, mediaType, d, err := readManifest(ctx, c.src, d)
+	if t.seen[d] {
+		return nil
+	}
+	raw, mediaType, d, err := readManifest(ctx, src, d)
 	if err != nil {
-		return "", err
+		return err
+	}
+	t.seen[d] = true
+	if len(t.seen) > maxManifests {
+		return fmt.Errorf("%w: more than %d manifests", ErrFormat, maxManifests)
+	}
+	if mediaType == "" {
+		mediaType = manifest.GuessMIMEType(raw)
 	}
 	if format.IsIndex(mediaType) {
-		err = c.copyChildren(ctx, raw, depth)
+		err = t.walkIndex(ctx, src, raw, depth)
 	} else {
-		err = c.copyBlobs(ctx, raw, mediaType)
+		err = t.addBlobs(raw, mediaType)
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
-	var instance *digest.Digest
-	if !top {
-		instance = &d
-	}
-	if err := c.dest.PutManifest(ctx, raw, instance); err != nil {
-		return "", fmt.Errorf("writing manifest %s: %w", d, err)
-	}
-	return d, nil
+	t.manifests = append(t.manifests, rawManifest{raw: raw, mediaType: mediaType, digest: d})
+	return nil
 }
 
-func (c *copier) copyChildren(ctx context.Context, raw []byte, depth int) error {
+func (t *imageTree) walkIndex(ctx context.Context, src source, raw []byte, depth int) error {
 	var index v1.Index
 	if err := json.Unmarshal(raw, &index); err != nil {
 		return fmt.Errorf("%w: reading index: %w", ErrFormat, err)
@@ -143,45 +167,115 @@ func (c *copier) copyChildren(ctx context.Context, raw []byte, depth int) error 
 		if err := child.Digest.Validate(); err != nil {
 			return fmt.Errorf("%w: digest %q: %w", ErrFormat, child.Digest, err)
 		}
-		if _, err := c.copyManifest(ctx, child.Digest, false, depth+1); err != nil {
+		if err := t.walk(ctx, src, child.Digest, depth+1); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *copier) copyBlobs(ctx context.Context, raw []byte, mediaType string) error {
+func (t *imageTree) addBlobs(raw []byte, mediaType string) error {
 	m, err := format.ParseManifest(raw, mediaType)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	for _, desc := range append(m.Layers, m.Config) {
-		if err := c.copyBlob(ctx, desc); err != nil {
-			return err
+		if !t.seen[desc.Digest] {
+			t.seen[desc.Digest] = true
+			t.blobs = append(t.blobs, desc)
 		}
 	}
 	return nil
 }
 
-func (c *copier) copyBlob(ctx context.Context, desc v1.Descriptor) (err error) {
-	info := types.BlobInfo{Digest: desc.Digest, Size: desc.Size}
-	there, _, err := c.dest.TryReusingBlob(ctx, info, none.NoCache, false)
-	if err != nil {
-		return fmt.Errorf("looking for blob %s: %w", desc.Digest, err)
-	}
-	if there {
-		return nil
-	}
-	blob, err := c.src.Blob(ctx, desc)
+// parallelBlobs is how many blobs are under way at once: more than one, for a
+// single connection seldom fills the line.
+const parallelBlobs = 4
+
+// copier copies manifests as they are: containers/image's own copy would parse
+// the formats that its parser refuses, and needs gpgme.
+type copier struct {
+	src      source
+	dest     destination
+	progress Progress
+	patience patience
+}
+
+func (c *copier) copy(ctx context.Context, tree *imageTree) error {
+	missing, err := c.missing(ctx, tree.blobs)
 	if err != nil {
 		return err
 	}
-	defer blob.Close()
-	transfer := c.progress.Start(descriptorName(desc), desc.Size)
-	defer func() { transfer.Done(err) }()
-	reader := &countingReader{contextReader{ctx, verify(blob, desc)}, transfer}
-	if _, err := c.dest.PutBlob(ctx, reader, info, none.NoCache, false); err != nil {
-		return fmt.Errorf("writing blob %s: %w", desc.Digest, err)
+	var size int64
+	for _, desc := range missing {
+		size += desc.Size
 	}
-	return nil
+	expect(c.progress, size)
+	err = parallel(ctx, missing, func(ctx context.Context, desc v1.Descriptor) error { return c.copyBlob(ctx, desc) })
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("%w (%s were needed)", err, units.BytesSize(float64(size)))
+	} else if err != nil {
+		return err
+	}
+	children, top := tree.manifests[:len(tree.manifests)-1], tree.top()
+	for _, m := range children {
+		if err := c.retry(ctx, func() error { return c.dest.PutManifest(ctx, m) }); err != nil {
+			return err
+		}
+	}
+	return c.retry(ctx, func() error { return c.dest.Commit(ctx, top) })
+}
+
+// missing are the blobs that the destination does not have.
+func (c *copier) missing(ctx context.Context, blobs []v1.Descriptor) ([]v1.Descriptor, error) {
+	var mu sync.Mutex
+	var missing []v1.Descriptor
+	err := parallel(ctx, blobs, func(ctx context.Context, desc v1.Descriptor) error {
+		has, err := retry(ctx, c.patience, func() (bool, error) { return c.dest.Has(ctx, desc) })
+		if err != nil {
+			return err
+		}
+		if !has {
+			mu.Lock()
+			defer mu.Unlock()
+			missing = append(missing, desc)
+		}
+		return nil
+	})
+	return missing, err
+}
+
+// copyBlob copies one blob. Reading goes on where it broke; a writer that broke
+// gets the blob from the start.
+func (c *copier) copyBlob(ctx context.Context, desc v1.Descriptor) error {
+	return c.retry(ctx, func() (err error) {
+		blob, err := openDownload(ctx, c.src, desc, c.patience)
+		if err != nil {
+			return err
+		}
+		defer blob.Close()
+		transfer := c.progress.Start(descriptorName(desc), desc.Size)
+		defer func() { transfer.Done(err) }()
+		return c.dest.PutBlob(ctx, desc, &countingReader{contextReader{ctx, verify(blob, desc)}, transfer})
+	})
+}
+
+func (c *copier) retry(ctx context.Context, op func() error) error {
+	_, err := retry(ctx, c.patience, func() (struct{}, error) { return struct{}{}, op() })
+	return err
+}
+
+// parallel calls do for each blob, several at a time, until one fails.
+func parallel(ctx context.Context, blobs []v1.Descriptor, do func(context.Context, v1.Descriptor) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(parallelBlobs)
+	for _, desc := range blobs {
+		group.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err // another failed
+			}
+			return do(ctx, desc)
+		})
+	}
+	return group.Wait()
 }

@@ -1,0 +1,600 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// A meddler stands before a registry. Meddle is asked about each request first and
+// says whether it has answered it.
+type meddler struct {
+	registry http.Handler
+	host     string
+
+	mu     sync.Mutex
+	meddle func(w http.ResponseWriter, r *http.Request) bool
+	// uploads and blobs count the blobs that were begun to be written and read.
+	uploads, blobs atomic.Int64
+}
+
+func newMeddler(t *testing.T) *meddler {
+	t.Helper()
+	m := &meddler{registry: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
+	server := httptest.NewServer(m)
+	t.Cleanup(server.Close)
+	m.host = strings.TrimPrefix(server.URL, "http://")
+	trustInsecure(t, m.host)
+	return m
+}
+
+// trustInsecure names a host insecure in a registries.conf of the test's own.
+func trustInsecure(t *testing.T, host string) {
+	t.Helper()
+	conf := filepath.Join(t.TempDir(), "registries.conf")
+	text := fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", host)
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
+}
+
+func (m *meddler) set(meddle func(http.ResponseWriter, *http.Request) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.meddle = meddle
+}
+
+func (m *meddler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.mu.Lock()
+	meddle := m.meddle
+	m.mu.Unlock()
+	if meddle != nil && meddle(w, r) {
+		return
+	}
+	switch {
+	case r.Method == http.MethodPost:
+		m.uploads.Add(1)
+	case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/"):
+		m.blobs.Add(1)
+	}
+	m.registry.ServeHTTP(w, r)
+}
+
+// impatient tries again at once and gives up soon.
+var impatient = &patience{first: time.Millisecond, most: 10 * time.Millisecond, total: 250 * time.Millisecond, stall: time.Second}
+
+// TestTransferStatus answers each request of one kind with an HTTP status, or the
+// first few of them.
+func TestTransferStatus(t *testing.T) {
+	// What is asked for in a fetch and in a push.
+	requests := map[string]func(r *http.Request) bool{
+		"ping":     func(r *http.Request) bool { return r.URL.Path == "/v2/" },
+		"manifest": func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/manifests/") },
+		"blob": func(r *http.Request) bool {
+			return strings.Contains(r.URL.Path, "/blobs/") && r.Method != http.MethodHead
+		},
+	}
+	tests := []struct {
+		status int
+		body   string
+		want   error // nil: may pass, and so is tried again
+	}{
+		{http.StatusUnauthorized, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`, ErrDenied},
+		{http.StatusUnauthorized, "", ErrDenied},
+		{http.StatusForbidden, `{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}`, ErrDenied},
+		{http.StatusForbidden, "<html>forbidden</html>", ErrDenied},
+		{http.StatusNotFound, `{"errors":[{"code":"NAME_UNKNOWN","message":"repository name not known to registry"}]}`, ErrNotFound},
+		{http.StatusNotFound, "not here", ErrNotFound},
+		{http.StatusTooManyRequests, `{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}`, nil},
+		{http.StatusInternalServerError, "oops", nil},
+		{http.StatusServiceUnavailable, "", nil},
+	}
+	for what, matches := range requests {
+		for _, test := range tests {
+			if what == "ping" && test.status == http.StatusUnauthorized {
+				continue // that is how a registry asks for a password
+			}
+			t.Run(fmt.Sprintf("%s/%d %.5s", what, test.status, test.body), func(t *testing.T) {
+				t.Parallel()
+				testStatus(t, matches, test.status, test.body, test.want)
+			})
+		}
+	}
+}
+
+func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body string, want error) {
+	m := newQuietMeddler(t)
+	ref := mustParse(t, m.host+"/vms/single:1")
+	creds := Credentials{Insecure: true}
+	push := func() error {
+		_, err := Push(t.Context(), fixtureRef(t, "single", "latest"), ref, TransferOptions{Credentials: creds, patience: impatient})
+		return err
+	}
+	fetch := func() error {
+		to := mustParse(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
+		_, err := Fetch(t.Context(), ref, to, TransferOptions{Credentials: creds, patience: impatient})
+		return err
+	}
+	answer := func(times int64) func(http.ResponseWriter, *http.Request) bool {
+		var n atomic.Int64
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if !matches(r) || n.Add(1) > times {
+				return false
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(status)
+			io.WriteString(w, body)
+			return true
+		}
+	}
+	// Push first, that there is something to fetch.
+	for i, op := range []func() error{push, fetch} {
+		name := []string{"push", "fetch"}[i]
+		m.set(answer(1 << 62))
+		err := op()
+		switch {
+		case want != nil && !errors.Is(err, want):
+			t.Errorf("%s: got %v, want %v", name, err, want)
+		case want == nil && (err == nil || Final(err)):
+			t.Errorf("%s: got %v, want an error that may pass", name, err)
+		}
+		if m.set(answer(2)); want != nil {
+			m.set(nil)
+		}
+		if err := op(); err != nil {
+			t.Errorf("%s, once the registry has recovered: %v", name, err)
+		}
+	}
+}
+
+// newQuietMeddler is for parallel tests, which cannot set environment variables.
+func newQuietMeddler(t *testing.T) *meddler {
+	t.Helper()
+	m := &meddler{registry: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
+	server := httptest.NewServer(m)
+	t.Cleanup(server.Close)
+	m.host = strings.TrimPrefix(server.URL, "http://")
+	return m
+}
+
+// TestTransferDropped hangs up in the midst of each blob, once.
+func TestTransferDropped(t *testing.T) {
+	m := newMeddler(t)
+	ref := mustParse(t, m.host+"/vms/chunked:1")
+	var uploads atomic.Int64
+	var fetched sync.Map
+	m.set(func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case r.Method == http.MethodPatch && uploads.Add(1) <= 3:
+			io.CopyN(io.Discard, r.Body, 1000)
+			panic(http.ErrAbortHandler)
+		case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/"):
+			if _, was := fetched.LoadOrStore(r.URL.Path, true); !was {
+				m.registry.ServeHTTP(&cutter{ResponseWriter: w, left: 200}, r)
+				panic(http.ErrAbortHandler)
+			}
+		}
+		return false
+	})
+	want := readExpected(t, "chunked").Manifests[0].Manifest
+	if d, err := Push(t.Context(), fixtureRef(t, "chunked", "latest"), ref, TransferOptions{patience: impatient}); err != nil || d != want {
+		t.Fatalf("push: %s, %v", d, err)
+	}
+	layout := filepath.Join(t.TempDir(), "layout")
+	if d, err := Fetch(t.Context(), ref, mustParse(t, "oci:"+layout), TransferOptions{patience: impatient}); err != nil || d != want {
+		t.Fatalf("fetch: %s, %v", d, err)
+	}
+	checkLayout(t, layout, "1", want)
+}
+
+// A cutter loses what comes after so many bytes.
+type cutter struct {
+	http.ResponseWriter
+	left int
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	n := min(len(p), c.left)
+	c.left -= n
+	if _, err := c.ResponseWriter.Write(p[:n]); err != nil {
+		return 0, err
+	}
+	c.ResponseWriter.(http.Flusher).Flush()
+	if n < len(p) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
+}
+
+// checkLayout lets other tools read a layout, and checks all of it by pulling.
+func checkLayout(t *testing.T, layout, tag string, want digest.Digest) {
+	t.Helper()
+	got := command(t, ".", "skopeo", "inspect", "--raw", "oci:"+layout+":"+tag)
+	if d := digest.FromString(got); d != want {
+		t.Errorf("skopeo finds %s under %s, want %s", d, tag, want)
+	}
+	if tags := strings.Fields(command(t, ".", "umoci", "list", "--layout", layout)); !strings.Contains(" "+strings.Join(tags, " ")+" ", " "+tag+" ") {
+		t.Errorf("umoci finds the tags %v", tags)
+	}
+	if _, err := os.Stat(filepath.Join(layout, partialBlobs)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s: %v", partialBlobs, err)
+	}
+	image, err := newStore(t).Pull(t.Context(), mustParse(t, "oci:"+layout+":"+tag), PullOptions{})
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if err := image.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPushTwice: what is there is not sent again.
+func TestPushTwice(t *testing.T) {
+	m := newMeddler(t)
+	for _, tag := range []string{"1", "2"} {
+		if _, err := Push(t.Context(), fixtureRef(t, "single", "latest"), mustParse(t, m.host+"/vms/single:"+tag), TransferOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := m.uploads.Load(); n != 4 { // domain, VM config, disk, config
+		t.Errorf("%d uploads, want 4", n)
+	}
+}
+
+// TestPushDigest: a reference by digest holds nothing else.
+func TestPushDigest(t *testing.T) {
+	m := newMeddler(t)
+	d := readExpected(t, "single").Manifests[0].Manifest
+	for name, want := range map[digest.Digest]error{d: nil, digest.FromString(""): ErrReference} {
+		ref := mustParse(t, m.host+"/vms/single@"+name.String())
+		if _, err := Push(t.Context(), fixtureRef(t, "single", "latest"), ref, TransferOptions{}); !errors.Is(err, want) {
+			t.Errorf("%s: got %v, want %v", name, err, want)
+		}
+	}
+}
+
+// TestTransferIndex copies an index in an index, with a container image, an
+// attestation and a child that is named twice.
+func TestTransferIndex(t *testing.T) {
+	m := newMeddler(t)
+	l := newLayout(t)
+	put := func(v any, mediaType string) v1.Descriptor {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.blob(mediaType, raw)
+	}
+	config := l.blob(v1.MediaTypeEmptyJSON, []byte("{}"))
+	child := func(content string) v1.Descriptor {
+		return put(v1.Manifest{
+			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: config,
+			Layers: []v1.Descriptor{l.blob("application/vnd.qemu.qcow2", []byte(content)), l.blob("text/plain", []byte("shared"))},
+		}, v1.MediaTypeImageManifest)
+	}
+	disk, attestation := child("disk"), child("attestation")
+	attestation.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest"}
+	index := func(children ...v1.Descriptor) v1.Descriptor {
+		return put(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: children}, v1.MediaTypeImageIndex)
+	}
+	top := index(index(disk, attestation), disk)
+	top.Annotations = map[string]string{v1.AnnotationRefName: "1"}
+	raw, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{top}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(l.dir, "index.json"), raw, 0o644); err != nil {
+		t.Fatal(err)
+	}
+
+	ref := mustParse(t, m.host+"/vms/index:1")
+	if d, err := Push(t.Context(), mustParse(t, "oci:"+l.dir), ref, TransferOptions{}); err != nil || d != top.Digest {
+		t.Fatalf("push: %s, %v", d, err)
+	}
+	if n := m.uploads.Load(); n != 4 { // disk, attestation, shared, config
+		t.Errorf("%d uploads, want 4", n)
+	}
+	layout := filepath.Join(t.TempDir(), "layout")
+	if d, err := Fetch(t.Context(), ref, mustParse(t, "oci:"+layout), TransferOptions{}); err != nil || d != top.Digest {
+		t.Fatalf("fetch: %s, %v", d, err)
+	}
+	if n := m.blobs.Load(); n != 4 {
+		t.Errorf("%d blobs fetched, want 4", n)
+	}
+	// Everything but index.json, whose order of fields is ours, is the same.
+	if diff := cmp.Diff(blobNames(t, l.dir), blobNames(t, layout)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func blobNames(t *testing.T, layout string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(layout, "blobs", "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names {
+		names[i] = filepath.Base(name)
+	}
+	return names
+}
+
+// TestFetchMends fetches into a layout in which blobs are damaged or missing; the
+// others are not asked for again.
+func TestFetchMends(t *testing.T) {
+	m := newMeddler(t)
+	ref := mustParse(t, m.host+"/vms/chunked:1")
+	if _, err := Push(t.Context(), fixtureRef(t, "chunked", "latest"), ref, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	layout := filepath.Join(t.TempDir(), "layout")
+	to := mustParse(t, "oci:"+layout)
+	fetch := func() digest.Digest {
+		d, err := Fetch(t.Context(), ref, to, TransferOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	d := fetch()
+	all := m.blobs.Load()
+	if fetch(); m.blobs.Load() != all {
+		t.Errorf("%d blobs fetched again", m.blobs.Load()-all)
+	}
+	damage := 0
+	for _, name := range blobNames(t, layout) {
+		path := filepath.Join(layout, "blobs", "sha256", name)
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(content) < 100<<10 { // a piece of the disk
+			continue
+		}
+		content[len(content)/2] ^= 1
+		if damage++; damage == 1 {
+			err = os.Remove(path)
+		} else if err = os.Chmod(path, 0o644); err == nil {
+			err = os.WriteFile(path, content, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if damage == 3 {
+			break
+		}
+	}
+	if damage != 3 {
+		t.Fatalf("only %d blobs are large enough", damage)
+	}
+	fetch()
+	if n := m.blobs.Load() - all; n != 3 {
+		t.Errorf("%d blobs fetched to mend three", n)
+	}
+	checkLayout(t, layout, "1", d)
+}
+
+// TestFetchInterrupted: what was there stays, and a second try goes on.
+func TestFetchInterrupted(t *testing.T) {
+	m := newMeddler(t)
+	first, second := mustParse(t, m.host+"/vms/a:1"), mustParse(t, m.host+"/vms/b:1")
+	for ref, fixture := range map[Reference]string{first: "single", second: "chunked"} {
+		if _, err := Push(t.Context(), fixtureRef(t, fixture, "latest"), ref, TransferOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	layout := filepath.Join(t.TempDir(), "layout")
+	to := mustParse(t, "oci:"+layout+":x")
+	was, err := Fetch(t.Context(), first, to, TransferOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var served atomic.Int64
+	m.set(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && served.Add(1) == 6 {
+			cancel()
+		}
+		return false
+	})
+	if _, err := Fetch(ctx, second, to, TransferOptions{}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v, want that it was cancelled", err)
+	}
+	m.set(nil)
+	checkLayout(t, layout, "x", was)
+	kept := len(blobNames(t, layout))
+	before := m.blobs.Load()
+	d, err := Fetch(t.Context(), second, to, TransferOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkLayout(t, layout, "x", d)
+	// The manifest is no blob to the registry.
+	if n := int(m.blobs.Load() - before); n != len(blobNames(t, layout))-kept-1 {
+		t.Errorf("%d blobs fetched, but %d were missing", n, len(blobNames(t, layout))-kept-1)
+	}
+}
+
+// TestFetchIndexJSON: entries with other tags stay, of those with ours one is
+// left, which every tool finds.
+func TestFetchIndexJSON(t *testing.T) {
+	m := newMeddler(t)
+	ref := mustParse(t, m.host+"/vms/single:1")
+	if _, err := Push(t.Context(), fixtureRef(t, "single", "latest"), ref, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	layout := filepath.Join(t.TempDir(), "layout")
+	if err := os.CopyFS(layout, os.DirFS(filepath.Join("testdata", "sardinecake", "multitag", "oci"))); err != nil {
+		t.Fatal(err)
+	}
+	index := filepath.Join(layout, "index.json")
+	var old v1.Index
+	readJSON(t, index, &old)
+	old.Manifests = append(old.Manifests, old.Manifests[0]) // v1 v2 v1
+	writeJSON(t, index, old)
+	d, err := Fetch(t.Context(), ref, mustParse(t, "oci:"+layout+":v1"), TransferOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkLayout(t, layout, "v1", d)
+	checkLayout(t, layout, "v2", old.Manifests[1].Digest)
+	var now v1.Index
+	if readJSON(t, index, &now); len(now.Manifests) != 2 {
+		t.Errorf("entries: %v", now.Manifests)
+	}
+}
+
+func readJSON(t *testing.T, path string, v any) {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func writeJSON(t *testing.T, path string, v any) {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, raw, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFetchRefuses finds a bad destination before it moves a byte.
+func TestFetchRefuses(t *testing.T) {
+	m := newMeddler(t)
+	ref := mustParse(t, m.host+"/vms/single:1")
+	if _, err := Push(t.Context(), fixtureRef(t, "single", "latest"), ref, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, files := range map[string]map[string]string{
+		"index.json is damaged": {"index.json": "{"},
+		"another version":       {"oci-layout": `{"imageLayoutVersion":"2.0.0"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			layout := t.TempDir()
+			for file, text := range files {
+				if err := os.WriteFile(filepath.Join(layout, file), []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := Fetch(t.Context(), ref, mustParse(t, "oci:"+layout), TransferOptions{}); !errors.Is(err, ErrFormat) {
+				t.Errorf("got %v, want ErrFormat", err)
+			}
+			for file, text := range files {
+				if got, err := os.ReadFile(filepath.Join(layout, file)); err != nil || string(got) != text {
+					t.Errorf("%s is now %q, %v", file, got, err)
+				}
+			}
+		})
+	}
+	if n := m.blobs.Load(); n != 0 {
+		t.Errorf("%d blobs fetched", n)
+	}
+	missing := filepath.Join(t.TempDir(), "layout")
+	if _, err := Fetch(t.Context(), mustParse(t, m.host+"/no/such:1"), mustParse(t, "oci:"+missing), TransferOptions{}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no such image: %v", err)
+	}
+	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left a layout: %v", err)
+	}
+}
+
+// TestFetchAlone: of two that write to one layout, one waits.
+func TestFetchAlone(t *testing.T) {
+	layout := filepath.Join(t.TempDir(), "layout")
+	first, err := openLayoutWriter(t.Context(), layout, "1", func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var second *layoutWriter
+	waited := false
+	second, err = openLayoutWriter(t.Context(), layout, "2", func() {
+		waited = true
+		if err := first.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil || !waited {
+		t.Fatalf("waited: %v, %v", waited, err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTransferHostile: a registry that gives other bytes than it should.
+func TestTransferHostile(t *testing.T) {
+	m := newMeddler(t)
+	ref := mustParse(t, m.host+"/vms/single:1")
+	if _, err := Push(t.Context(), fixtureRef(t, "single", "latest"), ref, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"/manifests/", "/blobs/"} {
+		m.set(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, what) {
+				return false
+			}
+			recorder := httptest.NewRecorder()
+			m.registry.ServeHTTP(recorder, r)
+			body := recorder.Body.Bytes()
+			body[len(body)/2] ^= 1
+			w.Header().Set("Content-Type", recorder.Header().Get("Content-Type"))
+			w.Write(body)
+			return true
+		})
+		layout := filepath.Join(t.TempDir(), "layout")
+		pinned := mustParse(t, ref.Repository()+"@"+readExpected(t, "single").Manifests[0].Manifest.String())
+		if _, err := Fetch(t.Context(), pinned, mustParse(t, "oci:"+layout), TransferOptions{patience: impatient}); !errors.Is(err, ErrHostile) {
+			t.Errorf("%s: got %v, want ErrHostile", what, err)
+		}
+		if _, err := os.Stat(filepath.Join(layout, "index.json")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: left an index.json: %v", what, err)
+		}
+	}
+}
+
+func TestLayoutIn(t *testing.T) {
+	for text, want := range map[string]string{
+		"debian:12":              "oci:/srv/docker.io/library/debian:12",
+		"r.example:5000/a/b":     "oci:/srv/r.example_5000/a/b:latest",
+		"r.example/a@" + testSum: "oci:/srv/r.example/a",
+	} {
+		if got, err := mustParse(t, text).LayoutIn("/srv"); err != nil || got.String() != want {
+			t.Errorf("%s: got %s, %v; want %s", text, got, err, want)
+		}
+	}
+	if got, err := mustParse(t, "oci:/x").LayoutIn("/srv"); !errors.Is(err, ErrReference) {
+		t.Errorf("a layout: %s, %v", got, err)
+	}
+}
+
+var testSum = digest.FromString("x").String()
