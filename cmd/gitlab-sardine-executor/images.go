@@ -7,9 +7,9 @@ import (
 	"io"
 	"os"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -67,36 +67,11 @@ func export(ctx context.Context, f *exportFlags, target string, stdout io.Writer
 	return err
 }
 
-func pushCommand(stdout io.Writer) *cli.Command {
-	return &cli.Command{
-		Name:      "push",
-		Category:  imageCategory,
-		Usage:     "copy an image from an OCI layout to a registry",
-		ArgsUsage: "oci:PATH[:TAG] REGISTRY/NAME[:TAG]",
-		Action: func(c *cli.Context) error {
-			if c.NArg() != 2 {
-				return errors.New("push needs a layout and a registry: push oci:PATH[:TAG] REGISTRY/NAME[:TAG]")
-			}
-			return transfer(c.Context, oci.Push, c.Args().Get(0), c.Args().Get(1), stdout)
-		},
-	}
-}
-
-type transferFunc func(context.Context, oci.Reference, oci.Reference, oci.TransferOptions) (digest.Digest, error)
-
-func transfer(ctx context.Context, copyImage transferFunc, source, target string, stdout io.Writer) error {
-	from, err := oci.ParseReference(source)
+// openStore opens the store of unpacked images.
+func openStore(settings *executor.Settings) (*oci.Store, error) {
+	dirs, err := settings.Dirs()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	to, err := oci.ParseReference(target)
-	if err != nil {
-		return err
-	}
-	digest, err := copyImage(ctx, from, to, oci.TransferOptions{})
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(stdout, digest)
-	return err
+	return oci.OpenStore(dirs.Store)
 }

@@ -93,7 +93,11 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			cleanupCommand(cfg, stderr),
 			tryCommand(cfg, stdout, stderr),
 			exportCommand(stdout),
-			pushCommand(stdout),
+			loginCommand(stdout, stderr),
+			logoutCommand(stdout),
+			fetchCommand(cfg, stdout, stderr),
+			pushCommand(cfg, stdout, stderr),
+			pullCommand(cfg, stdout, stderr),
 			versionCommand(stdout),
 		},
 		// The status is this program's business (see run), not the library's.

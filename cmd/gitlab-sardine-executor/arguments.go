@@ -1,0 +1,88 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// errHelpShown ends a command whose help was asked for, and printed.
+var errHelpShown = errors.New("help shown")
+
+// arguments are the words of a command that are no flags, at least so many and at
+// most so many. Flags may stand after them, as with skopeo and podman; the cli
+// package reads only those before. What follows -- is never a flag.
+func arguments(c *cli.Context, least, most int) ([]string, error) {
+	var words []string
+	for rest := c.Args().Slice(); len(rest) > 0; {
+		word := rest[0]
+		rest = rest[1:]
+		if word == "--" {
+			words = append(words, rest...)
+			break
+		}
+		if len(word) < 2 || word[0] != '-' {
+			words = append(words, word)
+			continue
+		}
+		var err error
+		if rest, err = setFlag(c, word, rest); err != nil {
+			return nil, err
+		}
+	}
+	if len(words) < least || len(words) > most {
+		return nil, fmt.Errorf("%w %s", errUsage, usageOf(c))
+	}
+	return words, nil
+}
+
+var errUsage = errors.New("usage:")
+
+func usageOf(c *cli.Context) string {
+	return fmt.Sprintf("%s %s [options] %s", c.App.Name, c.Command.Name, c.Command.ArgsUsage)
+}
+
+// setFlag sets the flag that word names, to its own value or to the next word.
+func setFlag(c *cli.Context, word string, rest []string) ([]string, error) {
+	name, value, hasValue := strings.Cut(strings.TrimLeft(word, "-"), "=")
+	if name == "help" || name == "h" {
+		if err := cli.ShowCommandHelp(c, c.Command.Name); err != nil {
+			return nil, err
+		}
+		return nil, errHelpShown
+	}
+	i := slices.IndexFunc(c.Command.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
+	if i < 0 {
+		return nil, fmt.Errorf("%s has no flag %s (usage: %s)", c.Command.Name, word, usageOf(c))
+	}
+	if _, isBool := c.Command.Flags[i].(*cli.BoolFlag); !hasValue && isBool {
+		value, hasValue = "true", true
+	}
+	if !hasValue {
+		if len(rest) == 0 {
+			return nil, fmt.Errorf("%s: flag %s needs a value", c.Command.Name, word)
+		}
+		value, rest = rest[0], rest[1:]
+	}
+	if err := c.Set(name, value); err != nil {
+		return nil, fmt.Errorf("%s: flag %s: invalid value %q: %w", c.Command.Name, word, value, err)
+	}
+	return rest, nil
+}
+
+// withArguments makes an action of a function that wants its arguments.
+func withArguments(least, most int, run func(c *cli.Context, args []string) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		args, err := arguments(c, least, most)
+		if errors.Is(err, errHelpShown) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return run(c, args)
+	}
+}

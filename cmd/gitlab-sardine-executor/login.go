@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"gitlab-sardine-executor/oci"
+)
+
+const registryCategory = "Registries"
+
+type loginFlags struct {
+	registryFlags
+	username string
+	stdin    bool
+}
+
+func loginCommand(stdout, stderr io.Writer) *cli.Command {
+	f := &loginFlags{}
+	return &cli.Command{
+		Name:      "login",
+		Category:  registryCategory,
+		Usage:     "store the password for a registry, where skopeo and podman find it too",
+		ArgsUsage: "REGISTRY",
+		Description: "REGISTRY is HOST[:PORT], or with a path behind it for the images below that path alone.\n" +
+			"The password is asked for, or read from stdin; it is checked before it is stored.",
+		Flags: append(f.flags(),
+			&cli.StringFlag{Name: "username", Aliases: []string{"u"}, Usage: "log in as `USER`", Destination: &f.username},
+			&cli.BoolFlag{Name: "password-stdin", Usage: "read the password from stdin", Destination: &f.stdin},
+		),
+		Before: logWarnings(stderr),
+		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
+			return login(c.Context, f, args[0], os.Stdin, stdout, stderr)
+		}),
+	}
+}
+
+func login(ctx context.Context, f *loginFlags, registry string, stdin *os.File, stdout, stderr io.Writer) error {
+	if f.username == "" {
+		return errors.New("login needs a user name: --username USER")
+	}
+	password, err := readPassword(f.stdin, stdin, stderr)
+	if err != nil {
+		return err
+	}
+	stored, err := oci.Login(ctx, registry, f.username, password, f.credentials())
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(stdout, "Logged in to %s as %s (%s)\n", registry, f.username, stored)
+	return err
+}
+
+// maxPassword bounds what is read from stdin, in bytes; tokens are some KiB long.
+const maxPassword = 64 << 10
+
+// readPassword asks for a password, which does not appear on the terminal, or
+// reads it from a pipe. It is never an argument: those can be seen by everybody
+// on the machine.
+func readPassword(piped bool, stdin *os.File, stderr io.Writer) (string, error) {
+	if piped {
+		text, err := io.ReadAll(io.LimitReader(stdin, maxPassword+1))
+		if err != nil {
+			return "", fmt.Errorf("reading the password from stdin: %w", err)
+		}
+		if len(text) > maxPassword {
+			return "", fmt.Errorf("reading the password from stdin: it is longer than %d bytes", maxPassword)
+		}
+		return strings.TrimRight(string(text), "\r\n"), nil
+	}
+	if !term.IsTerminal(int(stdin.Fd())) {
+		return "", errors.New("no terminal to ask for the password: pipe it in with --password-stdin")
+	}
+	fmt.Fprint(stderr, "Password: ")
+	text, err := term.ReadPassword(int(stdin.Fd()))
+	fmt.Fprintln(stderr)
+	if err != nil {
+		return "", fmt.Errorf("asking for the password: %w", err)
+	}
+	return string(text), nil
+}
+
+type logoutFlags struct {
+	authFile string
+	all      bool
+}
+
+func logoutCommand(stdout io.Writer) *cli.Command {
+	f := &logoutFlags{}
+	return &cli.Command{
+		Name:      "logout",
+		Category:  registryCategory,
+		Usage:     "forget the password for a registry",
+		ArgsUsage: "REGISTRY | --all",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "authfile", Usage: "forget it in `FILE` (default: as with login)", Destination: &f.authFile},
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "forget every password", Destination: &f.all},
+		},
+		Action: withArguments(0, 1, func(c *cli.Context, args []string) error {
+			if f.all == (len(args) == 1) {
+				return fmt.Errorf("logout needs a registry or --all (usage: %s)", usageOf(c))
+			}
+			return logout(f, args, stdout)
+		}),
+	}
+}
+
+// logout of the one registry in args, or of all.
+func logout(f *logoutFlags, args []string, stdout io.Writer) error {
+	creds := oci.Credentials{AuthFile: f.authFile}
+	if f.all {
+		if err := oci.LogoutAll(creds); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintln(stdout, "Logged out of all registries")
+		return err
+	}
+	if err := oci.Logout(args[0], creds); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(stdout, "Logged out of %s\n", args[0])
+	return err
+}

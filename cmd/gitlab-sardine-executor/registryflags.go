@@ -1,0 +1,72 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+
+	"github.com/urfave/cli/v2"
+
+	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/oci"
+)
+
+// registryFlags are those of every command that talks to a registry; skopeo and
+// podman have the same.
+type registryFlags struct {
+	authFile  string
+	tlsVerify bool
+}
+
+func (f *registryFlags) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{
+			Name:        "authfile",
+			Usage:       "read passwords from `FILE` (default: $REGISTRY_AUTH_FILE, or the files of skopeo and podman)",
+			Destination: &f.authFile,
+		},
+		&cli.BoolFlag{
+			Name:        "tls-verify",
+			Usage:       "insist on HTTPS and valid certificates; --tls-verify=false does not",
+			Value:       true,
+			Destination: &f.tlsVerify,
+		},
+	}
+}
+
+func (f *registryFlags) credentials() oci.Credentials {
+	return oci.Credentials{AuthFile: f.authFile, Insecure: !f.tlsVerify}
+}
+
+// progressFlags are those of every command that moves much.
+type progressFlags struct {
+	quiet bool
+}
+
+func (f *progressFlags) flags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not show progress", Destination: &f.quiet},
+	}
+}
+
+func (f *progressFlags) progress(stderr io.Writer, what string) executor.Progress {
+	if f.quiet {
+		return executor.NoProgress()
+	}
+	return executor.NewProgress(stderr, what)
+}
+
+// logWarnings shows on stderr what the library for registries warns of.
+func logWarnings(stderr io.Writer) cli.BeforeFunc {
+	return func(*cli.Context) error {
+		oci.LogTo(slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{
+			Level: slog.LevelWarn,
+			ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+				if len(groups) == 0 && a.Key == slog.TimeKey {
+					return slog.Attr{} // of no use to a person at a terminal
+				}
+				return a
+			},
+		})))
+		return nil
+	}
+}
