@@ -143,7 +143,7 @@ func initialize() (int, error) {
 		return 1, err
 	}
 	program, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
-		Env:   append(environment(stepInside), "HOME="+rootHome, "TMPDIR="+TempDir, "USER=root", "LC_ALL=C.UTF-8"),
+		Env:   append(environment(stepInside), "HOME="+RootHome, "TMPDIR="+TempDir, "USER=root", "LC_ALL=C.UTF-8"),
 		Files: []*os.File{null, os.Stdout, os.Stderr},
 	})
 	if err != nil {

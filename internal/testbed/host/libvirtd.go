@@ -3,16 +3,21 @@ package host
 import (
 	"bytes"
 	"context"
+	_ "embed" // the network
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"time"
 )
 
-// defaultNetwork is the file with which libvirt comes.
-const defaultNetwork = "/usr/share/libvirt/networks/default.xml"
+// defaultNetwork is libvirt's own "default", except that dnsmasq does not look
+// for 3 s whether an address is free before it offers it.
+//
+//go:embed default-network.xml
+var defaultNetwork []byte
 
 // StartLibvirtd starts this host's libvirtd, qemu:///system, and its network
 // "default", once. It ends with the host.
@@ -20,12 +25,17 @@ var StartLibvirtd = sync.OnceValue(func() error {
 	if !Inside() {
 		return errors.New("libvirtd is started only on a host of its own")
 	}
+	network := filepath.Join(TempDir, "default-network.xml")
+	if err := os.WriteFile(network, defaultNetwork, 0o644); err != nil {
+		return err
+	}
+	defer os.Remove(network)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	for _, command := range [][]string{
 		{"virtlogd", "--daemon"},
 		{"libvirtd", "--daemon"}, // returns when it listens
-		{"virsh", "--connect", "qemu:///system", "net-define", defaultNetwork},
+		{"virsh", "--connect", "qemu:///system", "net-define", network},
 		{"virsh", "--connect", "qemu:///system", "net-start", "default"},
 	} {
 		if err := runQuietly(ctx, command); err != nil {

@@ -17,7 +17,8 @@ import (
 // short, since the paths of UNIX sockets are limited to 107 bytes.
 const TempDir = "/run/tmp"
 
-const rootHome = "/run/home/root"
+// RootHome is root's $HOME on this host.
+const RootHome = "/run/home/root"
 
 // User is the ordinary user of this host. It exists in no other.
 var User = struct {
@@ -51,10 +52,13 @@ func mountPrivate() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make / private: %w", err)
 	}
+	// A new sysfs shows the devices of this network namespace. The old one goes,
+	// and with it the machine's cgroups, where libvirt would make its own.
+	if err := unix.Unmount("/sys", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount /sys: %w", err)
+	}
 	mounts := []struct{ kind, target, options string }{
 		{"proc", "/proc", ""},
-		// A new sysfs shows the devices of this network namespace, and without the
-		// machine's cgroups in it libvirt leaves these alone.
 		{"sysfs", "/sys", ""},
 		{"tmpfs", "/run", "mode=0755"},
 		{"tmpfs", "/dev/shm", "mode=1777"},
@@ -84,7 +88,7 @@ func makeDirectories() error {
 	}{
 		{TempDir, 0o777 | fs.ModeSticky, 0},
 		{"/run/lock", 0o777 | fs.ModeSticky, 0},
-		{rootHome, 0o700, 0},
+		{RootHome, 0o700, 0},
 		{User.Home, 0o755, User.ID},
 		{User.RuntimeDir, 0o700, User.ID},
 	} {
