@@ -49,9 +49,7 @@ func usageOf(c *cli.Context) string {
 func setFlag(c *cli.Context, word string, rest []string) ([]string, error) {
 	name, value, hasValue := strings.Cut(strings.TrimLeft(word, "-"), "=")
 	if name == "help" || name == "h" {
-		if err := cli.ShowCommandHelp(c, c.Command.Name); err != nil {
-			return nil, err
-		}
+		cli.HelpPrinter(c.App.Writer, cli.CommandHelpTemplate, c.Command)
 		return nil, errHelpShown
 	}
 	i := slices.IndexFunc(c.Command.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })

@@ -186,6 +186,7 @@ func pull(ctx context.Context, cfg *settingsFlags, f *pullFlags, text string, st
 	if err != nil {
 		return err
 	}
+	defer image.Close()
 	_, err = fmt.Fprintln(stdout, image.Digest)
 	return err
 }
