@@ -24,7 +24,7 @@
 //
 // hostdev, filesystem, shmem, vsock, crypto, pstore, smartcard, redirdev, lease,
 // parallel ports, graphics (a job's guest is headless), spice and other channels,
-// seclabel, resource, sysinfo, SMBIOS of the host, ACPI tables, numatune, cputune,
+// resource, sysinfo, SMBIOS of the host, ACPI tables, numatune, cputune,
 // memtune, blkiotune, I/O threads, memoryBacking, guest NUMA, launchSecurity,
 // idmap, everything of another namespace, media of CD-ROM and floppy drives that
 // are no layers, the file of a recognised UEFI firmware and its variable store.

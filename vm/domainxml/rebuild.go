@@ -65,7 +65,7 @@ type Result struct {
 	// every machine alone, and is therefore never taken from an image, is not
 	// listed: name, UUID, title, description, metadata, MAC addresses, the host
 	// side of network cards and consoles, emulator, aliases, disk drivers and backing
-	// stores.
+	// stores, security labels.
 	Dropped []string
 }
 
