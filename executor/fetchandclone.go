@@ -18,8 +18,9 @@ type FetchAndCloneOptions struct {
 	Name string
 	// Settings for the image.
 	Settings ImageSettings
-	// Size of the machine.
-	Size machineSize
+	// Size of the machine, and when the host has room for it.
+	Size      machineSize
+	Admission vm.Admission
 	// Record of the job; image and digest are filled in.
 	Record vm.Record
 	// Log hears how it goes on.
@@ -84,6 +85,7 @@ func specFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		MaxCPUs:      *o.Settings.MaxCPUs,
 		MaxMemory:    uint64(*o.Settings.MaxMemory),
 		DiskSize:     o.Size.disk,
+		Admission:    o.Admission,
 		Network:      *o.Settings.Network,
 		Accel:        *o.Settings.Accel,
 		CloneDir:     o.Dirs.Clones,

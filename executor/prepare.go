@@ -56,6 +56,8 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	}()
 
 	began := time.Now()
+	admission := d.Settings.Defaults.admission()
+	admission.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
 	d.Log.Say("Image %s", ref)
 	machine, err := FetchAndClone(ctx, host, FetchAndCloneOptions{
 		Image: ref,
@@ -65,12 +67,13 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 			MaxDisk:     int64(*settings.MaxDisk),
 			Progress:    d.Log.pullProgress(),
 		},
-		Dirs:     dirs,
-		Name:     d.Job.VMName(),
-		Settings: settings,
-		Size:     size,
-		Record:   d.record(began),
-		Log:      d.Log,
+		Dirs:      dirs,
+		Name:      d.Job.VMName(),
+		Settings:  settings,
+		Size:      size,
+		Admission: admission,
+		Record:    d.record(began),
+		Log:       d.Log,
 	})
 	if err != nil {
 		return err

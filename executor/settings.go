@@ -58,6 +58,12 @@ type DefaultsTable struct {
 	AllowedJobVariables []string `toml:"allowed_job_variables"`
 	// Concurrency is how many machines the host is for; 0: one for each CPU.
 	Concurrency uint `toml:"concurrency"`
+	// Slots is the number of machines that may run at once; 0: no limit.
+	Slots uint `toml:"slots"`
+	// HostReserve is the memory that machines leave to the host.
+	HostReserve *Bytes `toml:"host_reserve"`
+	// QueueTimeout is how long a job waits for room on the host.
+	QueueTimeout *Duration `toml:"queue_timeout"`
 
 	PerImage
 }
@@ -136,6 +142,24 @@ func (p PerImage) over(base PerImage) PerImage {
 		}
 	}
 	return base
+}
+
+// The defaults of the settings of the host that have one beside nothing.
+const (
+	defaultHostReserve  = Bytes(512 << 20)
+	defaultQueueTimeout = Duration(30 * time.Minute)
+)
+
+// admission is when the host has room for another machine.
+func (t DefaultsTable) admission() vm.Admission {
+	reserve, timeout := defaultHostReserve, defaultQueueTimeout
+	if t.HostReserve != nil {
+		reserve = *t.HostReserve
+	}
+	if t.QueueTimeout != nil {
+		timeout = *t.QueueTimeout
+	}
+	return vm.Admission{Slots: t.Slots, Reserve: int64(reserve), Timeout: time.Duration(timeout)}
 }
 
 // Duration is a time in Go's notation: "90s", "5m".

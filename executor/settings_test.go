@@ -37,7 +37,10 @@ func TestExampleTellsTheTruth(t *testing.T) {
 		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
 	}
 	example.Defaults.PerImage = PerImage{}
-	if diff := cmp.Diff(DefaultsTable{AllowedImages: []string{}, AllowedJobVariables: []string{}}, example.Defaults); diff != "" {
+	if diff := cmp.Diff(DefaultsTable{
+		AllowedImages: []string{}, AllowedJobVariables: []string{},
+		HostReserve: ptr(defaultHostReserve), QueueTimeout: ptr(defaultQueueTimeout),
+	}, example.Defaults); diff != "" {
 		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
 	}
 	if len(example.Images) != 1 || example.Images[0].Trusted || example.Images[0].Image != "" || defaults.Trusted {

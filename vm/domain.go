@@ -54,12 +54,6 @@ func personalise(d *libvirtxml.Domain, spec *Spec, files layout) error {
 		return err
 	}
 	d.Name, d.Metadata = spec.Name, metadata
-	if spec.CPUs > 0 {
-		domainxml.SetCPUs(d, spec.CPUs)
-	}
-	if spec.Memory > 0 {
-		domainxml.SetMemory(d, spec.Memory)
-	}
 	if d.OS != nil && d.OS.Firmware == "efi" {
 		d.OS.NVRam = &libvirtxml.DomainNVRam{NVRam: files.nvram}
 	}

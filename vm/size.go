@@ -26,6 +26,16 @@ func (h *Host) Size(ctx context.Context) (HostSize, error) {
 	return HostSize{CPUs: info.Cpus, Memory: info.Memory << 10}, nil
 }
 
+// resize gives a machine the size that its spec asks for in place of the image's.
+func resize(d *libvirtxml.Domain, spec *Spec) {
+	if spec.CPUs > 0 {
+		domainxml.SetCPUs(d, spec.CPUs)
+	}
+	if spec.Memory > 0 {
+		domainxml.SetMemory(d, spec.Memory)
+	}
+}
+
 // bound keeps a machine below the limits of its spec, whoever asked for more: an
 // image can ask for anything. It says what it cut.
 func (h *Host) bound(ctx context.Context, d *libvirtxml.Domain, spec *Spec) ([]string, error) {

@@ -52,6 +52,9 @@ type Spec struct {
 	// SSHPort is where the guest's SSH server listens; 0 means 22.
 	SSHPort int
 
+	// Admission says when the host has room for the machine.
+	Admission Admission
+
 	// Record goes into the domain's metadata.
 	Record Record
 }

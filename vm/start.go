@@ -31,62 +31,21 @@ func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 	if spec.SSHPort == 0 {
 		spec.SSHPort = 22
 	}
-	rebuilt, err := domainOf(&spec)
-	if err != nil {
-		return nil, err
-	}
-	domain := rebuilt.Domain
 	guest := &Guest{host: h, name: spec.Name, record: spec.Record, jobDir: spec.JobDir}
-	for _, path := range rebuilt.Dropped {
-		guest.Notes = append(guest.Notes, "dropped from the image's domain: "+path)
-	}
-	if _, err := h.domain(ctx, spec.Name); !errors.Is(err, ErrNoDomain) {
-		if err == nil {
-			err = fmt.Errorf("%w: %s", ErrExists, spec.Name)
-		}
-		return nil, err
-	}
-	warning, err := accelerate(ctx, domain, &spec)
+	domain, err := guest.design(ctx, &spec)
 	if err != nil {
 		return nil, err
 	}
-	guest.warn(warning)
-
 	undo := &undoer{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, undo.all())
 		}
 	}()
-	files, err := makeFiles(ctx, h, &spec, undo)
-	if err != nil {
+	if err := guest.equip(ctx, domain, &spec, undo); err != nil {
 		return nil, err
 	}
-	if err := personalise(domain, &spec, files); err != nil {
-		return nil, err
-	}
-	notes, err := h.bound(ctx, domain, &spec)
-	if err != nil {
-		return nil, err
-	}
-	guest.warn(notes...)
-	net, warnings, err := newNetwork(ctx, h, &spec)
-	if err != nil {
-		return nil, err
-	}
-	undo.add(net.stop)
-	guest.warn(warnings...)
-	guest.network = net
-	if err := net.attach(domain); err != nil {
-		return nil, err
-	}
-	// Also when we give up waiting for the daemon, it may start the machine.
-	undo.add(func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
-		defer cancel()
-		return destroy(ctx, h, spec.Name)
-	})
-	if err := guest.create(ctx, domain); err != nil {
+	if err := guest.launch(ctx, domain, &spec, undo); err != nil {
 		return nil, err
 	}
 	if err := takeBack(spec.Disks); err != nil {
@@ -98,14 +57,82 @@ func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 	return guest, nil
 }
 
+// design makes the domain of the machine, as far as that takes nothing of the
+// host.
+func (g *Guest) design(ctx context.Context, spec *Spec) (*libvirtxml.Domain, error) {
+	rebuilt, err := domainOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range rebuilt.Dropped {
+		g.Notes = append(g.Notes, "dropped from the image's domain: "+path)
+	}
+	switch _, err := g.host.domain(ctx, spec.Name); {
+	case err == nil:
+		return nil, fmt.Errorf("%w: %s", ErrExists, spec.Name)
+	case !errors.Is(err, ErrNoDomain):
+		return nil, err
+	}
+	resize(rebuilt.Domain, spec)
+	warnings, err := g.host.bound(ctx, rebuilt.Domain, spec)
+	if err != nil {
+		return nil, err
+	}
+	g.warn(warnings...)
+	warning, err := accelerate(ctx, rebuilt.Domain, spec)
+	g.warn(warning)
+	return rebuilt.Domain, err
+}
+
+// equip gives the machine its files.
+func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer) error {
+	files, err := makeFiles(ctx, g.host, spec, undo)
+	if err != nil {
+		return err
+	}
+	return personalise(d, spec, files)
+}
+
+// launch waits for room on the host, gives the machine its network and starts it.
+func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer) error {
+	release, err := g.host.admit(ctx, d, spec)
+	if err != nil {
+		return err
+	}
+	undo.add(release)
+	network, warnings, err := newNetwork(ctx, g.host, spec)
+	if err != nil {
+		return err
+	}
+	undo.add(network.stop)
+	g.warn(warnings...)
+	g.network = network
+	if err := network.attach(d); err != nil {
+		return err
+	}
+	// Also when we give up waiting for the daemon, it may start the machine.
+	undo.add(func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return destroy(ctx, g.host, spec.Name)
+	})
+	if err := g.create(ctx, d); err != nil {
+		return err
+	}
+	return release() // from now on libvirt counts the machine
+}
+
 // makeFiles makes the directories and overlays of a machine.
+//
+// The job's directory stays locked until this process ends or all is undone.
 func makeFiles(ctx context.Context, h *Host, spec *Spec, undo *undoer) (layout, error) {
 	dir, files := machineFiles(spec)
 	files.backingStore = h.version() >= firstLibvirtWithBackingStore
-	if err := os.MkdirAll(spec.JobDir, 0o700); err != nil {
-		return files, fmt.Errorf("make the job's directory: %w", err)
+	job, err := makeJobDir(spec.JobDir)
+	if err != nil {
+		return files, err
 	}
-	undo.add(func() error { return os.RemoveAll(spec.JobDir) })
+	undo.add(func() error { return errors.Join(os.RemoveAll(spec.JobDir), job.unlock()) })
 	// The system daemon's QEMU runs as another user, which has to pass through
 	// here; it can list nothing.
 	if err := os.MkdirAll(spec.CloneDir, 0o711); err != nil {
@@ -119,7 +146,6 @@ func makeFiles(ctx context.Context, h *Host, spec *Spec, undo *undoer) (layout, 
 		return files, fmt.Errorf("make the directory for overlays: %w", err)
 	}
 	undo.add(func() error { return os.RemoveAll(dir) })
-	var err error
 	files.overlays, err = CloneDisks(ctx, spec.Disks, dir, spec.DiskSize)
 	return files, err
 }

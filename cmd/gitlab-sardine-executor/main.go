@@ -98,6 +98,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			fetchCommand(cfg, stdout, stderr),
 			pushCommand(cfg, stdout, stderr),
 			pullCommand(cfg, stdout, stderr),
+			sweepCommand(cfg, stdout),
 			versionCommand(stdout),
 		},
 		// The status is this program's business (see run), not the library's.

@@ -1,0 +1,96 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// SweepOptions say what [Sweep] removes.
+type SweepOptions struct {
+	// All removes every machine of a job, also those that may still be needed.
+	All bool
+	// DryRun removes nothing.
+	DryRun bool
+	// Now is compared with what the machines' records say.
+	Now time.Time
+}
+
+// Swept is something that no job owns any more.
+type Swept struct {
+	Machine string
+	// Reason is a sentence part: "expired at …".
+	Reason string
+}
+
+// machineName is what [Job.VMName] makes; directories of other names are not
+// touched.
+var machineName = regexp.MustCompile(`^sardine-[0-9a-f]{8}-[0-9]+$`)
+
+// Sweep removes what no job owns any more: machines whose job ended long ago (a
+// runner that was killed cleans nothing up), and the files of machines that are
+// gone. Machines are known by the record in their domain, never by their name
+// alone. It goes on after an error, and returns what it removed with all errors.
+func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swept, error) {
+	machines, err := vm.Machines(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	var swept []Swept
+	var failed []error
+	running := make(map[string]bool)
+	for _, m := range machines {
+		running[m.Name] = true
+		reason := "swept with all others"
+		if !o.All {
+			if o.Now.Before(m.Record.Expires) {
+				continue
+			}
+			reason = "expired at " + m.Record.Expires.Format(time.RFC3339)
+		}
+		if !o.DryRun {
+			if err := vm.Remove(ctx, host, m.Name, dirs.Clones, filepath.Join(dirs.Jobs, m.Name)); err != nil {
+				failed = append(failed, fmt.Errorf("sweep machine %s: %w", m.Name, err))
+				continue
+			}
+		}
+		swept = append(swept, Swept{m.Name, reason})
+	}
+	abandoned, err := sweepFiles(dirs, running, o)
+	return append(swept, abandoned...), errors.Join(append(failed, err)...)
+}
+
+// sweepFiles removes the files of machines that do not run.
+func sweepFiles(dirs Dirs, running map[string]bool, o SweepOptions) ([]Swept, error) {
+	var swept []Swept
+	var failed []error
+	names := make(map[string]bool)
+	for _, dir := range []string{dirs.Jobs, dirs.Clones} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed = append(failed, fmt.Errorf("sweep: %w", err))
+		}
+		for _, entry := range entries {
+			if entry.IsDir() && machineName.MatchString(entry.Name()) && !running[entry.Name()] {
+				names[entry.Name()] = true
+			}
+		}
+	}
+	for name := range names {
+		removed, err := vm.RemoveAbandoned(name, dirs.Clones, filepath.Join(dirs.Jobs, name), o.DryRun)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("sweep the files of %s: %w", name, err))
+		}
+		if removed {
+			swept = append(swept, Swept{name, "its domain is gone"})
+		}
+	}
+	return swept, errors.Join(failed...)
+}

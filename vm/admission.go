@@ -1,0 +1,160 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/gofrs/flock"
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+const (
+	// admissionPoll is how often a machine that waits for room looks again.
+	admissionPoll = time.Second
+	// lockPoll is how often it tries to be the one that looks.
+	lockPoll = 20 * time.Millisecond
+	// holdersShown is how many of the machines in the way are named.
+	holdersShown = 5
+)
+
+// ErrQueue: the host had no room for the machine in time.
+var ErrQueue = errors.New("no room on this host")
+
+// Admission says how many machines a host takes at once. The zero value takes as
+// many as come.
+type Admission struct {
+	// Slots is the number of machines of jobs; 0 means any number.
+	Slots uint
+	// Reserve is the memory, in bytes, that the host keeps for itself: the memory of
+	// all running domains, the new one's and Reserve together must not be more than
+	// the host has. Negative: memory is not counted.
+	Reserve int64
+	// Timeout is how long a machine waits for room.
+	Timeout time.Duration
+	// Waiting is called with a sentence when the machine has to wait, and whenever
+	// the reason changes.
+	Waiting func(reason string)
+}
+
+// admit waits until the host has room for the machine. It returns with a lock that
+// keeps other machines from being admitted until this one runs and is counted:
+// call release then.
+func (h *Host) admit(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (release func() error, err error) {
+	a := spec.Admission
+	if a.Slots == 0 && a.Reserve < 0 {
+		return func() error { return nil }, nil
+	}
+	need := memoryOf(d)
+	size, err := h.Size(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if a.Reserve >= 0 && need+uint64(a.Reserve) > size.Memory {
+		return nil, fmt.Errorf("%w: it needs %s of memory, and the host has %s, of which it keeps %s (host_reserve) for itself", ErrSpec,
+			units.BytesSize(float64(need)), units.BytesSize(float64(size.Memory)), units.BytesSize(float64(a.Reserve)))
+	}
+	if a.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, a.Timeout)
+		defer cancel()
+	}
+	lock := flock.New(filepath.Join(filepath.Dir(spec.JobDir), ".admission"))
+	said := ""
+	for {
+		if _, err := lock.TryLockContext(ctx, lockPoll); err != nil {
+			return nil, queueError(ctx, said, err)
+		}
+		reason, err := h.noRoom(ctx, a, need, size)
+		if err == nil && reason == "" {
+			return lock.Close, nil
+		}
+		if err := errors.Join(err, lock.Unlock()); err != nil {
+			return nil, queueError(ctx, said, err)
+		}
+		if reason != said && a.Waiting != nil {
+			a.Waiting(reason)
+		}
+		said = reason
+		select {
+		case <-time.After(admissionPoll):
+		case <-ctx.Done():
+			return nil, queueError(ctx, said, context.Cause(ctx))
+		}
+	}
+}
+
+// queueError says what a machine waited for in vain.
+func queueError(ctx context.Context, reason string, err error) error {
+	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) && reason != "" {
+		return fmt.Errorf("%w in time (queue_timeout): %s", ErrQueue, reason)
+	}
+	return fmt.Errorf("wait for room on this host: %w", err)
+}
+
+// noRoom says why there is no room for a machine that needs so much memory; empty
+// if there is.
+func (h *Host) noRoom(ctx context.Context, a Admission, need uint64, size HostSize) (string, error) {
+	machines, err := Machines(ctx, h)
+	if err != nil {
+		return "", err
+	}
+	if a.Slots > 0 && uint(len(machines)) >= a.Slots {
+		return fmt.Sprintf("%d of %d machines run already: %s", len(machines), a.Slots, holders(machines)), nil
+	}
+	if a.Reserve < 0 {
+		return "", nil
+	}
+	used, err := h.memoryInUse(ctx)
+	if err != nil {
+		return "", err
+	}
+	if used+need+uint64(a.Reserve) > size.Memory {
+		return fmt.Sprintf("%s of memory are needed, and of the host's %s machines have %s: %s",
+			units.BytesSize(float64(need)), units.BytesSize(float64(size.Memory)), units.BytesSize(float64(used)), holders(machines)), nil
+	}
+	return "", nil
+}
+
+// memoryInUse is the memory of all domains that run, other people's included.
+func (h *Host) memoryInUse(ctx context.Context) (uint64, error) {
+	return await(ctx, "add up the memory of the domains", func() (uint64, error) {
+		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
+		if err != nil {
+			return 0, err
+		}
+		var sum uint64
+		for i := range domains {
+			info, err := domains[i].GetInfo()
+			domains[i].Free()
+			if err == nil { // else it has just ended
+				sum += info.MaxMem << 10
+			}
+		}
+		return sum, nil
+	})
+}
+
+// holders names the jobs whose machines run.
+func holders(machines []Machine) string {
+	if len(machines) == 0 {
+		return "none of a job"
+	}
+	var names []string
+	for _, m := range machines[:min(len(machines), holdersShown)] {
+		name := "job " + m.Record.Job
+		if m.Record.Project != "" {
+			name += " of " + m.Record.Project
+		}
+		names = append(names, name)
+	}
+	if more := len(machines) - holdersShown; more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,48 @@
+package vm
+
+import (
+	"context"
+	"errors"
+
+	"libvirt.org/go/libvirt"
+)
+
+// A Machine is a domain that carries a job's record.
+type Machine struct {
+	Name   string
+	Record Record
+}
+
+// Machines lists the machines of jobs; other domains are not among them, whatever
+// their names.
+func Machines(ctx context.Context, h *Host) ([]Machine, error) {
+	domains, err := await(ctx, "list the domains", func() ([]libvirt.Domain, error) {
+		return h.conn.ListAllDomains(0)
+	})
+	if err != nil {
+		return nil, err
+	}
+	var machines []Machine
+	for i := range domains {
+		dom := &domains[i]
+		m, err := machineOf(ctx, dom)
+		dom.Free()
+		if errors.Is(err, ErrNotOurs) || isCode(err, libvirt.ERR_NO_DOMAIN) {
+			continue // somebody else's, or gone since it was listed
+		}
+		if err != nil {
+			return nil, err
+		}
+		machines = append(machines, m)
+	}
+	return machines, nil
+}
+
+func machineOf(ctx context.Context, dom *libvirt.Domain) (Machine, error) {
+	record, err := readRecord(ctx, dom)
+	if err != nil {
+		return Machine{}, err
+	}
+	name, err := dom.GetName()
+	return Machine{Name: name, Record: record}, err
+}
