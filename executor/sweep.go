@@ -45,9 +45,7 @@ func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swe
 	}
 	var swept []Swept
 	var failed []error
-	running := make(map[string]bool)
 	for _, m := range machines {
-		running[m.Name] = true
 		reason := "swept with all others"
 		if !o.All {
 			if o.Now.Before(m.Record.Expires) {
@@ -63,12 +61,12 @@ func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swe
 		}
 		swept = append(swept, Swept{m.Name, reason})
 	}
-	abandoned, err := sweepFiles(dirs, running, o)
+	abandoned, err := sweepFiles(ctx, host, dirs, o)
 	return append(swept, abandoned...), errors.Join(append(failed, err)...)
 }
 
 // sweepFiles removes the files of machines that do not run.
-func sweepFiles(dirs Dirs, running map[string]bool, o SweepOptions) ([]Swept, error) {
+func sweepFiles(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swept, error) {
 	var swept []Swept
 	var failed []error
 	names := make(map[string]bool)
@@ -78,13 +76,13 @@ func sweepFiles(dirs Dirs, running map[string]bool, o SweepOptions) ([]Swept, er
 			failed = append(failed, fmt.Errorf("sweep: %w", err))
 		}
 		for _, entry := range entries {
-			if entry.IsDir() && machineName.MatchString(entry.Name()) && !running[entry.Name()] {
+			if entry.IsDir() && machineName.MatchString(entry.Name()) {
 				names[entry.Name()] = true
 			}
 		}
 	}
 	for name := range names {
-		removed, err := vm.RemoveAbandoned(name, dirs.Clones, filepath.Join(dirs.Jobs, name), o.DryRun)
+		removed, err := vm.RemoveAbandoned(ctx, host, name, dirs.Clones, filepath.Join(dirs.Jobs, name), o.DryRun)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("sweep the files of %s: %w", name, err))
 		}

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -58,8 +59,8 @@ func (d *jobDir) unlock() error { return d.dir.Close() }
 
 // RemoveAbandoned removes the files of a machine that has no domain, unless
 // somebody is making it at this moment, and reports whether there were any. With
-// dryRun it only reports.
-func RemoveAbandoned(name, cloneDir, jobDir string, dryRun bool) (found bool, err error) {
+// dryRun it only reports. A domain of that name, whoever's, keeps its files.
+func RemoveAbandoned(ctx context.Context, h *Host, name, cloneDir, jobDir string, dryRun bool) (found bool, err error) {
 	locked, err := lockDir(jobDir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -71,6 +72,11 @@ func RemoveAbandoned(name, cloneDir, jobDir string, dryRun bool) (found bool, er
 		return false, nil
 	default:
 		defer locked.unlock()
+	}
+	// Asked with the lock held: whoever made the directory is gone, and a domain
+	// that it started is known by now.
+	if _, err := h.domain(ctx, name); !errors.Is(err, ErrNoDomain) {
+		return false, err
 	}
 	if dryRun {
 		return true, nil
