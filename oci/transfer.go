@@ -23,14 +23,14 @@ type TransferOptions struct {
 	// Progress may be nil.
 	Progress Progress
 
-	patience *patience // nil but in tests
+	patience patience // the zero value means defaultPatience
 }
 
 // patiences are those for the first contact and for what follows.
 func (o TransferOptions) patiences() (first, later patience) {
-	later = defaultPatience
-	if o.patience != nil {
-		later = *o.patience
+	later = o.patience
+	if later == (patience{}) {
+		later = defaultPatience
 	}
 	first = later
 	first.total = min(first.total, openPatience)

@@ -80,7 +80,7 @@ func (m *meddler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // impatient tries again at once and gives up soon.
-var impatient = &patience{first: time.Millisecond, most: 10 * time.Millisecond, total: 250 * time.Millisecond, stall: time.Second}
+var impatient = patience{first: time.Millisecond, most: 10 * time.Millisecond, total: 250 * time.Millisecond, stall: time.Second}
 
 // TestTransferStatus answers each request of one kind with an HTTP status, or the
 // first few of them.
