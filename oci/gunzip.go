@@ -24,6 +24,7 @@ type gunzip struct {
 	member   int64 // offset in the compressed stream at which flate began
 	produced int64 // bytes of the whole stream that Read has returned
 	base     int64 // produced when flate began
+	ahead    int64 // bytes by which flate's offsets are too large: see bitPosition
 	crc      uint32
 	size     uint32 // of the member so far, modulo 2^32
 	kept     []byte // decompressed, behind a mark
@@ -41,7 +42,6 @@ type gzipMark struct {
 	Compressed int64  `json:"compressed"`
 	Bit        uint8  `json:"bit"`
 	Raw        int64  `json:"raw"`
-	Final      bool   `json:"final,omitempty"`
 	CRC        uint32 `json:"crc"`
 	Size       uint32 `json:"size"`
 	// Window is the last 32 KiB of the decompressed stream.
@@ -76,9 +76,13 @@ func resumeGunzip(r io.Reader, mark gzipMark, wanted func(compressed int64) bool
 	g.in = bufio.NewReaderSize(g.counted, readBuffer)
 	g.produced, g.crc, g.size = mark.Raw, mark.CRC, mark.Size
 	// Offsets in the whole stream, so that those of later marks are too.
-	g.flate = flate.NewReaderOpts(g.in, flate.WithEobCallback(g.endOfBlock), flate.WithResumeFrom(flate.InflateCheckpoint{
-		UncompressedOffset: mark.Raw, CompressedOffset: mark.Compressed, BitOffset: mark.Bit, Final: mark.Final, Window: mark.Window,
-	}))
+	opts := []flate.ReaderOpt{flate.WithResumeFrom(flate.InflateCheckpoint{
+		UncompressedOffset: mark.Raw, CompressedOffset: mark.Compressed, BitOffset: mark.Bit, Window: mark.Window,
+	})}
+	if wanted != nil {
+		opts = append(opts, flate.WithEobCallback(g.endOfBlock))
+	}
+	g.flate = flate.NewReaderOpts(g.in, opts...)
 	return g
 }
 
@@ -92,7 +96,7 @@ func (g *gunzip) header() error {
 		g.name = h.Name
 	}
 	g.member = g.counted.n - int64(g.in.Buffered())
-	g.base, g.crc, g.size = g.produced, 0, 0
+	g.base, g.ahead, g.crc, g.size = g.produced, 0, 0, 0
 	var opts []flate.ReaderOpt
 	if g.wanted != nil {
 		opts = append(opts, flate.WithEobCallback(g.endOfBlock))
@@ -102,15 +106,32 @@ func (g *gunzip) header() error {
 }
 
 func (g *gunzip) endOfBlock(c flate.InflateCheckpoint) {
-	if g.mark != nil || c.Final || g.wanted == nil || !g.wanted(g.member+c.CompressedOffset) {
+	at := g.bitPosition(c)
+	if g.mark != nil || c.Final || !g.wanted(at/8) {
 		return
 	}
 	g.mark = &gzipMark{
-		Compressed: g.member + c.CompressedOffset,
-		Bit:        c.BitOffset,
+		Compressed: at / 8,
+		Bit:        uint8(at % 8),
 		Raw:        g.base + c.UncompressedOffset,
 		Window:     append([]byte(nil), c.Window...),
 	}
+}
+
+// bitPosition is where the next block begins, in bits of the compressed stream.
+//
+// It corrects what the checkpoint says: as of compress 1.20.3 the offset runs
+// ahead by the whole bytes that were buffered before each stored block
+// (flate.dataBlock counts them a second time). After a stored block no bit is
+// buffered, so a checkpoint beyond what was read shows by how much.
+func (g *gunzip) bitPosition(c flate.InflateCheckpoint) int64 {
+	read := g.counted.n - int64(g.in.Buffered())
+	buffered := (read-g.member+g.ahead)*8 - (c.CompressedOffset*8 + int64(c.BitOffset))
+	if buffered < 0 {
+		g.ahead -= buffered / 8
+		buffered = 0
+	}
+	return read*8 - buffered
 }
 
 // Read returns no byte beyond a mark in the same call as those before it: ask

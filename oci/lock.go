@@ -84,6 +84,9 @@ func (s *Store) acquire(ctx context.Context, d digest.Digest, waiting func(), un
 			return image, err
 		}
 		done := false
+		if s.unwritable != nil {
+			return nil, fmt.Errorf("the store %s cannot be written: %w", s.root, s.unwritable)
+		}
 		if !busy {
 			done, err = s.tryLock(d, func() error {
 				if _, err := s.open(d); err == nil {

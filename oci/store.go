@@ -28,6 +28,9 @@ import (
 // Several processes can use one store at once.
 type Store struct {
 	root string // absolute
+	// unwritable is why the store cannot be written; nil if it can, as far as is
+	// known.
+	unwritable error
 }
 
 const (
@@ -49,13 +52,16 @@ func OpenStore(root string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening image store: %w", err)
 	}
+	s := &Store{root: root}
 	for _, dir := range []string{imagesDir, referencesDir, locksDir} {
 		err := os.MkdirAll(filepath.Join(root, dir), 0o755)
-		if err != nil && !errors.Is(err, fs.ErrPermission) && !isReadOnly(err) {
+		if errors.Is(err, fs.ErrPermission) || isReadOnly(err) {
+			s.unwritable = err
+		} else if err != nil {
 			return nil, fmt.Errorf("opening image store: %w", err)
 		}
 	}
-	return &Store{root: root}, nil
+	return s, nil
 }
 
 // Root is the store's absolute directory.

@@ -1,0 +1,408 @@
+package oci
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+)
+
+// TestPullProcess is no test: it is the process that other tests start to pull.
+func TestPullProcess(t *testing.T) {
+	ref := os.Getenv("OCI_TEST_PULL")
+	if ref == "" {
+		return
+	}
+	os.Setenv("CONTAINERS_REGISTRIES_CONF", os.Getenv("OCI_TEST_CONF"))
+	store, err := OpenStore(os.Getenv("OCI_TEST_STORE"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := waitingFunc(func() { fmt.Println("waiting") })
+	image, err := store.Pull(t.Context(), mustParse(t, ref), PullOptions{Progress: told, patience: hasty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println("pulled", image.Digest)
+}
+
+func pullProcess(t *testing.T, store *Store, ref Reference) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestPullProcess$", "-test.timeout=2m")
+	cmd.Env = append(os.Environ(), "OCI_TEST_PULL="+ref.String(), "OCI_TEST_STORE="+store.Root(),
+		"OCI_TEST_CONF="+os.Getenv("CONTAINERS_REGISTRIES_CONF"))
+	return cmd
+}
+
+// compressible content makes a gzip stream of many deflate blocks.
+func compressible(size int) []byte {
+	b := noise(size)
+	for i := range b {
+		b[i] = "abcdefgh"[b[i]%8]
+	}
+	return b
+}
+
+// TestPullResumes kills a process in the middle of a pull. What it had finished
+// is not transferred again.
+func TestPullResumes(t *testing.T) {
+	text := compressible(12 << 20)
+	tests := map[string]struct {
+		push func(t *testing.T, host string) Reference
+		// held is how many blobs get through before the pull stands still.
+		blobs, held int
+	}{
+		"pieces of a gzip stream": {func(t *testing.T, host string) Reference { return pushRaw(t, host, text, 512<<10) }, 12, 8},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			f := newFaultyRegistry(t)
+			ref := test.push(t, f.host)
+			store := newStore(t)
+			reached := holdAfter(f, test.held)
+			cmd := pullProcess(t, store, ref)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-reached:
+			case <-time.After(time.Minute):
+				t.Error("the pull did not get that far")
+			}
+			waitForState(t, store)
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait() // it was killed
+
+			f.fault.Store(nil)
+			image, err := store.Pull(t.Context(), ref, PullOptions{patience: hasty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkContent(t, image, text)
+			twice := 0
+			for _, n := range f.gets {
+				if n > 1 {
+					twice++
+				}
+			}
+			// Config, domain, the blob in flight and those whose decompression was behind.
+			if twice > 6 {
+				t.Errorf("%d of %d blobs were transferred twice", twice, len(f.gets))
+			}
+			left, _ := filepath.Glob(filepath.Join(store.Root(), imagesDir, "*", ".*"))
+			if len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+// holdAfter lets n requests for blobs through and holds the others; reached is
+// closed with the first of those.
+func holdAfter(f *faultyRegistry, n int) (reached chan struct{}) {
+	reached = make(chan struct{})
+	var once sync.Once
+	var mu sync.Mutex
+	f.fail(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		mu.Lock()
+		n--
+		held := n < 0
+		mu.Unlock()
+		if held {
+			once.Do(func() { close(reached) })
+			<-r.Context().Done()
+		}
+		return held
+	})
+	return reached
+}
+
+// waitForState waits until a pull has noted how far it is.
+func waitForState(t *testing.T, store *Store) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		files, _ := filepath.Glob(filepath.Join(store.Root(), imagesDir, partialPrefix+"*", ".disk-*"))
+		for _, file := range files {
+			if info, err := os.Stat(file); err == nil && info.Size() > 4<<20 || strings.HasSuffix(file, ".json") {
+				return
+			}
+		}
+	}
+	t.Error("the pull noted nothing")
+}
+
+// TestPullDistrustsPartial damages what an interrupted pull left.
+func TestPullDistrustsPartial(t *testing.T) {
+	f := newFaultyRegistry(t)
+	text := compressible(12 << 20)
+	ref := pushRaw(t, f.host, text, 512<<10)
+	for name, damage := range map[string]func(path string) error{
+		"disk":       func(path string) error { return overwrite(path, 100_000, []byte("x")) },
+		"disk gone":  os.Remove,
+		"disk empty": func(path string) error { return os.Truncate(path, 0) },
+		"state":      func(path string) error { return overwrite(path+".json", 20, []byte("12")) },
+		"state gone": func(path string) error { return os.Remove(path + ".json") },
+		"none":       func(string) error { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := newStore(t)
+			f.fail(cutAfter(100<<10, 1<<30, false))
+			var blobs int
+			f.fail(func(w http.ResponseWriter, r *http.Request) bool {
+				if strings.Contains(r.URL.Path, "/blobs/") {
+					if blobs++; blobs > 8 {
+						w.WriteHeader(http.StatusTeapot)
+						return true
+					}
+				}
+				return false
+			})
+			if _, err := store.Pull(t.Context(), ref, PullOptions{patience: hasty}); err == nil || Final(err) {
+				t.Fatalf("the first pull: %v", err)
+			}
+			partial, err := filepath.Glob(filepath.Join(store.Root(), imagesDir, partialPrefix+"*"))
+			if err != nil || len(partial) != 1 {
+				t.Fatal(partial, err)
+			}
+			if err := damage(filepath.Join(partial[0], ".disk-0")); err != nil {
+				t.Fatal(err)
+			}
+			f.fault.Store(nil)
+			image, err := store.Pull(t.Context(), ref, PullOptions{patience: hasty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkContent(t, image, text)
+		})
+	}
+}
+
+func overwrite(path string, at int64, with []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(with, at)
+	return errors.Join(err, f.Close())
+}
+
+// TestPullProcesses lets ten processes pull one image at the same time.
+func TestPullProcesses(t *testing.T) {
+	f := newFaultyRegistry(t)
+	content := noise(4 << 20)
+	ref := pushRaw(t, f.host, content, 0)
+	store := newStore(t)
+	// Slow enough for all to meet.
+	f.fail(func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			time.Sleep(500 * time.Millisecond)
+		}
+		return false
+	})
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	waited := 0
+	for range 10 {
+		group.Go(func() {
+			out, err := pullProcess(t, store, ref).CombinedOutput()
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil || !bytes.Contains(out, []byte("pulled sha256:")) {
+				t.Errorf("%v\n%s", err, out)
+			}
+			if bytes.Contains(out, []byte("waiting\n")) {
+				waited++
+			}
+		})
+	}
+	group.Wait()
+	if waited == 0 {
+		t.Error("nobody said that it waits")
+	}
+	for blob, n := range f.gets {
+		if n != 1 {
+			t.Errorf("blob %s was transferred %d times", blob, n)
+		}
+	}
+}
+
+// TestHold: an image that was pulled cannot be removed before it is let go.
+func TestHold(t *testing.T) {
+	store := newStore(t)
+	first, err := store.Pull(t.Context(), fixtureRef(t, "single", "latest"), PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := store.Pull(t.Context(), fixtureRef(t, "single", "latest"), PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, image := range []*Image{first, second} {
+		if free, err := store.tryLock(first.Digest, func() error { return nil }); free || err != nil {
+			t.Errorf("free: %v, %v", free, err)
+		}
+		if err := image.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if free, err := store.tryLock(first.Digest, func() error { return nil }); !free || err != nil {
+		t.Errorf("free: %v, %v", free, err)
+	}
+}
+
+// TestGunzipMarks goes on from every mark of a stream.
+func TestGunzipMarks(t *testing.T) {
+	content := append(compressible(600<<10), noise(300<<10)...)
+	content = append(content, compressible(300<<10)...)
+	var packed bytes.Buffer
+	for _, part := range [][]byte{content[:500_000], content[500_000:]} {
+		z, _ := gzip.NewWriterLevel(&packed, 6)
+		z.Name = "disk"
+		if _, err := z.Write(part); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	every := func(int64) bool { return true }
+	g, err := newGunzip(bytes.NewReader(packed.Bytes()), every)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := &plainStream{Reader: g, gunzip: g}
+	marks := 0
+	for buffer := make([]byte, 100_000); ; {
+		s, err := fill(plain, buffer)
+		if s.mark != nil {
+			marks++
+			from := bytes.NewReader(packed.Bytes()[s.mark.Compressed:])
+			rest, err := io.ReadAll(&marking{resumeGunzip(from, *s.mark, every)})
+			if err != nil || !bytes.Equal(rest, content[s.mark.Raw:]) {
+				t.Fatalf("from %d (bit %d): %v, %d bytes, want %d", s.mark.Compressed, s.mark.Bit, err, len(rest), len(content)-int(s.mark.Raw))
+			}
+		}
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if marks < 10 {
+		t.Errorf("only %d marks", marks)
+	}
+}
+
+// marking asks for marks, as gunzip wants it.
+type marking struct{ g *gunzip }
+
+func (m *marking) Read(p []byte) (int, error) {
+	n, err := m.g.Read(p)
+	m.g.reached()
+	return n, err
+}
+
+// TestPullDiskFull pulls into a small file system.
+func TestPullDiskFull(t *testing.T) {
+	small := mounted(t, "tmpfs", "size=8m")
+	tests := map[string][]byte{
+		"seen at once":     noise(12 << 20),
+		"seen on the way":  compressible(16 << 20),
+		"of several parts": append(noise(6<<20), compressible(8<<20)...),
+	}
+	for name, content := range tests {
+		t.Run(name, func(t *testing.T) {
+			f := newFaultyRegistry(t)
+			ref := pushRaw(t, f.host, content, 0)
+			store, err := OpenStore(filepath.Join(small, strings.ReplaceAll(name, " ", "-")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = store.Pull(t.Context(), ref, PullOptions{patience: hasty})
+			if !errors.Is(err, syscall.ENOSPC) || Final(err) {
+				t.Fatalf("got %v, want that the disk is full", err)
+			}
+			var need, free string
+			if _, scan := fmt.Sscanf(err.Error()[strings.Index(err.Error(), "needs about"):], "needs about %s in", &need); scan != nil || !strings.Contains(err.Error(), "were free") {
+				t.Errorf("%v: %v; need %q, free %q", err, scan, need, free)
+			}
+			assertEmpty(t, filepath.Join(store.Root(), imagesDir))
+		})
+	}
+}
+
+// TestPullReadOnly: what a store holds can be used though it cannot be written.
+func TestPullReadOnly(t *testing.T) {
+	store := newStore(t)
+	pulled, err := store.Pull(t.Context(), fixtureRef(t, "single", "latest"), PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pulled.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"with its locks", "without locks"} {
+		t.Run(name, func(t *testing.T) {
+			if name == "without locks" {
+				if err := os.RemoveAll(filepath.Join(store.Root(), locksDir)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			readOnly := mounted(t, store.Root(), "ro")
+			opened, err := OpenStore(readOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, policy := range []PullPolicy{PullAlways, PullIfNotPresent, PullNever} {
+				image, err := opened.Pull(t.Context(), fixtureRef(t, "single", "latest"), PullOptions{Policies: []PullPolicy{policy}})
+				if err != nil || image.Digest != pulled.Digest {
+					t.Errorf("%s: %+v, %v", policy, image, err)
+				}
+			}
+			_, err = opened.Pull(t.Context(), fixtureRef(t, "chain", "latest"), PullOptions{})
+			if !errors.Is(err, syscall.EROFS) || Final(err) {
+				t.Errorf("another image: %v, want that the store is read-only", err)
+			}
+		})
+	}
+}
+
+// mounted mounts a tmpfs, or a directory read-only, for a test. That takes root.
+func mounted(t *testing.T, what, how string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	dir := t.TempDir()
+	var err error
+	if what == "tmpfs" {
+		err = syscall.Mount("tmpfs", dir, "tmpfs", 0, how)
+	} else if err = syscall.Mount(what, dir, "", syscall.MS_BIND, ""); err == nil {
+		err = syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, "")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}

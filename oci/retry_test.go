@@ -1,0 +1,284 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+)
+
+// hasty does not make a test wait.
+var hasty = patience{first: time.Millisecond, most: 10 * time.Millisecond, total: 20 * time.Second, stall: 10 * time.Second}
+
+// A faultyRegistry is a real registry behind a door that a test keeps.
+type faultyRegistry struct {
+	host string
+	// fault may answer in place of the registry, and says whether it did; nil means
+	// that all is well.
+	fault atomic.Pointer[func(w http.ResponseWriter, r *http.Request) bool]
+
+	mu     sync.Mutex
+	gets   map[string]int // of blobs, by digest
+	ranges int            // requests for a part of a blob
+	sent   atomic.Int64   // bytes of blobs
+}
+
+func newFaultyRegistry(t *testing.T) *faultyRegistry {
+	t.Helper()
+	f := &faultyRegistry{gets: map[string]int{}}
+	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
+			f.count(r)
+			w = &countingWriter{w, &f.sent}
+		}
+		if fault := f.fault.Load(); fault == nil || !(*fault)(w, r) {
+			handler.ServeHTTP(w, r)
+		}
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	t.Cleanup(server.Close)
+	f.host = strings.TrimPrefix(server.URL, "http://")
+	setInsecure(t, f.host)
+	return f
+}
+
+// setInsecure names a registry as one of plain HTTP, for this test.
+func setInsecure(t *testing.T, host string) {
+	t.Helper()
+	conf := filepath.Join(t.TempDir(), "registries.conf")
+	if err := os.WriteFile(conf, []byte("[[registry]]\nlocation = \""+host+"\"\ninsecure = true\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
+}
+
+func (f *faultyRegistry) count(r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gets[r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]]++
+	if r.Header.Get("Range") != "" {
+		f.ranges++
+	}
+}
+
+func (f *faultyRegistry) fail(fault func(w http.ResponseWriter, r *http.Request) bool) {
+	f.fault.Store(&fault)
+}
+
+type countingWriter struct {
+	http.ResponseWriter
+	sent *atomic.Int64
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	w.sent.Add(int64(n))
+	return n, err
+}
+
+// noise does not compress.
+func noise(size int) []byte {
+	b := make([]byte, size)
+	state := uint64(88172645463325252)
+	for i := range b {
+		state ^= state << 13
+		state ^= state >> 7
+		state ^= state << 17
+		b[i] = byte(state >> 32)
+	}
+	return b
+}
+
+// pushRaw puts an image with one raw disk into a registry, cut in pieces of a
+// size if that is not 0.
+func pushRaw(t *testing.T, host string, content []byte, piece int64) Reference {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "disk.raw"), content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	layout := mustParse(t, "oci:"+filepath.Join(dir, "layout")+":1")
+	o := ExportOptions{Disks: []ExportDisk{{Path: filepath.Join(dir, "disk.raw"), Format: "raw"}}, ChunkSize: piece, Level: 1}
+	if _, err := Export(t.Context(), layout, o); err != nil {
+		t.Fatal(err)
+	}
+	ref := mustParse(t, host+"/vms/raw:1")
+	if _, err := Push(t.Context(), layout, ref, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+func checkContent(t *testing.T, image *Image, want []byte) {
+	t.Helper()
+	got, err := os.ReadFile(filepath.Join(image.Dir, image.Disks[0].Name))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("content differs (%v)", err)
+	}
+}
+
+// TestPullThroughFaults: what may pass is tried again.
+func TestPullThroughFaults(t *testing.T) {
+	f := newFaultyRegistry(t)
+	content := noise(5 << 20)
+	ref := pushRaw(t, f.host, content, 0)
+	status := func(code, times int) func(http.ResponseWriter, *http.Request) bool {
+		left := new(atomic.Int64)
+		left.Store(int64(times))
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if left.Add(-1) < 0 {
+				return false
+			}
+			w.Header().Set("Retry-After", "0")
+			w.WriteHeader(code)
+			return true
+		}
+	}
+	tests := map[string]func(http.ResponseWriter, *http.Request) bool{
+		"429": status(429, 8), "500": status(500, 3), "502": status(502, 3), "503": status(503, 3),
+		"connection closed": func() func(http.ResponseWriter, *http.Request) bool {
+			left := new(atomic.Int64)
+			return func(http.ResponseWriter, *http.Request) bool {
+				if left.Add(1) <= 3 {
+					panic(http.ErrAbortHandler)
+				}
+				return false
+			}
+		}(),
+	}
+	for name, fault := range tests {
+		t.Run(name, func(t *testing.T) {
+			f.fail(fault)
+			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: hasty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkContent(t, image, content)
+		})
+	}
+}
+
+// cutAfter ends each response to a request for a large blob after n bytes: by
+// breaking the connection, or by saying nothing more.
+func cutAfter(n int64, times int64, hang bool) func(http.ResponseWriter, *http.Request) bool {
+	var cut atomic.Int64
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		counting, ok := w.(*countingWriter)
+		if !ok || cut.Add(1) > times {
+			return false
+		}
+		counting.ResponseWriter = &cutWriter{ResponseWriter: counting.ResponseWriter, left: n, hang: hang, ctx: r.Context()}
+		return false
+	}
+}
+
+type cutWriter struct {
+	http.ResponseWriter
+	left int64
+	hang bool
+	ctx  context.Context
+}
+
+func (c *cutWriter) Write(p []byte) (int, error) {
+	if int64(len(p)) < c.left {
+		c.left -= int64(len(p))
+		return c.ResponseWriter.Write(p)
+	}
+	n, _ := c.ResponseWriter.Write(p[:c.left])
+	c.left = 0
+	_ = http.NewResponseController(c.ResponseWriter).Flush()
+	if c.hang {
+		<-c.ctx.Done()
+		return n, c.ctx.Err()
+	}
+	panic(http.ErrAbortHandler)
+}
+
+// TestPullGoesOn: a blob whose connection breaks again and again is taken up
+// where it broke, and is transferred once in all.
+func TestPullGoesOn(t *testing.T) {
+	for name, hang := range map[string]bool{"broken": false, "stalled": true} {
+		t.Run(name, func(t *testing.T) {
+			f := newFaultyRegistry(t)
+			content := noise(5 << 20)
+			ref := pushRaw(t, f.host, content, 0)
+			const each = 1 << 20
+			f.fail(cutAfter(each, 8, hang))
+			before := f.sent.Load()
+			patient := hasty
+			if hang {
+				patient.stall = 300 * time.Millisecond
+			}
+			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: patient})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkContent(t, image, content)
+			// What lies in buffers when a connection breaks is lost.
+			if sent := f.sent.Load() - before; sent > int64(len(content))*5/4 {
+				t.Errorf("%d bytes transferred for a blob of about %d", sent, len(content))
+			}
+			if f.ranges == 0 {
+				t.Error("no request for a part of a blob: did containers/image change GetBlobAt?")
+			}
+		})
+	}
+}
+
+// TestPullGivesUp: a registry that stays broken ends a pull in time, with an
+// error that is not final.
+func TestPullGivesUp(t *testing.T) {
+	f := newFaultyRegistry(t)
+	ref := pushRaw(t, f.host, noise(1<<20), 0)
+	short := patience{first: time.Millisecond, most: 5 * time.Millisecond, total: 100 * time.Millisecond, stall: 100 * time.Millisecond}
+	blobsOnly := func(fault func(w http.ResponseWriter)) func(http.ResponseWriter, *http.Request) bool {
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, "/blobs/") {
+				return false
+			}
+			fault(w)
+			return true
+		}
+	}
+	tests := map[string]struct {
+		fault func(http.ResponseWriter, *http.Request) bool
+		want  error // nil: not final
+	}{
+		"500":        {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(500); return true }, nil},
+		"500 blobs":  {blobsOnly(func(w http.ResponseWriter) { w.WriteHeader(500) }), nil},
+		"cut at 0":   {blobsOnly(func(http.ResponseWriter) { panic(http.ErrAbortHandler) }), nil},
+		"silent":     {cutAfter(0, 1<<30, true), nil},
+		"401":        {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(401); return true }, ErrDenied},
+		"403 blobs":  {blobsOnly(func(w http.ResponseWriter) { w.WriteHeader(403) }), ErrDenied},
+		"404 blobs":  {blobsOnly(func(w http.ResponseWriter) { w.WriteHeader(404) }), ErrNotFound},
+		"empty blob": {blobsOnly(func(w http.ResponseWriter) { w.Header().Set("Content-Length", "0") }), ErrHostile},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			f.fail(test.fault)
+			store := newStore(t)
+			_, err := store.Pull(t.Context(), ref, PullOptions{patience: short})
+			switch {
+			case err == nil:
+				t.Error("no error")
+			case test.want == nil && Final(err):
+				t.Errorf("final: %v", err)
+			case test.want != nil && !errors.Is(err, test.want):
+				t.Errorf("got %v, want %v", err, test.want)
+			}
+		})
+	}
+}
