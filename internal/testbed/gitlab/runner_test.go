@@ -134,7 +134,7 @@ func TestCancel(t *testing.T) {
 		killed  bool
 		outcome int
 	}{
-		{"ends at once", `trap 'exit 2' TERM; echo running; sleep 60 & wait`, false, 2},
+		{"ends at once", `trap 'exit 2' TERM; echo running; while :; do sleep 0.05; done`, false, 2},
 		{"deaf", `trap '' TERM; echo running; exec sleep 60`, true, -1},
 	}
 	for _, test := range tests {
@@ -163,7 +163,7 @@ func TestCancel(t *testing.T) {
 
 // The signal of somebody else reaches the whole process group; the runner goes on.
 func TestSignal(t *testing.T) {
-	runner := shell(t, map[string]string{"run": `trap 'exit 2' TERM; echo running; sleep 60; echo slept`})
+	runner := shell(t, map[string]string{"run": `trap 'exit 2' TERM; echo running; while :; do sleep 0.05; done`})
 	build := runner.Start(deadline(t), Job{Script: "true"})
 	if err := build.Log().WaitFor(deadline(t), "running"); err != nil {
 		t.Fatal(err)

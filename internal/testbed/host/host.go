@@ -2,7 +2,7 @@
 // IPC and host name namespaces, in which real daemons can be started as root and
 // nothing of the machine underneath is seen, changed or left behind.
 //
-// Inside, /run, /dev/shm and libvirt's directories are empty and private, so
+// Inside, /run, /dev and libvirt's directories are private, so
 // that no D-Bus, systemd or other libvirtd is found; the network is a loopback
 // device and a default route that leads nowhere; [User] is an ordinary user. When
 // the program ends, or whoever started it, the kernel ends every process that it

@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// defaultNetwork is libvirt's own "default", except that dnsmasq does not look
-// for 3 s whether an address is free before it offers it.
+// defaultNetwork is libvirt's own "default", but without two waits of seconds:
+// dnsmasq does not look whether an address is free before it offers it, and the
+// bridge does not look for loops (STP) before it forwards.
 //
 //go:embed default-network.xml
 var defaultNetwork []byte

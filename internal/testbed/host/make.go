@@ -36,6 +36,7 @@ func makeHost() error {
 	}{
 		{"mount", mountPrivate},
 		{"make directories", makeDirectories},
+		{"make devices", makeDevices},
 		{"add user", addUser},
 		{"set up libvirt", setUpLibvirt},
 		{"set up network", setUpNetwork},
@@ -61,7 +62,6 @@ func mountPrivate() error {
 		{"proc", "/proc", ""},
 		{"sysfs", "/sys", ""},
 		{"tmpfs", "/run", "mode=0755"},
-		{"tmpfs", "/dev/shm", "mode=1777"},
 	}
 	for _, m := range mounts {
 		if err := unix.Mount(m.kind, m.target, m.kind, 0, m.options); err != nil {
