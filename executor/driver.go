@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"time"
@@ -36,6 +37,8 @@ type Driver struct {
 	Settings *Settings
 	Job      Job
 	Log      *JobLog
+	// Admin is the administrator's log; nil for none.
+	Admin *slog.Logger
 	// Local says that whoever started the job is the administrator: images on this
 	// machine may be used.
 	Local bool
@@ -64,6 +67,14 @@ func (d *Driver) Config(stdout io.Writer) error {
 		CacheDir:  *settings.GuestCacheDir,
 		Shell:     shells[*settings.Shell].runner,
 	})
+}
+
+// admin is the administrator's log, with who the job is.
+func (d *Driver) admin() *slog.Logger {
+	if d.Admin == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return d.Admin.With("job", d.Job.ID, "project", d.Job.Project, "machine", d.Job.VMName())
 }
 
 // openHost connects to libvirt.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/docker/go-units"
+
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -46,10 +48,13 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	if err != nil {
 		return nil, err
 	}
+	end := o.Log.Section("sardine_pull", "Image "+o.Image.String())
 	image, err := store.Pull(ctx, o.Image, o.Pull)
+	end()
 	if err != nil {
 		return nil, err
 	}
+	o.Log.Say("Digest %s, %s on this host", image.Digest, units.BytesSize(float64(sizeOf(image))))
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
 	guest, err := vm.Start(ctx, host, specFor(image, o))
 	if err != nil {
@@ -59,6 +64,15 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 		o.Log.Warn("%s", warning)
 	}
 	return &Machine{Name: o.Name, Config: image.Guest, Image: image, Guest: guest}, nil
+}
+
+// sizeOf is the size of an image's files, in bytes.
+func sizeOf(image *oci.Image) int64 {
+	var sum int64
+	for _, d := range image.Disks {
+		sum += d.Size
+	}
+	return sum
 }
 
 // specFor is where an image becomes a machine.

@@ -14,19 +14,31 @@ import (
 	"gitlab-sardine-executor/vm"
 )
 
+// A plan is what the settings and the job say before anything is asked or made.
+type plan struct {
+	ref      oci.Reference
+	settings ImageSettings
+	policies []oci.PullPolicy
+	dirs     Dirs
+}
+
+// plan checks the wishes of the job.
+func (d *Driver) plan() (p plan, err error) {
+	if p.ref, p.settings, err = d.image(); err != nil {
+		return p, err
+	}
+	if p.policies, err = d.pullPolicies(p.settings); err != nil {
+		return p, err
+	}
+	p.dirs, err = d.Settings.Dirs()
+	return p, err
+}
+
 // Prepare is the prepare stage: image, machine, guest. When it returns nil, the
 // guest answers and everything that the later stages need is on record; when it
 // fails, nothing of the machine is left.
 func (d *Driver) Prepare(ctx context.Context) (err error) {
-	ref, settings, err := d.image()
-	if err != nil {
-		return err
-	}
-	policies, err := d.pullPolicies(settings)
-	if err != nil {
-		return err
-	}
-	dirs, err := d.Settings.Dirs()
+	p, err := d.plan()
 	if err != nil {
 		return err
 	}
@@ -38,62 +50,70 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		return err
 	}
 	defer host.Close()
-	hostSize, err := host.Size(ctx)
-	if err != nil {
-		return err
-	}
-	size, err := d.size(settings, hostSize)
-	if err != nil {
-		return err
-	}
-	if err := d.clearWay(ctx, host, dirs); err != nil {
+	d.sweep(ctx, host, p.dirs)
+	if err := d.clearWay(ctx, host, p.dirs); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.undo(ctx, host, dirs))
+			err = errors.Join(err, d.undo(ctx, host, p.dirs))
 		}
 	}()
-
-	began := time.Now()
-	admission := d.Settings.Defaults.admission()
-	admission.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
-	d.Log.Say("Image %s", ref)
-	machine, err := FetchAndClone(ctx, host, FetchAndCloneOptions{
-		Image: ref,
-		Pull: oci.PullOptions{
-			Policies:    policies,
-			Credentials: oci.Credentials{AuthConfig: d.Job.Variable("DOCKER_AUTH_CONFIG"), Accounts: d.Job.Accounts},
-			MaxDisk:     int64(*settings.MaxDisk),
-			Progress:    d.Log.pullProgress(),
-		},
-		Dirs:      dirs,
-		Name:      d.Job.VMName(),
-		Settings:  settings,
-		Size:      size,
-		Admission: admission,
-		Record:    d.record(began),
-		Log:       d.Log,
-	})
+	machine, err := d.start(ctx, host, p)
 	if err != nil {
 		return err
 	}
 	defer machine.Guest.Close()
-	started := time.Now()
-	d.Log.Say("Machine %s started from %s (%s)", machine.Name, machine.Image.Digest, seconds(started.Sub(began)))
+	return d.handOver(ctx, machine, p)
+}
 
-	login, err := loginFor(machine, settings)
+// start makes the job's machine and starts it.
+func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, error) {
+	hostSize, err := host.Size(ctx)
+	if err != nil {
+		return nil, err
+	}
+	size, err := d.size(p.settings, hostSize)
+	if err != nil {
+		return nil, err
+	}
+	admission := d.Settings.Defaults.admission()
+	admission.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
+	return FetchAndClone(ctx, host, FetchAndCloneOptions{
+		Image: p.ref,
+		Pull: oci.PullOptions{
+			Policies:    p.policies,
+			Credentials: oci.Credentials{AuthConfig: d.Job.Variable("DOCKER_AUTH_CONFIG"), Accounts: d.Job.Accounts},
+			MaxDisk:     int64(*p.settings.MaxDisk),
+			Progress:    d.Log.pullProgress(),
+		},
+		Dirs:      p.dirs,
+		Name:      d.Job.VMName(),
+		Settings:  p.settings,
+		Size:      size,
+		Admission: admission,
+		Record:    d.record(time.Now()),
+		Log:       d.Log,
+	})
+}
+
+// handOver waits for the guest and leaves the later stages what they need of it.
+func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
+	began := time.Now()
+	end := d.Log.Section("sardine_boot", "Machine "+machine.Name)
+	defer end()
+	login, err := loginFor(machine, p.settings)
 	if err != nil {
 		return err
 	}
-	if err := d.waitReady(ctx, machine, login, settings); err != nil {
+	if err := d.waitReady(ctx, machine, login, p.settings); err != nil {
 		return err
 	}
-	if err := vm.SaveLogin(d.jobDir(dirs), login); err != nil {
+	if err := vm.SaveLogin(d.jobDir(p.dirs), login); err != nil {
 		return err
 	}
-	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(started)))
-	return d.makeGuestDirs(ctx, machine.Guest, *settings.GuestBuildsDir, *settings.GuestCacheDir)
+	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(began)))
+	return d.makeGuestDirs(ctx, machine.Guest, *p.settings.GuestBuildsDir, *p.settings.GuestCacheDir)
 }
 
 // record is what the machine's domain will say of the job.
@@ -104,6 +124,18 @@ func (d *Driver) record(now time.Time) vm.Record {
 		Server:  d.Job.Server,
 		Created: now.UTC().Truncate(time.Second),
 		Expires: now.Add(d.Job.Timeout + expiryGrace).UTC().Truncate(time.Second),
+	}
+}
+
+// sweep removes what no job owns any more. That it cannot be done is no reason
+// for this job to fail.
+func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs Dirs) {
+	swept, err := Sweep(ctx, host, dirs, SweepOptions{Now: time.Now()})
+	for _, s := range swept {
+		d.admin().Warn("swept a machine that no job owns", "swept", s.Machine, "reason", s.Reason)
+	}
+	if err != nil {
+		d.admin().Warn("sweep failed", "error", err)
 	}
 }
 

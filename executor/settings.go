@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math"
 	"os"
 	"path"
@@ -64,6 +65,11 @@ type DefaultsTable struct {
 	HostReserve *Bytes `toml:"host_reserve"`
 	// QueueTimeout is how long a job waits for room on the host.
 	QueueTimeout *Duration `toml:"queue_timeout"`
+	// LogFile is the administrator's log; LogLevel is debug, info, warn or error;
+	// LogFormat is text or json, empty for text.
+	LogFile   string     `toml:"log_file"`
+	LogLevel  slog.Level `toml:"log_level"`
+	LogFormat string     `toml:"log_format"`
 
 	PerImage
 }
@@ -350,6 +356,9 @@ func (s *Settings) check() error {
 			name string
 			PerImage
 		}{name, section.PerImage})
+	}
+	if !slices.Contains([]string{"", "text", "json"}, s.Defaults.LogFormat) {
+		return fmt.Errorf("[defaults]: log_format is %q: want text or json", s.Defaults.LogFormat)
 	}
 	for _, name := range s.Defaults.AllowedJobVariables {
 		if !slices.Contains(JobVariables, name) {

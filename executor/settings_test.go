@@ -40,6 +40,7 @@ func TestExampleTellsTheTruth(t *testing.T) {
 	if diff := cmp.Diff(DefaultsTable{
 		AllowedImages: []string{}, AllowedJobVariables: []string{},
 		HostReserve: ptr(defaultHostReserve), QueueTimeout: ptr(defaultQueueTimeout),
+		LogFormat: "text",
 	}, example.Defaults); diff != "" {
 		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
 	}
@@ -71,6 +72,8 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"negative count", "[defaults]\ncpus = -1", "cpus is -1"},
 		{"bad word for a count", "[defaults]\ncpus = 'many'", `"many" is neither a number nor "auto"`},
 		{"bad job variable", "[defaults]\nallowed_job_variables = ['PATH']", `"PATH" is none of SARDINE_CPUS`},
+		{"bad log level", "[defaults]\nlog_level = 'chatty'", "line 2: "},
+		{"bad log format", "[defaults]\nlog_format = 'xml'", `log_format is "xml"`},
 		{"bad policy", "[defaults]\npull_policy = 'sometimes'", `"sometimes" is no pull policy`},
 		{"bad policy in a list", "[defaults]\npull_policy = ['always', 'x']", `"x" is no pull policy`},
 		{"no policy", "[defaults]\npull_policy = []", "allows nothing"},

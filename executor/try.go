@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -24,6 +25,7 @@ type TryOptions struct {
 	// Stdout and Stderr get the command's output, Log what try itself says.
 	Stdout, Stderr io.Writer
 	Log            *JobLog
+	Admin          *slog.Logger
 }
 
 // Try runs one job through all four stages on this machine, as GitLab Runner
@@ -35,6 +37,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 		Version:  o.Version,
 		Settings: o.Settings,
 		Log:      o.Log,
+		Admin:    o.Admin,
 		Local:    true,
 		Job: Job{
 			ID:      strconv.FormatUint(rand.Uint64N(1<<40)+1, 10),

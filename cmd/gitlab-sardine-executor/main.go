@@ -138,7 +138,8 @@ func programVersion() string {
 
 // settingsFlags are the flags that every command shares.
 type settingsFlags struct {
-	path string
+	path  string
+	debug bool
 }
 
 func (f *settingsFlags) flags() []cli.Flag {
@@ -147,6 +148,11 @@ func (f *settingsFlags) flags() []cli.Flag {
 			Name:        "config",
 			Usage:       "read the settings from `FILE` (default: $" + executor.ConfigEnv + ", ~/.config/gitlab-sardine-executor/config.toml, /etc/gitlab-sardine-executor/config.toml)",
 			Destination: &f.path,
+		},
+		&cli.BoolFlag{
+			Name:        "debug",
+			Usage:       "write everything that goes on to stderr (in a stage: into the job's log)",
+			Destination: &f.debug,
 		},
 	}
 }

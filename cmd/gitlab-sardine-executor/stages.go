@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor"
-	"gitlab-sardine-executor/vm"
 )
 
 const stageCategory = "Called by GitLab Runner"
@@ -26,7 +26,7 @@ func configCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 		Category: stageCategory,
 		Usage:    "tell the runner about the guest (config_exec)",
 		Action: func(c *cli.Context) error {
-			return stage(c.Context, cfg, stderr, func(d *executor.Driver) error { return d.Config(stdout) })
+			return stage(c, cfg, stderr, func(d *executor.Driver) error { return d.Config(stdout) })
 		},
 	}
 }
@@ -37,7 +37,7 @@ func prepareCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 		Category: stageCategory,
 		Usage:    "pull the job's image, start its machine and wait for the guest (prepare_exec)",
 		Action: func(c *cli.Context) error {
-			return stage(c.Context, cfg, stderr, func(d *executor.Driver) error { return d.Prepare(c.Context) })
+			return stage(c, cfg, stderr, func(d *executor.Driver) error { return d.Prepare(c.Context) })
 		},
 	}
 }
@@ -49,7 +49,7 @@ func runCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 		Usage:     "run a script in the job's machine (run_exec)",
 		ArgsUsage: "SCRIPT STAGE",
 		Action: func(c *cli.Context) error {
-			return stage(c.Context, cfg, stderr, func(d *executor.Driver) error {
+			return stage(c, cfg, stderr, func(d *executor.Driver) error {
 				if c.NArg() < 1 {
 					return errors.New("run needs the path of a script and the name of a stage, which GitLab Runner appends to run_args")
 				}
@@ -65,32 +65,57 @@ func cleanupCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 		Category: stageCategory,
 		Usage:    "remove the job's machine (cleanup_exec)",
 		Action: func(c *cli.Context) error {
-			return stage(c.Context, cfg, stderr, func(d *executor.Driver) error { return d.Cleanup(c.Context) })
+			return stage(c, cfg, stderr, func(d *executor.Driver) error { return d.Cleanup(c.Context) })
 		},
 	}
 }
 
 // stage runs one of the runner's stages and turns its error into the last line
 // of the job log and an exit status.
-func stage(ctx context.Context, cfg *settingsFlags, stderr io.Writer, run func(*executor.Driver) error) error {
-	log := executor.NewJobLog(stderr)
-	context.AfterFunc(ctx, func() {
+func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*executor.Driver) error) error {
+	log := executor.NewGitLabLog(stderr)
+	context.AfterFunc(c.Context, func() {
 		time.Sleep(signalGrace)
-		log.Fail(executor.ErrCancelled, "")
+		log.Fail(executor.ErrCancelled)
 		os.Exit(executor.ExitCodesFromEnv().System)
 	})
-	err := func() error {
-		settings, err := cfg.load()
-		if err != nil {
-			return err
-		}
-		job, err := executor.JobFromEnv(os.Environ())
-		if err != nil {
-			return err
-		}
-		return run(&executor.Driver{Version: programVersion(), Settings: settings, Job: job, Log: log})
-	}()
+	settings, err := cfg.load()
+	if err != nil {
+		return finish(log, err)
+	}
+	admin, closer, err := settings.OpenAdminLog(executor.AdminLogOptions{
+		Debug: cfg.debug, Stderr: stderr, IsRunner: c.Command.Name == "cleanup",
+	})
+	if err != nil {
+		return finish(log, err)
+	}
+	defer closer.Close()
+	job, err := executor.JobFromEnv(os.Environ())
+	if err != nil {
+		return finish(log, err)
+	}
+	began := time.Now()
+	err = run(&executor.Driver{Version: programVersion(), Settings: settings, Job: job, Log: log, Admin: admin})
+	if cause := context.Cause(c.Context); err != nil && errors.Is(cause, executor.ErrCancelled) {
+		admin.Debug("what the signal interrupted", "error", err)
+		err = cause
+	}
+	logStage(admin, c.Command.Name, job, time.Since(began), err)
 	return finish(log, err)
+}
+
+// logStage tells the administrator how a stage ended.
+func logStage(admin *slog.Logger, name string, job executor.Job, took time.Duration, err error) {
+	admin = admin.With("stage", name, "job", job.ID, "project", job.Project, "image", job.Image, "seconds", took.Seconds())
+	var script executor.ScriptError
+	switch {
+	case err == nil:
+		admin.Info("stage done")
+	case errors.As(err, &script):
+		admin.Info("stage done", "status", int(script))
+	default:
+		admin.Error("stage failed", "class", executor.Classify(err).String(), "error", err)
+	}
 }
 
 // finish says how a job's stage ended and makes the exit status of it.
@@ -102,12 +127,12 @@ func finish(log *executor.JobLog, err error) error {
 	var script executor.ScriptError
 	if errors.As(err, &script) {
 		if err := executor.WriteExitCode(os.Getenv("BUILD_EXIT_CODE_FILE"), int(script)); err != nil {
-			log.Fail(err, "")
+			log.Fail(err)
 			return exitError{codes.System}
 		}
 		return exitError{codes.Build}
 	}
-	log.Fail(err, vm.ConsoleOf(err))
+	log.Fail(err)
 	return exitError{codes.Of(err)}
 }
 
@@ -138,12 +163,18 @@ func commandOf(args []string) []string {
 func try(ctx context.Context, cfg *settingsFlags, image string, command []string, stdout, stderr io.Writer) error {
 	log := executor.NewJobLog(stderr)
 	settings, err := cfg.load()
-	if err == nil {
-		err = executor.Try(ctx, executor.TryOptions{
-			Version: programVersion(), Settings: settings, Image: image, Command: command,
-			Stdout: stdout, Stderr: stderr, Log: log,
-		})
+	if err != nil {
+		return finish(log, err)
 	}
+	admin, closer, err := settings.OpenAdminLog(executor.AdminLogOptions{Debug: cfg.debug, Stderr: stderr})
+	if err != nil {
+		return finish(log, err)
+	}
+	defer closer.Close()
+	err = executor.Try(ctx, executor.TryOptions{
+		Version: programVersion(), Settings: settings, Image: image, Command: command,
+		Stdout: stdout, Stderr: stderr, Log: log, Admin: admin,
+	})
 	var script executor.ScriptError
 	if errors.As(err, &script) {
 		return exitError{int(script)}
