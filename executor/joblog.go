@@ -60,6 +60,17 @@ func (l *JobLog) Fail(err error) {
 	l.line("ERROR: ", "%s (%s)", oneLine(err.Error()), Classify(err))
 }
 
+// Writer passes on what somebody else writes to the log.
+func (l *JobLog) Writer() io.Writer { return logWriter{l} }
+
+type logWriter struct{ l *JobLog }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.l.mu.Lock()
+	defer w.l.mu.Unlock()
+	return w.l.w.Write(p)
+}
+
 func (l *JobLog) line(prefix, format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

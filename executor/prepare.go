@@ -113,7 +113,11 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 		return err
 	}
 	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(began)))
-	return d.makeGuestDirs(ctx, machine.Guest, *p.settings.GuestBuildsDir, *p.settings.GuestCacheDir)
+	if err := d.makeGuestDirs(ctx, machine.Guest, *p.settings.GuestBuildsDir, *p.settings.GuestCacheDir); err != nil {
+		return err
+	}
+	end()
+	return d.runPrepareScript(ctx, machine.Guest, p.settings)
 }
 
 // record is what the machine's domain will say of the job.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"gitlab-sardine-executor/vm"
 )
@@ -18,10 +19,11 @@ func (e ScriptError) Error() string {
 	return fmt.Sprintf("the script ended with exit status %d", int(e))
 }
 
-// Run is the run stage: it runs the script in the file path in the job's guest.
-// The script's output goes to stdout and stderr as it comes, unchanged. The
-// error is a [ScriptError] if the script itself failed.
-func (d *Driver) Run(ctx context.Context, path string, stdout, stderr io.Writer) error {
+// Run is the run stage: it runs the script in the file path in the job's guest;
+// name is GitLab's name of the part of the job. The script's output goes to stdout
+// and stderr as it comes, unchanged. The error is a [ScriptError] if the script
+// itself failed.
+func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.Writer) error {
 	script, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open the script of the stage: %w", err)
@@ -41,8 +43,16 @@ func (d *Driver) Run(ctx context.Context, path string, stdout, stderr io.Writer)
 		return err
 	}
 	defer guest.Close()
-	shell := shells[*d.Settings.For(d.Job.Image).Shell]
-	status, err := guest.Run(ctx, vm.Command{Line: shell.command, Stdin: script, Stdout: stdout, Stderr: stderr})
+	settings := d.Settings.For(d.Job.Image)
+	if err := d.ensureRunner(ctx, guest, *settings.RunnerBinary, name, d.Log); err != nil {
+		return err
+	}
+	status, err := guest.Run(ctx, vm.Command{
+		Line:   shells[*settings.Shell].command,
+		Stdin:  io.MultiReader(strings.NewReader(pathPrefix), script),
+		Stdout: stdout,
+		Stderr: stderr,
+	})
 	if err != nil {
 		return err
 	}

@@ -107,6 +107,9 @@ type PerImage struct {
 	Shell          *string   `toml:"shell"`
 	GuestBuildsDir *string   `toml:"guest_builds_dir"`
 	GuestCacheDir  *string   `toml:"guest_cache_dir"`
+	PrepareScript  *string   `toml:"prepare_script"`
+	RunnerBinary   *string   `toml:"runner_binary"`
+	KeepOnFailure  *Duration `toml:"keep_on_failure"`
 }
 
 // builtIn are the defaults of the defaults.
@@ -134,6 +137,9 @@ func builtIn(connect string) PerImage {
 		Shell:          ptr("bash"),
 		GuestBuildsDir: ptr("/var/tmp/builds"),
 		GuestCacheDir:  ptr("/var/tmp/cache"),
+		PrepareScript:  ptr(""),
+		RunnerBinary:   ptr(runnerAuto),
+		KeepOnFailure:  ptr(Duration(0)),
 	}
 }
 
@@ -174,8 +180,8 @@ type Duration time.Duration
 // UnmarshalText reads it from a TOML string.
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
-	if err == nil && v <= 0 {
-		err = fmt.Errorf("%q is not more than nothing", text)
+	if err == nil && v < 0 {
+		err = fmt.Errorf("%q is less than nothing", text)
 	}
 	*d = Duration(v)
 	return err
@@ -391,6 +397,15 @@ func (p PerImage) check() error {
 	}
 	if p.CPUs != nil && *p.CPUs < 0 && *p.CPUs != AutoCPUs {
 		return fmt.Errorf("cpus is %d: want a number, 0 for the image's, or \"auto\"", *p.CPUs)
+	}
+	if p.Timeout != nil && *p.Timeout == 0 {
+		return errors.New("timeout is 0: no guest answers in no time")
+	}
+	if p.RunnerBinary != nil && *p.RunnerBinary != runnerAuto && *p.RunnerBinary != runnerOff && !filepath.IsAbs(*p.RunnerBinary) {
+		return fmt.Errorf("runner_binary is %q: want auto, off or an absolute path", *p.RunnerBinary)
+	}
+	if p.PrepareScript != nil && *p.PrepareScript != "" && !filepath.IsAbs(*p.PrepareScript) {
+		return fmt.Errorf("prepare_script is %q: want an absolute path on this host", *p.PrepareScript)
 	}
 	if p.Accel != nil && !slices.Contains([]string{vm.AccelAuto, vm.AccelKVM, vm.AccelTCG}, *p.Accel) {
 		return fmt.Errorf("accel is %q: want auto, kvm or tcg", *p.Accel)

@@ -67,7 +67,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 	}{
 		{"config", func() error { return d.Config(io.Discard) }},
 		{"prepare", func() error { return d.Prepare(ctx) }},
-		{"run build_script", func() error { return d.Run(ctx, script, o.Stdout, o.Stderr) }},
+		{"run build_script", func() error { return d.Run(ctx, script, "build_script", o.Stdout, o.Stderr) }},
 	}
 	for _, stage := range stages {
 		if err := tryStage(o.Log, stage.name, stage.run); err != nil {

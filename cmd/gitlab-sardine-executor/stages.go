@@ -53,7 +53,7 @@ func runCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 				if c.NArg() < 1 {
 					return errors.New("run needs the path of a script and the name of a stage, which GitLab Runner appends to run_args")
 				}
-				return d.Run(c.Context, c.Args().First(), stdout, stderr)
+				return d.Run(c.Context, c.Args().Get(0), c.Args().Get(1), stdout, stderr)
 			})
 		},
 	}

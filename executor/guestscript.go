@@ -1,0 +1,67 @@
+package executor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"al.essio.dev/pkg/shellescape"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// shellName is a name that every shell takes for a variable's.
+var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// exports are shell commands that export the job's variables. Their values are
+// the author's, and so are quoted, whatever they hold; names that no shell knows
+// are left out.
+func (j Job) exports() string {
+	names := make([]string, 0, len(j.variables))
+	for name := range j.variables {
+		if shellName.MatchString(name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	var text strings.Builder
+	for _, name := range names {
+		fmt.Fprintf(&text, "export %s=%s\n", name, shellescape.Quote(j.variables[name]))
+	}
+	return text.String()
+}
+
+// runPrepareScript runs the administrator's prepare_script in the guest, with the
+// job's variables in its environment and its output in the job's log. If it fails,
+// so does the preparation, which may be tried again: it is the host's business,
+// not the job's.
+func (d *Driver) runPrepareScript(ctx context.Context, guest *vm.Guest, settings ImageSettings) error {
+	path := *settings.PrepareScript
+	if path == "" {
+		return nil
+	}
+	script, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("%w: prepare_script: %w", ErrSettings, err)
+	}
+	defer script.Close()
+	defer d.Log.Section("sardine_prepare_script", "Prepare script")()
+	output := d.Log.Writer()
+	status, err := guest.Run(ctx, vm.Command{
+		Line:   shells[*settings.Shell].command,
+		Stdin:  io.MultiReader(strings.NewReader(d.Job.exports()), script),
+		Stdout: output,
+		Stderr: output,
+	})
+	if err != nil {
+		return fmt.Errorf("run prepare_script in the guest: %w", err)
+	}
+	if status != 0 {
+		return fmt.Errorf("prepare_script %s ended with exit status %d in the guest", path, status)
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package executor
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/docker/go-units"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// The values of the setting runner_binary that are not a path.
+const (
+	runnerAuto = "auto"
+	runnerOff  = "off"
+)
+
+// guestBin is where the runner's binary is put in the guest, below the home of the
+// guest's user; pathPrefix puts it at the end of a script's PATH.
+const (
+	guestBin   = ".gitlab-sardine-executor/bin"
+	pathPrefix = `export PATH="$PATH:$HOME/` + guestBin + `"` + "\n"
+)
+
+// runnerStages are the stages whose scripts call gitlab-runner in the guest.
+var runnerStages = []string{
+	"restore_cache", "download_artifacts", "archive_cache", "archive_cache_on_failure",
+	"upload_artifacts_on_success", "upload_artifacts_on_failure",
+}
+
+// ensureRunner sees to it that the script of a stage finds gitlab-runner in the
+// guest: artifacts and cache need it there. It is copied only when a stage wants
+// it and the guest has none. That there is none to copy is a warning: GitLab's
+// script says what it misses, and some jobs can do without.
+func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, setting, stage string, log *JobLog) error {
+	if setting == runnerOff || !slices.Contains(runnerStages, stage) {
+		return nil
+	}
+	platform, err := guestPlatform(ctx, guest)
+	if err != nil || platform == "" {
+		return err // or it has one
+	}
+	path, err := hostRunner(setting, platform)
+	if err != nil {
+		log.Warn("gitlab-runner is missing in the guest, and %v: artifacts and cache will not work (setting runner_binary)", err)
+		return nil
+	}
+	return copyRunner(ctx, guest, path, log)
+}
+
+// guestPlatform is what the guest's uname says of itself, such as "Linux x86_64";
+// empty if it has a gitlab-runner already.
+func guestPlatform(ctx context.Context, guest *vm.Guest) (string, error) {
+	var stdout bytes.Buffer
+	script := pathPrefix + "command -v gitlab-runner >/dev/null 2>&1 || uname -sm\n"
+	if _, err := guest.Run(ctx, vm.Command{Line: "sh -l", Stdin: strings.NewReader(script), Stdout: &stdout}); err != nil {
+		return "", fmt.Errorf("look for gitlab-runner in the guest: %w", err)
+	}
+	return strings.TrimSpace(stdout.String()), nil
+}
+
+// unames are what uname -sm calls the platforms of Go.
+var unames = map[string]string{
+	"Linux x86_64": "linux/amd64", "Linux aarch64": "linux/arm64", "Linux armv7l": "linux/arm",
+	"Linux ppc64le": "linux/ppc64le", "Linux s390x": "linux/s390x", "Linux riscv64": "linux/riscv64",
+	"Darwin arm64": "darwin/arm64", "Darwin x86_64": "darwin/amd64", "FreeBSD amd64": "freebsd/amd64",
+}
+
+// hostRunner is the binary to copy: the one that the settings name, or this host's
+// own if the guest is of the same kind.
+func hostRunner(setting, platform string) (string, error) {
+	if setting != runnerAuto {
+		return setting, nil
+	}
+	if host := runtime.GOOS + "/" + runtime.GOARCH; unames[platform] != host {
+		return "", fmt.Errorf("this host's is for %s, not for %s", host, platform)
+	}
+	path, err := exec.LookPath("gitlab-runner")
+	if errors.Is(err, exec.ErrNotFound) {
+		return "", errors.New("it is not on this host's PATH, either")
+	}
+	return path, err
+}
+
+// copyRunner copies a binary into the guest and compares the checksums.
+func copyRunner(ctx context.Context, guest *vm.Guest, path string, log *JobLog) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("%w: runner_binary: %w", ErrSettings, err)
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err == nil {
+		log.Say("Copying gitlab-runner (%s) into the guest", units.BytesSize(float64(info.Size())))
+	}
+	sum := sha256.New()
+	var stdout, stderr bytes.Buffer
+	// Renamed when complete: a stage that is cancelled leaves no half binary.
+	line := `sh -c 'umask 022; cd "$HOME" && mkdir -p ` + guestBin + ` && cd ` + guestBin +
+		` && cat > new && chmod 755 new && { sha256sum new 2>/dev/null || shasum -a 256 new; } && mv new gitlab-runner'`
+	status, err := guest.Run(ctx, vm.Command{Line: line, Stdin: io.TeeReader(file, sum), Stdout: &stdout, Stderr: &stderr})
+	if err != nil {
+		return fmt.Errorf("copy gitlab-runner into the guest: %w", err)
+	}
+	want := hex.EncodeToString(sum.Sum(nil))
+	if got, _, _ := strings.Cut(stdout.String(), " "); status != 0 || got != want {
+		return fmt.Errorf("copy gitlab-runner into the guest: status %d, checksum %q instead of %q: %s", status, got, want, oneLine(stderr.String()))
+	}
+	return nil
+}
