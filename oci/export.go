@@ -38,10 +38,15 @@ type ExportOptions struct {
 	OS string
 	// Created is the time the image gets; zero means now.
 	Created time.Time
-	// ChunkSize cuts each compressed disk into layers of this many bytes; 0 makes
-	// one layer of it.
+	// Format is "sardinecake" or "chunked" (docs/image-format.md); empty means
+	// sardinecake.
+	Format string
+	// ChunkSize cuts disks into layers. In the sardinecake format these are pieces of
+	// this many compressed bytes, and 0 makes one layer of each disk. In the chunked
+	// format they are ranges of this many bytes of the disk, a multiple of 64 KiB; 0
+	// means 1 MiB, or more for large disks.
 	ChunkSize int64
-	// Level of gzip, 1 to 9; 0 means 6.
+	// Level of gzip, 1 to 9, or of zstd, 1 to 22; 0 means 6, or 3.
 	Level int
 	// Progress may be nil.
 	Progress Progress
@@ -59,13 +64,15 @@ type ExportDisk struct {
 	CDROM  bool
 }
 
-// Export packs disk files as an image in the sardinecake format and puts it into
-// the OCI layout to, which is made if there is none. The tag, "latest" if to
+// Export packs disk files as an image and puts it into the OCI layout to, which is made if there is none. The tag, "latest" if to
 // names none, then stands for the new image. The disk files are only read, and
 // must not change meanwhile. It returns the manifest digest.
 func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, error) {
 	if !to.IsLayout() || to.digest != "" {
 		return "", fmt.Errorf("%w: %s: export writes to a layout: oci:PATH or oci:PATH:TAG", ErrReference, to)
+	}
+	if err := o.check(); err != nil {
+		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
 	files, err := packingList(o.Disks)
 	if err != nil {
@@ -84,6 +91,18 @@ func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, 
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
 	return d, nil
+}
+
+func (o ExportOptions) check() error {
+	switch {
+	case o.Format != "" && o.Format != format.Sardinecake && o.Format != format.Chunked:
+		return fmt.Errorf("format %q: want %s or %s", o.Format, format.Sardinecake, format.Chunked)
+	case o.ChunkSize < 0:
+		return fmt.Errorf("chunks of %d bytes", o.ChunkSize)
+	case o.Format == format.Chunked && (o.ChunkSize%format.ChunkUnit != 0 || o.ChunkSize > format.MaxChunkSize):
+		return fmt.Errorf("chunks of %d bytes: want a multiple of %d, at most %d", o.ChunkSize, format.ChunkUnit, format.MaxChunkSize)
+	}
+	return nil
 }
 
 func layoutDestination(ctx context.Context, to Reference) (types.ImageDestination, error) {
@@ -135,8 +154,12 @@ func (e *exporter) run(ctx context.Context, files []packedFile) (digest.Digest, 
 			return "", err
 		}
 	}
+	add := e.addDisk
+	if e.options.Format == format.Chunked {
+		add = e.addChunkedDisk
+	}
 	for _, file := range files {
-		if err := e.addDisk(ctx, file); err != nil {
+		if err := add(ctx, file); err != nil {
 			return "", fmt.Errorf("disk %s: %w", file.path, err)
 		}
 	}
@@ -250,6 +273,9 @@ func (e *exporter) commit(ctx context.Context, arch, system string) (digest.Dige
 	})
 	if err != nil {
 		return "", err
+	}
+	if len(manifest) > maxManifest {
+		return "", fmt.Errorf("a manifest of %d bytes for %d layers: registries accept %d; use larger chunks", len(manifest), len(e.layers), maxManifest)
 	}
 	if err := e.dest.PutManifest(ctx, manifest, nil); err != nil {
 		return "", fmt.Errorf("writing manifest: %w", err)

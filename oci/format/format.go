@@ -141,6 +141,9 @@ func IsIndex(mediaType string) bool {
 // Detect recognises the format of a manifest and plans its disks. config is the
 // content of the config blob. Any error is an [ErrUnknown].
 func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
+	if hasLayer(m, TypeDisk) {
+		return chunked(m, config)
+	}
 	if hasLayer(m, typeDomainXML) {
 		return sardinecake(m, config)
 	}
@@ -241,6 +244,3 @@ func saturatingAdd(a, b int64) int64 {
 func (d Disk) IsStream() bool {
 	return len(d.Streams) == 1 && d.Streams[0].Offset == 0 && d.Streams[0].Size == 0 && d.Streams[0].Digest == ""
 }
-
-// MaxChunkSize bounds the raw size of a chunk, in bytes.
-const MaxChunkSize = 8 << 20

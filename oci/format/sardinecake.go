@@ -46,12 +46,10 @@ func sardinecake(m *Manifest, rawConfig []byte) (*Plan, error) {
 		chunk, isChunk := params["chunk"]
 		kind, isGzip := strings.CutSuffix(base, "+gzip")
 		switch {
-		case base == typeDomainXML && p.DomainXML != nil, base == typeGuestConfig && p.GuestConfig != nil:
-			return nil, fmt.Errorf("%w: two layers of type %s", ErrUnknown, base)
-		case base == typeDomainXML:
-			p.DomainXML = &layer
-		case base == typeGuestConfig:
-			p.GuestConfig = &layer
+		case base == typeDomainXML, base == typeGuestConfig:
+			if err := p.addDescription(base, layer); err != nil {
+				return nil, err
+			}
 		case isGzip && isChunk:
 			if err := p.addChunk(kind, chunk, layer); err != nil {
 				return nil, err

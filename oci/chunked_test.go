@@ -1,0 +1,368 @@
+package oci
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+// diskOfChunks is content for a raw disk: some zero chunks, an end that fills no
+// chunk, and zero blocks in chunks that are not zero.
+func diskOfChunks() []byte {
+	content := noise(3<<20 + 12345)
+	clear(content[1<<20 : 2<<20])
+	clear(content[2<<20+100_000 : 2<<20+200_000])
+	return content
+}
+
+func exportRaw(t *testing.T, content []byte, o ExportOptions) (Reference, string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "disk.raw"), content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o.Disks = []ExportDisk{{Path: filepath.Join(dir, "disk.raw"), Format: "raw"}}
+	layout := filepath.Join(dir, "layout")
+	ref := mustParse(t, "oci:"+layout+":1")
+	if _, err := Export(t.Context(), ref, o); err != nil {
+		t.Fatal(err)
+	}
+	return ref, layout
+}
+
+func TestChunkedRoundTrip(t *testing.T) {
+	content := diskOfChunks()
+	guest := GuestConfig{Users: []User{{Username: "vagrant", Password: "secret"}}}
+	ref, layout := exportRaw(t, content, ExportOptions{Format: format.Chunked, ChunkSize: 256 << 10, Guest: guest})
+	copied := filepath.Join(t.TempDir(), "copied")
+	command(t, "", "skopeo", "--insecure-policy", "copy", "-q", "oci:"+layout+":1", "oci:"+copied+":1")
+	host, _ := testRegistry(t)
+	pushed := mustParse(t, host+"/vms/chunked:1")
+	if _, err := Push(t.Context(), ref, pushed, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	throughSkopeo := mustParse(t, host+"/vms/skopeo:1")
+	command(t, "", "skopeo", "--insecure-policy", "copy", "-q", "--dest-tls-verify=false", "oci:"+copied+":1", "docker://"+throughSkopeo.String())
+
+	for _, ref := range []Reference{ref, mustParse(t, "oci:"+copied+":1"), pushed, throughSkopeo} {
+		image, err := newStore(t).Pull(t.Context(), ref, PullOptions{})
+		if err != nil {
+			t.Fatal(ref, err)
+		}
+		checkContent(t, image, content)
+		checkDigest(t, image)
+		if image.Format != format.Chunked || image.Disks[0].Format != "raw" || len(image.DomainXML) == 0 || len(image.Guest.Users) != 1 || image.Architecture == "" || image.Created.IsZero() {
+			t.Errorf("%s: %+v", ref, image)
+		}
+		var stat = blocksOf(t, filepath.Join(image.Dir, "disk.raw"))
+		if most := int64(len(content)) - 1<<20 - 90_000; stat > most {
+			t.Errorf("%s takes %d bytes, want at most %d: its zeroes are holes", ref, stat, most)
+		}
+	}
+}
+
+func blocksOf(t *testing.T, path string) int64 {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Link(path, filepath.Join(dir, "x")); err != nil {
+		t.Fatal(err)
+	}
+	return allocated(dir)
+}
+
+func TestChunkedChain(t *testing.T) {
+	dir := t.TempDir()
+	command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "8M")
+	command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x11 0 3M", "base.qcow2")
+	command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", filepath.Join(dir, "base.qcow2"), "top.qcow2")
+	command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x22 1M 64k", "top.qcow2")
+	iso := filepath.Join(dir, "seed.iso")
+	command(t, dir, "genisoimage", "-quiet", "-o", iso, "top.qcow2")
+	to := mustParse(t, "oci:"+filepath.Join(dir, "layout"))
+	d, err := Export(t.Context(), to, ExportOptions{Format: format.Chunked, Disks: []ExportDisk{{Path: filepath.Join(dir, "top.qcow2")}, {Path: iso, CDROM: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := newStore(t).Pull(t.Context(), to, PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if image.Digest != d || len(image.Disks) != 3 || image.Disks[1].Backing != "base.qcow2" || !image.Disks[2].CDROM {
+		t.Errorf("%s: %+v", d, image)
+	}
+	if rawDigest(t, filepath.Join(image.Dir, "top.qcow2"), "qcow2") != rawDigest(t, filepath.Join(dir, "top.qcow2"), "qcow2") {
+		t.Error("the guest would see other content")
+	}
+}
+
+// TestChunkedSecondVersion transfers what changed, and only that; the content
+// taken over is verified.
+func TestChunkedSecondVersion(t *testing.T) {
+	content := noise(8 << 20)
+	f := newFaultyRegistry(t)
+	push := func(tag string, content []byte) Reference {
+		ref, _ := exportRaw(t, content, ExportOptions{Format: format.Chunked, ChunkSize: 128 << 10})
+		to := mustParse(t, f.host+"/vms/disk:"+tag)
+		if _, err := Push(t.Context(), ref, to, TransferOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		return to
+	}
+	first := push("1", content)
+	changed := bytes.Clone(content)
+	changed[5<<20] ^= 1
+	// Moved content is found as well.
+	copy(changed[7<<20:], content[:1<<20])
+	second := push("2", changed)
+
+	for name, damage := range map[string]func(path string) error{
+		"sound": func(string) error { return nil },
+		"damaged base": func(path string) error {
+			return errors.Join(os.Chmod(path, 0o644), overwrite(path, 3<<20, []byte("damaged")))
+		},
+		"base gone": os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := newStore(t)
+			base, err := store.Pull(t.Context(), first, PullOptions{patience: hasty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := damage(filepath.Join(base.Dir, "disk.raw")); err != nil {
+				t.Fatal(err)
+			}
+			before := f.sent.Load()
+			image, err := store.Pull(t.Context(), second, PullOptions{patience: hasty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkContent(t, image, changed)
+			sent := f.sent.Load() - before
+			if name == "sound" && sent > 140<<10 || name == "damaged base" && sent > 270<<10 {
+				t.Errorf("%d bytes transferred for one chunk", sent)
+			}
+		})
+	}
+}
+
+func TestChunkedResumes(t *testing.T) {
+	f := newFaultyRegistry(t)
+	content := noise(8 << 20)
+	ref, _ := exportRaw(t, content, ExportOptions{Format: format.Chunked, ChunkSize: 128 << 10})
+	to := mustParse(t, f.host+"/vms/disk:1")
+	if _, err := Push(t.Context(), ref, to, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	store := newStore(t)
+	reached := holdAfter(f, 40)
+	cmd := pullProcess(t, store, to)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	waitForState(t, store)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	f.fault.Store(nil)
+	image, err := store.Pull(t.Context(), to, PullOptions{patience: hasty})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkContent(t, image, content)
+	twice := 0
+	for _, n := range f.gets {
+		if n > 1 {
+			twice++
+		}
+	}
+	// Config and domain, and the pieces in flight.
+	if twice > 3+parallelPieces {
+		t.Errorf("%d of %d blobs were transferred twice", twice, len(f.gets))
+	}
+}
+
+// chunkedImage is an image in the chunked format, made by hand.
+type chunkedImage struct {
+	l      testLayout
+	disk   v1.Descriptor
+	chunks []v1.Descriptor
+	config string
+}
+
+func newChunkedImage(l testLayout, content []byte, chunk int) *chunkedImage {
+	c := &chunkedImage{l: l, config: "{}"}
+	c.disk = l.blob(format.TypeDisk, []byte("{}"))
+	for at := 0; at < len(content); at += chunk {
+		c.chunks = append(c.chunks, c.chunk(content[at:min(at+chunk, len(content))], at))
+	}
+	c.disk.Annotations = map[string]string{
+		format.DiskName: "disk.raw", format.DiskContent: "raw", format.DiskSize: strconv.Itoa(len(content)),
+		format.DiskChunkSize: strconv.Itoa(chunk), format.DiskChunks: strconv.Itoa(len(c.chunks)),
+	}
+	return c
+}
+
+func (c *chunkedImage) chunk(raw []byte, at int) v1.Descriptor {
+	c.l.t.Helper()
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		c.l.t.Fatal(err)
+	}
+	desc := c.l.blob(format.TypeChunk, z.EncodeAll(raw, nil))
+	desc.Annotations = map[string]string{
+		format.ChunkOffset: strconv.Itoa(at), format.ChunkSize: strconv.Itoa(len(raw)), format.ChunkDigest: digest.FromBytes(raw).String(),
+	}
+	return desc
+}
+
+func (c *chunkedImage) write() Reference {
+	c.l.t.Helper()
+	return c.l.write(v1.Manifest{Config: c.l.blob(v1.MediaTypeImageConfig, []byte(c.config)), Layers: append([]v1.Descriptor{c.disk}, c.chunks...)})
+}
+
+func TestChunkedHostile(t *testing.T) {
+	const chunk = format.ChunkUnit
+	content := noise(4*chunk + 1000)
+	tests := map[string]struct {
+		spoil func(c *chunkedImage)
+		want  error
+		text  string
+	}{
+		"sound":             {func(*chunkedImage) {}, nil, ""},
+		"chunk missing":     {func(c *chunkedImage) { c.chunks = append(c.chunks[:1], c.chunks[2:]...) }, ErrFormat, "has 4 chunks, its layer says 5"},
+		"chunk repeated":    {func(c *chunkedImage) { c.chunks[2] = c.chunks[1] }, ErrFormat, "lies before"},
+		"out of order":      {func(c *chunkedImage) { c.chunks[1], c.chunks[2] = c.chunks[2], c.chunks[1] }, ErrFormat, "lies before"},
+		"one too many":      {func(c *chunkedImage) { c.disk.Annotations[format.DiskChunks] = "4" }, ErrFormat, "one more than"},
+		"count not a count": {func(c *chunkedImage) { c.disk.Annotations[format.DiskChunks] = "-5" }, ErrFormat, "want a number"},
+		"overlapping":       {func(c *chunkedImage) { c.chunks[1].Annotations[format.ChunkOffset] = "65000" }, ErrFormat, "not a multiple"},
+		"beyond the end": {func(c *chunkedImage) {
+			c.chunks[4].Annotations[format.ChunkOffset] = strconv.Itoa(5 * chunk)
+		}, ErrFormat, "beyond the end"},
+		"offset too large": {func(c *chunkedImage) {
+			c.chunks[4].Annotations[format.ChunkOffset] = "9223372036854775808"
+		}, ErrFormat, "want a number"},
+		"size too large":   {func(c *chunkedImage) { c.chunks[4].Annotations[format.ChunkSize] = "65536" }, ErrFormat, "size 65536, want 1000"},
+		"size missing":     {func(c *chunkedImage) { delete(c.chunks[0].Annotations, format.ChunkSize) }, ErrFormat, "no annotation"},
+		"raw digest wrong": {func(c *chunkedImage) { c.chunks[3].Annotations[format.ChunkDigest] = digest.FromString("").String() }, ErrHostile, "has digest"},
+		"raw digest none":  {func(c *chunkedImage) { delete(c.chunks[3].Annotations, format.ChunkDigest) }, ErrFormat, "digest"},
+		"other chunk's content": {func(c *chunkedImage) {
+			c.chunks[1].Digest, c.chunks[1].Size = c.chunks[2].Digest, c.chunks[2].Size
+		}, ErrHostile, "has digest"},
+		"bomb": {func(c *chunkedImage) {
+			annotations := c.chunks[0].Annotations
+			c.chunks[0] = c.chunk(make([]byte, 64<<20), 0)
+			c.chunks[0].Annotations = annotations
+		}, ErrHostile, "unpacks to more"},
+		"too short": {func(c *chunkedImage) {
+			annotations := c.chunks[0].Annotations
+			c.chunks[0] = c.chunk([]byte("short"), 0)
+			c.chunks[0].Annotations = annotations
+		}, ErrHostile, "has 5 bytes"},
+		"blown up": {func(c *chunkedImage) { c.chunks[4].Size = 1 << 40 }, ErrFormat, "bytes to say"},
+		"truncated": {func(c *chunkedImage) {
+			annotations := c.chunks[0].Annotations
+			raw, _ := zstd.NewWriter(nil)
+			c.chunks[0] = c.l.blob(format.TypeChunk, raw.EncodeAll(content[:chunk], nil)[:chunk/2])
+			c.chunks[0].Annotations = annotations
+		}, ErrFormat, "damaged layer"},
+		"not zstd": {func(c *chunkedImage) {
+			annotations := c.chunks[0].Annotations
+			c.chunks[0] = c.l.blob(format.TypeChunk, content[:chunk])
+			c.chunks[0].Annotations = annotations
+		}, ErrFormat, "damaged layer"},
+		"huge window": {func(c *chunkedImage) {
+			annotations := c.chunks[0].Annotations
+			// A frame header that asks for a window of 2 GiB, then nothing of use.
+			c.chunks[0] = c.l.blob(format.TypeChunk, []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 1, 0, 0})
+			c.chunks[0].Annotations = annotations
+		}, ErrFormat, "damaged layer"},
+		"chunk size odd":   {func(c *chunkedImage) { c.disk.Annotations[format.DiskChunkSize] = "65537" }, ErrFormat, "multiple of"},
+		"chunk size 0":     {func(c *chunkedImage) { c.disk.Annotations[format.DiskChunkSize] = "0" }, ErrFormat, "multiple of"},
+		"chunk size large": {func(c *chunkedImage) { c.disk.Annotations[format.DiskChunkSize] = "1073741824" }, ErrFormat, "at most"},
+		"disk too large": {func(c *chunkedImage) {
+			c.disk.Annotations[format.DiskSize] = "1099511627776"
+			c.chunks = c.chunks[:4]
+			c.disk.Annotations[format.DiskChunks] = "4"
+		}, ErrHostile, "max_disk"},
+		"empty disk":        {func(c *chunkedImage) { c.disk.Annotations[format.DiskSize] = "0" }, ErrFormat, "empty"},
+		"no name":           {func(c *chunkedImage) { delete(c.disk.Annotations, format.DiskName) }, ErrFormat, "without"},
+		"name ..":           {func(c *chunkedImage) { c.disk.Annotations[format.DiskName] = "../.." }, ErrHostile, ".."},
+		"name with NUL":     {func(c *chunkedImage) { c.disk.Annotations[format.DiskName] = "a\x00b" }, ErrHostile, "a"},
+		"name of the store": {func(c *chunkedImage) { c.disk.Annotations[format.DiskName] = "pieces.json" }, ErrFormat, "name of the store"},
+		"unknown content":   {func(c *chunkedImage) { c.disk.Annotations[format.DiskContent] = "vmdk" }, ErrFormat, "vmdk"},
+		"raw that is qcow2": {func(c *chunkedImage) { c.disk.Annotations[format.DiskContent] = "qcow2" }, ErrFormat, "says qcow2"},
+		"no disk layer":     {func(c *chunkedImage) { c.disk, c.chunks[0] = c.chunks[0], c.disk }, ErrFormat, "belongs to no disk"},
+		"disk digest bad":   {func(c *chunkedImage) { c.disk.Annotations[format.DiskDigest] = "sha256:12" }, ErrFormat, "digest"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			image := newChunkedImage(newLayout(t), content, chunk)
+			test.spoil(image)
+			store := newStore(t)
+			pulled, err := store.Pull(t.Context(), image.write(), PullOptions{MaxDisk: 16 << 20})
+			if test.want == nil {
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkContent(t, pulled, content)
+				return
+			}
+			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
+				t.Fatalf("got %v; want %v with %q", err, test.want, test.text)
+			}
+			assertEmpty(t, filepath.Join(store.Root(), imagesDir))
+		})
+	}
+}
+
+// TestChunkedZeroDisk has no chunk at all.
+func TestChunkedZeroDisk(t *testing.T) {
+	ref, _ := exportRaw(t, make([]byte, 3<<20), ExportOptions{Format: format.Chunked})
+	image, err := newStore(t).Pull(t.Context(), ref, PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkContent(t, image, make([]byte, 3<<20))
+}
+
+// TestChunkedDeterministic: what is equal has an equal layer, whoever exports it.
+func TestChunkedDeterministic(t *testing.T) {
+	var manifests []v1.Manifest
+	for range 2 {
+		ref, layout := exportRaw(t, diskOfChunks(), ExportOptions{Format: format.Chunked})
+		raw, err := os.ReadFile(filepath.Join(layout, "index.json"))
+		if err != nil {
+			t.Fatal(ref, err)
+		}
+		var index v1.Index
+		if err := json.Unmarshal(raw, &index); err != nil {
+			t.Fatal(err)
+		}
+		if raw, err = os.ReadFile(filepath.Join(layout, "blobs", "sha256", index.Manifests[0].Digest.Encoded())); err != nil {
+			t.Fatal(err)
+		}
+		var m v1.Manifest
+		if err := json.Unmarshal(raw, &m); err != nil {
+			t.Fatal(err)
+		}
+		manifests = append(manifests, m)
+	}
+	for i, layer := range manifests[0].Layers {
+		if other := manifests[1].Layers[i]; other.Digest != layer.Digest {
+			t.Errorf("layer %d: %s and %s", i, layer.Digest, other.Digest)
+		}
+	}
+}
