@@ -1,0 +1,205 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// ErrRunning: the domain runs, and so its disks change.
+var ErrRunning = errors.New("the virtual machine runs")
+
+// A Sealed is a virtual machine as an image describes it: nothing of the host it
+// was made on is in its domain XML.
+type Sealed struct {
+	Name string
+	// DomainXML names the disks as Disks do.
+	DomainXML []byte
+	// Architecture in Go's terms.
+	Architecture string
+	Disks        []SealedDisk
+}
+
+// A SealedDisk is a disk of the machine; its backing files are known from its own
+// header.
+type SealedDisk struct {
+	// Path of the file on this host, Name in the image.
+	Path, Name string
+	// Format is what the domain says: "qcow2", "raw", or one that no image holds.
+	Format string
+	CDROM  bool
+}
+
+// Seal describes a defined domain as an image. The name is kept; UUID, MAC
+// addresses, host paths and what else belongs to one machine or one host go. The
+// error is [ErrNoDomain] if there is none of that name, [ErrRunning] if it does not
+// stand still.
+func Seal(ctx context.Context, h *Host, name string) (*Sealed, error) {
+	dom, err := h.domain(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer dom.Free()
+	active, err := await(ctx, "ask whether domain "+name+" runs", dom.IsActive)
+	if err != nil {
+		return nil, err
+	}
+	if active {
+		return nil, fmt.Errorf("%w: shut it down first (virsh -c %s shutdown %s)", ErrRunning, h.uri, name)
+	}
+	saved, err := await(ctx, "ask whether domain "+name+" is saved", func() (bool, error) { return dom.HasManagedSaveImage(0) })
+	if err == nil && saved {
+		return nil, fmt.Errorf("%w: it is only suspended to disk: start it and shut it down first", ErrRunning)
+	}
+	doc, err := await(ctx, "read domain "+name, func() (string, error) {
+		return dom.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE)
+	})
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := seal(doc)
+	if err != nil {
+		return nil, fmt.Errorf("domain %s: %w", name, err)
+	}
+	return sealed, nil
+}
+
+func seal(doc string) (*Sealed, error) {
+	d := &libvirtxml.Domain{}
+	if err := d.Unmarshal(doc); err != nil {
+		return nil, fmt.Errorf("read its XML: %w", err)
+	}
+	sealed := &Sealed{Name: d.Name}
+	if d.OS != nil && d.OS.Type != nil {
+		sealed.Architecture = goArch(d.OS.Type.Arch)
+	}
+	anonymise(d)
+	var err error
+	if sealed.Disks, err = sealDisks(d); err != nil {
+		return nil, err
+	}
+	if doc, err = d.Marshal(); err != nil {
+		return nil, fmt.Errorf("write its XML: %w", err)
+	}
+	// An element without the attribute, as the Python tool writes it: libvirt would
+	// take an empty one for a mistake.
+	sealed.DomainXML = []byte(strings.ReplaceAll(doc, `<mac address=""></mac>`, `<mac/>`))
+	return sealed, nil
+}
+
+// anonymise drops what belongs to one machine or one host, but for the disks.
+func anonymise(d *libvirtxml.Domain) {
+	d.ID, d.UUID = nil, ""
+	d.SecLabel, d.Resource, d.GenID = nil, nil, nil
+	if d.Metadata != nil && (strings.Contains(d.Metadata.XML, BaseNamespace) || strings.Contains(d.Metadata.XML, RecordNamespace)) {
+		d.Metadata = nil
+	}
+	if d.OS != nil {
+		d.OS.NVRam = nil // the file is not packed
+	}
+	if d.Devices == nil {
+		d.Devices = &libvirtxml.DomainDeviceList{}
+	}
+	for i := range d.Devices.Interfaces {
+		nic := &d.Devices.Interfaces[i]
+		nic.Target = nil
+		if nic.MAC != nil {
+			nic.MAC = &libvirtxml.DomainInterfaceMAC{}
+		}
+	}
+	pty := func() *libvirtxml.DomainChardevSource {
+		return &libvirtxml.DomainChardevSource{Pty: &libvirtxml.DomainChardevSourcePty{}}
+	}
+	for i := range d.Devices.Serials {
+		d.Devices.Serials[i].Source, d.Devices.Serials[i].Log = pty(), nil
+	}
+	for i := range d.Devices.Consoles {
+		d.Devices.Consoles[i].Source, d.Devices.Consoles[i].Log = pty(), nil
+	}
+	for i := range d.Devices.Channels {
+		if source := d.Devices.Channels[i].Source; source != nil && source.UNIX != nil {
+			source.UNIX.Path = ""
+		}
+	}
+	for i := range d.Devices.Graphics {
+		if vnc := d.Devices.Graphics[i].VNC; vnc != nil {
+			vnc.Passwd, vnc.PasswdValidTo = "", ""
+		}
+		if spice := d.Devices.Graphics[i].Spice; spice != nil {
+			spice.Passwd, spice.PasswdValidTo = "", ""
+		}
+	}
+}
+
+// sealDisks gives the disks bare names, each its own, and lists them.
+func sealDisks(d *libvirtxml.Domain) ([]SealedDisk, error) {
+	var disks []SealedDisk
+	names := make(map[string]bool)
+	for i := range d.Devices.Disks {
+		device := &d.Devices.Disks[i]
+		device.BackingStore, device.Mirror = nil, nil
+		removable := device.Device == "cdrom" || device.Device == "floppy"
+		if device.Source == nil {
+			continue // a drive without medium
+		}
+		if device.Source.File == nil {
+			return nil, fmt.Errorf("disk %s is not a file: copy it to one first (qemu-img convert)", targetOf(device))
+		}
+		path := device.Source.File.File
+		if path == "" && removable {
+			continue
+		}
+		if device.Encryption != nil || device.Source.Encryption != nil {
+			return nil, fmt.Errorf("disk %s is encrypted: nobody else could open it", targetOf(device))
+		}
+		format := "raw"
+		if device.Driver != nil && device.Driver.Type != "" {
+			format = device.Driver.Type
+		}
+		name := freeName(names, filepath.Base(path))
+		names[name] = true
+		device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: name}}
+		disks = append(disks, SealedDisk{Path: path, Name: name, Format: format, CDROM: device.Device == "cdrom"})
+	}
+	if len(disks) == 0 {
+		return nil, errors.New("it has no disk")
+	}
+	return disks, nil
+}
+
+func targetOf(d *libvirtxml.DomainDisk) string {
+	if d.Target == nil {
+		return "without a target"
+	}
+	return d.Target.Dev
+}
+
+// freeName is name, or name-1, name-2, … (before the extension), whichever is the
+// first that is free.
+func freeName(taken map[string]bool, name string) string {
+	ext := filepath.Ext(name)
+	stem := strings.TrimSuffix(name, ext)
+	free := name
+	for n := 1; taken[free]; n++ {
+		free = fmt.Sprintf("%s-%d%s", stem, n, ext)
+	}
+	return free
+}
+
+// goArch turns libvirt's name of an architecture into Go's.
+func goArch(arch string) string {
+	switch arch {
+	case "x86_64":
+		return "amd64"
+	case "aarch64":
+		return "arm64"
+	case "i686":
+		return "386"
+	}
+	return arch
+}

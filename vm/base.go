@@ -1,0 +1,215 @@
+package vm
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// BaseNamespace is the XML namespace of an [Origin] in a domain's metadata. It is
+// not that of a job's record: nobody may take a base for a machine that a job
+// left behind.
+const BaseNamespace = "urn:gitlab-sardine-executor:base:1"
+
+// An Origin says which image a base was made of.
+type Origin struct {
+	XMLName xml.Name `xml:"urn:gitlab-sardine-executor:base:1 image"`
+	// Image is its reference, Digest that of its manifest.
+	Image  string `xml:"reference"`
+	Digest string `xml:"digest"`
+}
+
+// A BaseSpec describes a virtual machine that is defined to be kept: to be
+// cloned, or started and changed by hand.
+type BaseSpec struct {
+	// Name of the domain; unique on the host.
+	Name string
+	// DomainXML, Trusted, Architecture, UEFI, Disks, Network and Accel are those of
+	// a [Spec]. The network "user" is QEMU's own.
+	DomainXML    []byte
+	Trusted      bool
+	Architecture string
+	UEFI         bool
+	Disks        []Disk
+	Network      string
+	Accel        string
+	// Dir is the directory for the machine's own files, its overlays: it must not
+	// exist. The disks of the image are never written.
+	Dir    string
+	Origin Origin
+}
+
+// Define defines a persistent domain on overlays of the disks: first the files,
+// then the domain, and nothing of either if it fails. It returns what was dropped
+// from the image's domain XML. The error is [ErrExists] if there is a domain of
+// that name.
+func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err error) {
+	spec := base.spec()
+	rebuilt, err := domainOf(&spec)
+	if err != nil {
+		return nil, err
+	}
+	switch _, err := h.domain(ctx, base.Name); {
+	case err == nil:
+		return nil, fmt.Errorf("%w: %s at %s", ErrExists, base.Name, h.uri)
+	case !errors.Is(err, ErrNoDomain):
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(base.Dir), 0o711); err != nil {
+		return nil, fmt.Errorf("make the directory of %s: %w", base.Name, err)
+	}
+	if err := os.Mkdir(base.Dir, 0o711); err != nil {
+		return nil, fmt.Errorf("make the directory of %s: %w", base.Name, err)
+	}
+	undo := &undoer{}
+	undo.add(func() error { return os.RemoveAll(base.Dir) })
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo.all())
+		}
+	}()
+	if _, err := accelerate(ctx, rebuilt.Domain, &spec); err != nil {
+		return nil, err
+	}
+	files := layout{backingStore: h.version() >= firstLibvirtWithBackingStore}
+	if files.overlays, err = CloneDisks(ctx, base.Disks, base.Dir, 0); err != nil {
+		return nil, err
+	}
+	if err := base.complete(rebuilt.Domain, files); err != nil {
+		return nil, err
+	}
+	return rebuilt.Dropped, h.define(ctx, rebuilt.Domain)
+}
+
+// spec is what the functions that start machines need to know of a base.
+func (b *BaseSpec) spec() Spec {
+	return Spec{
+		Name: b.Name, DomainXML: b.DomainXML, Trusted: b.Trusted, Architecture: b.Architecture, UEFI: b.UEFI,
+		Disks: b.Disks, Network: b.Network, Accel: b.Accel, JobDir: b.Dir,
+	}
+}
+
+// complete makes the domain of an image that of a base.
+func (b *BaseSpec) complete(d *libvirtxml.Domain, files layout) error {
+	origin, err := xml.Marshal(b.Origin)
+	if err != nil {
+		return fmt.Errorf("write the origin of %s: %w", b.Name, err)
+	}
+	d.Name, d.Metadata = b.Name, &libvirtxml.DomainMetadata{XML: string(origin)}
+	if err := placeDisks(d, b.Disks, files); err != nil {
+		return err
+	}
+	for i := range d.Devices.Disks {
+		// Of a job's disk nothing has to survive; of this one it has.
+		if driver := d.Devices.Disks[i].Driver; driver != nil {
+			driver.Cache = ""
+		}
+	}
+	for i := range d.Devices.Interfaces {
+		source := &libvirtxml.DomainInterfaceSource{User: &libvirtxml.DomainInterfaceSourceUser{}}
+		if b.Network != UserNetwork {
+			source = &libvirtxml.DomainInterfaceSource{Network: &libvirtxml.DomainInterfaceSourceNetwork{Network: b.Network}}
+		}
+		d.Devices.Interfaces[i].Source = source
+	}
+	return nil
+}
+
+func (h *Host) define(ctx context.Context, d *libvirtxml.Domain) error {
+	doc, err := d.Marshal()
+	if err != nil {
+		return fmt.Errorf("write the domain %s: %w", d.Name, err)
+	}
+	dom, err := await(ctx, "define domain "+d.Name, func() (*libvirt.Domain, error) {
+		return h.conn.DomainDefineXMLFlags(doc, libvirt.DOMAIN_DEFINE_VALIDATE)
+	})
+	if isCode(err, libvirt.ERR_CONFIG_UNSUPPORTED) || isCode(err, libvirt.ERR_XML_ERROR) || isCode(err, libvirt.ERR_XML_INVALID_SCHEMA) {
+		return fmt.Errorf("%w: %w", ErrSpec, err)
+	} else if err != nil {
+		return err
+	}
+	return dom.Free()
+}
+
+// A BaseDomain is a domain that [Define] defined.
+type BaseDomain struct {
+	Name   string
+	Origin Origin
+}
+
+// Bases lists the bases on a host.
+func Bases(ctx context.Context, h *Host) ([]BaseDomain, error) {
+	domains, err := await(ctx, "list the domains", func() ([]libvirt.Domain, error) {
+		return h.conn.ListAllDomains(0)
+	})
+	if err != nil {
+		return nil, err
+	}
+	var bases []BaseDomain
+	for i := range domains {
+		dom := &domains[i]
+		base, err := baseOf(ctx, dom)
+		dom.Free()
+		if errors.Is(err, ErrNotOurs) || isCode(err, libvirt.ERR_NO_DOMAIN) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		bases = append(bases, base)
+	}
+	return bases, nil
+}
+
+func baseOf(ctx context.Context, dom *libvirt.Domain) (BaseDomain, error) {
+	text, err := await(ctx, "read the origin of the domain", func() (string, error) {
+		return dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, BaseNamespace, libvirt.DOMAIN_AFFECT_CURRENT)
+	})
+	if isCode(err, libvirt.ERR_NO_DOMAIN_METADATA) {
+		return BaseDomain{}, ErrNotOurs
+	} else if err != nil {
+		return BaseDomain{}, err
+	}
+	// libvirt gives the element without its namespace, which it knows we know.
+	var origin struct {
+		Image  string `xml:"reference"`
+		Digest string `xml:"digest"`
+	}
+	if err := xml.Unmarshal([]byte(text), &origin); err != nil {
+		return BaseDomain{}, fmt.Errorf("%w: its origin is damaged: %w", ErrNotOurs, err)
+	}
+	name, err := dom.GetName()
+	return BaseDomain{Name: name, Origin: Origin{Image: origin.Image, Digest: origin.Digest}}, err
+}
+
+// Preview is the domain that [Start] would start, and what is dropped from the
+// image's, without a look at the host: whether it runs on KVM, its limits and its
+// network are decided there.
+func Preview(spec Spec) (doc string, dropped []string, err error) {
+	rebuilt, err := domainOf(&spec)
+	if err != nil {
+		return "", nil, err
+	}
+	resize(rebuilt.Domain, &spec)
+	dir, files := machineFiles(&spec)
+	files.backingStore = true
+	files.overlays = make(map[string]string)
+	for _, disk := range topDisks(spec.Disks) {
+		if !disk.CDROM {
+			stem := strings.TrimSuffix(disk.Name, filepath.Ext(disk.Name))
+			files.overlays[disk.Name] = filepath.Join(dir, stem+".qcow2")
+		}
+	}
+	if err := personalise(rebuilt.Domain, &spec, files); err != nil {
+		return "", nil, err
+	}
+	doc, err = rebuilt.Domain.Marshal()
+	return doc, rebuilt.Dropped, err
+}
