@@ -88,7 +88,8 @@ func (d *Driver) openHost(ctx context.Context) (*vm.Host, error) {
 func (d *Driver) jobDir(dirs Dirs) string { return filepath.Join(dirs.Jobs, d.Job.VMName()) }
 
 // Cleanup is the cleanup stage: when it returns nil, nothing of the job's
-// machine is left, also if there never was one.
+// machine is left, also if there never was one; unless it is to be kept for a look
+// inside.
 func (d *Driver) Cleanup(ctx context.Context) error {
 	dirs, err := d.Settings.Dirs()
 	if err != nil {
@@ -101,6 +102,9 @@ func (d *Driver) Cleanup(ctx context.Context) error {
 	defer host.Close()
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
+	if kept, err := d.keep(ctx, host, dirs); kept || err != nil {
+		return err
+	}
 	return vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs))
 }
 

@@ -30,6 +30,9 @@ func (d *Driver) plan() (p plan, err error) {
 	if p.policies, err = d.pullPolicies(p.settings); err != nil {
 		return p, err
 	}
+	if _, err = d.keepTime(p.settings); err != nil {
+		return p, err
+	}
 	p.dirs, err = d.Settings.Dirs()
 	return p, err
 }
@@ -56,6 +59,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if err != nil {
+			d.saveConsole(p.dirs, err)
 			err = errors.Join(err, d.undo(ctx, host, p.dirs))
 		}
 	}()

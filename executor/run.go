@@ -38,7 +38,14 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 		return err
 	}
 	defer host.Close()
-	guest, err := d.connect(ctx, host, dirs)
+	err = d.runIn(ctx, host, dirs, script, name, stdout, stderr)
+	d.noteOutcome(dirs, name, err)
+	return err
+}
+
+// runIn runs the script of the stage called name in the job's machine.
+func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
+	guest, err := connect(ctx, host, d.Job.VMName(), d.jobDir(dirs))
 	if err != nil {
 		return err
 	}
@@ -62,18 +69,18 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 	return nil
 }
 
-// connect logs in to the machine that prepare made.
-func (d *Driver) connect(ctx context.Context, host *vm.Host, dirs Dirs) (*vm.Guest, error) {
+// connect logs in to a machine that prepare made.
+func connect(ctx context.Context, host *vm.Host, name, jobDir string) (*vm.Guest, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	guest, err := vm.Find(ctx, host, d.Job.VMName(), d.jobDir(dirs))
+	guest, err := vm.Find(ctx, host, name, jobDir)
 	if errors.Is(err, vm.ErrNoDomain) {
 		return nil, fmt.Errorf("the job's machine is gone (it powered off, its QEMU died, or prepare never ran): %w", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	login, err := vm.LoadLogin(d.jobDir(dirs))
+	login, err := vm.LoadLogin(jobDir)
 	if err != nil {
 		return nil, err
 	}

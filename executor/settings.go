@@ -517,6 +517,8 @@ type Dirs struct {
 	Store  string // unpacked images
 	Clones string // overlays
 	Jobs   string // what belongs to one job each
+	// Consoles holds the console logs of guests that did not come up.
+	Consoles string
 }
 
 // Dirs of these settings.
@@ -533,8 +535,10 @@ func (s *Settings) Dirs() (Dirs, error) {
 		Store:  cmp.Or(s.Defaults.VMDir, root),
 		Clones: cmp.Or(s.Defaults.CloneDir, filepath.Join(root, "clones")),
 		Jobs:   filepath.Join(root, "jobs"),
+
+		Consoles: filepath.Join(root, "consoles"),
 	}
-	for _, dir := range []*string{&dirs.OCI, &dirs.Store, &dirs.Clones, &dirs.Jobs} {
+	for _, dir := range []*string{&dirs.OCI, &dirs.Store, &dirs.Clones, &dirs.Jobs, &dirs.Consoles} {
 		if !filepath.IsAbs(*dir) {
 			return Dirs{}, fmt.Errorf("%w: %q is not an absolute path", ErrSettings, *dir)
 		}

@@ -11,9 +11,12 @@ import (
 	"gitlab-sardine-executor/vm"
 )
 
-// JobVariables are the variables by which the author of a job may choose the size
-// of the machine, if the administrator lists them in allowed_job_variables.
-var JobVariables = []string{"SARDINE_CPUS", "SARDINE_MEMORY", "SARDINE_DISK"}
+// sizeVariables are the variables that choose the size of a machine.
+var sizeVariables = []string{"SARDINE_CPUS", "SARDINE_MEMORY", "SARDINE_DISK"}
+
+// JobVariables are all variables by which the author of a job may choose, if
+// the administrator lists them in allowed_job_variables.
+var JobVariables = []string{"SARDINE_CPUS", "SARDINE_MEMORY", "SARDINE_DISK", keepVariable}
 
 // A machineSize is what a job's machine gets; 0 means what the image asks for.
 type machineSize struct {
@@ -32,14 +35,13 @@ func (d *Driver) size(settings ImageSettings, host vm.HostSize) (machineSize, er
 	} else {
 		size.cpus = uint(*settings.CPUs)
 	}
-	for _, name := range JobVariables {
+	for _, name := range sizeVariables {
 		wish := d.Job.Variable(name)
 		if wish == "" {
 			continue
 		}
 		if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, name) {
-			return size, jobFault(fmt.Errorf("the job sets %s, which is not allowed here (allowed_job_variables: %q)",
-				name, d.Settings.Defaults.AllowedJobVariables))
+			return size, d.refuseVariable(name)
 		}
 		if err := size.grant(name, wish); err != nil {
 			return size, jobFault(fmt.Errorf("the job's variable %s is %q: %w", name, wish, err))
@@ -51,6 +53,12 @@ func (d *Driver) size(settings ImageSettings, host vm.HostSize) (machineSize, er
 		size.disk = most
 	}
 	return size, nil
+}
+
+// refuseVariable says that a job may not choose what it chose.
+func (d *Driver) refuseVariable(name string) error {
+	return jobFault(fmt.Errorf("the job sets %s, which is not allowed here (allowed_job_variables: %q)",
+		name, d.Settings.Defaults.AllowedJobVariables))
 }
 
 // grant sets what a variable of the job asks for.

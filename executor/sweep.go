@@ -62,6 +62,9 @@ func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swe
 		swept = append(swept, Swept{m.Name, reason})
 	}
 	abandoned, err := sweepFiles(ctx, host, dirs, o)
+	if !o.DryRun {
+		failed = append(failed, sweepConsoles(dirs, o.Now))
+	}
 	return append(swept, abandoned...), errors.Join(append(failed, err)...)
 }
 

@@ -9,8 +9,8 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-// consoleFile is the log of the guest's serial console, in the job directory.
-const consoleFile = "console.log"
+// ConsoleFile is the log of the guest's serial console, in the job directory.
+const ConsoleFile = "console.log"
 
 // firstLibvirtWithBackingStore: older ones write what they read from the
 // overlays' headers themselves, and refuse some chains that are given to them.
@@ -131,6 +131,6 @@ func machineFiles(spec *Spec) (dir string, files layout) {
 	dir = filepath.Join(spec.CloneDir, spec.Name)
 	return dir, layout{
 		nvram:   filepath.Join(dir, "nvram.fd"),
-		console: filepath.Join(spec.JobDir, consoleFile),
+		console: filepath.Join(spec.JobDir, ConsoleFile),
 	}
 }

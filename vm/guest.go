@@ -234,7 +234,7 @@ func ConsoleOf(err error) string {
 // consoleTail reads the end of the console log. What a guest writes there is
 // anything: only printable text is passed on.
 func (g *Guest) consoleTail() string {
-	f, err := os.Open(filepath.Join(g.jobDir, consoleFile))
+	f, err := os.Open(filepath.Join(g.jobDir, ConsoleFile))
 	if err != nil {
 		return ""
 	}

@@ -3,6 +3,8 @@ package vm
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"libvirt.org/go/libvirt"
 )
@@ -45,4 +47,20 @@ func machineOf(ctx context.Context, dom *libvirt.Domain) (Machine, error) {
 	}
 	name, err := dom.GetName()
 	return Machine{Name: name, Record: record}, err
+}
+
+// Keep lets a machine live until then. The error is [ErrNoDomain] if it has ended
+// and [ErrNotOurs] if it is not a job's.
+func Keep(ctx context.Context, h *Host, name string, until time.Time) error {
+	dom, err := h.domain(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer dom.Free()
+	record, err := readRecord(ctx, dom)
+	if err != nil {
+		return fmt.Errorf("domain %s: %w", name, err)
+	}
+	record.Expires = until.UTC().Truncate(time.Second)
+	return record.store(ctx, dom)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -22,14 +23,16 @@ type loginFlags struct {
 	stdin    bool
 }
 
-func loginCommand(stdout, stderr io.Writer) *cli.Command {
+func loginCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	f := &loginFlags{}
 	return &cli.Command{
 		Name:      "login",
 		Category:  registryCategory,
 		Usage:     "store the password for a registry, where skopeo and podman find it too",
-		ArgsUsage: "REGISTRY",
-		Description: "REGISTRY is HOST[:PORT], or with a path behind it for the images below that path alone.\n" +
+		ArgsUsage: "REGISTRY | JOB",
+		Description: "JOB is the number of a job (or the name of its machine) on this host: login then opens a shell\n" +
+			"in its machine, which keep_on_failure keeps for a while after the job has failed.\n\n" +
+			"REGISTRY is HOST[:PORT], or with a path behind it for the images below that path alone.\n" +
 			"The password is asked for, or read from stdin; it is checked before it is stored.",
 		Flags: append(f.flags(),
 			&cli.StringFlag{Name: "username", Aliases: []string{"u"}, Usage: "log in as `USER`", Destination: &f.username},
@@ -37,9 +40,25 @@ func loginCommand(stdout, stderr io.Writer) *cli.Command {
 		),
 		Before: logWarnings(stderr),
 		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
+			if executor.IsJob(args[0]) {
+				return loginToMachine(c.Context, cfg, args[0], stdout, stderr)
+			}
 			return login(c.Context, f, args[0], os.Stdin, stdout, stderr)
 		}),
 	}
+}
+
+// loginToMachine ends with the status of the person's shell, as ssh does.
+func loginToMachine(ctx context.Context, cfg *settingsFlags, job string, stdout, stderr io.Writer) error {
+	settings, err := cfg.load()
+	if err != nil {
+		return err
+	}
+	status, err := settings.LoginToMachine(ctx, job, os.Stdin, stdout, stderr)
+	if err == nil && status != 0 {
+		return exitError{status}
+	}
+	return err
 }
 
 func login(ctx context.Context, f *loginFlags, registry string, stdin *os.File, stdout, stderr io.Writer) error {

@@ -93,7 +93,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			cleanupCommand(cfg, stderr),
 			tryCommand(cfg, stdout, stderr),
 			exportCommand(stdout),
-			loginCommand(stdout, stderr),
+			loginCommand(cfg, stdout, stderr),
 			logoutCommand(stdout),
 			fetchCommand(cfg, stdout, stderr),
 			pushCommand(cfg, stdout, stderr),

@@ -1,0 +1,110 @@
+package executor
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// An ImageUse is an image in the store, and who uses it.
+type ImageUse struct {
+	oci.StoredImage
+	// Domains that stand on the image: machines of jobs, and bases that were
+	// imported.
+	Domains []string
+}
+
+// ListImages lists the images in the store, in the order of their digests. An
+// error together with a list says that libvirt could not be asked who uses them.
+func ListImages(ctx context.Context, settings *Settings) ([]ImageUse, error) {
+	store, err := storeOf(settings)
+	if err != nil {
+		return nil, err
+	}
+	stored, err := store.Inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	domains, unknown := domainsByImage(ctx, settings)
+	images := make([]ImageUse, len(stored))
+	for i, image := range stored {
+		images[i] = ImageUse{StoredImage: image, Domains: domains[image.Digest]}
+	}
+	return images, unknown
+}
+
+// PruneOptions say what [PruneImages] removes.
+type PruneOptions struct {
+	// OlderThan spares images that were used within that time.
+	OlderThan time.Duration
+	// KeepStorage stops the removal as soon as the store takes no more than so many
+	// bytes; [oci.KeepNothing] does not.
+	KeepStorage int64
+	// DryRun removes nothing.
+	DryRun bool
+	// Now is compared with the times of last use.
+	Now time.Time
+}
+
+// PruneImages removes images that nothing stands on, those first that were not
+// used for the longest time, and returns them. Where libvirt cannot be asked,
+// nothing is removed.
+func PruneImages(ctx context.Context, settings *Settings, o PruneOptions) ([]oci.StoredImage, error) {
+	store, err := storeOf(settings)
+	if err != nil {
+		return nil, err
+	}
+	domains, err := domainsByImage(ctx, settings)
+	if err != nil {
+		return nil, fmt.Errorf("find out which images are in use: %w", err)
+	}
+	return store.Prune(ctx, oci.PruneOptions{
+		UnusedSince: o.Now.Add(-o.OlderThan),
+		Keep:        o.KeepStorage,
+		InUse:       func(d digest.Digest) bool { return len(domains[d]) > 0 },
+		DryRun:      o.DryRun,
+	})
+}
+
+// domainsByImage are the names of the domains that stand on each image.
+func domainsByImage(ctx context.Context, settings *Settings) (map[digest.Digest][]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, libvirtTimeout)
+	defer cancel()
+	host, err := openLibvirt(ctx, settings)
+	if err != nil {
+		return nil, err
+	}
+	defer host.Close()
+	machines, err := vm.Machines(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	bases, err := vm.Bases(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	domains := make(map[digest.Digest][]string)
+	for _, m := range machines {
+		d := digest.Digest(m.Record.Digest)
+		domains[d] = append(domains[d], m.Name)
+	}
+	for _, base := range bases {
+		d := digest.Digest(base.Origin.Digest)
+		domains[d] = append(domains[d], base.Name)
+	}
+	return domains, nil
+}
+
+// storeOf opens the store of the settings.
+func storeOf(settings *Settings) (*oci.Store, error) {
+	dirs, err := settings.Dirs()
+	if err != nil {
+		return nil, err
+	}
+	return oci.OpenStore(dirs.Store)
+}

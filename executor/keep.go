@@ -1,0 +1,199 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// keepVariable is the variable by which a job may ask that its machine be kept.
+const keepVariable = "SARDINE_KEEP_ON_FAILURE"
+
+// maxKeep bounds what a job may ask for.
+const maxKeep = 24 * time.Hour
+
+// consoleLife is how long the console log of a guest that did not come up is kept,
+// consoleMax how much of it, in bytes.
+const (
+	consoleLife = 7 * 24 * time.Hour
+	consoleMax  = 4 << 20
+)
+
+// failedFile marks, in the job's directory, that the job failed, and how long its
+// machine is to be kept.
+const failedFile = "failed"
+
+// decisiveStages are those whose failure is the job's; the scripts of the other
+// stages only warn.
+var decisiveStages = []string{"prepare_script", "get_sources", "download_artifacts", "build_script"}
+
+func decisive(stage string) bool {
+	return slices.Contains(decisiveStages, stage) || strings.HasPrefix(stage, "step_")
+}
+
+// keepTime is how long the machine of this job is kept if it fails.
+func (d *Driver) keepTime(settings ImageSettings) (time.Duration, error) {
+	wish := d.Job.Variable(keepVariable)
+	if wish == "" {
+		return time.Duration(*settings.KeepOnFailure), nil
+	}
+	if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, keepVariable) {
+		return 0, d.refuseVariable(keepVariable)
+	}
+	keep, err := time.ParseDuration(wish)
+	if err != nil || keep < 0 || keep > maxKeep {
+		return 0, jobFault(fmt.Errorf("the job's variable %s is %q: want a time such as 30m, at most %s", keepVariable, wish, maxKeep))
+	}
+	return keep, nil
+}
+
+// noteOutcome remembers for cleanup that a decisive stage failed, and tells the
+// author of the job how to look inside.
+func (d *Driver) noteOutcome(dirs Dirs, stage string, err error) {
+	marker := filepath.Join(d.jobDir(dirs), failedFile)
+	if !decisive(stage) || errors.Is(err, ErrCancelled) {
+		return
+	}
+	if err == nil {
+		os.Remove(marker) // an attempt before this one had failed
+		return
+	}
+	keep, wishErr := d.keepTime(d.Settings.For(d.Job.Image))
+	if wishErr != nil || keep == 0 {
+		return
+	}
+	if err := os.WriteFile(marker, []byte(keep.String()), 0o600); err != nil {
+		d.admin().Warn("the machine cannot be kept", "error", err)
+		return
+	}
+	host, _ := os.Hostname()
+	d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor login %s", keep, host, d.Job.ID)
+}
+
+// keep gives the machine of a failed job the rest of its life, and reports whether
+// it did. Sweep ends it.
+func (d *Driver) keep(ctx context.Context, host *vm.Host, dirs Dirs) (bool, error) {
+	text, err := os.ReadFile(filepath.Join(d.jobDir(dirs), failedFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	keep, err := time.ParseDuration(string(text))
+	if err != nil {
+		return false, err
+	}
+	until := time.Now().Add(keep)
+	err = vm.Keep(ctx, host, d.Job.VMName(), until)
+	if errors.Is(err, vm.ErrNoDomain) {
+		return false, nil
+	}
+	d.admin().Info("the machine of a failed job is kept", "until", until)
+	return err == nil, err
+}
+
+// saveConsole keeps the console log of a guest that did not come up. Its last
+// lines are in the job's log; the rest is for the administrator.
+func (d *Driver) saveConsole(dirs Dirs, cause error) {
+	if !errors.Is(cause, vm.ErrNoAnswer) && !errors.Is(cause, vm.ErrGuestStopped) && !errors.Is(cause, vm.ErrLogin) {
+		return
+	}
+	from, err := os.Open(filepath.Join(d.jobDir(dirs), vm.ConsoleFile))
+	if err != nil {
+		return // the machine has no serial port
+	}
+	defer from.Close()
+	path := filepath.Join(dirs.Consoles, d.Job.VMName()+".log")
+	err = os.MkdirAll(dirs.Consoles, 0o700)
+	if err == nil {
+		err = writeConsole(path, io.LimitReader(from, consoleMax))
+	}
+	d.admin().Info("console log of a guest that did not come up", "path", path, "error", err)
+}
+
+func writeConsole(path string, from io.Reader) error {
+	to, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, from)
+	return errors.Join(err, to.Close())
+}
+
+// sweepConsoles removes console logs that nobody came to read.
+func sweepConsoles(dirs Dirs, now time.Time) error {
+	entries, err := os.ReadDir(dirs.Consoles)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var failed []error
+	for _, entry := range entries {
+		if info, err := entry.Info(); err == nil && now.Sub(info.ModTime()) > consoleLife {
+			failed = append(failed, os.Remove(filepath.Join(dirs.Consoles, entry.Name())))
+		}
+	}
+	return errors.Join(append(failed, err)...)
+}
+
+// LoginToMachine logs a person in to the machine of a job: its number, if only one
+// GitLab server has a job of that number here, or the machine's name. It returns
+// the exit status of the person's shell.
+func (s *Settings) LoginToMachine(ctx context.Context, job string, stdin *os.File, stdout, stderr io.Writer) (int, error) {
+	dirs, err := s.Dirs()
+	if err != nil {
+		return 0, err
+	}
+	opening, cancel := context.WithTimeout(ctx, libvirtTimeout)
+	defer cancel()
+	host, err := vm.Open(opening, s.Defaults.Connect)
+	if err != nil {
+		return 0, err
+	}
+	defer host.Close()
+	name, err := findMachine(opening, host, job)
+	if err != nil {
+		return 0, err
+	}
+	guest, err := connect(ctx, host, name, filepath.Join(dirs.Jobs, name))
+	if err != nil {
+		return 0, err
+	}
+	defer guest.Close()
+	return guest.Shell(ctx, stdin, stdout, stderr)
+}
+
+// findMachine is the name of the machine that a person means.
+func findMachine(ctx context.Context, host *vm.Host, job string) (string, error) {
+	machines, err := vm.Machines(ctx, host)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, m := range machines {
+		if m.Name == job || m.Record.Job == job {
+			found = append(found, m.Name)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", fmt.Errorf("no machine of job %s runs here (is it over? keep_on_failure keeps machines of failed jobs)", job)
+	case 1:
+		return found[0], nil
+	}
+	return "", fmt.Errorf("job %s is several: %s", job, strings.Join(found, ", "))
+}
+
+// IsJob says whether a person who wrote text means a job, and not a registry.
+func IsJob(text string) bool {
+	return machineName.MatchString(text) || text != "" && strings.Trim(text, "0123456789") == ""
+}
