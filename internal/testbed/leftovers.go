@@ -25,8 +25,9 @@ type Inventory struct {
 	items map[string]bool // "domain: sardine-…", "port: 127.0.0.1:40022"
 }
 
-// kept are directories in the program's storage that outlive jobs.
-var kept = []string{"images", "oci", "locks"}
+// kept are patterns of what outlives jobs in the program's storage: the images,
+// locks, and whether KVM works.
+var kept = []string{"images", "oci", "references", "locks", "jobs/.admission", "jobs/kvm-*"}
 
 // daemons serve any number of machines, and come and go by themselves.
 var daemons = []string{"libvirtd", "virtqemud", "virtlogd", "virtlockd", "virtnetworkd", "dnsmasq"}
@@ -60,7 +61,7 @@ func (i *Inventory) CheckNothingLeft(t testing.TB) {
 		}
 		select {
 		case <-ctx.Done():
-			if err != nil {
+			if len(left) == 0 { // else the last look was cut off
 				t.Errorf("look for leftovers: %v", err)
 			}
 			for _, item := range left {
@@ -110,7 +111,7 @@ func (i *Inventory) domains(ctx context.Context, add func(kind, item string)) er
 // files are those in the program's storage, except what is kept, and those where
 // programs put what they need while they run.
 func (i *Inventory) files(add func(kind, item string)) error {
-	roots := []string{i.root, host.TempDir, host.User.RuntimeDir}
+	roots := []string{i.root, host.ScratchDir, host.User.RuntimeDir}
 	for _, root := range roots {
 		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 			switch {
@@ -118,13 +119,13 @@ func (i *Inventory) files(add func(kind, item string)) error {
 				return nil // gone since its directory was read
 			case err != nil:
 				return err
-			case entry.IsDir() && filepath.Dir(path) == i.root && slices.Contains(kept, entry.Name()):
+			case i.outlives(path) && entry.IsDir():
 				return fs.SkipDir
-			case entry.IsDir() && path == filepath.Join(host.User.RuntimeDir, "libvirt"):
-				return fs.SkipDir // the daemon's own
+			case i.outlives(path):
+				return nil
 			case !entry.IsDir():
 				add("file", path)
-			case path != root && path != i.root && strings.HasPrefix(path, i.root) && filepath.Dir(path) != i.root:
+			case strings.HasPrefix(path, i.root+"/") && filepath.Dir(path) != i.root:
 				add("directory", path)
 			}
 			return nil
@@ -134,6 +135,18 @@ func (i *Inventory) files(add func(kind, item string)) error {
 		}
 	}
 	return nil
+}
+
+// outlives says whether a file or directory is none of a job's.
+func (i *Inventory) outlives(path string) bool {
+	if path == filepath.Join(host.User.RuntimeDir, "libvirt") {
+		return true // the user's libvirtd
+	}
+	name, err := filepath.Rel(i.root, path)
+	return err == nil && slices.ContainsFunc(kept, func(pattern string) bool {
+		match, err := filepath.Match(pattern, name)
+		return err == nil && match
+	})
 }
 
 // ports are the TCP sockets that listen, of all protocols.

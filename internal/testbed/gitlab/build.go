@@ -117,8 +117,10 @@ func (b *Build) prepare(ctx context.Context) (*attempt, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(failed, ctx.Err())
 		case <-time.After(b.runner.PrepareWait):
+		}
+		if ctx.Err() != nil {
+			return nil, errors.Join(failed, ctx.Err())
 		}
 	}
 	return nil, fmt.Errorf("prepare environment: %w", failed)

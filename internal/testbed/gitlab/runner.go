@@ -77,6 +77,20 @@ func (r Runner) Start(ctx context.Context, job Job) *Build {
 	return b
 }
 
+// Stage runs one stage of a job alone, "config", "prepare" or "cleanup", in a
+// directory of its own: what follows when the runner has died in between.
+func (r Runner) Stage(ctx context.Context, job Job, stage string) Execution {
+	b := &Build{runner: r.withDefaults(), job: job.withDefaults(), log: newTrace()}
+	a, err := b.newAttempt(1)
+	if err != nil {
+		return Execution{Stage: stage, Err: err}
+	}
+	defer os.RemoveAll(a.dir)
+	return b.execute(ctx, a, execution{
+		stage: stage, timeout: b.runner.StageTimeout, env: b.environment(a, b.directories(a)),
+	})
+}
+
 func (r Runner) withDefaults() Runner {
 	if r.Env == nil {
 		r.Env = os.Environ()

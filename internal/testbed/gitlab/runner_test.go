@@ -161,6 +161,20 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// A job that is canceled while it is prepared is cleaned up, and not tried again.
+func TestCancelPrepare(t *testing.T) {
+	runner := shell(t, map[string]string{"prepare": `trap 'exit 2' TERM; echo running; while :; do sleep 0.05; done`})
+	build := runner.Start(deadline(t), Job{Script: "true"})
+	if err := build.Log().WaitFor(deadline(t), "running"); err != nil {
+		t.Fatal(err)
+	}
+	build.Cancel()
+	result := build.Wait()
+	if diff := cmp.Diff([]string{"config", "prepare", "cleanup"}, result.Stages()); diff != "" || result.Status != Canceled {
+		t.Errorf("stages (-want +got):\n%s\n%s", diff, result)
+	}
+}
+
 // The signal of somebody else reaches the whole process group; the runner goes on.
 func TestSignal(t *testing.T) {
 	runner := shell(t, map[string]string{"run": `trap 'exit 2' TERM; echo running; while :; do sleep 0.05; done`})

@@ -17,6 +17,10 @@ import (
 // short, since the paths of UNIX sockets are limited to 107 bytes.
 const TempDir = "/run/tmp"
 
+// ScratchDir is the directory for temporary files of programs under test, apart
+// from those of the tests themselves: what is found there is a leftover.
+const ScratchDir = "/run/scratch"
+
 // RootHome is root's $HOME on this host.
 const RootHome = "/run/home/root"
 
@@ -87,6 +91,7 @@ func makeDirectories() error {
 		owner uint32
 	}{
 		{TempDir, 0o777 | fs.ModeSticky, 0},
+		{ScratchDir, 0o777 | fs.ModeSticky, 0},
 		{"/run/lock", 0o777 | fs.ModeSticky, 0},
 		{RootHome, 0o700, 0},
 		{User.Home, 0o755, User.ID},
