@@ -66,6 +66,10 @@ func (s *Store) Inventory(ctx context.Context) ([]StoredImage, error) {
 	return stored, nil
 }
 
+// ByDigest is the image with a manifest digest. The error is [ErrNotFound] if the
+// store does not hold it, complete.
+func (s *Store) ByDigest(d digest.Digest) (*Image, error) { return s.open(d) }
+
 // take looks at one entry of the images' directory; ok is false if it is no
 // image, or is gone.
 func (s *Store) take(name string) (image StoredImage, ok bool, err error) {

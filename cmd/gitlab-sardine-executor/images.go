@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
 
+	"github.com/docker/go-units"
+	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor"
@@ -15,58 +20,6 @@ import (
 
 const imageCategory = "Images"
 
-// exportFlags are what export is told beside the image's name.
-type exportFlags struct {
-	disks    cli.StringSlice
-	vmConfig string
-}
-
-func exportCommand(stdout io.Writer) *cli.Command {
-	f := &exportFlags{}
-	return &cli.Command{
-		Name:      "export",
-		Category:  imageCategory,
-		Usage:     "pack disks as an image, in an OCI layout",
-		ArgsUsage: "oci:PATH[:TAG]",
-		Flags: []cli.Flag{
-			&cli.StringSliceFlag{Name: "disk", Usage: "pack the disk `FILE`, qcow2 or raw; its backing files come along (repeatable)", Destination: &f.disks},
-			&cli.StringFlag{Name: "vm-config", Usage: "put the JSON `FILE` into the image: who logs in to the guest ({\"users\": [{\"username\": …, \"password\": …}]})", Destination: &f.vmConfig},
-		},
-		Action: func(c *cli.Context) error {
-			if c.NArg() != 1 {
-				return errors.New("export needs one layout to write to: oci:PATH[:TAG]")
-			}
-			return export(c.Context, f, c.Args().First(), stdout)
-		},
-	}
-}
-
-func export(ctx context.Context, f *exportFlags, target string, stdout io.Writer) error {
-	to, err := oci.ParseReference(target)
-	if err != nil {
-		return err
-	}
-	o := oci.ExportOptions{}
-	for _, path := range f.disks.Value() {
-		o.Disks = append(o.Disks, oci.ExportDisk{Path: path})
-	}
-	if f.vmConfig != "" {
-		text, err := os.ReadFile(f.vmConfig)
-		if err != nil {
-			return fmt.Errorf("read the VM config: %w", err)
-		}
-		if o.Guest, err = oci.ParseGuestConfig(text); err != nil {
-			return fmt.Errorf("read the VM config %s: %w", f.vmConfig, err)
-		}
-	}
-	digest, err := oci.Export(ctx, to, o)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(stdout, digest)
-	return err
-}
-
 // openStore opens the store of unpacked images.
 func openStore(settings *executor.Settings) (*oci.Store, error) {
 	dirs, err := settings.Dirs()
@@ -74,4 +27,189 @@ func openStore(settings *executor.Settings) (*oci.Store, error) {
 		return nil, err
 	}
 	return oci.OpenStore(dirs.Store)
+}
+
+func imagesCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+	var asJSON bool
+	return &cli.Command{
+		Name:     "images",
+		Category: imageCategory,
+		Usage:    "list the images that are ready for jobs",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "json", Usage: "print JSON", Destination: &asJSON},
+		},
+		Action: withArguments(0, 0, func(c *cli.Context, _ []string) error {
+			return images(c.Context, cfg, asJSON, stdout, stderr)
+		}),
+	}
+}
+
+// imageLine is one image as the commands print it.
+type imageLine struct {
+	Digest     digest.Digest `json:"digest"`
+	References []string      `json:"references"`
+	Complete   bool          `json:"complete"`
+	Format     string        `json:"format,omitempty"`
+	Size       int64         `json:"size"`
+	LastUsed   time.Time     `json:"lastUsed"`
+	// InUse are the domains that stand on the image; null if libvirt did not say.
+	InUse []string `json:"inUse"`
+}
+
+func newImageLine(image oci.StoredImage) imageLine {
+	line := imageLine{
+		Digest: image.Digest, References: append([]string{}, image.References...), Complete: image.Image != nil,
+		Size: image.Usage, LastUsed: image.LastUsed,
+	}
+	if image.Image != nil {
+		line.Format = image.Image.Format
+	}
+	return line
+}
+
+func images(ctx context.Context, cfg *settingsFlags, asJSON bool, stdout, stderr io.Writer) error {
+	settings, err := cfg.load()
+	if err != nil {
+		return err
+	}
+	list, err := executor.ListImages(ctx, settings)
+	if err != nil {
+		if list == nil {
+			return err
+		}
+		fmt.Fprintf(stderr, "WARNING: who uses the images is not known: %v\n", err)
+	}
+	lines := make([]imageLine, len(list))
+	for i, image := range list {
+		lines[i] = newImageLine(image.StoredImage)
+		if err == nil {
+			lines[i].InUse = append([]string{}, image.Domains...)
+		}
+	}
+	if asJSON {
+		return printJSON(stdout, lines)
+	}
+	return printImages(stdout, lines)
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// shortDigest is how many characters of a digest tell images apart for people.
+const shortDigest = len("sha256:") + 12
+
+func printImages(w io.Writer, lines []imageLine) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "IMAGE\tDIGEST\tSIZE\tLAST USED\tIN USE BY")
+	for _, line := range lines {
+		names := line.References
+		switch {
+		case !line.Complete:
+			names = []string{"(not complete)"}
+		case len(names) == 0:
+			names = []string{"(no name)"}
+		}
+		for i, name := range names {
+			if i > 0 {
+				fmt.Fprintf(table, "%s\t\t\t\t\n", name)
+				continue
+			}
+			fmt.Fprintf(table, "%s\t%.*s\t%s\t%s\t%s\n", name, shortDigest, line.Digest, units.BytesSize(float64(line.Size)),
+				line.LastUsed.Local().Format(time.DateTime), inUse(line.InUse))
+		}
+	}
+	return table.Flush()
+}
+
+func inUse(domains []string) string {
+	switch {
+	case domains == nil:
+		return "?"
+	case len(domains) == 0:
+		return "-"
+	}
+	return strings.Join(domains, ", ")
+}
+
+// pruneFlags say what prune removes.
+type pruneFlags struct {
+	olderThan   string
+	keepStorage string
+	dryRun      bool
+}
+
+func pruneCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
+	f := &pruneFlags{}
+	return &cli.Command{
+		Name:     "prune",
+		Category: imageCategory,
+		Usage:    "remove images that no machine stands on",
+		Description: "At least one of --older-than and --keep-storage is needed; with both, images go only while both say so.\n" +
+			"Those that were not used for the longest time go first.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "older-than", Usage: "remove what no job has used for `TIME`, such as 12h or 30d", Destination: &f.olderThan},
+			&cli.StringFlag{Name: "keep-storage", Usage: "stop as soon as the images take no more than `SIZE`, such as 50GiB", Destination: &f.keepStorage},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed", Destination: &f.dryRun},
+		},
+		Action: withArguments(0, 0, func(c *cli.Context, _ []string) error {
+			return prune(c.Context, cfg, f, stdout)
+		}),
+	}
+}
+
+func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Writer) error {
+	o := executor.PruneOptions{KeepStorage: oci.KeepNothing, DryRun: f.dryRun, Now: time.Now()}
+	if f.olderThan == "" && f.keepStorage == "" {
+		return errors.New("prune needs --older-than TIME or --keep-storage SIZE (--older-than 0s removes all that is not in use)")
+	}
+	var err error
+	if f.olderThan != "" {
+		if o.OlderThan, err = parseAge(f.olderThan); err != nil {
+			return fmt.Errorf("--older-than: %w", err)
+		}
+	}
+	if f.keepStorage != "" {
+		if o.KeepStorage, err = units.RAMInBytes(f.keepStorage); err != nil {
+			return fmt.Errorf("--keep-storage: %w", err)
+		}
+	}
+	settings, err := cfg.load()
+	if err != nil {
+		return err
+	}
+	removed, err := executor.PruneImages(ctx, settings, o)
+	var freed int64
+	for _, image := range removed {
+		freed += image.Usage
+		name := "(no name)"
+		if len(image.References) > 0 {
+			name = strings.Join(image.References, ", ")
+		}
+		fmt.Fprintf(stdout, "%s  %s  %s\n", image.Digest, units.BytesSize(float64(image.Usage)), name)
+	}
+	what := "Removed"
+	if f.dryRun {
+		what = "Would remove"
+	}
+	fmt.Fprintf(stdout, "%s %d images, %s\n", what, len(removed), units.BytesSize(float64(freed)))
+	return err
+}
+
+// parseAge reads a time in Go's notation, or a number of days: "30d".
+func parseAge(text string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		var n uint16
+		if _, err := fmt.Sscanf(days, "%d", &n); err != nil || fmt.Sprint(n) != days {
+			return 0, fmt.Errorf("%q: want a number of days before the d", text)
+		}
+		return time.Duration(n) * 24 * time.Hour, nil
+	}
+	age, err := time.ParseDuration(text)
+	if err == nil && age < 0 {
+		err = fmt.Errorf("%q: want no negative time", text)
+	}
+	return age, err
 }

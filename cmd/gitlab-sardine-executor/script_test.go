@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log"
@@ -65,6 +66,26 @@ func setUpScript(env *testscript.Env) error {
 	for _, dir := range []string{"home", "run"} {
 		if err := os.Mkdir(filepath.Join(env.WorkDir, dir), 0o700); err != nil {
 			return err
+		}
+	}
+	return expandFiles(env)
+}
+
+// expandFiles puts the script's directory into its files that name it: ${WORK}.
+func expandFiles(env *testscript.Env) error {
+	for _, pattern := range []string{"*.toml", "*.xml"} {
+		paths, err := filepath.Glob(filepath.Join(env.WorkDir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(path, bytes.ReplaceAll(text, []byte("${WORK}"), []byte(env.WorkDir)), 0o600); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/urfave/cli/v2"
+
+	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/oci"
+)
+
+type inspectFlags struct {
+	registryFlags
+	asJSON bool
+	domain bool
+	arch   string
+}
+
+func inspectCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+	f := &inspectFlags{}
+	return &cli.Command{
+		Name:      "inspect",
+		Category:  imageCategory,
+		Usage:     "say what an image is, and what a job would get of it",
+		ArgsUsage: "IMAGE",
+		Description: "IMAGE is what a job would name, or oci:PATH[:TAG], an OCI layout on this machine.\n" +
+			"Nothing is pulled; for --domain, the image must have been.",
+		Flags: append(f.flags(),
+			&cli.BoolFlag{Name: "json", Usage: "print JSON, the image's VM config with its passwords included", Destination: &f.asJSON},
+			&cli.BoolFlag{Name: "domain", Usage: "print the libvirt domain that a job would boot", Destination: &f.domain},
+			&cli.StringFlag{Name: "arch", Usage: "choose from an index what is for `ARCH` (default: this machine's)", Destination: &f.arch},
+		),
+		Before: logWarnings(stderr),
+		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
+			return inspect(c.Context, cfg, f, args[0], stdout, stderr)
+		}),
+	}
+}
+
+func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image string, stdout, stderr io.Writer) error {
+	settings, err := cfg.load()
+	if err != nil {
+		return err
+	}
+	if f.domain {
+		doc, dropped, err := executor.PreviewDomain(settings, image)
+		if err != nil {
+			return err
+		}
+		for _, path := range dropped {
+			fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", path)
+		}
+		_, err = fmt.Fprintln(stdout, doc)
+		return err
+	}
+	report, err := executor.InspectImage(ctx, settings, image, oci.InspectOptions{Credentials: f.credentials(), Architecture: f.arch})
+	if err != nil {
+		return err
+	}
+	if f.asJSON {
+		return printJSON(stdout, report)
+	}
+	return printReport(stdout, report)
+}
+
+// printReport prints what a person wants to know of an image.
+func printReport(w io.Writer, r *executor.ImageReport) error {
+	p := &printer{w: w}
+	p.line("Image:", r.Reference)
+	p.line("Digest:", r.Digest.String())
+	if r.Index != "" {
+		p.line("Index:", r.Index.String())
+	}
+	p.line("Format:", r.Format)
+	for _, fact := range r.Evidence {
+		p.line("", "because of "+fact)
+	}
+	if r.Architecture != "" {
+		p.line("Platform:", strings.Trim(r.OS+"/"+r.Architecture, "/"))
+	}
+	if !r.Created.IsZero() {
+		p.line("Created:", r.Created.Local().Format(time.DateTime))
+	}
+	p.line("Size:", units.BytesSize(float64(r.Size))+" to transfer")
+	for _, disk := range r.Disks {
+		p.line("Disk:", describeDisk(disk))
+	}
+	for _, user := range r.Guest.Users {
+		p.line("User:", user.Username)
+	}
+	for _, service := range r.Guest.Services {
+		p.line("Service:", fmt.Sprintf("%s at port %d", service.Service, service.Port))
+	}
+	if r.Stored == nil {
+		p.line("Store:", "not there")
+	} else {
+		p.line("Store:", r.Stored.Dir)
+		p.line("", "last used "+r.Stored.LastUsed.Local().Format(time.DateTime))
+		for _, disk := range r.Stored.Disks {
+			p.line("", describeStoredDisk(disk))
+		}
+	}
+	for i, sentence := range r.Prepare {
+		p.line(map[bool]string{true: "A job would:"}[i == 0], sentence)
+	}
+	return p.err
+}
+
+// A printer writes lines with a column of labels.
+type printer struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printer) line(label, text string) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, "%-13s %s\n", label, text)
+	}
+}
+
+func describeDisk(d oci.InspectedDisk) string {
+	name, content := d.Name, d.Content
+	if name == "" {
+		name = "(named by its content)"
+	}
+	if content == "" {
+		content = "qcow2 or raw"
+	}
+	layers := fmt.Sprintf("%d layers", d.Layers)
+	if d.Layers == 1 {
+		layers = "1 layer"
+	}
+	text := fmt.Sprintf("%s, %s, %s in %s", name, content, units.BytesSize(float64(d.Compressed)), layers)
+	if d.Size > 0 {
+		text += ", " + units.BytesSize(float64(d.Size)) + " unpacked"
+	}
+	return text
+}
+
+func describeStoredDisk(d oci.Disk) string {
+	text := fmt.Sprintf("%s, %s, %s", d.Name, d.Format, units.BytesSize(float64(d.VirtualSize)))
+	if d.CDROM {
+		text += ", CD-ROM"
+	}
+	if d.Backing != "" {
+		text += ", on " + d.Backing
+	}
+	return text
+}

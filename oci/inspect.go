@@ -1,0 +1,177 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+// An Inspection is what an image says of itself. Of its disks nothing but the
+// manifest was read: what is in them is known once they are pulled.
+type Inspection struct {
+	Reference string `json:"reference"`
+	// Digest of the manifest, and of the index that led to it, if one did.
+	Digest digest.Digest `json:"digest"`
+	Index  digest.Digest `json:"index,omitempty"`
+	// Format is the name of the format that was recognised, Evidence what the
+	// manifest says by which it was.
+	Format       string    `json:"format"`
+	Evidence     []string  `json:"evidence"`
+	Architecture string    `json:"architecture,omitempty"`
+	OS           string    `json:"os,omitempty"`
+	Created      time.Time `json:"created,omitzero"`
+	// Size is what a pull transfers at most, in bytes.
+	Size  int64           `json:"size"`
+	Disks []InspectedDisk `json:"disks"`
+	// Guest is the VM config; its fields are empty where the image is silent.
+	Guest GuestConfig `json:"guest"`
+	// DomainXML is the libvirt domain that the image brings, as its maker wrote it;
+	// nil if it brings none.
+	DomainXML []byte `json:"-"`
+}
+
+// An InspectedDisk is a disk as the manifest describes it.
+type InspectedDisk struct {
+	// Name of the file; empty if only its content says it.
+	Name string `json:"name,omitempty"`
+	// Content is "qcow2", "raw" or "iso"; empty if only its content says it.
+	Content string `json:"content,omitempty"`
+	// Layers of which the disk is made, and their size in bytes.
+	Layers     int   `json:"layers"`
+	Compressed int64 `json:"compressed"`
+	// Size of the file in bytes, and its digest, if the image says them.
+	Size   int64         `json:"size,omitempty"`
+	Digest digest.Digest `json:"digest,omitempty"`
+}
+
+// InspectOptions of [Inspect]; the zero value is fine.
+type InspectOptions struct {
+	Credentials Credentials
+	// Architecture to choose from an index, in Go's words; empty means this
+	// machine's.
+	Architecture string
+}
+
+// Inspect asks a registry or a layout what an image is. The error is [ErrFormat],
+// and says what was found, if a job could not use it.
+func Inspect(ctx context.Context, ref Reference, o InspectOptions) (*Inspection, error) {
+	first, _ := TransferOptions{}.patiences()
+	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, ref, o.Credentials) })
+	if err != nil {
+		return nil, fmt.Errorf("inspecting %s: %w", ref, err)
+	}
+	defer src.Close()
+	inspection, err := inspect(ctx, src, ref, o)
+	if err != nil {
+		return nil, fmt.Errorf("inspecting %s: %w", ref, err)
+	}
+	return inspection, nil
+}
+
+func inspect(ctx context.Context, src source, ref Reference, o InspectOptions) (*Inspection, error) {
+	raw, mediaType, top, err := readManifest(ctx, src, ref.Digest())
+	if err != nil {
+		return nil, err
+	}
+	m, d, err := resolve(ctx, src, raw, mediaType, top, architecture(o.Architecture))
+	if err != nil {
+		return nil, err
+	}
+	plan, err := plan(ctx, src, m)
+	if err != nil {
+		return nil, err
+	}
+	i := &Inspection{
+		Reference: ref.String(), Digest: d, Format: plan.Format, Evidence: evidence(m),
+		Architecture: plan.Architecture, OS: plan.OS, Created: plan.Created, Disks: []InspectedDisk{},
+	}
+	if d != top {
+		i.Index = top
+	}
+	for _, layer := range m.Layers {
+		i.Size += layer.Size
+	}
+	for _, disk := range plan.Disks {
+		i.Disks = append(i.Disks, inspectDisk(disk))
+	}
+	if plan.DomainXML != nil {
+		if i.DomainXML, err = readBlob(ctx, src, *plan.DomainXML, maxDomainXML); err != nil {
+			return nil, fmt.Errorf("domain XML: %w", err)
+		}
+	}
+	if plan.GuestConfig != nil {
+		raw, err := readBlob(ctx, src, *plan.GuestConfig, maxGuestConfig)
+		if err != nil {
+			return nil, fmt.Errorf("VM config: %w", err)
+		}
+		if i.Guest, err = ParseGuestConfig(raw); err != nil {
+			return nil, err
+		}
+	}
+	return i, nil
+}
+
+func inspectDisk(disk format.Disk) InspectedDisk {
+	d := InspectedDisk{Name: disk.Name, Size: disk.Size, Digest: disk.Digest}
+	switch disk.Content {
+	case format.QCOW2:
+		d.Content = "qcow2"
+	case format.Raw:
+		d.Content = "raw"
+	case format.ISO:
+		d.Content = "iso"
+	}
+	seen := make(map[digest.Digest]bool)
+	for _, stream := range disk.Streams {
+		for _, blob := range stream.Blobs {
+			d.Layers++
+			if !seen[blob.Digest] {
+				seen[blob.Digest] = true
+				d.Compressed += blob.Size
+			}
+		}
+	}
+	return d
+}
+
+// evidence lists the types in a manifest, by which formats are recognised, each
+// once and with its number.
+func evidence(m *format.Manifest) []string {
+	var facts []string
+	if m.ArtifactType != "" {
+		facts = append(facts, "artifact type "+m.ArtifactType)
+	}
+	if m.Config.MediaType != "" && m.Config.MediaType != v1.MediaTypeEmptyJSON {
+		facts = append(facts, "config of type "+m.Config.MediaType)
+	}
+	count := make(map[string]int)
+	var order []string
+	for _, layer := range m.Layers {
+		kind, _, _ := strings.Cut(layer.MediaType, ";")
+		if title := layer.Annotations[v1.AnnotationTitle]; title != "" {
+			kind += fmt.Sprintf(", titled %q", title)
+		}
+		if count[kind]++; count[kind] == 1 {
+			order = append(order, kind)
+		}
+	}
+	const most = 20
+	for n, kind := range order {
+		if n == most {
+			facts = append(facts, fmt.Sprintf("and layers of %d more types", len(order)-most))
+			break
+		}
+		if count[kind] == 1 {
+			facts = append(facts, "a layer of type "+kind)
+		} else {
+			facts = append(facts, fmt.Sprintf("%d layers of type %s", count[kind], kind))
+		}
+	}
+	return facts
+}
