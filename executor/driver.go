@@ -42,6 +42,44 @@ type Driver struct {
 	// Local says that whoever started the job is the administrator: images on this
 	// machine may be used.
 	Local bool
+
+	metrics Metrics
+}
+
+// WriteMetrics adds what this process counted to the file metrics_textfile.
+func (d *Driver) WriteMetrics() error { return d.metrics.Write(d.Settings.Defaults.MetricsTextfile) }
+
+// phase begins to measure a phase of the job; end ends it.
+func (d *Driver) phase(name string) (end func()) {
+	began := time.Now()
+	return func() { d.metrics.Observe(name, time.Since(began)) }
+}
+
+// gauge measures what the host holds. It is for the metrics alone, and so no
+// reason for a stage to fail.
+func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs Dirs) {
+	if d.Settings.Defaults.MetricsTextfile == "" {
+		return
+	}
+	machines, err := vm.Machines(ctx, host)
+	if err == nil {
+		d.metrics.Set("sardine_machines", float64(len(machines)))
+	}
+	store, storeErr := oci.OpenStore(dirs.Store)
+	if storeErr == nil {
+		var images []*oci.Image
+		if images, storeErr = store.List(ctx); storeErr == nil {
+			var size int64
+			for _, image := range images {
+				size += sizeOf(image)
+			}
+			d.metrics.Set("sardine_images", float64(len(images)))
+			d.metrics.Set("sardine_image_bytes", float64(size))
+		}
+	}
+	if err := errors.Join(err, storeErr); err != nil {
+		d.admin().Warn("metrics are incomplete", "error", err)
+	}
 }
 
 // configOutput is what the config stage tells GitLab Runner.
@@ -91,6 +129,7 @@ func (d *Driver) jobDir(dirs Dirs) string { return filepath.Join(dirs.Jobs, d.Jo
 // machine is left, also if there never was one; unless it is to be kept for a look
 // inside.
 func (d *Driver) Cleanup(ctx context.Context) error {
+	defer d.phase("cleanup")()
 	dirs, err := d.Settings.Dirs()
 	if err != nil {
 		return err
@@ -102,10 +141,21 @@ func (d *Driver) Cleanup(ctx context.Context) error {
 	defer host.Close()
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	if kept, err := d.keep(ctx, host, dirs); kept || err != nil {
+	o, err := d.outcome(dirs)
+	if err != nil {
+		d.admin().Warn("cleanup goes on", "error", err)
+	}
+	if kept, err := d.keep(ctx, host, o); kept || err != nil {
 		return err
 	}
-	return vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs))
+	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
+		return err
+	}
+	if o != nil {
+		d.metrics.Count("sardine_jobs_total", 1, "result", o.Result)
+	}
+	d.gauge(ctx, host, dirs)
+	return nil
 }
 
 // image is the reference that the job will get, checked against the rules of the

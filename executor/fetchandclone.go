@@ -27,6 +27,9 @@ type FetchAndCloneOptions struct {
 	Record vm.Record
 	// Log hears how it goes on.
 	Log *JobLog
+	// Phase is called when a phase begins, and what it returns when it ends; nil is
+	// fine.
+	Phase func(name string) (end func())
 }
 
 // A Machine is a running clone of an image.
@@ -48,7 +51,7 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	if err != nil {
 		return nil, err
 	}
-	end := o.Log.Section("sardine_pull", "Image "+o.Image.String())
+	end := o.begin("pull", "sardine_pull", "Image "+o.Image.String())
 	image, err := store.Pull(ctx, o.Image, o.Pull)
 	end()
 	if err != nil {
@@ -64,6 +67,15 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 		o.Log.Warn("%s", warning)
 	}
 	return &Machine{Name: o.Name, Config: image.Guest, Image: image, Guest: guest}, nil
+}
+
+// begin begins a phase, with a section of the log.
+func (o *FetchAndCloneOptions) begin(phase, section, title string) (end func()) {
+	endSection, endPhase := o.Log.Section(section, title), func() {}
+	if o.Phase != nil {
+		endPhase = o.Phase(phase)
+	}
+	return func() { endPhase(); endSection() }
 }
 
 // sizeOf is the size of an image's files, in bytes.

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,9 +29,38 @@ const (
 	consoleMax  = 4 << 20
 )
 
-// failedFile marks, in the job's directory, that the job failed, and how long its
-// machine is to be kept.
-const failedFile = "failed"
+// outcomeFile, in the job's directory, tells cleanup how the job ended.
+const outcomeFile = "outcome.json"
+
+// An outcome is how a job ended, as far as its scripts went.
+type outcome struct {
+	// Result is a value of the label result of the metric sardine_jobs_total.
+	Result string `json:"result"`
+	// Keep is how long the machine is to be kept.
+	Keep time.Duration `json:"keep,omitempty"`
+}
+
+// The results of jobs.
+const (
+	resultSuccess = "success"
+	resultScript  = "script_failure" // the job's own doing
+	resultBuild   = "build_failure"
+	resultSystem  = "system_failure"
+)
+
+// resultOf is the result of a job that ended with err.
+func resultOf(err error) string {
+	var script ScriptError
+	switch {
+	case err == nil:
+		return resultSuccess
+	case errors.As(err, &script):
+		return resultScript
+	case Classify(err) == BuildFailure:
+		return resultBuild
+	}
+	return resultSystem
+}
 
 // decisiveStages are those whose failure is the job's; the scripts of the other
 // stages only warn.
@@ -56,45 +86,56 @@ func (d *Driver) keepTime(settings ImageSettings) (time.Duration, error) {
 	return keep, nil
 }
 
-// noteOutcome remembers for cleanup that a decisive stage failed, and tells the
-// author of the job how to look inside.
+// noteOutcome remembers for cleanup how a decisive stage ended, and tells the
+// author of a failed job how to look inside.
 func (d *Driver) noteOutcome(dirs Dirs, stage string, err error) {
-	marker := filepath.Join(d.jobDir(dirs), failedFile)
-	if !decisive(stage) || errors.Is(err, ErrCancelled) {
+	if !decisive(stage) {
 		return
 	}
-	if err == nil {
-		os.Remove(marker) // an attempt before this one had failed
+	o := outcome{Result: resultOf(err)}
+	if err != nil && !errors.Is(err, ErrCancelled) {
+		if keep, err := d.keepTime(d.Settings.For(d.Job.Image)); err == nil {
+			o.Keep = keep
+		}
+	}
+	text, _ := json.Marshal(o)
+	if err := os.WriteFile(filepath.Join(d.jobDir(dirs), outcomeFile), text, 0o600); err != nil {
+		d.admin().Warn("cleanup will not know how the job ended", "error", err)
 		return
 	}
-	keep, wishErr := d.keepTime(d.Settings.For(d.Job.Image))
-	if wishErr != nil || keep == 0 {
-		return
+	if o.Keep > 0 {
+		host, _ := os.Hostname()
+		d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor login %s", o.Keep, host, d.Job.ID)
 	}
-	if err := os.WriteFile(marker, []byte(keep.String()), 0o600); err != nil {
-		d.admin().Warn("the machine cannot be kept", "error", err)
-		return
+}
+
+// outcome is how the job ended; nil if it has no machine.
+func (d *Driver) outcome(dirs Dirs) (*outcome, error) {
+	text, err := os.ReadFile(filepath.Join(d.jobDir(dirs), outcomeFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(d.jobDir(dirs)); err == nil {
+			return &outcome{Result: resultSuccess}, nil // it had nothing to do
+		}
+		return nil, nil
 	}
-	host, _ := os.Hostname()
-	d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor login %s", keep, host, d.Job.ID)
+	if err != nil {
+		return nil, fmt.Errorf("see how the job ended: %w", err)
+	}
+	o := &outcome{}
+	if err := json.Unmarshal(text, o); err != nil {
+		return nil, fmt.Errorf("see how the job ended: %w", err)
+	}
+	return o, nil
 }
 
 // keep gives the machine of a failed job the rest of its life, and reports whether
-// it did. Sweep ends it.
-func (d *Driver) keep(ctx context.Context, host *vm.Host, dirs Dirs) (bool, error) {
-	text, err := os.ReadFile(filepath.Join(d.jobDir(dirs), failedFile))
-	if errors.Is(err, fs.ErrNotExist) {
+// there is one. Sweep ends it.
+func (d *Driver) keep(ctx context.Context, host *vm.Host, o *outcome) (bool, error) {
+	if o == nil || o.Keep == 0 {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	keep, err := time.ParseDuration(string(text))
-	if err != nil {
-		return false, err
-	}
-	until := time.Now().Add(keep)
-	err = vm.Keep(ctx, host, d.Job.VMName(), until)
+	until := time.Now().Add(o.Keep)
+	err := vm.Keep(ctx, host, d.Job.VMName(), until)
 	if errors.Is(err, vm.ErrNoDomain) {
 		return false, nil
 	}

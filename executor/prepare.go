@@ -41,6 +41,12 @@ func (d *Driver) plan() (p plan, err error) {
 // guest answers and everything that the later stages need is on record; when it
 // fails, nothing of the machine is left.
 func (d *Driver) Prepare(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			d.metrics.Count("sardine_jobs_total", 1, "result", resultOf(err))
+		}
+	}()
+	defer d.phase("prepare")()
 	p, err := d.plan()
 	if err != nil {
 		return err
@@ -68,6 +74,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		return err
 	}
 	defer machine.Guest.Close()
+	defer d.gauge(ctx, host, p.dirs)
 	return d.handOver(ctx, machine, p)
 }
 
@@ -83,13 +90,15 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 	}
 	admission := d.Settings.Defaults.admission()
 	admission.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
+	progress := d.Log.pullProgress()
+	defer d.countPull(progress)
 	return FetchAndClone(ctx, host, FetchAndCloneOptions{
 		Image: p.ref,
 		Pull: oci.PullOptions{
 			Policies:    p.policies,
 			Credentials: oci.Credentials{AuthConfig: d.Job.Variable("DOCKER_AUTH_CONFIG"), Accounts: d.Job.Accounts},
 			MaxDisk:     int64(*p.settings.MaxDisk),
-			Progress:    d.Log.pullProgress(),
+			Progress:    progress,
 		},
 		Dirs:      p.dirs,
 		Name:      d.Job.VMName(),
@@ -98,7 +107,16 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 		Admission: admission,
 		Record:    d.record(time.Now()),
 		Log:       d.Log,
+		Phase:     d.phase,
 	})
+}
+
+// countPull counts what a pull transferred, if it did.
+func (d *Driver) countPull(progress *progressLines) {
+	if moved := progress.moved(); moved > 0 {
+		d.metrics.Count("sardine_pulls_total", 1)
+		d.metrics.Count("sardine_pulled_bytes_total", float64(moved))
+	}
 }
 
 // handOver waits for the guest and leaves the later stages what they need of it.
@@ -106,6 +124,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	began := time.Now()
 	end := d.Log.Section("sardine_boot", "Machine "+machine.Name)
 	defer end()
+	booted := d.phase("boot")
 	login, err := loginFor(machine, p.settings)
 	if err != nil {
 		return err
@@ -113,6 +132,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	if err := d.waitReady(ctx, machine, login, p.settings); err != nil {
 		return err
 	}
+	booted()
 	if err := vm.SaveLogin(d.jobDir(p.dirs), login); err != nil {
 		return err
 	}
@@ -139,6 +159,9 @@ func (d *Driver) record(now time.Time) vm.Record {
 // for this job to fail.
 func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs Dirs) {
 	swept, err := Sweep(ctx, host, dirs, SweepOptions{Now: time.Now()})
+	if len(swept) > 0 {
+		d.metrics.Count("sardine_swept_total", float64(len(swept)))
+	}
 	for _, s := range swept {
 		d.admin().Warn("swept a machine that no job owns", "swept", s.Machine, "reason", s.Reason)
 	}

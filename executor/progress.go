@@ -46,7 +46,7 @@ func (noProgress) Done(error)                       {}
 func (noProgress) Close()                           {}
 
 // pullProgress tells the job log how a pull goes on.
-func (l *JobLog) pullProgress() oci.Progress { return newProgressLines(l, "Pulling", time.Now) }
+func (l *JobLog) pullProgress() *progressLines { return newProgressLines(l, "Pulling", time.Now) }
 
 // progressLines tells a log how transfers go on: a line every few seconds over
 // all of them together, and one at the end if there was time for any other.
@@ -65,6 +65,13 @@ type progressLines struct {
 
 func newProgressLines(log *JobLog, what string, now func() time.Time) *progressLines {
 	return &progressLines{log: log, what: what, now: now}
+}
+
+// moved is how many bytes all transfers together have moved so far.
+func (p *progressLines) moved() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tally.moved
 }
 
 // Waiting says what the work waits for.

@@ -38,7 +38,9 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 		return err
 	}
 	defer host.Close()
+	end := d.phase("run")
 	err = d.runIn(ctx, host, dirs, script, name, stdout, stderr)
+	end()
 	d.noteOutcome(dirs, name, err)
 	return err
 }

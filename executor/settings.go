@@ -70,6 +70,8 @@ type DefaultsTable struct {
 	LogFile   string     `toml:"log_file"`
 	LogLevel  slog.Level `toml:"log_level"`
 	LogFormat string     `toml:"log_format"`
+	// MetricsTextfile is the file for node_exporter's textfile collector.
+	MetricsTextfile string `toml:"metrics_textfile"`
 
 	PerImage
 }

@@ -95,7 +95,11 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 		return finish(log, err)
 	}
 	began := time.Now()
-	err = run(&executor.Driver{Version: programVersion(), Settings: settings, Job: job, Log: log, Admin: admin})
+	driver := &executor.Driver{Version: programVersion(), Settings: settings, Job: job, Log: log, Admin: admin}
+	err = run(driver)
+	if err := driver.WriteMetrics(); err != nil {
+		admin.Warn("metrics are lost", "error", err)
+	}
 	if cause := context.Cause(c.Context); err != nil && errors.Is(cause, executor.ErrCancelled) {
 		admin.Debug("what the signal interrupted", "error", err)
 		err = cause

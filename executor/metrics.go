@@ -1,0 +1,164 @@
+package executor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/google/renameio/v2"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+)
+
+// phaseBuckets are the upper bounds, in seconds, of the histogram of phases: from
+// an empty script to a pull of many gigabytes.
+var phaseBuckets = []float64{0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600}
+
+// metricHelp is what Prometheus shows beside each metric; docs/metrics.md lists
+// the same.
+var metricHelp = map[string]string{
+	"sardine_jobs_total":         "Jobs that ended, by result.",
+	"sardine_phase_seconds":      "Seconds that a phase of a job took.",
+	"sardine_pulls_total":        "Images pulled because a job wanted them.",
+	"sardine_pulled_bytes_total": "Bytes that pulls transferred.",
+	"sardine_swept_total":        "Machines and leftovers removed because no job owned them.",
+	"sardine_images":             "Images in the store.",
+	"sardine_image_bytes":        "Size of the files of all images in the store.",
+	"sardine_machines":           "Machines of jobs that run.",
+}
+
+// Metrics are what one process has to add to the file of metrics: Prometheus' text
+// format, as node_exporter's textfile collector reads it. The stages of jobs are
+// processes of their own, and so the file itself holds the sums. The zero value is
+// ready.
+type Metrics struct{ changes []func(families) }
+
+// Count adds n to a counter; labels are names and values in turn.
+func (m *Metrics) Count(name string, n float64, labels ...string) {
+	m.changes = append(m.changes, func(f families) {
+		c := f.metric(name, dto.MetricType_COUNTER, labels)
+		if c.Counter == nil {
+			c.Counter = &dto.Counter{Value: new(float64)}
+		}
+		*c.Counter.Value += n
+	})
+}
+
+// Set sets a gauge.
+func (m *Metrics) Set(name string, v float64, labels ...string) {
+	m.changes = append(m.changes, func(f families) {
+		f.metric(name, dto.MetricType_GAUGE, labels).Gauge = &dto.Gauge{Value: &v}
+	})
+}
+
+// Observe adds the duration of a phase to its histogram.
+func (m *Metrics) Observe(phase string, took time.Duration) {
+	m.changes = append(m.changes, func(f families) {
+		h := f.metric("sardine_phase_seconds", dto.MetricType_HISTOGRAM, []string{"phase", phase})
+		if h.Histogram == nil {
+			h.Histogram = emptyHistogram()
+		}
+		*h.Histogram.SampleCount++
+		*h.Histogram.SampleSum += took.Seconds()
+		for _, b := range h.Histogram.Bucket {
+			if took.Seconds() <= *b.UpperBound {
+				*b.CumulativeCount++
+			}
+		}
+	})
+}
+
+func emptyHistogram() *dto.Histogram {
+	h := &dto.Histogram{SampleCount: new(uint64), SampleSum: new(float64)}
+	for _, bound := range phaseBuckets {
+		h.Bucket = append(h.Bucket, &dto.Bucket{UpperBound: &bound, CumulativeCount: new(uint64)})
+	}
+	return h
+}
+
+// Write adds everything to the file path, which is complete at every moment, and
+// forgets it.
+func (m *Metrics) Write(path string) error {
+	changes := m.changes
+	m.changes = nil
+	if path == "" || len(changes) == 0 {
+		return nil
+	}
+	lock := flock.New(path + ".lock")
+	if err := lock.Lock(); err != nil {
+		return fmt.Errorf("write metrics: %w", err)
+	}
+	defer lock.Close()
+	f, err := readFamilies(path)
+	if err != nil {
+		return fmt.Errorf("write metrics to %s: %w", path, err)
+	}
+	for _, change := range changes {
+		change(f)
+	}
+	text, err := f.text()
+	if err != nil {
+		return fmt.Errorf("write metrics: %w", err)
+	}
+	if err := renameio.WriteFile(path, text, 0o644); err != nil {
+		return fmt.Errorf("write metrics: %w", err)
+	}
+	return nil
+}
+
+// families are the metrics of a file, by name.
+type families map[string]*dto.MetricFamily
+
+// readFamilies reads a file. One that cannot be read begins anew: counters may do
+// so at any time.
+func readFamilies(path string) (families, error) {
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var parser expfmt.TextParser
+	f, err := parser.TextToMetricFamilies(bytes.NewReader(text))
+	if err != nil {
+		return families{}, nil
+	}
+	return f, nil
+}
+
+// metric finds the metric of that name and labels, or makes it.
+func (f families) metric(name string, kind dto.MetricType, labels []string) *dto.Metric {
+	family := f[name]
+	if family == nil || family.GetType() != kind {
+		help := metricHelp[name]
+		family = &dto.MetricFamily{Name: &name, Help: &help, Type: &kind}
+		f[name] = family
+	}
+	for _, m := range family.Metric {
+		if slices.EqualFunc(m.Label, slices.Collect(slices.Chunk(labels, 2)), func(l *dto.LabelPair, want []string) bool {
+			return l.GetName() == want[0] && l.GetValue() == want[1]
+		}) {
+			return m
+		}
+	}
+	m := &dto.Metric{}
+	for pair := range slices.Chunk(labels, 2) {
+		m.Label = append(m.Label, &dto.LabelPair{Name: &pair[0], Value: &pair[1]})
+	}
+	family.Metric = append(family.Metric, m)
+	return m
+}
+
+func (f families) text() ([]byte, error) {
+	var text bytes.Buffer
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		if _, err := expfmt.MetricFamilyToText(&text, f[name]); err != nil {
+			return nil, err
+		}
+	}
+	return text.Bytes(), nil
+}
