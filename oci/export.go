@@ -44,7 +44,7 @@ type ExportOptions struct {
 	// ChunkSize cuts disks into layers. In the sardinecake format these are pieces of
 	// this many compressed bytes, and 0 makes one layer of each disk. In the chunked
 	// format they are ranges of this many bytes of the disk, a multiple of 64 KiB; 0
-	// means 1 MiB, or more for large disks.
+	// means 2 MiB, or more for large disks.
 	ChunkSize int64
 	// Level of gzip, 1 to 9, or of zstd, 1 to 22; 0 means 6, or 3.
 	Level int

@@ -19,9 +19,10 @@ import (
 
 const (
 	// usualChunk is the raw size of a chunk, in bytes, as long as the disk has no more
-	// than usualChunks of them: a chunk is the least that a new version of an image
-	// transfers, and each is a request.
-	usualChunk  = 1 << 20
+	// than usualChunks of them. A chunk is the least that a new version of an image
+	// transfers; but each is a request, and one costs Debian's docker-registry 3 ms
+	// of processor time, as much as half a chunk.
+	usualChunk  = 2 << 20
 	usualChunks = 4096
 )
 
