@@ -134,7 +134,7 @@ func (g *Guest) becomeReady(ctx context.Context, login Login) error {
 func (g *Guest) waitAddress(ctx context.Context) (string, error) {
 	for {
 		addr, err := g.network.address(ctx, g.dom)
-		if !errors.Is(err, errNoAddress) {
+		if addr != "" || err != nil {
 			return addr, err
 		}
 		select {
@@ -317,15 +317,13 @@ func Remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
 	if err := destroy(ctx, h, name); err != nil {
 		return err
 	}
-	return RemoveFiles(name, cloneDir, jobDir)
+	return errors.Join(RemoveFiles(name, cloneDir, jobDir), h.undefineGuestFilter(ctx))
 }
 
 // RemoveFiles removes what a machine leaves on the host beside its domain, which
 // must be gone.
 func RemoveFiles(name, cloneDir, jobDir string) error {
-	p := &passt{}
-	p.pidFile, p.socket = passtFiles(jobDir)
-	return errors.Join(p.stop(), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
+	return errors.Join(passtFiles(name, cloneDir, jobDir).stop(), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
 }
 
 // destroy ends the domain if it is there and a job's.

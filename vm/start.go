@@ -119,6 +119,9 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 	if err := g.create(ctx, d); err != nil {
 		return err
 	}
+	if err := network.started(ctx); err != nil {
+		return err
+	}
 	return release() // from now on libvirt counts the machine
 }
 
@@ -190,7 +193,7 @@ func (g *Guest) create(ctx context.Context, d *libvirtxml.Domain) error {
 		if err == nil {
 			return nil
 		}
-		warning, again := g.network.retry(err, d)
+		warning, again := g.network.retry(ctx, err, d)
 		if !again {
 			for _, code := range []libvirt.ErrorNumber{libvirt.ERR_CONFIG_UNSUPPORTED, libvirt.ERR_XML_ERROR, libvirt.ERR_XML_INVALID_SCHEMA} {
 				if isCode(err, code) {

@@ -1,0 +1,222 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+const (
+	// passtTimeout bounds the start of passt, which is ready when it forks, and
+	// the time until QEMU has connected to it.
+	passtTimeout = 10 * time.Second
+	passtPoll    = 10 * time.Millisecond
+	// socketPathMax is what fits into sockaddr_un.sun_path on Linux, with its NUL.
+	socketPathMax = 107
+)
+
+var (
+	errPortTaken = errors.New("the port is taken")
+	errNoRoute   = errors.New("passt finds no interface with a default route")
+)
+
+// passt is one passt process: it serves one guest and ends with it.
+type passt struct {
+	pidFile string // in the job's directory
+	socket  string
+}
+
+// passtFiles are where a machine's passt keeps its socket, and where we keep its
+// pid. The socket is needed only until QEMU has connected, so it lies among the
+// overlays, which go when the machine runs, and to which QEMU's user has a way;
+// the job's directory is open to nobody else.
+func passtFiles(name, cloneDir, jobDir string) *passt {
+	return &passt{
+		pidFile: filepath.Join(jobDir, "passt.pid"),
+		socket:  filepath.Join(cloneDir, name, "passt", "socket"),
+	}
+}
+
+// passtOwner is as whom passt runs: the user of the QEMU that has to connect to
+// it. As root, passt would choose "nobody", which could not write its socket
+// where QEMU finds it and others do not.
+type passtOwner struct{ uid, gid int }
+
+// qemuOwner is the user as whom the daemon of h runs QEMU; the daemon says it
+// among its capabilities, as the base label of the security model "dac".
+func (h *Host) qemuOwner(ctx context.Context) (passtOwner, error) {
+	if !h.System() {
+		return passtOwner{os.Geteuid(), os.Getegid()}, nil
+	}
+	text, err := await(ctx, "ask libvirt for its capabilities", h.conn.GetCapabilities)
+	if err != nil {
+		return passtOwner{}, err
+	}
+	var caps libvirtxml.Caps
+	if err := caps.Unmarshal(text); err != nil {
+		return passtOwner{}, fmt.Errorf("read the capabilities of libvirt: %w", err)
+	}
+	for _, model := range caps.Host.SecModel {
+		for _, label := range model.Labels {
+			var o passtOwner
+			if model.Name != "dac" {
+				continue
+			}
+			if _, err := fmt.Sscanf(label.Value, "+%d:+%d", &o.uid, &o.gid); err == nil {
+				return o, nil
+			}
+		}
+	}
+	return passtOwner{0, 0}, nil // no dynamic ownership: QEMU runs as the daemon does
+}
+
+// start starts the passt: it forwards 127.0.0.1:port to the guest's guestPort.
+// It returns when passt listens on both sides.
+func (p *passt) start(ctx context.Context, program string, owner passtOwner, port, guestPort int) error {
+	if len(p.socket) > socketPathMax {
+		return fmt.Errorf("%w: the path of a socket may have %d bytes, %s has more: choose a shorter storage or clonedir", ErrSpec, socketPathMax, p.socket)
+	}
+	dir := filepath.Dir(p.socket)
+	if err := makeOwned(dir, owner); err != nil {
+		return fmt.Errorf("make the directory for the socket of passt: %w", err)
+	}
+	pidFile := filepath.Join(dir, "pid")
+	// Ends by itself after its one client (-1); does not map the gateway to this
+	// host's loopback; goes into the background once it is ready, with file
+	// descriptors of its own: a stage's pipes do not stay open because of it.
+	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.socket, "--pid", pidFile,
+		"--tcp-ports", fmt.Sprintf("127.0.0.1/%d:%d", port, guestPort)}
+	if os.Geteuid() == 0 {
+		args = append(args, "--runas", fmt.Sprintf("%d:%d", owner.uid, owner.gid))
+	}
+	args = append(args, resolverOptions(resolvConf, uplinkResolvConf)...)
+	if err := runPasst(ctx, program, args, port); err != nil {
+		return err
+	}
+	pid, err := os.ReadFile(pidFile)
+	if err == nil {
+		err = os.WriteFile(p.pidFile, pid, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("note the process of passt: %w", err)
+	}
+	return nil
+}
+
+// makeOwned makes a directory that is the owner's alone, anew: passt does not
+// bind a socket that is there.
+func makeOwned(dir string, owner passtOwner) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if owner.uid == os.Geteuid() {
+		return nil
+	}
+	return os.Chown(dir, owner.uid, owner.gid)
+}
+
+func runPasst(ctx context.Context, program string, args []string, port int) error {
+	ctx, cancel := context.WithTimeout(ctx, passtTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Dir = "/"
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	// The daemon lets go of our pipe when it is ready, and only then.
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	text := said.String()
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(text, "Failed to bind"):
+		return fmt.Errorf("start passt: %w: 127.0.0.1:%d", errPortTaken, port)
+	case strings.Contains(text, "interface not usable"):
+		return errNoRoute
+	}
+	return fmt.Errorf("start passt: %w: %s", err, lastLine(text))
+}
+
+// connected waits until QEMU has connected. QEMU 7.2 does that on the side and
+// starts the guest also if it fails.
+func (p *passt) connected(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, passtTimeout)
+	defer cancel()
+	for {
+		sockets, err := os.ReadFile("/proc/net/unix")
+		if err != nil {
+			return fmt.Errorf("see whether QEMU has connected to passt: %w", err)
+		}
+		if hasConnection(string(sockets), p.socket) {
+			return nil
+		}
+		select {
+		case <-time.After(passtPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: QEMU did not connect to passt's socket %s (does AppArmor or SELinux keep it from that? a libvirt network needs no such socket)", ErrSpec, p.socket)
+		}
+	}
+}
+
+// hasConnection says whether somebody is connected to the socket of that path:
+// a line of /proc/net/unix whose state, the sixth field, is SS_CONNECTED.
+func hasConnection(table, path string) bool {
+	for line := range strings.Lines(table) {
+		field := strings.Fields(line)
+		if len(field) > 7 && field[5] == "03" && strings.HasSuffix(strings.TrimRight(line, "\n"), " "+path) {
+			return true
+		}
+	}
+	return false
+}
+
+// stop ends the passt that the pid file names, if it is still the one: a
+// process of that number and with our socket on its command line.
+func (p *passt) stop() error {
+	text, err := os.ReadFile(p.pidFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("stop passt: %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || pid <= 1 {
+		return fmt.Errorf("stop passt: %s holds no process number: %q", p.pidFile, text)
+	}
+	// Found before it is looked at: the handle stays with this very process,
+	// whoever gets its number next.
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		return nil
+	}
+	defer process.Release()
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || !bytes.Contains(cmdline, []byte("\x00"+p.socket+"\x00")) {
+		return nil
+	}
+	if err := process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop passt (process %d): %w", pid, err)
+	}
+	return nil
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
