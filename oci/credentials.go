@@ -11,6 +11,7 @@ import (
 
 	"github.com/containers/image/v5/docker/reference"
 	"github.com/containers/image/v5/pkg/docker/config"
+	"github.com/containers/image/v5/pkg/sysregistriesv2"
 	"github.com/containers/image/v5/types"
 )
 
@@ -81,9 +82,18 @@ func (c Credentials) environment() *types.SystemContext {
 	return sys
 }
 
-// systemContext is what containers/image needs to reach the registry of named.
+// systemContext is what containers/image needs to reach the registry of named. The
+// error is [ErrDenied] if registries.conf blocks it: the library itself looks only
+// whether the host that the name leads to is blocked.
 func (c Credentials) systemContext(named reference.Named) (*types.SystemContext, error) {
 	sys := c.environment()
+	rule, err := sysregistriesv2.FindRegistry(sys, named.Name())
+	if err != nil {
+		return nil, fmt.Errorf("reading registries.conf: %w", err)
+	}
+	if rule != nil && rule.Blocked {
+		return nil, fmt.Errorf("%w: the administrator has blocked %s (%s)", ErrDenied, rule.Prefix, sysregistriesv2.ConfigPath(sys))
+	}
 	auth, err := c.lookup(sys, named)
 	if err != nil {
 		return nil, err

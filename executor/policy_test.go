@@ -1,0 +1,95 @@
+package executor
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"gitlab-sardine-executor/oci"
+)
+
+// TestJobsPullPolicy: what the job asks for in image: pull_policy holds where the
+// administrator allows all of it. (GitLab Runner's own executors were content if
+// they allowed a part of it, and then did all of it.)
+func TestJobsPullPolicy(t *testing.T) {
+	const always, ifNotPresent, never = oci.PullAlways, oci.PullIfNotPresent, oci.PullNever
+	type policies = []oci.PullPolicy
+	tests := map[string]struct {
+		settings string
+		job      policies
+		want     policies // nil: the job fails, and it is the job's fault
+	}{
+		"nobody says":                {"", nil, policies{always}},
+		"the job, what is the rule":  {"", policies{always}, policies{always}},
+		"the job, another":           {"", policies{never}, nil},
+		"the settings":               {`pull_policy = ["always", "if-not-present"]`, nil, policies{always, ifNotPresent}},
+		"a part of the settings'":    {`pull_policy = ["always", "if-not-present"]`, policies{ifNotPresent}, policies{ifNotPresent}},
+		"in the job's order":         {`pull_policy = ["always", "if-not-present"]`, policies{ifNotPresent, always}, policies{ifNotPresent, always}},
+		"allowed":                    {`allowed_pull_policies = ["always", "never"]`, policies{never}, policies{never}},
+		"allowed, and the job mute":  {`allowed_pull_policies = ["always", "never"]`, nil, policies{always}},
+		"the rule, but not allowed":  {`allowed_pull_policies = ["never"]`, policies{always}, nil},
+		"one of two is not allowed":  {`allowed_pull_policies = ["always"]`, policies{ifNotPresent, always}, nil},
+		"one of two, the other way":  {`allowed_pull_policies = ["always"]`, policies{always, ifNotPresent}, nil},
+		"a word that is none":        {"", policies{"sometimes"}, nil},
+		"a word, of a careless rule": {`allowed_pull_policies = ["always", "if-not-present", "never"]`, policies{"sometimes"}, nil},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			settings, err := ParseSettings([]byte("[defaults]\n" + test.settings))
+			if err != nil {
+				t.Fatal(err)
+			}
+			job := jobWithPolicies(t, test.job)
+			d := &Driver{Settings: settings, Job: job}
+			got, err := d.pullPolicies(settings.For(job.Image))
+			if test.want == nil {
+				if err == nil || Classify(err) != BuildFailure || !strings.Contains(err.Error(), "allowed_pull_policies") {
+					t.Errorf("got %v, %v; want a build failure that names allowed_pull_policies", got, err)
+				}
+				return
+			}
+			if err != nil || !slices.Equal(got, test.want) {
+				t.Errorf("got %v, %v; want %v", got, err, test.want)
+			}
+		})
+	}
+}
+
+// jobWithPolicies is a job as GitLab Runner hands it out.
+func jobWithPolicies(t *testing.T, policies []oci.PullPolicy) Job {
+	t.Helper()
+	payload, err := json.Marshal(map[string]any{
+		"id":    42,
+		"image": map[string]any{"name": "registry.example.com/vms/debian:12", "pull_policy": policies},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "response.json")
+	if err := os.WriteFile(path, payload, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	job, err := JobFromEnv([]string{"JOB_RESPONSE_FILE=" + path, "CUSTOM_ENV_CI_JOB_IMAGE=registry.example.com/vms/debian:12"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return job
+}
+
+// TestImageSectionsPullPolicy: a section's policy is that of its images alone.
+func TestImageSectionsPullPolicy(t *testing.T) {
+	settings, err := ParseSettings([]byte("[[image]]\nmatch = \"registry.example.com/vms/**\"\npull_policy = \"never\"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for image, want := range map[string]oci.PullPolicy{"registry.example.com/vms/a:1": oci.PullNever, "registry.example.com/b:1": oci.PullAlways} {
+		d := &Driver{Settings: settings}
+		got, err := d.pullPolicies(settings.For(image))
+		if err != nil || !slices.Equal(got, []oci.PullPolicy{want}) {
+			t.Errorf("%s: %v, %v; want %s", image, got, err, want)
+		}
+	}
+}
