@@ -1,0 +1,147 @@
+// Package basetest tests import and export with a real libvirtd and QEMU, as an
+// ordinary user and as root.
+package basetest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab-sardine-executor/internal/testbed"
+)
+
+const program = "gitlab-sardine-executor"
+
+func TestMain(m *testing.M) { testbed.Main(m, "gitlab-sardine-executor/cmd/"+program) }
+
+// A site is an installation of one user.
+type site struct {
+	mode    *testbed.Mode
+	driver  string
+	config  string
+	storage string
+	dir     string
+}
+
+func newSite(t *testing.T, mode *testbed.Mode) *site {
+	t.Helper()
+	s := &site{mode: mode, driver: testbed.Program(t, program), storage: mode.Dir(t), dir: mode.Dir(t)}
+	s.config = mode.WriteFile(t, filepath.Join(s.dir, "config.toml"), fmt.Sprintf(
+		"[defaults]\nconnect = %q\nnetwork = %q\nstorage = %q\naccel = \"tcg\"\n", mode.Connect, mode.Network, s.storage))
+	return s
+}
+
+func (s *site) run(t *testing.T, args ...string) string {
+	t.Helper()
+	return strings.TrimSpace(s.mode.Run(t, s.driver, append([]string{"--config", s.config}, args...)...))
+}
+
+// fails runs a command that must, and returns what it says.
+func (s *site) fails(t *testing.T, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := s.mode.Command(ctx, s.driver, append([]string{"--config", s.config}, args...)...).CombinedOutput()
+	if err == nil {
+		t.Errorf("%v succeeded:\n%s", args, out)
+	}
+	return string(out)
+}
+
+// layoutOf copies a fixture to where the user of the mode can read it.
+func (s *site) layoutOf(t *testing.T, fixture string) string {
+	t.Helper()
+	source := filepath.Join("..", "..", "..", "oci", "testdata", "sardinecake", fixture, "oci")
+	layout := filepath.Join(s.dir, fixture)
+	err := filepath.WalkDir(source, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(source, path)
+		if err != nil {
+			return err
+		}
+		s.mode.Run(t, "mkdir", "-p", filepath.Dir(filepath.Join(layout, name)))
+		s.mode.WriteFile(t, filepath.Join(layout, name), string(text))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layout
+}
+
+// TestImportExport takes an image with a backing chain to libvirt and back, twice:
+// a machine that was changed, too.
+func TestImportExport(t *testing.T) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newSite(t, mode)
+		image := "oci:" + s.layoutOf(t, "chain") + ":latest"
+		if got := s.run(t, "import", "--quiet", "--name", "base", image); got != "base" {
+			t.Errorf("import prints %q", got)
+		}
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
+			defer cancel()
+			mode.Command(ctx, "virsh", "-c", mode.Connect, "destroy", "base").Run()
+			mode.Command(ctx, "virsh", "-c", mode.Connect, "undefine", "base").Run()
+		})
+
+		// It is in use, and its name is taken.
+		if list := s.run(t, "images"); !strings.Contains(list, " base") {
+			t.Errorf("images does not say who uses it:\n%s", list)
+		}
+		if said := s.run(t, "prune", "--older-than", "0s"); !strings.Contains(said, "Removed 0 images") {
+			t.Errorf("prune: %s", said)
+		}
+		if said := s.fails(t, "import", "--quiet", "--name", "base", image); !strings.Contains(said, "domain exists already") {
+			t.Errorf("a name that is taken: %s", said)
+		}
+
+		// It runs, and is not packed meanwhile.
+		mode.Virsh(t, "start", "base")
+		running := "oci:" + filepath.Join(s.dir, "running") + ":1"
+		if said := s.fails(t, "export", "base", running); !strings.Contains(said, "shut it down first") {
+			t.Errorf("while it runs: %s", said)
+		}
+		mode.Virsh(t, "destroy", "base")
+
+		// What was exported is what was imported, and then what was changed.
+		overlay := filepath.Join(s.storage, "vms", "base", "overlay.qcow2")
+		s.roundTrip(t, "unchanged", overlay)
+		mode.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 1M 64k", overlay)
+		s.roundTrip(t, "changed", overlay)
+
+		mode.Virsh(t, "undefine", "base")
+		if said := s.run(t, "prune", "--older-than", "0s"); strings.Contains(said, "Removed 0 images") {
+			t.Errorf("nobody uses them any more: %s", said)
+		}
+	})
+}
+
+// roundTrip exports the machine, imports the image under another name, and
+// compares what the two guests would see. Both formats must do.
+func (s *site) roundTrip(t *testing.T, tag, overlay string) {
+	t.Helper()
+	for _, format := range []string{"sardinecake", "chunked"} {
+		name := tag + "-" + format
+		layout := "oci:" + filepath.Join(s.dir, "exported") + ":" + name
+		s.run(t, "export", "--quiet", "--format", format, "base", layout)
+		s.run(t, "import", "--quiet", "--name", name, layout)
+		copied := filepath.Join(s.storage, "vms", name, "overlay.qcow2")
+		s.mode.Run(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", overlay, copied)
+		xml := s.mode.Virsh(t, "dumpxml", name)
+		if strings.Contains(xml, "/vms/base/") || !strings.Contains(xml, copied) {
+			t.Errorf("%s has the disks of another:\n%s", name, xml)
+		}
+		s.mode.Virsh(t, "undefine", name)
+	}
+}
