@@ -29,6 +29,10 @@ type destination interface {
 	io.Closer
 }
 
+// A discarder is a destination that can take back the blobs it was given. Where
+// there is no room, half an image would only be in the way.
+type discarder interface{ Discard() error }
+
 // A rawManifest is a manifest or an index as it was found: to be copied byte for
 // byte, for only so does it keep its digest.
 type rawManifest struct {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/gofrs/flock"
 	"github.com/google/renameio/v2"
@@ -28,6 +29,9 @@ type layoutWriter struct {
 	dir  string
 	tag  string
 	lock *flock.Flock // of the directory itself
+
+	mu      sync.Mutex
+	written []string // paths of the blobs that were not there before
 }
 
 // partialBlobs is the directory, in the layout's own, for blobs in the making.
@@ -127,7 +131,28 @@ func (w *layoutWriter) PutBlob(ctx context.Context, desc v1.Descriptor, content 
 	if err := blob.CloseAtomicallyReplace(); err != nil {
 		return fmt.Errorf("writing blob %s: %w", desc.Digest, err)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.written = append(w.written, path)
 	return nil
+}
+
+// Discard removes what was written, which no tag leads to yet, and the layout if it
+// was made for it.
+func (w *layoutWriter) Discard() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	failed := []error{os.RemoveAll(filepath.Join(w.dir, partialBlobs))}
+	for _, path := range w.written {
+		failed = append(failed, os.Remove(path))
+	}
+	w.written = nil
+	// None of them goes unless it is empty.
+	algorithms, _ := filepath.Glob(filepath.Join(w.dir, v1.ImageBlobsDir, "*"))
+	for _, dir := range append(algorithms, filepath.Join(w.dir, v1.ImageBlobsDir), w.dir) {
+		_ = os.Remove(dir)
+	}
+	return errors.Join(failed...)
 }
 
 func (w *layoutWriter) PutManifest(_ context.Context, m rawManifest) error {

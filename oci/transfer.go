@@ -212,9 +212,13 @@ func (c *copier) copy(ctx context.Context, tree *imageTree) error {
 	}
 	expect(c.progress, size)
 	err = parallel(ctx, missing, func(ctx context.Context, desc v1.Descriptor) error { return c.copyBlob(ctx, desc) })
-	if errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("%w (%s were needed)", err, units.BytesSize(float64(size)))
-	} else if err != nil {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		err = fmt.Errorf("%w (%s are needed)", err, units.BytesSize(float64(size)))
+		if d, ok := c.dest.(discarder); ok {
+			err = errors.Join(err, d.Discard())
+		}
+	}
+	if err != nil {
 		return err
 	}
 	children, top := tree.manifests[:len(tree.manifests)-1], tree.top()

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -526,6 +527,22 @@ func TestFetchRefuses(t *testing.T) {
 	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left a layout: %v", err)
 	}
+}
+
+// TestFetchDiskFull: where there is no room nothing is left, and it is said how
+// much there should be.
+func TestFetchDiskFull(t *testing.T) {
+	m := newMeddler(t)
+	ref := mustParse(t, m.host+"/vms/twodisk:1")
+	if _, err := Push(t.Context(), fixtureRef(t, "twodisk", "latest"), ref, TransferOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	small := mounted(t, "tmpfs", "size=512k")
+	_, err := Fetch(t.Context(), ref, mustParse(t, "oci:"+filepath.Join(small, "layout")), TransferOptions{patience: impatient})
+	if !errors.Is(err, syscall.ENOSPC) || Final(err) || !strings.Contains(err.Error(), "1.004MiB are needed") {
+		t.Errorf("got %v, want that the disk is full", err)
+	}
+	assertEmpty(t, small)
 }
 
 // TestFetchAlone: of two that write to one layout, one waits.
