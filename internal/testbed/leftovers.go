@@ -27,7 +27,7 @@ type Inventory struct {
 
 // kept are patterns of what outlives jobs in the program's storage: the images,
 // locks, whether KVM works, and the consoles of guests that did not come up.
-var kept = []string{"images", "oci", "references", "locks", "jobs/.admission", "jobs/kvm-*", "consoles"}
+var kept = []string{"images", "oci", "references", "locks", "consoles", "jobs/.admission", "jobs/kvm-*"}
 
 // daemons serve any number of machines, and come and go by themselves.
 var daemons = []string{"libvirtd", "virtqemud", "virtlogd", "virtlockd", "virtnetworkd", "dnsmasq"}
