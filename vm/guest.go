@@ -1,33 +1,20 @@
 package vm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	"libvirt.org/go/libvirt"
 )
 
-const (
-	// bootPoll is how often a driver looks whether a booting guest still runs,
-	// runPoll whether one does that runs a command.
-	bootPoll = 250 * time.Millisecond
-	runPoll  = 2 * time.Second
-	// addressPoll is how often it asks for the address.
-	addressPoll = 100 * time.Millisecond
-	// retryPause comes after a connection that broke during log-in: sshd, too,
-	// drops connections while a system boots.
-	retryPause = 200 * time.Millisecond
-	// consoleLines is how many of the console's last lines an error shows.
-	consoleLines = 12
-)
+// runPoll is how often a driver looks whether a guest that runs a command is still
+// there.
+const runPoll = 2 * time.Second
 
 // A Guest is a machine that runs.
 type Guest struct {
@@ -74,197 +61,6 @@ func (g *Guest) Close() error {
 	return err
 }
 
-// WaitReady waits until the guest has an address and its SSH server lets login
-// in, and writes address, host key and user into the domain's record. The
-// deadline of ctx is the only one; when it passes, the error is [ErrNoAnswer].
-// A guest that stops ([ErrGuestStopped]) or refuses the credentials
-// ([ErrLogin]) ends the wait at once. Errors end with what the guest last wrote
-// to its console.
-func (g *Guest) WaitReady(ctx context.Context, login Login) error {
-	waiting, giveUp := context.WithCancelCause(ctx)
-	defer giveUp(nil)
-	go g.watch(waiting, bootPoll, giveUp)
-
-	err := g.becomeReady(waiting, login)
-	if err == nil {
-		return nil
-	}
-	if cause := context.Cause(waiting); cause != nil {
-		err = cause
-		if errors.Is(cause, context.DeadlineExceeded) {
-			err = fmt.Errorf("%w: %s", ErrNoAnswer, g.progress())
-		}
-	}
-	if errors.Is(err, context.Canceled) {
-		return err
-	}
-	return g.withConsole(err)
-}
-
-// becomeReady tries until the guest lets us in or ctx ends.
-func (g *Guest) becomeReady(ctx context.Context, login Login) error {
-	addr, err := g.waitAddress(ctx)
-	if err != nil {
-		return err
-	}
-	g.record.Address = addr
-	for {
-		conn, err := knock(ctx, addr)
-		if err != nil {
-			return err
-		}
-		client, key, err := handshake(ctx, conn, login, nil)
-		if err == nil {
-			g.client = client
-			g.record.User = login.User
-			g.record.HostKey = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
-			return g.record.store(ctx, g.dom)
-		}
-		if errors.Is(err, ErrLogin) || errors.Is(err, ErrSpec) {
-			return err
-		}
-		select {
-		case <-time.After(retryPause):
-		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), err)
-		}
-	}
-}
-
-func (g *Guest) waitAddress(ctx context.Context) (string, error) {
-	for {
-		addr, err := g.network.address(ctx, g.dom)
-		if addr != "" || err != nil {
-			return addr, err
-		}
-		select {
-		case <-time.After(addressPoll):
-		case <-ctx.Done():
-			return "", context.Cause(ctx)
-		}
-	}
-}
-
-// progress says how far a guest came that did not become ready in time.
-func (g *Guest) progress() string {
-	if g.record.Address == "" {
-		return "it runs, but got no address from the network (does it use DHCP?)"
-	}
-	return fmt.Sprintf("it runs, but nobody let us in by SSH at %s (does its SSH server start at boot?)", g.record.Address)
-}
-
-// watch ends the wait when the guest is not running any more. An error of
-// libvirt is not that: the daemon may be restarting.
-func (g *Guest) watch(ctx context.Context, poll time.Duration, giveUp context.CancelCauseFunc) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(poll):
-		}
-		if err := g.alive(ctx); errors.Is(err, ErrGuestStopped) {
-			giveUp(err)
-			return
-		}
-	}
-}
-
-// alive returns [ErrGuestStopped] if the guest runs no more; other errors are
-// libvirt's.
-func (g *Guest) alive(ctx context.Context) error {
-	type domainState struct {
-		state  libvirt.DomainState
-		reason int
-	}
-	s, err := await(ctx, "ask for the state of "+g.name, func() (domainState, error) {
-		state, reason, err := g.dom.GetState()
-		return domainState{state, reason}, err
-	})
-	if isCode(err, libvirt.ERR_NO_DOMAIN) {
-		return fmt.Errorf("%w: it powered off or its QEMU died", ErrGuestStopped)
-	}
-	if err != nil {
-		return err
-	}
-	switch s.state {
-	case libvirt.DOMAIN_SHUTOFF, libvirt.DOMAIN_SHUTDOWN:
-		return fmt.Errorf("%w: it is shutting down", ErrGuestStopped)
-	case libvirt.DOMAIN_CRASHED:
-		return fmt.Errorf("%w: it crashed", ErrGuestStopped)
-	case libvirt.DOMAIN_PAUSED:
-		switch libvirt.DomainPausedReason(s.reason) {
-		case libvirt.DOMAIN_PAUSED_IOERROR:
-			return fmt.Errorf("%w: paused by an I/O error of its disk (is the host's disk full?)", ErrGuestStopped)
-		case libvirt.DOMAIN_PAUSED_CRASHED:
-			return fmt.Errorf("%w: it crashed (guest panic)", ErrGuestStopped)
-		}
-	}
-	return nil
-}
-
-// withConsole adds the last lines of the guest's console to an error.
-func (g *Guest) withConsole(err error) error {
-	tail := g.consoleTail()
-	if tail == "" {
-		return err
-	}
-	return &consoleError{err: err, tail: tail}
-}
-
-// consoleError keeps what a guest wrote apart from what we say: a log shows both,
-// a one-line message only ours.
-type consoleError struct {
-	err  error
-	tail string
-}
-
-func (e *consoleError) Error() string { return e.err.Error() }
-func (e *consoleError) Unwrap() error { return e.err }
-
-// ConsoleOf is the last lines of the console of the guest that err is about;
-// empty if there are none.
-func ConsoleOf(err error) string {
-	var e *consoleError
-	if errors.As(err, &e) {
-		return e.tail
-	}
-	return ""
-}
-
-// consoleTail reads the end of the console log. What a guest writes there is
-// anything: only printable text is passed on.
-func (g *Guest) consoleTail() string {
-	f, err := os.Open(filepath.Join(g.jobDir, ConsoleFile))
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	const most = 8 << 10
-	if info, err := f.Stat(); err == nil && info.Size() > most {
-		f.Seek(-most, io.SeekEnd)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, most))
-	if err != nil {
-		return ""
-	}
-	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
-	if len(lines) > consoleLines {
-		lines = lines[len(lines)-consoleLines:]
-	}
-	printable := func(r rune) rune {
-		if r == '\t' || r >= ' ' && r != 0x7f && r != '\uFFFD' {
-			return r
-		}
-		return -1
-	}
-	return string(bytes.Map(func(r rune) rune {
-		if r == '\n' {
-			return r
-		}
-		return printable(r)
-	}, bytes.Join(lines, []byte("\n"))))
-}
-
 // Connect logs in to a guest that [Guest.WaitReady] found ready before, in this
 // process or another, and insists on the host key that it saw.
 func (g *Guest) Connect(ctx context.Context, login Login) error {
@@ -274,9 +70,9 @@ func (g *Guest) Connect(ctx context.Context, login Login) error {
 	if g.record.Address == "" || g.record.HostKey == "" {
 		return fmt.Errorf("machine %s was never ready: its record has no address", g.name)
 	}
-	pinned, _, _, _, err := ssh.ParseAuthorizedKey([]byte(g.record.HostKey))
+	pinned, err := parseHostKey(g.record.HostKey)
 	if err != nil {
-		return fmt.Errorf("read the host key of %s: %w", g.name, err)
+		return fmt.Errorf("machine %s: %w", g.name, err)
 	}
 	conn, err := knock(ctx, g.record.Address)
 	if err != nil {
@@ -297,7 +93,7 @@ func (g *Guest) Connect(ctx context.Context, login Login) error {
 func (g *Guest) Run(ctx context.Context, cmd Command) (int, error) {
 	running, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
-	go g.watch(running, runPoll, giveUp)
+	go g.watch(running, runPoll, nil, giveUp)
 	status, err := run(running, g.client, cmd)
 	if err == nil {
 		return status, nil

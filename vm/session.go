@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,12 +22,14 @@ const (
 	drainIdle = 300 * time.Millisecond
 	// killTimeout is how long a cancelled command may take to end after SIGTERM.
 	killTimeout = 500 * time.Millisecond
-
-	// keepaliveInterval and keepaliveTimeout find a guest that is gone without
-	// a word: no answer for that long and the connection is given up.
-	keepaliveInterval = 5 * time.Second
-	keepaliveTimeout  = 20 * time.Second
 )
+
+// A Keepalive finds a guest that is gone without a word: it is asked for a sign of
+// life every Interval, and given up when none comes for Timeout.
+type Keepalive struct{ Interval, Timeout time.Duration }
+
+// DefaultKeepalive gives a guest up after 25 s.
+var DefaultKeepalive = Keepalive{Interval: 5 * time.Second, Timeout: 20 * time.Second}
 
 // ErrLost: the connection to the guest broke while a command ran there.
 var ErrLost = errors.New("the connection to the guest was lost")
@@ -38,6 +41,8 @@ type Command struct {
 	Stdin  io.Reader // nil: empty
 	Stdout io.Writer
 	Stderr io.Writer
+	// Keepalive is how a lost guest is found; zero means [DefaultKeepalive].
+	Keepalive Keepalive
 }
 
 // run runs one command over client and returns its exit status; one that died
@@ -72,7 +77,7 @@ func run(ctx context.Context, client *ssh.Client, cmd Command) (int, error) {
 		channel.CloseWrite()
 	}()
 	output := copyOutput(channel, cmd)
-	lost := keepalive(ctx, client)
+	lost := cmp.Or(cmd.Keepalive, DefaultKeepalive).watch(ctx, client)
 
 	select {
 	case e := <-exited:
@@ -129,11 +134,13 @@ func watchExit(requests <-chan *ssh.Request, exited chan<- exit) {
 	exited <- exit{err: fmt.Errorf("%w: it ended without an exit status", ErrLost)}
 }
 
-// signals are the numbers of the signals that RFC 4254, 6.10 names, the same on
-// Linux, macOS and the BSDs.
+// signals are the numbers of the signals that RFC 4254, 6.10 names; all but the
+// last two are the same on Linux, macOS and the BSDs. Of any other a server says
+// no more than a name, if at all: the status is 128 then.
 var signals = map[string]int{
 	"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "ABRT": 6, "FPE": 8, "KILL": 9,
 	"SEGV": 11, "PIPE": 13, "ALRM": 14, "TERM": 15,
+	"USR1": 10, "USR2": 12,
 }
 
 // output copies both streams of a command.
@@ -215,16 +222,16 @@ func (o *output) drain(ctx context.Context) {
 	}
 }
 
-// keepalive asks the server again and again whether it is still there and
-// reports when it is not.
-func keepalive(ctx context.Context, client *ssh.Client) <-chan error {
+// watch asks the server again and again whether it is still there and reports
+// when it is not.
+func (k Keepalive) watch(ctx context.Context, client *ssh.Client) <-chan error {
 	lost := make(chan error, 1)
 	go func() {
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(keepaliveInterval):
+			case <-time.After(k.Interval):
 			}
 			answered := make(chan error, 1)
 			go func() {
@@ -239,8 +246,8 @@ func keepalive(ctx context.Context, client *ssh.Client) <-chan error {
 					lost <- fmt.Errorf("%w: %w", ErrLost, err)
 					return
 				}
-			case <-time.After(keepaliveTimeout):
-				lost <- fmt.Errorf("%w: no answer for %s", ErrLost, keepaliveTimeout)
+			case <-time.After(k.Timeout):
+				lost <- fmt.Errorf("%w: no answer for %s", ErrLost, k.Timeout)
 				return
 			}
 		}

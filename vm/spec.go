@@ -85,6 +85,9 @@ type Login struct {
 	Agent bool `json:",omitempty"`
 	// Key is the key of this one job.
 	Key ed25519.PrivateKey `json:",omitempty"`
+	// Late says that the guest learns of the key only while it boots: until it is
+	// ready, a refusal is not final.
+	Late bool `json:",omitempty"`
 }
 
 // What can go wrong with a machine, as far as somebody decides on it.

@@ -79,7 +79,14 @@ func (l *lab) start(t testing.TB, spec vm.Spec) *vm.Guest {
 		guest.Close()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 		defer cancel()
-		if err := vm.Remove(ctx, l.host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
+		// Not by l.host: the daemon may have been restarted.
+		host, err := vm.Open(ctx, l.connect())
+		if err != nil {
+			t.Errorf("remove %s: %v", spec.Name, err)
+			return
+		}
+		defer host.Close()
+		if err := vm.Remove(ctx, host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
 			t.Errorf("remove %s: %v", spec.Name, err)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -49,6 +50,16 @@ func systemOnly(t *testing.T, test func(t *testing.T, l *lab)) {
 	t.Run("system", func(t *testing.T) { inMode(t, testbed.System(t)) })
 }
 
+// sessionOnly runs a test as an ordinary user: one mode stands for both.
+func sessionOnly(t *testing.T, test func(t *testing.T, l *lab)) {
+	t.Helper()
+	if os.Getenv(modeVariable) != "" {
+		test(t, newLab(t))
+		return
+	}
+	t.Run("session", func(t *testing.T) { inMode(t, testbed.Session(t)) })
+}
+
 // inMode runs the test that calls it again in a process of the mode's user, so
 // that package vm is used with the rights that it has in real life.
 func inMode(t *testing.T, mode *testbed.Mode) {
@@ -59,8 +70,9 @@ func inMode(t *testing.T, mode *testbed.Mode) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	name, _, _ := strings.Cut(t.Name(), "/")
-	cmd := mode.Command(ctx, ownBinary(t), "-test.run=^"+name+"$", "-test.v", "-test.count=1")
+	// The last part is the mode.
+	name := strings.Split(path.Dir(t.Name()), "/")
+	cmd := mode.Command(ctx, ownBinary(t), "-test.run=^"+strings.Join(name, "$/^")+"$", "-test.v", "-test.count=1")
 	cmd.Env = append(cmd.Env,
 		modeVariable+"="+mode.Name, dirVariable+"="+dir, guestVariable+"="+readableGuest(t, mode))
 	output, err := cmd.CombinedOutput()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -27,8 +28,8 @@ func listen(t *testing.T, address string) (port string) {
 // reaches says whether the guest gets an answer by HTTP.
 func reaches(t *testing.T, guest *vm.Guest, address, port string) bool {
 	t.Helper()
-	out, _ := script(t, guest, fmt.Sprintf("wget -q -T 3 -O - http://%s:%s/ 2>/dev/null", address, port))
-	return out == "reached"
+	out, _ := script(t, guest, fmt.Sprintf("echo 'GET / HTTP/1.0\n' | timeout 5 nc -w 3 %s %s 2>/dev/null", address, port))
+	return strings.HasSuffix(out, "reached")
 }
 
 // greets says whether the guest gets the greeting of an SSH server.
@@ -72,17 +73,20 @@ func TestUserNetwork(t *testing.T) {
 	})
 }
 
-// On a libvirt network guests share a bridge, and must not see each other there.
+// On a libvirt network guests share a bridge, and must not see each other there,
+// whatever they do, nor take each other's addresses.
 func TestLibvirtNetwork(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
-		first, second := l.ready(t, l.spec("first")), l.ready(t, l.spec("second"))
-		address, gateway := addressIn(t, second)
-		loopback, bridge := listen(t, "127.0.0.1"), listen(t, gateway)
+		root := asRoot.of(t, l)
+		first, second := l.ready(t, l.spec("first", root)), l.ready(t, l.spec("second"))
 		for _, guest := range []*vm.Guest{first, second} {
 			if len(guest.Warnings) > 0 {
 				t.Errorf("warnings: %q", guest.Warnings)
 			}
 		}
+		own, gateway := addressIn(t, first)
+		address, _ := addressIn(t, second)
+		loopback, bridge := listen(t, "127.0.0.1"), listen(t, gateway)
 		if !reaches(t, first, gateway, bridge) {
 			t.Error("a guest does not reach the host by the bridge's address")
 		}
@@ -91,10 +95,57 @@ func TestLibvirtNetwork(t *testing.T) {
 				t.Errorf("a guest reaches the host's 127.0.0.1 by %s", to)
 			}
 		}
-		out, _ := script(t, first, fmt.Sprintf("wget -T 3 -O - http://%s:%s/; ip route; ping -c1 -W2 %s; echo 'GET / HTTP/1.0\n' | nc -w 3 %s %s; which wget nc", gateway, bridge, gateway, gateway, bridge))
-		t.Log(out, l.virsh(t, "net-dumpxml", "default"), run(t, "ebtables", "-t", "nat", "-L", "--Lc"))
-		if greets(t, first, address) {
-			t.Error("one guest reaches the other")
+		for name, trick := range map[string]string{
+			"at once":                "",
+			"by way of the gateway":  "ip route add " + address + " via " + gateway,
+			"with another's address": "ip addr add 192.168.122.250/24 dev eth0; ip route add " + address + " dev eth0 src 192.168.122.250",
+		} {
+			script(t, first, "ip route del "+address+"; "+trick)
+			if greets(t, first, address) {
+				t.Errorf("one guest reaches the other %s", name)
+			}
+		}
+		// A guest that takes the other's address must not get what is the other's.
+		script(t, first, "ip addr add "+address+"/24 dev eth0; arping -c 2 -U -I eth0 "+address)
+		login(t, l, second)
+		t.Logf("%s was %s, %s was %s", first.Name(), own, second.Name(), address)
+	})
+}
+
+// login finds the guest as a later stage does, and runs something.
+func login(t *testing.T, l *lab, guest *vm.Guest) {
+	t.Helper()
+	found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer found.Close()
+	if err := found.Connect(t.Context(), guestLogin); err != nil {
+		t.Fatalf("log in to %s again: %v", guest.Name(), err)
+	}
+	if out, _ := script(t, found, "echo here"); out != "here\n" {
+		t.Errorf("%s said %q", guest.Name(), out)
+	}
+}
+
+// The filter is of no more use when no machine has it.
+func TestFilterGoesWithTheLastMachine(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		filters := func() bool { return strings.Contains(l.virsh(t, "nwfilter-list"), "gitlab-sardine-executor") }
+		specs := []vm.Spec{l.spec("one"), l.spec("two")}
+		for _, spec := range specs {
+			l.start(t, spec)
+		}
+		for i, spec := range specs {
+			if !filters() {
+				t.Errorf("with %d machines there is no filter", 2-i)
+			}
+			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if filters() {
+			t.Error("there is a filter, and no machine")
 		}
 	})
 }

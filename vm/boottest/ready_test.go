@@ -1,0 +1,88 @@
+package boottest
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// A guest that cannot become ready ends the wait at once, long before the
+// deadline, and what it last said is at hand.
+func TestGuestThatWillNotBeReady(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		guest   variant
+		login   vm.Login
+		want    error
+		console string
+	}{
+		{"powers off", variant{arguments: "rdinit=/usr/bin/poweroff -- -f"}, guestLogin, vm.ErrGuestStopped, "reboot: Power down"},
+		{"panics", variant{arguments: "rdinit=/usr/bin/false panic=0"}, guestLogin, vm.ErrGuestStopped, "Kernel panic"},
+		{"panics and restarts", variant{arguments: "rdinit=/usr/bin/false"}, guestLogin, vm.ErrGuestStopped, ""},
+		{"has another password", variant{}, vm.Login{User: "vagrant", Password: "guess"}, vm.ErrLogin, "guest:"},
+	} {
+		t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
+			sessionOnly(t, func(t *testing.T, l *lab) {
+				guest := l.start(t, l.spec("unready", test.guest.of(t, l)))
+				began := time.Now()
+				err := waitReady(t, guest, test.login)
+				t.Logf("after %v: %v", time.Since(began).Round(time.Millisecond), err)
+				if !errors.Is(err, test.want) {
+					t.Fatalf("got %v, want %v", err, test.want)
+				}
+				if console := vm.ConsoleOf(err); !strings.Contains(console, test.console) {
+					t.Errorf("the console's last lines lack %q:\n%s", test.console, console)
+				}
+			})
+		})
+	}
+}
+
+// A guest that runs and has no SSH server is given up at the deadline, and the
+// error says how far it came.
+func TestGuestWithoutSSH(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		silent := variant{files: map[string]string{"usr/sbin/dropbear": "#!/usr/bin/busybox sh\necho no server here\n"}}
+		guest := l.start(t, l.spec("silent", silent.of(t, l)))
+		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+		defer cancel()
+		err := guest.WaitReady(ctx, guestLogin)
+		if !errors.Is(err, vm.ErrNoAnswer) || !strings.Contains(err.Error(), "SSH server") {
+			t.Errorf("got %v, want %v and a word on its SSH server", err, vm.ErrNoAnswer)
+		}
+		if console := vm.ConsoleOf(err); !strings.Contains(console, "no server here") {
+			t.Errorf("console:\n%s", console)
+		}
+	})
+}
+
+// QEMU pauses a guest whose overlay cannot grow: it would wait for ever.
+func TestGuestOnAFullDisk(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		full := variant{files: map[string]string{"usr/sbin/dropbear": `#!/usr/bin/busybox sh
+insmod /usr/lib/modules/virtio_blk.ko
+echo filling the disk
+dd if=/dev/urandom of=/dev/vda bs=64k
+`}}
+		spec := l.spec("full", full.of(t, l))
+		if err := os.MkdirAll(spec.CloneDir, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", spec.CloneDir, "tmpfs", 0, "size=2m,mode=0711"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(spec.CloneDir, unix.MNT_DETACH) })
+		guest := l.start(t, spec)
+		err := waitReady(t, guest, guestLogin)
+		if !errors.Is(err, vm.ErrGuestStopped) || !strings.Contains(err.Error(), "I/O error") {
+			t.Errorf("got %v, want %v by an I/O error", err, vm.ErrGuestStopped)
+		}
+	})
+}

@@ -1,0 +1,214 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"libvirt.org/go/libvirt"
+)
+
+const (
+	// bootPoll is how often a driver looks whether a booting guest still runs.
+	bootPoll = 250 * time.Millisecond
+	// addressPoll is how often it asks for the address, and movePoll whether the one
+	// that it knows still is the guest's: firmware that boots from the network, or
+	// an initramfs, can have had another.
+	addressPoll = 100 * time.Millisecond
+	movePoll    = time.Second
+	// retryPause comes after a log-in that failed but may not fail the next time.
+	retryPause = 200 * time.Millisecond
+)
+
+// errMoved: the guest got another address.
+var errMoved = errors.New("the guest has another address now")
+
+// WaitReady waits until the guest has an address and its SSH server lets login
+// in, and writes address, host key and user into the domain's record. The
+// deadline of ctx is the only one; when it passes, the error is [ErrNoAnswer]. A
+// guest that stops ([ErrGuestStopped]) or refuses the credentials ([ErrLogin])
+// ends the wait at once, the latter unless login is late. Errors hold what the
+// guest last wrote to its console: see [ConsoleOf].
+func (g *Guest) WaitReady(ctx context.Context, login Login) error {
+	waiting, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	console := &panicWatch{path: filepath.Join(g.jobDir, ConsoleFile)}
+	go g.watch(waiting, bootPoll, console, giveUp)
+
+	err := g.becomeReady(waiting, login)
+	if err == nil {
+		return nil
+	}
+	if cause := context.Cause(waiting); cause != nil {
+		if errors.Is(cause, context.DeadlineExceeded) {
+			cause = g.noAnswer(err)
+		}
+		err = cause
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	return g.withConsole(err)
+}
+
+// becomeReady tries until the guest lets us in or ctx ends; then the error holds
+// that of the last try as well.
+func (g *Guest) becomeReady(ctx context.Context, login Login) error {
+	var pinned ssh.PublicKey
+	if g.record.HostKey != "" { // given to the guest by us
+		var err error
+		if pinned, err = parseHostKey(g.record.HostKey); err != nil {
+			return err
+		}
+	}
+	for {
+		conn, err := g.greeting(ctx)
+		if err != nil {
+			return err
+		}
+		client, key, err := handshake(ctx, conn, login, pinned)
+		if err == nil {
+			g.client = client
+			g.record.User = login.User
+			g.record.HostKey = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+			return g.record.store(ctx, g.dom)
+		}
+		if final(err, login) {
+			return err
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		}
+	}
+}
+
+// final says whether a log-in that failed with err would fail for ever.
+func final(err error, login Login) bool {
+	switch {
+	case errors.Is(err, errBooting):
+		return false
+	case errors.Is(err, ErrLogin), errors.Is(err, ErrHostKey):
+		return !login.Late
+	}
+	return errors.Is(err, ErrSpec)
+}
+
+// greeting waits for the guest's address and its SSH server's greeting, also if
+// the address changes.
+func (g *Guest) greeting(ctx context.Context) (net.Conn, error) {
+	for {
+		addr, err := g.waitAddress(ctx)
+		if err != nil {
+			return nil, err
+		}
+		g.record.Address = addr
+		here, leave := context.WithCancelCause(ctx)
+		go g.watchAddress(here, addr, leave)
+		conn, err := knock(here, addr)
+		leave(nil)
+		if !errors.Is(err, errMoved) {
+			return conn, err
+		}
+	}
+}
+
+func (g *Guest) waitAddress(ctx context.Context) (string, error) {
+	for {
+		addr, err := g.network.address(ctx, g.dom)
+		if addr != "" || err != nil {
+			return addr, err
+		}
+		select {
+		case <-time.After(addressPoll):
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
+	}
+}
+
+// watchAddress calls leave when the guest has another address than addr.
+func (g *Guest) watchAddress(ctx context.Context, addr string, leave context.CancelCauseFunc) {
+	for {
+		select {
+		case <-time.After(movePoll):
+		case <-ctx.Done():
+			return
+		}
+		if now, err := g.network.address(ctx, g.dom); err == nil && now != "" && now != addr {
+			leave(errMoved)
+			return
+		}
+	}
+}
+
+// noAnswer says how far a guest came that did not become ready in time; last is
+// what the last try failed with.
+func (g *Guest) noAnswer(last error) error {
+	switch {
+	case errors.Is(last, ErrLogin), errors.Is(last, ErrHostKey):
+		return fmt.Errorf("%w (it was given a key at boot; does the image have cloud-init, or systemd 252 or later?)", last)
+	case g.record.Address == "":
+		return fmt.Errorf("%w: it runs, but got no address from the network (does it use DHCP?)", ErrNoAnswer)
+	}
+	return fmt.Errorf("%w: it runs, but nobody let us in by SSH at %s (does its SSH server start at boot?)", ErrNoAnswer, g.record.Address)
+}
+
+// watch calls giveUp when the guest is not running any more. An error of libvirt
+// is not that: the daemon may be restarting. console may be nil.
+func (g *Guest) watch(ctx context.Context, poll time.Duration, console *panicWatch, giveUp context.CancelCauseFunc) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(poll):
+		}
+		if err := g.alive(ctx); errors.Is(err, ErrGuestStopped) {
+			giveUp(err)
+			return
+		}
+		if console != nil && console.seen() {
+			giveUp(fmt.Errorf("%w: its kernel panicked", ErrGuestStopped))
+			return
+		}
+	}
+}
+
+// alive returns [ErrGuestStopped] if the guest runs no more; other errors are
+// libvirt's.
+func (g *Guest) alive(ctx context.Context) error {
+	type domainState struct {
+		state  libvirt.DomainState
+		reason int
+	}
+	s, err := await(ctx, "ask for the state of "+g.name, func() (domainState, error) {
+		state, reason, err := g.dom.GetState()
+		return domainState{state, reason}, err
+	})
+	if isCode(err, libvirt.ERR_NO_DOMAIN) {
+		return fmt.Errorf("%w: it powered off or its QEMU died", ErrGuestStopped)
+	}
+	if err != nil {
+		return err
+	}
+	switch s.state {
+	case libvirt.DOMAIN_SHUTOFF, libvirt.DOMAIN_SHUTDOWN:
+		return fmt.Errorf("%w: it is shutting down", ErrGuestStopped)
+	case libvirt.DOMAIN_CRASHED:
+		return fmt.Errorf("%w: it crashed", ErrGuestStopped)
+	case libvirt.DOMAIN_PAUSED:
+		switch libvirt.DomainPausedReason(s.reason) {
+		case libvirt.DOMAIN_PAUSED_IOERROR:
+			return fmt.Errorf("%w: paused by an I/O error of its disk (is the host's disk full?)", ErrGuestStopped)
+		case libvirt.DOMAIN_PAUSED_CRASHED:
+			return fmt.Errorf("%w: it crashed (guest panic)", ErrGuestStopped)
+		}
+	}
+	return nil
+}
