@@ -84,6 +84,9 @@ type ImageSection struct {
 	Image string `toml:"image"`
 	// Trusted lets the domain XML of the image bring what could harm the host.
 	Trusted bool `toml:"trusted"`
+	// Domain is the path of a domain XML of the administrator's, in place of the
+	// images' own. It is trusted.
+	Domain string `toml:"domain"`
 
 	PerImage
 }
@@ -95,6 +98,7 @@ type PerImage struct {
 	PullPolicy     *Policies `toml:"pull_policy"`
 	AllowedPolicy  *Policies `toml:"allowed_pull_policies"`
 	Network        *string   `toml:"network"`
+	OmitBacking    *string   `toml:"omit_backingstore"`
 	Accel          *string   `toml:"accel"`
 	CPUs           *CPUs     `toml:"cpus"`
 	Memory         *Bytes    `toml:"memory"`
@@ -125,6 +129,7 @@ func builtIn(connect string) PerImage {
 		PullPolicy:     &Policies{oci.PullAlways},
 		AllowedPolicy:  &Policies{},
 		Network:        &network,
+		OmitBacking:    ptr(vm.OmitAuto),
 		Accel:          ptr(vm.AccelAuto),
 		CPUs:           ptr(CPUs(0)),
 		Memory:         ptr(Bytes(0)),
@@ -360,6 +365,9 @@ func (s *Settings) check() error {
 		if !doublestar.ValidatePattern(section.Match) {
 			return fmt.Errorf("%s: not a glob", name)
 		}
+		if section.Domain != "" && !filepath.IsAbs(section.Domain) {
+			return fmt.Errorf("%s: domain is %q: want an absolute path on this host", name, section.Domain)
+		}
 		tables = append(tables, struct {
 			name string
 			PerImage
@@ -412,6 +420,9 @@ func (p PerImage) check() error {
 	if p.Accel != nil && !slices.Contains([]string{vm.AccelAuto, vm.AccelKVM, vm.AccelTCG}, *p.Accel) {
 		return fmt.Errorf("accel is %q: want auto, kvm or tcg", *p.Accel)
 	}
+	if p.OmitBacking != nil && !slices.Contains([]string{vm.OmitAuto, vm.OmitYes, vm.OmitNo}, *p.OmitBacking) {
+		return fmt.Errorf("omit_backingstore is %q: want auto, yes or no", *p.OmitBacking)
+	}
 	if p.Shell != nil {
 		if _, ok := shells[*p.Shell]; !ok {
 			return fmt.Errorf("shell is %q: want bash, sh or zsh", *p.Shell)
@@ -431,6 +442,8 @@ type ImageSettings struct {
 	// Image to use: the one that was asked for or the administrator's substitute.
 	Image   string
 	Trusted bool
+	// Domain is the path of the administrator's domain XML; empty for none.
+	Domain string
 
 	section PerImage // what the section of this image says, and nothing else
 }
@@ -451,7 +464,7 @@ func (s *Settings) For(image string) ImageSettings {
 		if len(section.Match) > longest && matchImage(section.Match, image) {
 			longest = len(section.Match)
 			resolved.section = section.PerImage
-			resolved.Trusted = section.Trusted
+			resolved.Trusted, resolved.Domain = section.Trusted, section.Domain
 			resolved.Image = image
 			if section.Image != "" {
 				resolved.Image = section.Image

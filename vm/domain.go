@@ -2,6 +2,8 @@ package vm
 
 import (
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	"libvirt.org/go/libvirtxml"
@@ -17,6 +19,27 @@ const ConsoleFile = "console.log"
 // The Python tool draws the same line.
 const firstLibvirtWithBackingStore = 9_001_000
 
+// The values of [Spec.OmitBackingStore].
+const (
+	OmitAuto = "auto" // yes for libvirt before 9.1.0
+	OmitYes  = "yes"
+	OmitNo   = "no"
+)
+
+// omitsBackingStore says whether the XML of a domain leaves out what its overlays
+// stand on, where auto means what it says.
+func omitsBackingStore(choice string, auto bool) (bool, error) {
+	switch choice {
+	case "", OmitAuto:
+		return auto, nil
+	case OmitYes:
+		return true, nil
+	case OmitNo:
+		return false, nil
+	}
+	return false, fmt.Errorf("%w: omit_backingstore is %q: want auto, yes or no", ErrSpec, choice)
+}
+
 // layout says where the files of one machine are.
 type layout struct {
 	overlays     map[string]string // by the name of the disk
@@ -25,14 +48,14 @@ type layout struct {
 	backingStore bool // write the chain below the overlays
 }
 
-// domainOf rebuilds the domain of the image or makes the default one.
+// domainOf rebuilds the domain of the administrator or the image, or makes the
+// default one.
 func domainOf(spec *Spec) (*domainxml.Result, error) {
+	if spec.Template != "" {
+		return rebuildTemplate(spec.Template, spec.Disks)
+	}
 	if spec.DomainXML != nil {
-		disks := make([]domainxml.Disk, len(spec.Disks))
-		for i, d := range spec.Disks {
-			disks[i] = domainxml.Disk{Name: d.Name, Format: d.Format}
-		}
-		return domainxml.Rebuild(spec.DomainXML, domainxml.Options{Disks: disks, Trusted: spec.Trusted})
+		return domainxml.Rebuild(spec.DomainXML, domainxml.Options{Disks: layersOf(spec.Disks), Trusted: spec.Trusted})
 	}
 	opts := domainxml.DefaultOptions{Arch: spec.Architecture, UEFI: spec.UEFI}
 	for _, d := range topDisks(spec.Disks) {
@@ -54,10 +77,17 @@ func personalise(d *libvirtxml.Domain, spec *Spec, files layout) error {
 		return err
 	}
 	d.Name, d.Metadata = spec.Name, metadata
-	if d.OS != nil && d.OS.Firmware == "efi" {
-		d.OS.NVRam = &libvirtxml.DomainNVRam{NVRam: files.nvram}
+	if hasNVRAM(d.OS) {
+		if err := giveNVRAM(d.OS, files.nvram, ""); err != nil {
+			return err
+		}
 	}
 	logConsole(d, files.console)
+	omit, err := omitsBackingStore(spec.OmitBackingStore, !files.backingStore)
+	if err != nil {
+		return err
+	}
+	files.backingStore = !omit
 	return placeDisks(d, spec.Disks, files)
 }
 
@@ -101,13 +131,21 @@ func placeDisks(d *libvirtxml.Domain, disks []Disk, files layout) error {
 func backingChain(base Disk, byName map[string]Disk) *libvirtxml.DomainDiskBackingStore {
 	store := &libvirtxml.DomainDiskBackingStore{
 		Format:       &libvirtxml.DomainDiskFormat{Type: base.Format},
-		Source:       &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: base.Path}},
+		Source:       diskSource(base.Path),
 		BackingStore: &libvirtxml.DomainDiskBackingStore{},
 	}
 	if next, ok := byName[base.Backing]; ok && base.Backing != "" {
 		store.BackingStore = backingChain(next, byName)
 	}
 	return store
+}
+
+// diskSource is a file or a block device, which QEMU does not open as a file.
+func diskSource(path string) *libvirtxml.DomainDiskSource {
+	if info, err := os.Stat(path); err == nil && info.Mode()&fs.ModeDevice != 0 {
+		return &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: path}}
+	}
+	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}}
 }
 
 // logConsole sends the first serial port to a file. A domain without one gets

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,13 +80,7 @@ func overlayName(base string) string {
 // reserve creates the file path, or path-1, path-2, … (before the extension),
 // whichever is the first that nobody has.
 func reserve(path string) (string, error) {
-	ext := filepath.Ext(path)
-	stem := strings.TrimSuffix(path, ext)
-	for n := 0; ; n++ {
-		name := path
-		if n > 0 {
-			name = fmt.Sprintf("%s-%d%s", stem, n, ext)
-		}
+	for name := range numbered(path) {
 		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if errors.Is(err, fs.ErrExist) {
 			continue
@@ -94,6 +89,19 @@ func reserve(path string) (string, error) {
 			return "", err
 		}
 		return name, f.Close()
+	}
+	panic("unreachable: numbered does not end")
+}
+
+// numbered counts path, path-1, path-2, … without end; the number comes before
+// the extension.
+func numbered(path string) iter.Seq[string] {
+	ext := filepath.Ext(path)
+	stem := strings.TrimSuffix(path, ext)
+	return func(yield func(string) bool) {
+		for name, n := path, 1; yield(name); n++ {
+			name = fmt.Sprintf("%s-%d%s", stem, n, ext)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 )
 
 // takeBack makes root the owner of the disks of an image again. The system
@@ -19,6 +20,41 @@ func takeBack(disks []Disk) error {
 	for _, d := range disks {
 		if err := os.Lchown(d.Path, 0, 0); err != nil {
 			failed = append(failed, fmt.Errorf("take disk %s back from QEMU's user: %w", d.Name, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// owners are those of files before somebody else's machine was started on them:
+// user and group by path.
+type owners map[string][2]int
+
+// ownersOf notes the owners of disks that a clone will stand on; nothing if this
+// process could not give them back anyway.
+func ownersOf(disks []Disk) owners {
+	before := make(owners)
+	if os.Geteuid() != 0 {
+		return before
+	}
+	for _, d := range disks {
+		info, err := os.Stat(d.Path)
+		if err != nil {
+			continue // QEMU will say it better
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+			before[d.Path] = [2]int{int(stat.Uid), int(stat.Gid)}
+		}
+	}
+	return before
+}
+
+// restore gives the files back to their owners: see takeBack. QEMU holds them
+// open.
+func (o owners) restore() error {
+	var failed []error
+	for path, owner := range o {
+		if err := os.Chown(path, owner[0], owner[1]); err != nil {
+			failed = append(failed, fmt.Errorf("give %s back to its owner: %w", path, err))
 		}
 	}
 	return errors.Join(failed...)

@@ -15,6 +15,10 @@ type Spec struct {
 	DomainXML []byte
 	// Trusted lets DomainXML bring more (an admin's decision, never an image's).
 	Trusted bool
+	// Template is the path of an administrator's own domain XML, in place of the
+	// image's; empty for none. It is trusted. A disk names a disk of the image as
+	// its source, or has no source: then it gets the next that is left.
+	Template string
 	// Architecture in Go's terms, for the default machine; empty means the
 	// host's.
 	Architecture string
@@ -48,6 +52,10 @@ type Spec struct {
 	// JobDir is the directory for what belongs to this one machine and must
 	// outlive the process: secrets, the console log. [Start] creates it, 0700.
 	JobDir string
+
+	// OmitBackingStore says whether the domain's XML leaves it to libvirt to find
+	// out what the overlays stand on: OmitAuto (and empty), OmitYes or OmitNo.
+	OmitBackingStore string
 
 	// SSHPort is where the guest's SSH server listens; 0 means 22.
 	SSHPort int

@@ -96,6 +96,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			inspectCommand(cfg, stdout, stderr),
 			pruneCommand(cfg, stdout),
 			importCommand(cfg, stdout, stderr),
+			cloneCommand(cfg, stdout, stderr),
 			exportCommand(cfg, stdout, stderr),
 			loginCommand(cfg, stdout, stderr),
 			logoutCommand(stdout),

@@ -1,0 +1,88 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// cloneFiles are where the files of a clone come from: they are made, or, for a
+// clone that is only printed, no more than named.
+type cloneFiles interface {
+	// overlay on base.
+	overlay(ctx context.Context, base Disk) (path string, err error)
+	// nvram gives the domain the path of UEFI variables of its own; otherwise is
+	// where those of its source are if the domain does not say.
+	nvram(os *libvirtxml.DomainOS, clone, otherwise string) (path string, err error)
+}
+
+// realFiles are made in dir.
+type realFiles struct {
+	dir  string
+	undo *undoer
+}
+
+func (f *realFiles) overlay(ctx context.Context, base Disk) (string, error) {
+	path, err := CloneQCOW2(ctx, Base{Path: base.Path, Format: base.Format, VirtualSize: base.VirtualSize}, f.dir, 0)
+	if err == nil {
+		f.undo.add(func() error { return removeIfThere(path) })
+	}
+	return path, err
+}
+
+func (f *realFiles) nvram(system *libvirtxml.DomainOS, clone, otherwise string) (string, error) {
+	path := firstFree(filepath.Join(f.dir, nvramName(clone)), nil)
+	f.undo.add(func() error { return removeIfThere(path) })
+	return path, giveNVRAM(system, path, otherwise)
+}
+
+// removeIfThere removes a file that somebody else may have removed.
+func removeIfThere(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// planned are files that would be made in dir.
+func planned(dir string) cloneFiles { return &plannedFiles{dir: dir, taken: map[string]bool{}} }
+
+type plannedFiles struct {
+	dir   string
+	taken map[string]bool
+}
+
+func (f *plannedFiles) name(name string) string {
+	path := firstFree(filepath.Join(f.dir, name), f.taken)
+	f.taken[path] = true
+	return path
+}
+
+func (f *plannedFiles) overlay(_ context.Context, base Disk) (string, error) {
+	return f.name(overlayName(base.Path)), nil
+}
+
+func (f *plannedFiles) nvram(system *libvirtxml.DomainOS, clone, _ string) (string, error) {
+	path := f.name(nvramName(clone))
+	setNVRAM(system, path)
+	return path, nil
+}
+
+// nvramName is what the UEFI variables of a clone are called, as libvirt would.
+func nvramName(clone string) string { return clone + "_VARS.fd" }
+
+// firstFree is path, or path-1, path-2, …: the first that does not exist and is
+// not taken otherwise.
+func firstFree(path string, taken map[string]bool) string {
+	for name := range numbered(path) {
+		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) && !taken[name] {
+			return name
+		}
+	}
+	panic(fmt.Sprintf("unreachable: no free name like %s", path))
+}

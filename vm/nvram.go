@@ -1,0 +1,113 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// maxNVRAM bounds the variables of a UEFI firmware, in bytes. Real ones have
+// between 128 KiB (OVMF) and 64 MiB (arm64).
+const maxNVRAM = 256 << 20
+
+// hasNVRAM says whether a domain keeps UEFI variables in a file.
+func hasNVRAM(system *libvirtxml.DomainOS) bool {
+	switch {
+	case system == nil || (system.Loader != nil && system.Loader.Stateless == "yes"):
+		return false
+	case system.NVRam != nil || system.Firmware == "efi":
+		return true
+	}
+	return system.Loader != nil && system.Loader.Type == "pflash"
+}
+
+// giveNVRAM gives a domain UEFI variables of its own at path: a copy of those
+// that it names, or of those at otherwise if it names none. If there are none,
+// libvirt will make them at path, from its template.
+func giveNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
+	from := otherwise
+	if n := system.NVRam; n != nil {
+		switch {
+		case n.Source != nil && n.Source.File != nil:
+			from = n.Source.File.File
+		case n.Source != nil:
+			return fmt.Errorf("%w: its UEFI variables are not in a file", ErrSpec)
+		case strings.TrimSpace(n.NVRam) != "":
+			from = strings.TrimSpace(n.NVRam)
+		}
+	}
+	setNVRAM(system, path)
+	if from == "" {
+		return nil
+	}
+	err := copyFile(from, path, maxNVRAM)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("copy the UEFI variables %s: %w", from, err)
+	}
+	return nil
+}
+
+// setNVRAM names the file of a domain's UEFI variables, and leaves the template
+// and the format as they are.
+func setNVRAM(system *libvirtxml.DomainOS, path string) {
+	nvram := libvirtxml.DomainNVRam{}
+	if system.NVRam != nil {
+		nvram = *system.NVRam
+	}
+	if nvram.Source != nil {
+		nvram.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}}
+	} else {
+		nvram.NVRam = path
+	}
+	system.NVRam = &nvram
+}
+
+// defaultNVRAM is where libvirt before 9.2 keeps the UEFI variables of a domain
+// that asks for firmware by name, and does not say so in the domain's XML; empty
+// if that is not known.
+func (h *Host) defaultNVRAM(domain string) string {
+	dir := "/var/lib/libvirt/qemu/nvram"
+	if !h.System() {
+		config, err := os.UserConfigDir()
+		if err != nil {
+			return ""
+		}
+		dir = filepath.Join(config, "libvirt", "qemu", "nvram")
+	}
+	return filepath.Join(dir, nvramName(domain))
+}
+
+// copyFile copies an ordinary file of at most so many bytes to a new one that
+// only its owner can read. On failure there is none.
+func copyFile(from, to string, most int64) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Size() > most {
+		return fmt.Errorf("it is no ordinary file of at most %d bytes", most)
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, io.LimitReader(in, most))
+	if err = errors.Join(err, out.Close()); err != nil {
+		return errors.Join(err, os.Remove(to))
+	}
+	return nil
+}

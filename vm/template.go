@@ -1,0 +1,94 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/domainxml"
+)
+
+// rebuildTemplate makes the domain of a machine from the template of an
+// administrator, who may do anything: of what the template says, only that goes
+// which belongs to one machine alone (see [domainxml.Options], Trusted).
+func rebuildTemplate(path string, disks []Disk) (*domainxml.Result, error) {
+	doc, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: read the template of its domain: %w", ErrSpec, err)
+	}
+	filled, err := fillTemplate(string(doc), disks)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the template %s: %w", ErrSpec, path, err)
+	}
+	result, err := domainxml.Rebuild([]byte(filled), domainxml.Options{Disks: layersOf(disks), Trusted: true})
+	if err != nil {
+		return nil, fmt.Errorf("the template %s: %w", path, err)
+	}
+	return result, nil
+}
+
+// fillTemplate gives each disk of a template that has no source the next disk of
+// the image that the template does not name: so one template serves images whose
+// disks are called otherwise. Drives for CD-ROMs and floppies stay empty.
+func fillTemplate(doc string, disks []Disk) (string, error) {
+	d := &libvirtxml.Domain{}
+	if err := d.Unmarshal(doc); err != nil {
+		return "", err
+	}
+	if d.Devices == nil {
+		return "", fmt.Errorf("it has no devices")
+	}
+	left := topDisks(disks)
+	left = without(left, func(disk Disk) bool { return disk.CDROM })
+	for i := range d.Devices.Disks {
+		if path := sourcePath(&d.Devices.Disks[i]); path != "" {
+			left = without(left, func(disk Disk) bool { return disk.Name == filepath.Base(path) })
+		}
+	}
+	for i := range d.Devices.Disks {
+		device := &d.Devices.Disks[i]
+		if device.Source != nil || device.Device == "cdrom" || device.Device == "floppy" {
+			continue
+		}
+		if len(left) == 0 {
+			return "", fmt.Errorf("there is no disk in the image for %s (the image has: %s)", targetOf(device), diskNames(disks))
+		}
+		device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: left[0].Name}}
+		left = left[1:]
+	}
+	return d.Marshal()
+}
+
+// without is disks without those of which drop is true.
+func without(disks []Disk, drop func(Disk) bool) []Disk {
+	var rest []Disk
+	for _, d := range disks {
+		if !drop(d) {
+			rest = append(rest, d)
+		}
+	}
+	return rest
+}
+
+func diskNames(disks []Disk) string {
+	if len(disks) == 0 {
+		return "none"
+	}
+	names := make([]string, len(disks))
+	for i, d := range disks {
+		names[i] = d.Name
+	}
+	return strings.Join(names, ", ")
+}
+
+// layersOf are the disks of an image as package domainxml knows them.
+func layersOf(disks []Disk) []domainxml.Disk {
+	layers := make([]domainxml.Disk, len(disks))
+	for i, d := range disks {
+		layers[i] = domainxml.Disk{Name: d.Name, Format: d.Format}
+	}
+	return layers
+}
