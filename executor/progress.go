@@ -27,8 +27,11 @@ type Progress interface {
 // NewProgress shows transfers on w: by bars if w is a terminal, else by a line
 // every few seconds. what is what happens: "Pulling", "Exporting".
 func NewProgress(w io.Writer, what string) Progress {
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return newBars(w, what)
+	if f, ok := w.(*os.File); ok {
+		// A terminal without a width, as some services have, has no room for bars.
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
+			return newBars(w, what)
+		}
 	}
 	return newProgressLines(NewJobLog(w), what, time.Now)
 }
