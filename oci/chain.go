@@ -124,12 +124,12 @@ func findBacking(before []Disk, disk, backing string) (*Disk, error) {
 	want := path.Base(backing)
 	var found []*Disk
 	for i := range before {
-		if before[i].Name == want || isRenamed(before[i].Name, want) {
+		if before[i].Name == want || before[i].alias == want || isRenamed(before[i].Name, want) {
 			found = append(found, &before[i])
 		}
 	}
 	switch {
-	case len(found) == 1 && found[0].Name == want:
+	case len(found) == 1 && (found[0].Name == want || found[0].alias == want):
 		return found[0], nil
 	case len(found) > 1:
 		var names []string

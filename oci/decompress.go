@@ -111,8 +111,12 @@ func (d decompression) start(p *plainStream, r *bufio.Reader) (*plainStream, err
 }
 
 func (d decompression) decode(p *plainStream, r *bufio.Reader) (err error) {
-	if d.compression == format.None {
+	switch d.compression {
+	case format.None:
 		p.Reader = r
+		return nil
+	case format.AppleLZ4:
+		p.Reader = newAppleLZ4(r)
 		return nil
 	}
 	if d.from != nil {
@@ -125,7 +129,7 @@ func (d decompression) decode(p *plainStream, r *bufio.Reader) (err error) {
 		return err
 	}
 	switch {
-	case d.compression == format.Gzip, d.compression == format.Sniffed && bytes.HasPrefix(magic, magicGzip):
+	case d.compression == format.Gzip, d.compression != format.Zstd && bytes.HasPrefix(magic, magicGzip):
 		if p.gunzip, err = newGunzip(r, d.wanted); err != nil {
 			return err
 		}
@@ -133,12 +137,12 @@ func (d decompression) decode(p *plainStream, r *bufio.Reader) (err error) {
 		return nil
 	case d.compression == format.Zstd, bytes.HasPrefix(magic, magicZstd):
 		return d.zstd(p, r)
-	case qcow2.IsQCOW2(magic):
-		p.Reader = r
-		return nil
 	case bytes.HasPrefix(magic, magicXZ):
 		p.Reader, err = xz.ReaderConfig{DictCap: d.window}.NewReader(r)
 		return err
+	case d.compression == format.Maybe, qcow2.IsQCOW2(magic):
+		p.Reader = r
+		return nil
 	}
 	return fmt.Errorf("begins with % x: not gzip, xz, zstd or qcow2", magic)
 }

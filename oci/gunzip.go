@@ -33,6 +33,7 @@ type gunzip struct {
 	// nil if marks are of no use.
 	wanted func(compressed int64) bool
 	mark   *gzipMark // wanted, and not reached by Read
+	err    error     // which ended it; io.EOF after a stream that was right
 }
 
 // A gzipMark is a place in a gzip stream from which decompression can go on.
@@ -137,32 +138,45 @@ func (g *gunzip) bitPosition(c flate.InflateCheckpoint) int64 {
 // Read returns no byte beyond a mark in the same call as those before it: ask
 // reached in between.
 func (g *gunzip) Read(p []byte) (int, error) {
-	for {
+	for g.err == nil {
 		n, err := g.read(p)
 		if n > 0 || err == nil {
-			if g.mark != nil && g.produced+int64(n) > g.mark.Raw {
-				before := int(g.mark.Raw - g.produced)
-				g.kept = append(g.kept, p[before:n]...)
-				n, err = before, nil
-			}
-			g.produced += int64(n)
-			g.crc = crc32.Update(g.crc, crc32.IEEETable, p[:n])
-			g.size += uint32(n)
-			return n, ignoreEOF(err)
+			return g.deliver(p, n), nil // the next Read meets err again
 		}
 		if !errors.Is(err, io.EOF) {
-			return 0, err
-		}
-		if err := g.trailer(); err != nil {
-			return 0, err
-		}
-		if _, err := g.in.Peek(1); err != nil {
-			return 0, err // io.EOF, if this was the last member
-		}
-		if err := g.header(); err != nil {
-			return 0, fmt.Errorf("after the end of a gzip stream: %w", err)
+			g.err = err
+		} else {
+			g.err = g.nextMember()
 		}
 	}
+	return 0, g.err
+}
+
+// deliver counts n bytes in p, and keeps those behind a mark for later.
+func (g *gunzip) deliver(p []byte, n int) int {
+	if g.mark != nil && g.produced+int64(n) > g.mark.Raw {
+		before := int(g.mark.Raw - g.produced)
+		g.kept = append(g.kept, p[before:n]...)
+		n = before
+	}
+	g.produced += int64(n)
+	g.crc = crc32.Update(g.crc, crc32.IEEETable, p[:n])
+	g.size += uint32(n)
+	return n
+}
+
+// nextMember checks the member that ended; io.EOF if it was the last.
+func (g *gunzip) nextMember() error {
+	if err := g.trailer(); err != nil {
+		return err
+	}
+	if _, err := g.in.Peek(1); err != nil {
+		return err
+	}
+	if err := g.header(); err != nil {
+		return fmt.Errorf("after the end of a gzip stream: %w", err)
+	}
+	return nil
 }
 
 func (g *gunzip) read(p []byte) (int, error) {
@@ -172,14 +186,6 @@ func (g *gunzip) read(p []byte) (int, error) {
 		return n, nil
 	}
 	return g.flate.Read(p)
-}
-
-// ignoreEOF: the next Read meets it again.
-func ignoreEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
 }
 
 // reached is the mark at which the last Read ended; nil if it ended elsewhere.
@@ -196,10 +202,7 @@ func (g *gunzip) reached() *gzipMark {
 func (g *gunzip) trailer() error {
 	var t [8]byte
 	if _, err := io.ReadFull(g.in, t[:]); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return err
+		return noEOF(err)
 	}
 	if binary.LittleEndian.Uint32(t[:4]) != g.crc || binary.LittleEndian.Uint32(t[4:]) != g.size {
 		return gzip.ErrChecksum

@@ -60,6 +60,9 @@ type Disk struct {
 	// pieces each with a digest of its own, it is the maker's word, and may be empty:
 	// what was checked are the pieces.
 	Digest digest.Digest `json:"digest,omitempty"`
+
+	// alias is what the disks it backs call it, if that is not Name.
+	alias string
 }
 
 // GuestConfig is sardinecake's VM config

@@ -184,15 +184,20 @@ func (s *Store) pullFrom(ctx context.Context, src source, ref Reference, o PullO
 	return image, nil
 }
 
-// resolve finds the manifest for arch and its digest: the one given, or a child
-// of the index given.
+// resolve finds the manifest for arch and its digest: the one given, or one that
+// the index given leads to.
 func resolve(ctx context.Context, src source, raw []byte, mediaType string, d digest.Digest, arch string) (*format.Manifest, digest.Digest, error) {
-	if format.IsIndex(mediaType) {
-		child, err := format.ChooseChild(raw, arch)
-		if err != nil {
+	var child v1.Descriptor
+	for depth := 0; format.IsIndex(mediaType); depth++ {
+		// A digest cannot name itself, but somebody can nest for long.
+		if depth == maxIndexDepth {
+			return nil, "", fmt.Errorf("%w: indexes nest deeper than %d", ErrFormat, maxIndexDepth)
+		}
+		var err error
+		if child, err = format.ChooseChild(raw, arch); err != nil {
 			return nil, "", fmt.Errorf("%w: %w", ErrFormat, err)
 		}
-		if raw, mediaType, d, err = readManifest(ctx, src, child); err != nil {
+		if raw, mediaType, d, err = readManifest(ctx, src, child.Digest); err != nil {
 			return nil, "", err
 		}
 	}
@@ -200,6 +205,7 @@ func resolve(ctx context.Context, src source, raw []byte, mediaType string, d di
 	if err != nil {
 		return nil, "", fmt.Errorf("%w: %w", ErrFormat, err)
 	}
+	m.Child(child)
 	return m, d, nil
 }
 

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -80,7 +81,11 @@ func TestPullResumes(t *testing.T) {
 			case <-time.After(time.Minute):
 				t.Error("the pull did not get that far")
 			}
-			waitForState(t, store)
+			waitForPartial(t, store, func(partial string) bool {
+				var state diskState
+				raw, err := os.ReadFile(filepath.Join(partial, ".disk-0.json"))
+				return err == nil && json.Unmarshal(raw, &state) == nil && state.Mark.Compressed >= 4*512<<10
+			})
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
@@ -133,18 +138,16 @@ func holdAfter(f *faultyRegistry, n int) (reached chan struct{}) {
 	return reached
 }
 
-// waitForState waits until a pull has noted how far it is.
-func waitForState(t *testing.T, store *Store) {
+// waitForPartial waits until a pull has got far enough.
+func waitForPartial(t *testing.T, store *Store, enough func(partial string) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		files, _ := filepath.Glob(filepath.Join(store.Root(), imagesDir, partialPrefix+"*", ".disk-*"))
-		for _, file := range files {
-			if info, err := os.Stat(file); err == nil && info.Size() > 4<<20 || strings.HasSuffix(file, ".json") {
-				return
-			}
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		partial, _ := filepath.Glob(filepath.Join(store.Root(), imagesDir, partialPrefix+"*"))
+		if len(partial) == 1 && enough(partial[0]) {
+			return
 		}
 	}
-	t.Error("the pull noted nothing")
+	t.Error("the pull did not get that far")
 }
 
 // TestPullDistrustsPartial damages what an interrupted pull left.

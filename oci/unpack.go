@@ -134,9 +134,12 @@ func (u *unpacker) unpackDisk(ctx context.Context, i int, disk format.Disk) (res
 	}
 	defer func() { err = errors.Join(u.diskFull(err), f.Close()) }()
 	var state diskState
-	if disk.IsStream() {
+	switch {
+	case disk.Tree != nil:
+		state, err = u.unpackTree(ctx, i, f, disk.Tree)
+	case disk.IsStream():
 		state, err = u.unpackStream(ctx, i, f, disk.Streams[0])
-	} else {
+	default:
 		state, err = u.unpackPieces(ctx, f, disk)
 	}
 	if err != nil {
@@ -152,6 +155,7 @@ func (u *unpacker) unpackDisk(ctx context.Context, i int, disk format.Disk) (res
 	if disk.Name != "" {
 		result.Name = disk.Name
 	}
+	result.alias = disk.Alias
 	if result.Format, err = diskFormat(f, disk.Content); err != nil {
 		return Disk{}, fmt.Errorf("disk %d: %w", i, err)
 	}

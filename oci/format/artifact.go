@@ -10,7 +10,8 @@ import (
 
 // plainArtifact plans what `oras push` and `podman artifact add` make: a disk
 // file as a layer, known by its type or by its title.
-func plainArtifact(m *Manifest) (*Plan, error) {
+func plainArtifact(i *image) (*Plan, error) {
+	m := i.Manifest
 	var found []Disk
 	for _, layer := range m.Layers {
 		if d, ok := plainDisk(layer); ok {

@@ -36,11 +36,16 @@ type Plan struct {
 // covers is zero.
 type Disk struct {
 	// Name of the file as the manifest gives it. Empty: the gzip header of the
-	// first stream holds it.
+	// first stream holds it, or the tree.
 	Name string
+	// Alias is the name by which other disks of the image call this one as their
+	// backing file; empty if that is its name.
+	Alias string
 	// Content is what the file must be.
 	Content Content
 	Streams []Stream
+	// Tree is where the file lies, for a disk without streams; nil if it has some.
+	Tree *Tree
 	// Digest of the finished file; empty if the image does not say.
 	Digest digest.Digest
 	// Size of the finished file in bytes; 0 if the image does not say.
@@ -59,6 +64,17 @@ type Stream struct {
 	Digest digest.Digest
 }
 
+// A Tree is the file system of a container image, of which one file is a disk.
+type Tree struct {
+	// Layers are tar archives, from the lowest to the topmost.
+	Layers []Stream
+	// Path of the disk, or of the directory in which it is the only file; without a
+	// slash at the beginning.
+	Path string
+	// Directory tells which of the two.
+	Directory bool
+}
+
 // Content says what a disk file holds.
 type Content int
 
@@ -75,9 +91,14 @@ type Compression int
 
 const (
 	None Compression = iota
-	// Gzip and Zstd are always compressed.
+	// Gzip, Zstd and AppleLZ4 are always compressed.
 	Gzip
 	Zstd
+	// AppleLZ4 is the stream of Apple's compression library: LZ4 blocks in a framing
+	// of its own.
+	AppleLZ4
+	// Maybe is gzip, xz or zstd by its first bytes, or not compressed.
+	Maybe
 	// Sniffed is gzip, xz or zstd by its first bytes, or a plain qcow2: there are
 	// images whose disk.qcow2.gz is not compressed.
 	Sniffed
@@ -91,6 +112,9 @@ type Manifest struct {
 	Config       v1.Descriptor     `json:"config"`
 	Layers       []v1.Descriptor   `json:"layers"`
 	Annotations  map[string]string `json:"annotations"`
+
+	// DiskType is what the index said of this manifest; empty if it was silent.
+	DiskType string `json:"-"`
 }
 
 const (
@@ -138,22 +162,6 @@ func IsIndex(mediaType string) bool {
 	return base == v1.MediaTypeImageIndex || base == dockerIndex
 }
 
-// Detect recognises the format of a manifest and plans its disks. config is the
-// content of the config blob. Any error is an [ErrUnknown].
-func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
-	if hasLayer(m, TypeDisk) {
-		return chunked(m, config)
-	}
-	if hasLayer(m, typeDomainXML) {
-		return sardinecake(m, config)
-	}
-	switch m.Config.MediaType {
-	case v1.MediaTypeImageConfig, dockerConfig:
-		return nil, fmt.Errorf("%w: a container image; want a virtual machine image, such as one with a qcow2 disk as its only layer", ErrUnknown)
-	}
-	return plainArtifact(m)
-}
-
 func hasLayer(m *Manifest, mediaType string) bool {
 	for _, l := range m.Layers {
 		if l.MediaType == mediaType {
@@ -172,6 +180,9 @@ type config struct {
 	RootFS       struct {
 		DiffIDs []digest.Digest `json:"diff_ids"`
 	} `json:"rootfs"`
+	Config struct {
+		Labels map[string]string `json:"Labels"`
+	} `json:"config"`
 }
 
 func parseConfig(raw []byte) (config, error) {
@@ -209,7 +220,11 @@ func parameters(mediaType string) (string, map[string]string) {
 func (p *Plan) TransferSize() int64 {
 	var sum int64
 	for _, disk := range p.Disks {
-		for _, stream := range disk.Streams {
+		streams := disk.Streams
+		if disk.Tree != nil {
+			streams = disk.Tree.Layers
+		}
+		for _, stream := range streams {
 			for _, blob := range stream.Blobs {
 				sum = saturatingAdd(sum, blob.Size)
 			}
@@ -222,6 +237,9 @@ func (p *Plan) TransferSize() int64 {
 func (p *Plan) UnpackedSize() int64 {
 	var sum int64
 	for _, disk := range p.Disks {
+		if disk.Tree != nil {
+			return 0
+		}
 		for _, stream := range disk.Streams {
 			if stream.Size == 0 {
 				return 0

@@ -5,34 +5,101 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ChooseChild finds the manifest for an architecture (in Go's words) in an index.
-func ChooseChild(raw []byte, arch string) (digest.Digest, error) {
+// ChooseChild finds the manifest, or the nested index, for an architecture (in
+// Go's words) in an index. What a child says of its disk counts before its
+// platform: podman and others put bootable container images beside the disks.
+func ChooseChild(raw []byte, arch string) (v1.Descriptor, error) {
 	var index v1.Index
 	if err := json.Unmarshal(raw, &index); err != nil {
-		return "", fmt.Errorf("%w: the index is not valid JSON: %w", ErrUnknown, err)
+		return v1.Descriptor{}, fmt.Errorf("%w: the index is not valid JSON: %w", ErrUnknown, err)
 	}
+	var best v1.Descriptor
+	bestRank := rankNone
 	var offered []string
 	for _, child := range index.Manifests {
 		if child.Annotations["vnd.docker.reference.type"] == "attestation-manifest" {
 			continue
 		}
 		if err := child.Digest.Validate(); err != nil {
-			return "", fmt.Errorf("%w: digest %q: %w", ErrUnknown, child.Digest, err)
+			return v1.Descriptor{}, fmt.Errorf("%w: digest %q: %w", ErrUnknown, child.Digest, err)
 		}
-		has := ""
-		if child.Platform != nil {
-			has = goArch(child.Platform.Architecture)
+		offered = append(offered, describeChild(child))
+		if rank := rankOf(child, arch); rank < bestRank {
+			best, bestRank = child, rank
 		}
-		if has == "" || has == arch {
-			return child.Digest, nil
-		}
-		offered = append(offered, has)
 	}
-	return "", fmt.Errorf("%w: the index has nothing for %s, only for [%s]", ErrUnknown, arch, strings.Join(offered, ", "))
+	if bestRank == rankNone {
+		return v1.Descriptor{}, fmt.Errorf("%w: the index has nothing for %s, only [%s]", ErrUnknown, arch, strings.Join(offered, ", "))
+	}
+	return best, nil
+}
+
+// Ranks of children, the best first; steps between them are for the platform's OS.
+const (
+	rankDiskType = iota * 10
+	rankArtifact
+	rankPlatform
+	rankNested
+	rankUnknown
+	rankNone
+)
+
+// rankOf says how good a child is for an architecture.
+func rankOf(child v1.Descriptor, arch string) int {
+	has, system := "", ""
+	if child.Platform != nil {
+		has, system = goArch(child.Platform.Architecture), child.Platform.OS
+	}
+	if has != "" && has != arch {
+		return rankNone
+	}
+	rank := rankUnknown
+	diskType := child.Annotations["disktype"]
+	switch {
+	case diskType != "" && diskType != "qemu":
+		return rankNone // for another hypervisor
+	case diskType != "":
+		rank = rankDiskType
+	case isDiskArtifact(child.ArtifactType):
+		rank = rankArtifact
+	case has != "":
+		rank = rankPlatform
+	case IsIndex(child.MediaType):
+		rank = rankNested
+	}
+	// cosa writes the name of its platform here; "metal" and the clouds boot less
+	// well.
+	for step, name := range []string{"qemu", "linux", ""} {
+		if system == name {
+			return rank + step
+		}
+	}
+	return rank + 3
+}
+
+func describeChild(child v1.Descriptor) string {
+	var parts []string
+	if p := child.Platform; p != nil {
+		parts = append(parts, p.OS+"/"+p.Architecture)
+	}
+	if t := child.Annotations["disktype"]; t != "" {
+		parts = append(parts, "disktype "+t)
+	}
+	if child.ArtifactType != "" {
+		parts = append(parts, child.ArtifactType)
+	}
+	return strings.TrimSpace(strings.Join(parts, " "))
+}
+
+// Child adds to a manifest what the index said of it.
+func (m *Manifest) Child(desc v1.Descriptor) {
+	if m.ArtifactType == "" {
+		m.ArtifactType = desc.ArtifactType
+	}
+	m.DiskType = desc.Annotations["disktype"]
 }
 
 // goArch turns the kernel's names of architectures, which some tools write, into

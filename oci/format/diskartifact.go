@@ -1,0 +1,167 @@
+package format
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const (
+	diskImagePrefix = "application/vnd.diskimage."
+	kubeVirtPrefix  = "application/vnd.kubevirt.virtualmachine"
+	kubeVirtDisk    = "application/vnd.kubevirt.disk.raw+zstd"
+)
+
+// isDiskArtifact knows the artifact types of disks in an index.
+func isDiskArtifact(artifactType string) bool {
+	return strings.HasPrefix(artifactType, diskImagePrefix) || isKubeVirtType(artifactType)
+}
+
+func isKubeVirtType(artifactType string) bool {
+	return artifactType == kubeVirtPrefix+".v1" || artifactType == kubeVirtPrefix+"template.v1"
+}
+
+// isKubeVirt plans a virtual machine, or a template of one, that KubeVirt
+// exported: a raw disk in each layer.
+func isKubeVirt(i *image) (*Plan, error) {
+	if !isKubeVirtType(i.ArtifactType) {
+		return nil, nil
+	}
+	p := &Plan{Format: "kubevirt"}
+	for _, layer := range i.Layers {
+		if layer.MediaType != kubeVirtDisk {
+			continue
+		}
+		names := layer.Annotations["io.kubevirt.disk.names"]
+		if names == "" {
+			names = layer.Annotations["io.kubevirt.disk.name"]
+		}
+		for name := range strings.SplitSeq(names, ",") {
+			if name == "" {
+				name = fmt.Sprintf("disk-%d", len(p.Disks))
+			}
+			p.Disks = append(p.Disks, Disk{
+				Name: name + ".raw", Content: Raw,
+				Streams: []Stream{{Blobs: []v1.Descriptor{layer}, Compression: Zstd}},
+			})
+		}
+	}
+	if len(p.Disks) == 0 {
+		return nil, fmt.Errorf("%w: a KubeVirt machine without a layer of type %s: %s", ErrUnknown, kubeVirtDisk, describe(i.Manifest))
+	}
+	return p, nil
+}
+
+// isDiskImage plans the artifact of the bootc family, Konflux and cosa: the sole
+// layer is the disk. Its name has claimed a compression that it did not have, so
+// the first bytes tell.
+func isDiskImage(i *image) (*Plan, error) {
+	kind, ok := strings.CutPrefix(i.ArtifactType, diskImagePrefix)
+	if !ok {
+		return nil, nil
+	}
+	if len(i.Layers) != 1 {
+		return nil, fmt.Errorf("%w: a disk image artifact of %d layers, want one: %s", ErrUnknown, len(i.Layers), describe(i.Manifest))
+	}
+	d := Disk{Name: "disk.img", Content: Detect, Streams: []Stream{{Blobs: i.Layers, Compression: Maybe}}}
+	switch kind, _, _ = strings.Cut(kind, "."); kind {
+	case "qcow2":
+		d.Name, d.Content = "disk.qcow2", QCOW2
+	case "raw":
+		d.Name, d.Content = "disk.raw", Raw
+	case "iso":
+		d.Name, d.Content = "disk.iso", ISO
+	case "vmdk", "vhd", "vhdx", "ami", "gce", "ova", "vdi":
+		return nil, fmt.Errorf("%w: a disk image of kind %q; want qcow2 or raw", ErrUnknown, kind)
+	}
+	return &Plan{Format: "diskimage", Disks: []Disk{d}}, nil
+}
+
+// isMachineOS plans a machine image of podman, which its index marks.
+func isMachineOS(i *image) (*Plan, error) {
+	if i.DiskType == "" {
+		return nil, nil
+	}
+	if i.DiskType != "qemu" {
+		return nil, fmt.Errorf("%w: a disk for %s; want one for qemu", ErrUnknown, i.DiskType)
+	}
+	if len(i.Layers) != 1 {
+		return nil, fmt.Errorf("%w: a machine image of %d layers, want one: %s", ErrUnknown, len(i.Layers), describe(i.Manifest))
+	}
+	d, ok := plainDisk(i.Layers[0])
+	if !ok {
+		d = Disk{Name: "disk.qcow2", Content: Detect}
+	}
+	d.Streams = []Stream{{Blobs: i.Layers, Compression: Maybe}}
+	return &Plan{Format: "machine-os", Disks: []Disk{d}}, nil
+}
+
+const (
+	eveLayer = "application/vnd.lfedge.disk.layer.v1"
+	eveRole  = "org.lfedge.eci.role"
+	eveRoot  = "org.lfedge.eci.artifact.root"
+)
+
+// isEVE plans an edge container image: the layer whose role is disk-root and
+// those of further disks; or, before there were roles, the file that a label
+// names in the tree of a container image.
+func isEVE(i *image) (*Plan, error) {
+	p := &Plan{Format: "eve"}
+	for _, layer := range i.Layers {
+		base, _ := parameters(layer.MediaType)
+		kind, ok := strings.CutPrefix(base, eveLayer)
+		role := layer.Annotations[eveRole]
+		if !ok || !strings.HasPrefix(role, "disk-") {
+			continue
+		}
+		d, err := eveDisk(layer, strings.TrimPrefix(kind, "+"), len(p.Disks))
+		if err != nil {
+			return nil, err
+		}
+		if role == "disk-root" {
+			p.Disks = append([]Disk{d}, p.Disks...)
+		} else {
+			p.Disks = append(p.Disks, d)
+		}
+	}
+	if len(p.Disks) > 0 {
+		return p, nil
+	}
+	root := i.config.Config.Labels[eveRoot]
+	if root == "" {
+		return nil, nil
+	}
+	tree := &Tree{Path: strings.TrimPrefix(path.Clean("/"+root), "/")}
+	for _, layer := range i.Layers {
+		if !isTar(layer.MediaType) {
+			return nil, fmt.Errorf("%w: an EVE image with a layer of type %q", ErrUnknown, layer.MediaType)
+		}
+		tree.Layers = append(tree.Layers, Stream{Blobs: []v1.Descriptor{layer}, Compression: Maybe})
+	}
+	p.Disks = []Disk{{Name: path.Base(tree.Path), Content: Detect, Tree: tree}}
+	return p, nil
+}
+
+func eveDisk(layer v1.Descriptor, kind string, n int) (Disk, error) {
+	d := Disk{Streams: []Stream{{Blobs: []v1.Descriptor{layer}, Compression: Maybe}}}
+	switch strings.ToLower(kind) {
+	case "qcow2", "qcow":
+		d.Content = QCOW2
+	case "raw":
+		// A raw disk may begin with anything.
+		d.Content, d.Streams[0].Compression = Raw, None
+	case "iso":
+		d.Content, d.Streams[0].Compression = ISO, None
+	case "":
+		d.Content = Detect
+	default:
+		return Disk{}, fmt.Errorf("%w: an EVE disk of type %q; want qcow2 or raw", ErrUnknown, layer.MediaType)
+	}
+	if d.Name = layer.Annotations[v1.AnnotationTitle]; d.Name == "" {
+		d.Name = fmt.Sprintf("disk-%d", n)
+	}
+	d.Name = path.Base(d.Name)
+	return d, nil
+}

@@ -1,0 +1,220 @@
+package oci
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+// maxTreeEntries bounds the files in all layers of a tree.
+const maxTreeEntries = 1_000_000
+
+const (
+	whiteout       = ".wh."
+	opaqueWhiteout = ".wh..wh..opq"
+)
+
+// A treeReader finds the disk in the layers of a container image, which it reads
+// from the topmost down: what an upper layer has, or has whited out, hides what
+// lies below.
+type treeReader struct {
+	u    *unpacker
+	tree *format.Tree
+	file *os.File
+
+	hidden  map[string]bool // paths of which lower layers count for nothing
+	opaque  map[string]bool // directories whose content in lower layers counts for nothing
+	found   []string
+	state   diskState
+	entries int
+}
+
+// unpackTree makes a disk of the file that a tree names.
+func (u *unpacker) unpackTree(ctx context.Context, number int, f *os.File, tree *format.Tree) (diskState, error) {
+	d := &streamDisk{u: u, number: number, file: f}
+	if err := d.recall(); err != nil {
+		return diskState{}, err
+	}
+	if d.state.Size > 0 {
+		return d.state, nil
+	}
+	t := &treeReader{u: u, tree: tree, file: f, hidden: map[string]bool{}, opaque: map[string]bool{}}
+	for _, layer := range slices.Backward(tree.Layers) {
+		if err := t.readLayer(ctx, layer); err != nil {
+			return diskState{}, err
+		}
+	}
+	switch {
+	case len(t.found) == 0 && tree.Directory:
+		return diskState{}, fmt.Errorf("%w: a container image without a file in /%s/; want a disk there, or a virtual machine image in another format", ErrFormat, tree.Path)
+	case len(t.found) == 0:
+		return diskState{}, fmt.Errorf("%w: the image has no file /%s", ErrFormat, tree.Path)
+	case len(t.found) > 1:
+		return diskState{}, fmt.Errorf("%w: several files in /%s/: %q; want one", ErrFormat, tree.Path, t.found)
+	}
+	if err := f.Sync(); err != nil {
+		return diskState{}, err
+	}
+	d.state = t.state
+	return d.state, d.remember()
+}
+
+// readLayer reads a whole layer, for its digest.
+func (t *treeReader) readLayer(ctx context.Context, layer format.Stream) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	blobs := t.u.blobs(ctx, layer.Blobs)
+	defer func() { err = errors.Join(err, blobs.Close()) }()
+	plain, err := decompression{compression: layer.Compression, window: zstdWindow}.ahead(blobs)
+	if err != nil {
+		return blobs.explain(err)
+	}
+	err = t.readTar(&boundedReader{r: plain, left: t.u.fileLimit()})
+	if final := Final(err); final {
+		cancel()
+	}
+	if err := errors.Join(err, plain.Close()); err != nil {
+		return blobs.explain(err)
+	}
+	return blobs.finish()
+}
+
+func (t *treeReader) readTar(r io.Reader) error {
+	archive := tar.NewReader(r)
+	// Whiteouts of a layer speak of those below.
+	hidden, opaque := map[string]bool{}, map[string]bool{}
+	for {
+		header, err := archive.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return tarError(err)
+		}
+		if t.entries++; t.entries > maxTreeEntries {
+			return fmt.Errorf("%w: more than %d files in the layers", ErrHostile, maxTreeEntries)
+		}
+		name := strings.TrimPrefix(path.Clean("/"+header.Name), "/")
+		if !t.concerns(name) {
+			continue
+		}
+		dir, base := path.Split(name)
+		dir = strings.TrimSuffix(dir, "/")
+		switch {
+		case base == opaqueWhiteout:
+			opaque[dir] = true
+			continue
+		case strings.HasPrefix(base, whiteout):
+			hidden[path.Join(dir, strings.TrimPrefix(base, whiteout))] = true
+			continue
+		}
+		if header.Typeflag != tar.TypeDir {
+			hidden[name] = true
+		}
+		if !t.isHidden(name) {
+			if err := t.take(archive, header, name); err != nil {
+				return err
+			}
+		}
+	}
+	for name := range hidden {
+		t.hidden[name] = true
+	}
+	for name := range opaque {
+		t.opaque[name] = true
+	}
+	// The archive's padding belongs to the blob.
+	_, err := io.Copy(io.Discard, r)
+	return err
+}
+
+// concerns reports whether a name is the tree's path, above it, or in it; names of
+// whiteouts count as what they stand for.
+func (t *treeReader) concerns(name string) bool {
+	dir, base := path.Split(name)
+	if base == opaqueWhiteout {
+		dir = strings.TrimSuffix(dir, "/")
+		return dir == "" || dir == t.tree.Path || strings.HasPrefix(t.tree.Path, dir+"/")
+	}
+	name = path.Join(dir, strings.TrimPrefix(base, whiteout))
+	return name == t.tree.Path || strings.HasPrefix(t.tree.Path, name+"/") ||
+		t.tree.Directory && path.Dir(name) == t.tree.Path
+}
+
+// isHidden reports whether an upper layer hides a path.
+func (t *treeReader) isHidden(name string) bool {
+	if t.hidden[name] {
+		return true
+	}
+	for dir := path.Dir(name); ; dir = path.Dir(dir) {
+		if dir == "." {
+			dir = ""
+		}
+		if t.opaque[dir] || t.hidden[dir] {
+			return true
+		}
+		if dir == "" {
+			return false
+		}
+	}
+}
+
+// take writes the entry to the disk, if it is the one.
+func (t *treeReader) take(content io.Reader, header *tar.Header, name string) error {
+	if above := name != t.tree.Path && strings.HasPrefix(t.tree.Path, name+"/"); above || t.tree.Directory && name == t.tree.Path {
+		if header.Typeflag != tar.TypeDir {
+			return fmt.Errorf("%w: /%s in the image is not a directory", ErrFormat, name)
+		}
+		return nil
+	}
+	switch {
+	case header.Typeflag == tar.TypeDir && t.tree.Directory:
+		return nil
+	case header.Typeflag != tar.TypeReg:
+		return fmt.Errorf("%w: /%s in the image is not a plain file", ErrFormat, name)
+	}
+	if t.found = append(t.found, path.Base(name)); len(t.found) > 1 {
+		if slices.Contains(t.found[:len(t.found)-1], path.Base(name)) {
+			return fmt.Errorf("%w: two files /%s in one layer", ErrFormat, name)
+		}
+		return nil // all names, for the error
+	}
+	out := &sparseWriter{file: t.file, limit: t.u.fileLimit()}
+	hash := digest.Canonical.Digester()
+	if _, err := io.CopyBuffer(io.MultiWriter(hash.Hash(), out), onlyReader{content}, make([]byte, copyBuffer)); err != nil {
+		return tarError(err)
+	}
+	t.state = diskState{Name: path.Base(name), Size: out.Size(), Digest: hash.Digest()}
+	return out.Finish()
+}
+
+// tarError: what tar says of a stream is about its content.
+func tarError(err error) error {
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return &damagedError{err}
+	}
+	return err
+}
+
+// A boundedReader fails, with [ErrHostile], instead of reading more than left.
+type boundedReader struct {
+	r    io.Reader
+	left int64
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, fmt.Errorf("%w: a layer unpacks to more than is allowed", ErrHostile)
+	}
+	return n, err
+}
