@@ -35,7 +35,7 @@ func reaches(t *testing.T, guest *vm.Guest, address, port string) bool {
 // greets says whether the guest gets the greeting of an SSH server.
 func greets(t *testing.T, guest *vm.Guest, address string) bool {
 	t.Helper()
-	out, _ := script(t, guest, fmt.Sprintf("echo SSH-2.0-test | timeout 3 nc -w 3 %s 22", address))
+	out, _ := script(t, guest, fmt.Sprintf("{ echo SSH-2.0-test; sleep 2; } | timeout 4 nc -w 3 %s 22", address))
 	return strings.HasPrefix(out, "SSH-2.0-")
 }
 
@@ -94,6 +94,9 @@ func TestLibvirtNetwork(t *testing.T) {
 			if reaches(t, first, to, loopback) {
 				t.Errorf("a guest reaches the host's 127.0.0.1 by %s", to)
 			}
+		}
+		if !greets(t, first, own) {
+			t.Error("a guest does not reach itself")
 		}
 		for name, trick := range map[string]string{
 			"at once":                "",
