@@ -1,0 +1,438 @@
+package oci
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz"
+)
+
+// annotated is a descriptor with annotations, given as keys and values.
+func annotated(d v1.Descriptor, pairs ...string) v1.Descriptor {
+	d.Annotations = map[string]string{}
+	for i := 0; i < len(pairs); i += 2 {
+		d.Annotations[pairs[i]] = pairs[i+1]
+	}
+	return d
+}
+
+func zstdOf(t *testing.T, content []byte) []byte {
+	t.Helper()
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return z.EncodeAll(content, nil)
+}
+
+func xzOf(t *testing.T, content []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z, err := xz.NewWriter(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := z.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// appleLZ4Of packs content as Apple's library does, in blocks of 64 KiB; a block
+// that does not shrink is stored.
+func appleLZ4Of(t *testing.T, content []byte) []byte {
+	t.Helper()
+	var out []byte
+	var c lz4.Compressor
+	for len(content) > 0 {
+		raw := content[:min(64<<10, len(content))]
+		content = content[len(raw):]
+		packed := make([]byte, lz4.CompressBlockBound(len(raw)))
+		n, err := c.CompressBlock(raw, packed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 || n >= len(raw) {
+			out = append(binary.LittleEndian.AppendUint32(append(out, "bv4-"...), uint32(len(raw))), raw...)
+			continue
+		}
+		out = binary.LittleEndian.AppendUint32(append(out, "bv41"...), uint32(len(raw)))
+		out = append(binary.LittleEndian.AppendUint32(out, uint32(n)), packed[:n]...)
+	}
+	return append(out, "bv4$"...)
+}
+
+// A tarEntry is a file, a directory if its name ends in a slash, or a link.
+type tarEntry struct {
+	name, content, link string
+}
+
+func tarOf(t *testing.T, entries ...tarEntry) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range entries {
+		h := &tar.Header{Name: e.name, Mode: 0o444, Size: int64(len(e.content)), Typeflag: tar.TypeReg}
+		if strings.HasSuffix(e.name, "/") {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		}
+		if e.link != "" {
+			h.Typeflag, h.Linkname = tar.TypeSymlink, e.link
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(e.content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// put writes a manifest as a blob, of whatever kind, and describes it.
+func (l testLayout) put(manifest v1.Manifest) v1.Descriptor {
+	l.t.Helper()
+	manifest.SchemaVersion = 2
+	if manifest.MediaType == "" {
+		manifest.MediaType = v1.MediaTypeImageManifest
+	}
+	if manifest.Config.Digest == "" {
+		manifest.Config = l.blob(v1.MediaTypeEmptyJSON, []byte("{}"))
+	}
+	raw, err := json.Marshal(manifest)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return l.blob(manifest.MediaType, raw)
+}
+
+func (l testLayout) putIndex(children ...v1.Descriptor) v1.Descriptor {
+	l.t.Helper()
+	index := v1.Index{MediaType: v1.MediaTypeImageIndex, Manifests: children}
+	index.SchemaVersion = 2
+	raw, err := json.Marshal(index)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return l.blob(v1.MediaTypeImageIndex, raw)
+}
+
+// named makes a manifest or an index the layout's only image.
+func (l testLayout) named(desc v1.Descriptor) Reference {
+	l.t.Helper()
+	raw, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{desc}})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(l.dir, "index.json"), raw, 0o644); err != nil {
+		l.t.Fatal(err)
+	}
+	return mustParse(l.t, "oci:"+l.dir)
+}
+
+func (l testLayout) config(text string) v1.Descriptor {
+	return l.blob(v1.MediaTypeImageConfig, []byte(text))
+}
+
+func (l testLayout) container(config string, layers ...[]byte) v1.Descriptor {
+	m := v1.Manifest{Config: l.config(config)}
+	for _, layer := range layers {
+		m.Layers = append(m.Layers, l.blob(v1.MediaTypeImageLayer, layer))
+	}
+	return l.put(m)
+}
+
+func platform(d v1.Descriptor, os, arch string) v1.Descriptor {
+	d.Platform = &v1.Platform{OS: os, Architecture: arch}
+	return d
+}
+
+func artifact(d v1.Descriptor, artifactType string) v1.Descriptor {
+	d.ArtifactType = artifactType
+	return d
+}
+
+// virterImage is a chain of two layers, as virter writes it: a Docker manifest,
+// and the digest of the base's content in the header of the other.
+func virterImage(t *testing.T, l testLayout, base []byte) Reference {
+	t.Helper()
+	baseID := digest.FromBytes(base)
+	top := qcow2File(t, "-F", "qcow2", "-b", "./virter:layer:"+baseID.String())
+	config := `{"architecture":"amd64","os":"","rootfs":{"type":"layers","diff_ids":["` + baseID.String() + `","` + digest.FromBytes(top).String() + `"]}}`
+	const layer = "application/vnd.com.linbit.virter.layer.v1.qcow2.gzip"
+	return l.named(l.put(v1.Manifest{
+		MediaType: "application/vnd.docker.distribution.manifest.v2+json",
+		Config:    l.blob("application/vnd.com.linbit.virter.image.v1", []byte(config)),
+		Layers:    []v1.Descriptor{l.blob(layer, zipped(t, "", base)), l.blob(layer, zipped(t, "", top))},
+	}))
+}
+
+// TestFormats pulls an image of each format.
+func TestFormats(t *testing.T) {
+	disk := qcow2File(t)
+	raw := append([]byte("boot sector"), make([]byte, 300_000)...)
+	raw = append(raw, noise(100_000)...)
+	bootable := func(l testLayout) v1.Descriptor {
+		return platform(l.container(`{"architecture":"amd64","os":"linux","config":{"Labels":{"containers.bootc":"1"}}}`, tarOf(t, tarEntry{name: "usr/"})), "linux", "amd64")
+	}
+	diskImage := func(l testLayout, kind string, content []byte) v1.Descriptor {
+		return l.put(v1.Manifest{ArtifactType: "application/vnd.diskimage." + kind, Layers: []v1.Descriptor{l.blob("application/octet-stream", content)}})
+	}
+	tests := map[string]struct {
+		image  func(l testLayout) Reference
+		format string
+		disks  map[string]string // name: format
+		want   []byte            // content of the last disk
+	}{
+		"virter": {func(l testLayout) Reference { return virterImage(t, l, disk) }, "virter", map[string]string{"layer-0.qcow2": "qcow2", "layer-1.qcow2": "qcow2"}, nil},
+		"kubevirt": {func(l testLayout) Reference {
+			return l.named(l.put(v1.Manifest{ArtifactType: "application/vnd.kubevirt.virtualmachine.v1", Layers: []v1.Descriptor{
+				l.blob("application/yaml", []byte("kind: VirtualMachine")),
+				annotated(l.blob("application/vnd.kubevirt.disk.raw+zstd", zstdOf(t, raw)), "io.kubevirt.disk.name", "root", "io.kubevirt.disk.size", "48Mi"),
+			}}))
+		}, "kubevirt", map[string]string{"root.raw": "raw"}, raw},
+		"disk image artifact":                    {func(l testLayout) Reference { return l.named(diskImage(l, "qcow2", disk)) }, "diskimage", map[string]string{"disk.qcow2": "qcow2"}, disk},
+		"disk image artifact, gzip that is none": {func(l testLayout) Reference { return l.named(diskImage(l, "qcow2.gzip", disk)) }, "diskimage", map[string]string{"disk.qcow2": "qcow2"}, disk},
+		"disk image artifact, gzip":              {func(l testLayout) Reference { return l.named(diskImage(l, "qcow2.gzip", zipped(t, "x", disk))) }, "diskimage", map[string]string{"disk.qcow2": "qcow2"}, disk},
+		"disk image artifact, ordinary config": {func(l testLayout) Reference {
+			return l.named(l.put(v1.Manifest{ArtifactType: "application/vnd.diskimage.raw", Config: l.config(`{"architecture":"amd64","os":"linux"}`), Layers: []v1.Descriptor{l.blob("x/y", xzOf(t, raw))}}))
+		}, "diskimage", map[string]string{"disk.raw": "raw"}, raw},
+		"disk image in an index with the container": {func(l testLayout) Reference {
+			return l.named(l.putIndex(bootable(l),
+				platform(artifact(diskImage(l, "raw", raw), "application/vnd.diskimage.raw"), "metal", "x86_64"),
+				platform(artifact(diskImage(l, "qcow2", disk), "application/vnd.diskimage.qcow2"), "qemu", "x86_64")))
+		}, "diskimage", map[string]string{"disk.qcow2": "qcow2"}, disk},
+		"machine-os": {func(l testLayout) Reference {
+			machine := func(kind, arch string, content []byte) v1.Descriptor {
+				d := l.put(v1.Manifest{Layers: []v1.Descriptor{annotated(l.blob("application/zstd", zstdOf(t, content)), v1.AnnotationTitle, "podman-machine."+arch+"."+kind+".qcow2.zst")}})
+				return platform(annotated(d, "disktype", kind), "linux", arch)
+			}
+			return l.named(l.putIndex(bootable(l), machine("applehv", "x86_64", raw), machine("qemu", "aarch64", raw), machine("qemu", "x86_64", disk)))
+		}, "machine-os", map[string]string{"podman-machine.x86_64.qemu.qcow2": "qcow2"}, disk},
+		"machine-os, xz, nested index": {func(l testLayout) Reference {
+			d := l.put(v1.Manifest{Layers: []v1.Descriptor{annotated(l.blob("application/xz", xzOf(t, disk)), v1.AnnotationTitle, "m.qcow2.xz")}})
+			nested := l.putIndex(platform(annotated(d, "disktype", "qemu"), "linux", "amd64"))
+			return l.named(l.putIndex(annotated(bootable(l), "vnd.docker.reference.type", "attestation-manifest"), nested))
+		}, "machine-os", map[string]string{"m.qcow2": "qcow2"}, disk},
+		"eve": {func(l testLayout) Reference {
+			return l.named(l.put(v1.Manifest{Config: l.config(`{"architecture":"amd64","os":"linux"}`), Layers: []v1.Descriptor{
+				annotated(l.blob("application/vnd.lfedge.eci.kernel.layer.v1", []byte("kernel")), "org.lfedge.eci.role", "kernel"),
+				annotated(l.blob("application/vnd.lfedge.disk.layer.v1+qcow2", disk), "org.lfedge.eci.role", "disk-root", v1.AnnotationTitle, "root.qcow2"),
+			}}))
+		}, "eve", map[string]string{"root.qcow2": "qcow2"}, disk},
+		"eve, raw that begins with gzip's magic bytes": {func(l testLayout) Reference {
+			return l.named(l.put(v1.Manifest{Config: l.config(`{}`), Layers: []v1.Descriptor{
+				annotated(l.blob("application/vnd.lfedge.disk.layer.v1+raw", zipped(t, "", raw)), "org.lfedge.eci.role", "disk-root")}}))
+		}, "eve", map[string]string{"disk-0": "raw"}, zipped(t, "", raw)},
+		"eve, legacy": {func(l testLayout) Reference {
+			return l.named(l.container(`{"config":{"Labels":{"org.lfedge.eci.artifact.root":"/images/root.img"}}}`,
+				tarOf(t, tarEntry{name: "images/"}, tarEntry{name: "images/root.img", content: string(disk)}, tarEntry{name: "images/other", content: "x"})))
+		}, "eve", map[string]string{"root.img": "qcow2"}, disk},
+		"tart": {func(l testLayout) Reference {
+			slice := func(content []byte) v1.Descriptor {
+				return annotated(l.blob("application/vnd.cirruslabs.tart.disk.v2", appleLZ4Of(t, content)),
+					"org.cirruslabs.tart.uncompressed-size", strconv.Itoa(len(content)), "org.cirruslabs.tart.uncompressed-content-digest", digest.FromBytes(content).String())
+			}
+			return l.named(l.put(v1.Manifest{Config: l.config(`{"architecture":"arm64","os":"linux","config":{"Labels":{"org.cirruslabs.tart.disk.format":"raw"}}}`), Layers: []v1.Descriptor{
+				l.blob("application/vnd.cirruslabs.tart.config.v1", []byte(`{"os":"linux"}`)),
+				slice(raw[:200_704]), slice(raw[200_704:]),
+				l.blob("application/vnd.cirruslabs.tart.nvram.v1", []byte("nvram")),
+			}}))
+		}, "tart", map[string]string{"disk.img": "raw"}, raw},
+		"lume": {func(l testLayout) Reference {
+			part := func(at int, content []byte) v1.Descriptor {
+				return annotated(l.blob("application/vnd.trycua.lume.disk.v1", zipped(t, "", content)), "org.trycua.lume.part.offset", strconv.Itoa(at), v1.AnnotationTitle, "disk.img")
+			}
+			return l.named(l.put(v1.Manifest{Config: l.blob("application/vnd.trycua.lume.config.v1+json", []byte(`{"os":"linux"}`)),
+				Layers: []v1.Descriptor{part(200_704, raw[200_704:]), part(0, raw[:200_704])}}))
+		}, "lume", map[string]string{"disk.img": "raw"}, raw},
+		"cua": {func(l testLayout) Reference {
+			return l.named(l.put(v1.Manifest{Config: l.blob("application/vnd.trycua.qemu.config.v1+json", []byte(`{}`)),
+				Layers: []v1.Descriptor{annotated(l.blob("application/vnd.trycua.qemu.disk.v1+gzip", zipped(t, "", disk)), v1.AnnotationTitle, "disk.img")}}))
+		}, "lume", map[string]string{"disk.img": "qcow2"}, disk},
+		"oras without a type": {func(l testLayout) Reference {
+			return l.named(l.put(v1.Manifest{Config: l.blob("application/vnd.unknown.config.v1+json", []byte("{}")), Layers: []v1.Descriptor{annotated(l.blob(v1.MediaTypeImageLayer, disk), v1.AnnotationTitle, "vm.qcow2")}}))
+		}, "artifact", map[string]string{"vm.qcow2": "qcow2"}, disk},
+		"containerdisk": {func(l testLayout) Reference {
+			return l.named(l.container(`{"architecture":"amd64","os":"linux"}`, tarOf(t, tarEntry{name: "disk/"}, tarEntry{name: "disk/fedora.img", content: string(disk)})))
+		}, "containerdisk", map[string]string{"fedora.img": "qcow2"}, disk},
+		"containerdisk, raw, ./ and gzip, by platform": {func(l testLayout) Reference {
+			d := l.put(v1.Manifest{Config: l.config(`{"architecture":"amd64","os":"linux"}`), Layers: []v1.Descriptor{
+				l.blob(v1.MediaTypeImageLayerGzip, zipped(t, "", tarOf(t, tarEntry{name: "./etc/passwd", content: "root"}))),
+				l.blob(v1.MediaTypeImageLayerZstd, zstdOf(t, tarOf(t, tarEntry{name: "./disk/x", content: string(raw)}))),
+			}})
+			return l.named(l.putIndex(platform(l.container("{}", tarOf(t)), "linux", "s390x"), platform(d, "linux", "amd64")))
+		}, "containerdisk", map[string]string{"x": "raw"}, raw},
+		"containerdisk, absolute, whited out": {func(l testLayout) Reference {
+			return l.named(l.container("{}",
+				tarOf(t, tarEntry{name: "disk/old.img", content: "old"}, tarEntry{name: "disk/older.img", content: "older"}),
+				tarOf(t, tarEntry{name: "disk/.wh.old.img"}, tarEntry{name: "disk/.wh.older.img"}, tarEntry{name: "/disk/new.img", content: string(disk)})))
+		}, "containerdisk", map[string]string{"new.img": "qcow2"}, disk},
+		"containerdisk, replaced": {func(l testLayout) Reference {
+			return l.named(l.container("{}", tarOf(t, tarEntry{name: "disk/a.img", content: "old"}), tarOf(t, tarEntry{name: "disk/a.img", content: string(disk)}), tarOf(t, tarEntry{name: "etc/x", content: "x"})))
+		}, "containerdisk", map[string]string{"a.img": "qcow2"}, disk},
+		"containerdisk, opaque": {func(l testLayout) Reference {
+			return l.named(l.container("{}", tarOf(t, tarEntry{name: "disk/a.img", content: "old"}), tarOf(t, tarEntry{name: "disk/b.img", content: string(disk)}, tarEntry{name: "disk/.wh..wh..opq"})))
+		}, "containerdisk", map[string]string{"b.img": "qcow2"}, disk},
+		"containerdisk, directory whited out": {func(l testLayout) Reference {
+			return l.named(l.container("{}", tarOf(t, tarEntry{name: "disk/a.img", content: "old"}), tarOf(t, tarEntry{name: ".wh.disk"}), tarOf(t, tarEntry{name: "disk/b.img", content: string(disk)})))
+		}, "containerdisk", map[string]string{"b.img": "qcow2"}, disk},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			arch := "amd64"
+			image, err := newStore(t).Pull(t.Context(), test.image(newLayout(t)), PullOptions{Architecture: arch})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if image.Format != test.format || len(image.Disks) != len(test.disks) {
+				t.Errorf("image %+v, want format %s", image, test.format)
+			}
+			for _, d := range image.Disks {
+				if test.disks[d.Name] != d.Format {
+					t.Errorf("disk %+v, want one of %v", d, test.disks)
+				}
+			}
+			last := image.Disks[len(image.Disks)-1]
+			got, err := os.ReadFile(filepath.Join(image.Dir, last.Name))
+			if err != nil || test.want != nil && !bytes.Equal(got, test.want) {
+				t.Errorf("%s: content differs (%v): %d bytes, want %d", last.Name, err, len(got), len(test.want))
+			}
+			if test.format == "virter" && last.Backing != "layer-0.qcow2" {
+				t.Errorf("backing file %q", last.Backing)
+			}
+			if test.format != "virter" && last.Digest != digest.FromBytes(got) && test.format != "tart" {
+				t.Errorf("%s: digest %s", last.Name, last.Digest)
+			}
+		})
+	}
+}
+
+func TestFormatsRefused(t *testing.T) {
+	disk := qcow2File(t)
+	tests := map[string]struct {
+		image func(l testLayout) v1.Descriptor
+		want  error
+		text  string
+	}{
+		"bootc": {func(l testLayout) v1.Descriptor {
+			return l.container(`{"config":{"Labels":{"containers.bootc":"1"}}}`, tarOf(t))
+		}, ErrFormat, "containers.bootc"},
+		"ostree": {func(l testLayout) v1.Descriptor {
+			return l.container(`{"config":{"Labels":{"ostree.bootable":"1"}}}`, tarOf(t))
+		}, ErrFormat, "ostree.bootable"},
+		"unikraft": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{Annotations: map[string]string{"org.unikraft.image.version": "1"}, Layers: []v1.Descriptor{l.blob("x/y", disk)}})
+		}, ErrFormat, "Unikraft"},
+		"kraftkit": {func(l testLayout) v1.Descriptor {
+			return l.container(`{"os":"qemu","architecture":"x86_64"}`, tarOf(t))
+		}, ErrFormat, "kraftkit"},
+		"tart for macOS": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{Config: l.config(`{"os":"darwin","architecture":"arm64"}`), Layers: []v1.Descriptor{l.blob("application/vnd.cirruslabs.tart.config.v1", []byte("{}"))}})
+		}, ErrFormat, "macOS"},
+		"tart asif": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{Config: l.config(`{"os":"linux","config":{"Labels":{"org.cirruslabs.tart.disk.format":"asif"}}}`), Layers: []v1.Descriptor{l.blob("application/vnd.cirruslabs.tart.config.v1", []byte("{}"))}})
+		}, ErrFormat, "asif"},
+		"tart with a wrong digest": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{Config: l.config(`{"os":"linux"}`), Layers: []v1.Descriptor{l.blob("application/vnd.cirruslabs.tart.config.v1", []byte("{}")),
+				annotated(l.blob("application/vnd.cirruslabs.tart.disk.v2", appleLZ4Of(t, disk)), "org.cirruslabs.tart.uncompressed-size", strconv.Itoa(len(disk)), "org.cirruslabs.tart.uncompressed-content-digest", digest.FromString("").String())}})
+		}, ErrHostile, "has digest"},
+		"lume for macOS": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{Config: l.blob("application/vnd.trycua.lume.config.v1+json", []byte(`{"os":"macOS"}`)), Layers: []v1.Descriptor{l.blob("application/vnd.trycua.lume.disk.v1", zipped(t, "", disk))}})
+		}, ErrFormat, "macOS"},
+		"lume, overlapping parts": {func(l testLayout) v1.Descriptor {
+			part := func(at string) v1.Descriptor {
+				return annotated(l.blob("application/vnd.trycua.lume.disk.v1", zipped(t, "", disk)), "org.trycua.lume.part.offset", at)
+			}
+			return l.put(v1.Manifest{Config: l.blob("application/vnd.trycua.lume.config.v1+json", []byte(`{}`)), Layers: []v1.Descriptor{part("0"), part("4096")}})
+		}, ErrHostile, "unpacks to more"},
+		"vmdk": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{ArtifactType: "application/vnd.diskimage.vmdk", Layers: []v1.Descriptor{l.blob("x/y", disk)}})
+		}, ErrFormat, "vmdk"},
+		"machine for another hypervisor": {func(l testLayout) v1.Descriptor {
+			return l.putIndex(annotated(l.put(v1.Manifest{Layers: []v1.Descriptor{l.blob("x/y", disk)}}), "disktype", "wsl"))
+		}, ErrFormat, "disktype wsl"},
+		"another architecture": {func(l testLayout) v1.Descriptor {
+			return l.putIndex(platform(l.put(v1.Manifest{Layers: []v1.Descriptor{l.blob("x/y", disk)}}), "linux", "riscv64"))
+		}, ErrFormat, "linux/riscv64"},
+		"indexes without end": {func(l testLayout) v1.Descriptor {
+			d := l.put(v1.Manifest{Layers: []v1.Descriptor{l.blob("x/y", disk)}})
+			for range maxIndexDepth + 1 {
+				d = l.putIndex(d)
+			}
+			return d
+		}, ErrFormat, "nest deeper"},
+		"index that names itself": {func(l testLayout) v1.Descriptor {
+			return l.putIndex(v1.Descriptor{MediaType: v1.MediaTypeImageIndex, Digest: digest.FromString("no such")})
+		}, ErrNotFound, ""},
+		"empty index": {func(l testLayout) v1.Descriptor { return l.putIndex() }, ErrFormat, "nothing for"},
+		"manifest of an unknown type": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{MediaType: "application/vnd.example+json"})
+		}, ErrFormat, "vnd.example"},
+		"containerdisk with two files": {func(l testLayout) v1.Descriptor {
+			return l.container("{}", tarOf(t, tarEntry{name: "disk/a", content: "a"}, tarEntry{name: "disk/b", content: "b"}))
+		}, ErrFormat, `["a" "b"]`},
+		"containerdisk with two files in two layers": {func(l testLayout) v1.Descriptor {
+			return l.container("{}", tarOf(t, tarEntry{name: "disk/a", content: "a"}), tarOf(t, tarEntry{name: "disk/b", content: "b"}))
+		}, ErrFormat, "several files"},
+		"containerdisk that is a link": {func(l testLayout) v1.Descriptor {
+			return l.container("{}", tarOf(t, tarEntry{name: "disk/a", link: "/etc/shadow"}))
+		}, ErrFormat, "not a plain file"},
+		"containerdisk in a link": {func(l testLayout) v1.Descriptor {
+			return l.container("{}", tarOf(t, tarEntry{name: "disk", link: "/etc"}, tarEntry{name: "disk/shadow", content: "x"}))
+		}, ErrFormat, "not a directory"},
+		"container without a disk": {func(l testLayout) v1.Descriptor {
+			return l.container("{}", tarOf(t, tarEntry{name: "etc/passwd", content: "root"}, tarEntry{name: "disk/sub/a", content: "a"}))
+		}, ErrFormat, "container image without a file in /disk/"},
+		"container with a bomb": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{Config: l.config("{}"), Layers: []v1.Descriptor{l.blob(v1.MediaTypeImageLayerGzip, zipped(t, "", tarOf(t, tarEntry{name: "x", content: string(make([]byte, 100<<20))})))}})
+		}, ErrHostile, "more than is allowed"},
+		"container that is no tar": {func(l testLayout) v1.Descriptor { return l.container("{}", noise(5000)) }, ErrFormat, "damaged layer"},
+		"container cut off": {func(l testLayout) v1.Descriptor {
+			return l.container("{}", tarOf(t, tarEntry{name: "disk/a", content: string(noise(5000))})[:2000])
+		}, ErrFormat, "damaged layer"},
+		"virter without diff ids": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{Config: l.blob("application/vnd.com.linbit.virter.image.v1", []byte("{}")), Layers: []v1.Descriptor{l.blob("application/vnd.com.linbit.virter.layer.v1.qcow2.gzip", zipped(t, "", disk))}})
+		}, ErrFormat, "diff ids"},
+		"kubevirt without a disk": {func(l testLayout) v1.Descriptor {
+			return l.put(v1.Manifest{ArtifactType: "application/vnd.kubevirt.virtualmachine.v1"})
+		}, ErrFormat, "without a layer"},
+		"truncated zstd": {func(l testLayout) v1.Descriptor {
+			z := zstdOf(t, noise(100_000))
+			return l.put(v1.Manifest{ArtifactType: "application/vnd.kubevirt.virtualmachine.v1", Layers: []v1.Descriptor{annotated(l.blob("application/vnd.kubevirt.disk.raw+zstd", z[:len(z)/2]), "io.kubevirt.disk.name", "root")}})
+		}, ErrFormat, "damaged layer"},
+		"truncated xz": {func(l testLayout) v1.Descriptor {
+			x := xzOf(t, disk)
+			return l.put(v1.Manifest{Layers: []v1.Descriptor{annotated(l.blob("x/y", x[:len(x)/2]), v1.AnnotationTitle, "a.qcow2.xz")}})
+		}, ErrFormat, "damaged layer"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			l := newLayout(t)
+			store := newStore(t)
+			image, err := store.Pull(t.Context(), l.named(test.image(l)), PullOptions{Architecture: "amd64", MaxDisk: 16 << 20})
+			if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
+				t.Fatalf("got %+v, %v; want %v with %q", image, err, test.want, test.text)
+			}
+			assertEmpty(t, filepath.Join(store.Root(), imagesDir))
+		})
+	}
+}

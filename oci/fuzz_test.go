@@ -1,0 +1,131 @@
+package oci
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+func FuzzGuestConfig(f *testing.F) {
+	f.Add([]byte(`{"users":[{"username":"vagrant","password":"vagrant","port":22}],"services":[{"service":"ssh","port":22,"protocol":"tcp"}],"more":1}`))
+	f.Add([]byte(`{"users":[{"username":"a","port":-1}]}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		guest, err := ParseGuestConfig(raw)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) {
+				t.Error(err)
+			}
+			return
+		}
+		if port := guest.SSHPort(); port < 1 || port > 65535 {
+			t.Errorf("port %d", port)
+		}
+		for _, user := range guest.Users {
+			if user.Username == "" {
+				t.Error("a user without a name")
+			}
+		}
+	})
+}
+
+// FuzzGunzip compares with the standard library, marks and all.
+func FuzzGunzip(f *testing.F) {
+	for _, content := range [][]byte{nil, []byte("hello"), compressible(100_000), append(noise(70_000), compressible(1000)...)} {
+		var b bytes.Buffer
+		z := gzip.NewWriter(&b)
+		z.Name = "name"
+		_, _ = z.Write(content)
+		_ = z.Close()
+		f.Add(b.Bytes())
+		f.Add(append(bytes.Clone(b.Bytes()), b.Bytes()...))
+	}
+	const limit = 1 << 20
+	f.Fuzz(func(t *testing.T, packed []byte) {
+		want, wantErr := func() ([]byte, error) {
+			z, err := gzip.NewReader(bytes.NewReader(packed))
+			if err != nil {
+				return nil, err
+			}
+			return io.ReadAll(io.LimitReader(z, limit))
+		}()
+		got, gotErr := func() ([]byte, error) {
+			g, err := newGunzip(bytes.NewReader(packed), func(int64) bool { return true })
+			if err != nil {
+				return nil, err
+			}
+			return io.ReadAll(io.LimitReader(&marking{g}, limit))
+		}()
+		if (wantErr == nil) != (gotErr == nil) || wantErr == nil && !bytes.Equal(want, got) {
+			t.Errorf("got %d bytes, %v; want %d, %v", len(got), gotErr, len(want), wantErr)
+		}
+	})
+}
+
+func FuzzAppleLZ4(f *testing.F) {
+	f.Add([]byte("bv4-\x05\x00\x00\x00hellobv4$"))
+	f.Add([]byte(applePair))
+	f.Fuzz(func(t *testing.T, packed []byte) {
+		n, err := io.Copy(io.Discard, io.LimitReader(newAppleLZ4(bytes.NewReader(packed)), 64<<20))
+		if err == nil && n < 64<<20 && !bytes.HasSuffix(packed, []byte("bv4$")) {
+			t.Errorf("%d bytes of a stream without an end", n)
+		}
+	})
+}
+
+// FuzzTree looks for the disk in any tar archive.
+func FuzzTree(f *testing.F) {
+	f.Add([]byte(nil), []byte(nil))
+	t := &testing.T{}
+	f.Add(tarOf(t, tarEntry{name: "disk/a", content: "hello"}), tarOf(t, tarEntry{name: "disk/.wh.a"}, tarEntry{name: "./disk/b", content: "x"}))
+	f.Fuzz(func(t *testing.T, lower, upper []byte) {
+		l := newLayout(t)
+		store, err := OpenStore(filepath.Join(l.dir, "store"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		image, err := store.Pull(t.Context(), l.named(l.container("{}", lower, upper)), PullOptions{MaxDisk: 1 << 20})
+		if err != nil {
+			if !Final(err) {
+				t.Error(err)
+			}
+			return
+		}
+		if name := image.Disks[0].Name; name == "" || strings.ContainsAny(name, "/\x00") || name[0] == '.' {
+			t.Errorf("disk called %q", name)
+		}
+	})
+}
+
+// applePair is two blocks of which the second refers back into the first.
+const applePair = "bv4-\x08\x00\x00\x00abcdefgh" +
+	"bv41\x0e\x00\x00\x00\x0a\x00\x00\x00" + "\x14Z\x09\x00" + "\x50tail!" + "bv4$"
+
+func TestAppleLZ4(t *testing.T) {
+	read := func(packed string) (string, error) {
+		how := decompression{compression: format.AppleLZ4}
+		plain, err := how.direct(strings.NewReader(packed))
+		if err != nil {
+			return "", err
+		}
+		got, err := io.ReadAll(plain)
+		return string(got), err
+	}
+	if got, err := read(applePair); err != nil || got != "abcdefghZabcdefghtail!" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for name, packed := range map[string]string{
+		"empty": "", "cut in magic": "bv", "unknown block": "bv42", "no end": strings.TrimSuffix(applePair, "bv4$"),
+		"cut in block": applePair[:20], "bytes after the end": applePair + "x", "huge": "bv4-\xff\xff\xff\xff",
+		"wrong raw size": strings.Replace(applePair, "\x0e", "\x0f", 1), "reaches too far back": strings.Replace(applePair, "\x09\x00", "\x19\x00", 1),
+	} {
+		if got, err := read(packed); err == nil {
+			t.Errorf("%s: no error, %q", name, got)
+		}
+	}
+}
