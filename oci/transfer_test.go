@@ -465,6 +465,13 @@ func TestFetchIndexJSON(t *testing.T) {
 	if readJSON(t, index, &now); len(now.Manifests) != 2 {
 		t.Errorf("entries: %v", now.Manifests)
 	}
+	blobs := len(blobNames(t, layout))
+	command(t, ".", "umoci", "gc", "--layout", layout)
+	if left := len(blobNames(t, layout)); left >= blobs {
+		t.Errorf("umoci gc freed none of %d blobs", blobs)
+	}
+	checkLayout(t, layout, "v1", d)
+	checkLayout(t, layout, "v2", old.Manifests[1].Digest)
 }
 
 func readJSON(t *testing.T, path string, v any) {
