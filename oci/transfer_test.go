@@ -465,13 +465,6 @@ func TestFetchIndexJSON(t *testing.T) {
 	if readJSON(t, index, &now); len(now.Manifests) != 2 {
 		t.Errorf("entries: %v", now.Manifests)
 	}
-	blobs := len(blobNames(t, layout))
-	command(t, ".", "umoci", "gc", "--layout", layout)
-	if left := len(blobNames(t, layout)); left >= blobs {
-		t.Errorf("umoci gc freed none of %d blobs", blobs)
-	}
-	checkLayout(t, layout, "v1", d)
-	checkLayout(t, layout, "v2", old.Manifests[1].Digest)
 }
 
 func readJSON(t *testing.T, path string, v any) {
@@ -534,6 +527,37 @@ func TestFetchRefuses(t *testing.T) {
 	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left a layout: %v", err)
 	}
+}
+
+// TestFetchGarbage: what a tag stood for before can be freed by umoci. (Not in a
+// layout with an image of the Python tool, whose times it cannot read.)
+func TestFetchGarbage(t *testing.T) {
+	m := newMeddler(t)
+	layout := filepath.Join(t.TempDir(), "layout")
+	var d digest.Digest
+	for _, size := range []int{1 << 20, 2 << 20} {
+		disk := filepath.Join(t.TempDir(), "disk.raw")
+		if err := os.WriteFile(disk, make([]byte, size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		exported, ref := mustParse(t, "oci:"+filepath.Join(t.TempDir(), "exported")), mustParse(t, m.host+"/vms/x:1")
+		if _, err := Export(t.Context(), exported, ExportOptions{Disks: []ExportDisk{{Path: disk}}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Push(t.Context(), exported, ref, TransferOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if d, err = Fetch(t.Context(), ref, mustParse(t, "oci:"+layout), TransferOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := len(blobNames(t, layout))
+	command(t, ".", "umoci", "gc", "--layout", layout)
+	if after := len(blobNames(t, layout)); after >= before {
+		t.Errorf("umoci gc freed none of %d blobs", before)
+	}
+	checkLayout(t, layout, "1", d)
 }
 
 // TestFetchDiskFull: where there is no room nothing is left, and it is said how
