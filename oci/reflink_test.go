@@ -1,0 +1,56 @@
+package oci
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+// TestChunkedShares: on a file system that can, two versions of an image share
+// what is equal in them.
+func TestChunkedShares(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	for _, fs := range []string{"btrfs", "xfs"} {
+		t.Run(fs, func(t *testing.T) {
+			if _, err := exec.LookPath("mkfs." + fs); err != nil {
+				t.Skip(err)
+			}
+			dir := t.TempDir()
+			mount := filepath.Join(dir, "mount")
+			if err := os.Mkdir(mount, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			command(t, dir, "truncate", "-s", "400M", "disk")
+			command(t, dir, "mkfs."+fs, "-q", "disk")
+			command(t, dir, "mount", "-o", "loop", "disk", mount)
+			t.Cleanup(func() { command(t, dir, "umount", mount) })
+			store, err := OpenStore(filepath.Join(mount, "store"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			content := noise(8 << 20)
+			for version := range 2 {
+				content[5<<20] = byte(version)
+				ref, _ := exportRaw(t, content, ExportOptions{Format: format.Chunked, ChunkSize: 1 << 20})
+				image, err := store.Pull(t.Context(), ref, PullOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkContent(t, image, content)
+				if err := image.Close(); err != nil { // its lock lies there
+					t.Error(err)
+				}
+				shared := strings.Count(command(t, dir, "filefrag", "-v", filepath.Join(image.Dir, "disk.raw")), "shared")
+				if (shared > 0) != (version == 1) {
+					t.Errorf("version %d shares %d extents", version+1, shared)
+				}
+			}
+		})
+	}
+}
