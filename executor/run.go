@@ -53,7 +53,7 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs Dirs, script io.
 	}
 	defer guest.Close()
 	settings := d.Settings.For(d.Job.Image)
-	if err := d.ensureRunner(ctx, guest, *settings.RunnerBinary, name, d.Log); err != nil {
+	if err := d.ensureRunner(ctx, guest, dirs, *settings.RunnerBinary, name); err != nil {
 		return err
 	}
 	status, err := guest.Run(ctx, vm.Command{

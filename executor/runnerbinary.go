@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -32,6 +33,9 @@ const (
 	pathPrefix = `export PATH="$PATH:$HOME/` + guestBin + `"` + "\n"
 )
 
+// runnerSeenFile, in the job's directory, says that a stage has looked already.
+const runnerSeenFile = "runner-seen"
+
 // runnerStages are the stages whose scripts call gitlab-runner in the guest.
 var runnerStages = []string{
 	"restore_cache", "download_artifacts", "archive_cache", "archive_cache_on_failure",
@@ -42,20 +46,31 @@ var runnerStages = []string{
 // guest: artifacts and cache need it there. It is copied only when a stage wants
 // it and the guest has none. That there is none to copy is a warning: GitLab's
 // script says what it misses, and some jobs can do without.
-func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, setting, stage string, log *JobLog) error {
+func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, dirs Dirs, setting, stage string) error {
 	if setting == runnerOff || !slices.Contains(runnerStages, stage) {
 		return nil
 	}
+	seen := filepath.Join(d.jobDir(dirs), runnerSeenFile)
+	if _, err := os.Stat(seen); err == nil {
+		return nil
+	}
+	if err := d.bringRunner(ctx, guest, setting); err != nil {
+		return err
+	}
+	return os.WriteFile(seen, nil, 0o600)
+}
+
+func (d *Driver) bringRunner(ctx context.Context, guest *vm.Guest, setting string) error {
 	platform, err := guestPlatform(ctx, guest)
 	if err != nil || platform == "" {
 		return err // or it has one
 	}
 	path, err := hostRunner(setting, platform)
 	if err != nil {
-		log.Warn("gitlab-runner is missing in the guest, and %v: artifacts and cache will not work (setting runner_binary)", err)
+		d.Log.Warn("gitlab-runner is missing in the guest, and %v: artifacts and cache will not work (setting runner_binary)", err)
 		return nil
 	}
-	return copyRunner(ctx, guest, path, log)
+	return copyRunner(ctx, guest, path, d.Log)
 }
 
 // guestPlatform is what the guest's uname says of itself, such as "Linux x86_64";
