@@ -77,9 +77,10 @@ func (r Runner) Start(ctx context.Context, job Job) *Build {
 	return b
 }
 
-// Stage runs one stage of a job alone, "config", "prepare" or "cleanup", in a
-// directory of its own: what follows when the runner has died in between.
-func (r Runner) Stage(ctx context.Context, job Job, stage string) Execution {
+// Stage runs the driver once for a stage of a job, out of any order, in a
+// directory of its own: "cleanup" is what follows when the runner itself has
+// died, and "run" takes the script and the name of its stage as arguments.
+func (r Runner) Stage(ctx context.Context, job Job, stage string, args ...string) Execution {
 	b := &Build{runner: r.withDefaults(), job: job.withDefaults(), log: newTrace()}
 	a, err := b.newAttempt(1)
 	if err != nil {
@@ -87,7 +88,7 @@ func (r Runner) Stage(ctx context.Context, job Job, stage string) Execution {
 	}
 	defer os.RemoveAll(a.dir)
 	return b.execute(ctx, a, execution{
-		stage: stage, timeout: b.runner.StageTimeout, env: b.environment(a, b.directories(a)),
+		stage: stage, args: args, timeout: b.runner.StageTimeout, env: b.environment(a, b.directories(a)),
 	})
 }
 

@@ -1,0 +1,213 @@
+package e2e
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/internal/testbed"
+	"gitlab-sardine-executor/internal/testbed/gitlab"
+)
+
+// rounds of each measurement. What is reported is the median.
+const rounds = 7
+
+// BenchmarkStages measures the stages against what they are made of: prepare
+// against virsh create and a wait for the SSH banner on the same disk, run of an
+// empty script against ssh, cleanup against virsh destroy. The sides alternate.
+func BenchmarkStages(b *testing.B) {
+	mode := testbed.System(b)
+	s := newSite(b, mode, `pull_policy = "if-not-present"`)
+	machine := newPeer(b, s)
+	runner, job := s.runner(b), s.job("")
+	script := mode.WriteFile(b, filepath.Join(mode.Dir(b), "script"), "#!/usr/bin/env bash\n")
+	ssh := newSSH(b, mode)
+
+	times := map[string][]time.Duration{}
+	add := func(name string, took time.Duration) { times[name] = append(times[name], took) }
+	stage := func(name string, args ...string) gitlab.Execution {
+		e := runner.Stage(b.Context(), job, name, args...)
+		if e.ExitCode != 0 {
+			b.Fatal(e)
+		}
+		add(name, e.Duration+e.OutputDelay)
+		return e
+	}
+	for b.Loop() {
+		for range rounds {
+			add("virsh create, banner", machine.create(b))
+			add("virsh destroy", machine.destroy(b))
+			stage("config")
+			address := guestAddress(b, stage("prepare"))
+			stage("run", script, gitlab.StageBuildScript)
+			add("ssh true", ssh.run(b, address))
+			stage("cleanup")
+		}
+	}
+	compare(b, times, "config", "")
+	compare(b, times, "prepare", "virsh create, banner")
+	compare(b, times, "run", "ssh true")
+	compare(b, times, "cleanup", "virsh destroy")
+}
+
+// compare reports the medians of a stage and of what it is measured against.
+func compare(b *testing.B, times map[string][]time.Duration, stage, peer string) {
+	ours := median(times[stage])
+	b.ReportMetric(ours.Seconds(), stage+"-s")
+	if peer == "" {
+		b.Logf("%-8s %6.3f s", stage, ours.Seconds())
+		return
+	}
+	theirs := median(times[peer])
+	ratio := ours.Seconds() / theirs.Seconds()
+	b.ReportMetric(ratio, stage+"-ratio")
+	b.Logf("%-8s %6.3f s   %-20s %6.3f s   ratio %.2f, difference %+.3f s",
+		stage, ours.Seconds(), peer, theirs.Seconds(), ratio, (ours - theirs).Seconds())
+}
+
+func median(times []time.Duration) time.Duration {
+	sorted := slices.Sorted(slices.Values(times))
+	return sorted[len(sorted)/2]
+}
+
+var guestReady = regexp.MustCompile(`Guest ready at (\S+) as`)
+
+func guestAddress(b *testing.B, prepare gitlab.Execution) string {
+	b.Helper()
+	match := guestReady.FindStringSubmatch(prepare.Stderr)
+	if match == nil {
+		b.Fatalf("prepare names no address: %s", prepare)
+	}
+	return match[1]
+}
+
+// A peer is a machine like that of a job, which virsh makes.
+type peer struct {
+	mode    *testbed.Mode
+	domain  libvirtxml.Domain
+	base    string
+	overlay string
+	xml     string
+}
+
+const peerName = "peer"
+
+// newPeer takes the domain of a job that runs, and the base of its disk.
+func newPeer(b *testing.B, s *site) *peer {
+	b.Helper()
+	runner, job := s.runner(b), s.job("")
+	if e := runner.Stage(b.Context(), job, "prepare"); e.ExitCode != 0 {
+		b.Fatal(e)
+	}
+	defer runner.Stage(context.WithoutCancel(b.Context()), job, "cleanup")
+	p := &peer{mode: s.mode}
+	name := strings.TrimSpace(s.mode.Virsh(b, "list", "--name"))
+	if err := p.domain.Unmarshal(s.mode.Virsh(b, "dumpxml", "--security-info", name)); err != nil {
+		b.Fatal(err)
+	}
+	disks, err := filepath.Glob(filepath.Join(s.storage, "images", "*", "*.qcow2"))
+	if err != nil || len(disks) != 1 {
+		b.Fatalf("the store holds the disks %v (%v), want one", disks, err)
+	}
+	dir := s.mode.Dir(b)
+	p.base, p.overlay, p.xml = disks[0], filepath.Join(dir, "overlay.qcow2"), filepath.Join(dir, "domain.xml")
+	p.domain.Name, p.domain.UUID, p.domain.ID, p.domain.Metadata = peerName, "", nil, nil
+	disk := &p.domain.Devices.Disks[0]
+	disk.Source.File.File, disk.BackingStore = p.overlay, nil
+	disk.Source.Index = 0
+	p.domain.Devices.Serials, p.domain.Devices.Consoles = nil, nil
+	for i := range p.domain.Devices.Interfaces {
+		nic := &p.domain.Devices.Interfaces[i]
+		nic.MAC, nic.Target, nic.FilterRef = nil, nil, nil
+	}
+	text, err := p.domain.Marshal()
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.mode.WriteFile(b, p.xml, text)
+	return p
+}
+
+// create starts the machine and waits for the banner of its SSH server.
+func (p *peer) create(b *testing.B) time.Duration {
+	b.Helper()
+	_ = os.Remove(p.overlay)
+	p.mode.Run(b, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", p.base, p.overlay)
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	defer cancel()
+	begin := time.Now()
+	p.mode.Virsh(b, "create", p.xml)
+	for !p.answers(b) {
+		select {
+		case <-ctx.Done():
+			b.Fatal("the peer's machine does not answer")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return time.Since(begin)
+}
+
+func (p *peer) answers(b *testing.B) bool {
+	b.Helper()
+	field := strings.Fields(p.mode.Virsh(b, "domifaddr", peerName))
+	if len(field) < 4 {
+		return false
+	}
+	address, _, _ := strings.Cut(field[3], "/")
+	conn, err := net.DialTimeout("tcp", net.JoinHostPort(address, "22"), time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	banner := make([]byte, len("SSH-"))
+	_, err = conn.Read(banner)
+	return err == nil && string(banner) == "SSH-"
+}
+
+func (p *peer) destroy(b *testing.B) time.Duration {
+	b.Helper()
+	begin := time.Now()
+	p.mode.Virsh(b, "destroy", peerName)
+	return time.Since(begin)
+}
+
+// sshClient is OpenSSH's client, which logs in as the test guest's user.
+type sshClient struct {
+	mode    *testbed.Mode
+	askpass string
+}
+
+func newSSH(b *testing.B, mode *testbed.Mode) *sshClient {
+	b.Helper()
+	askpass := mode.WriteFile(b, filepath.Join(mode.Dir(b), "askpass"), "#!/bin/sh\necho vagrant\n")
+	if err := os.Chmod(askpass, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	return &sshClient{mode, askpass}
+}
+
+func (c *sshClient) run(b *testing.B, address string) time.Duration {
+	b.Helper()
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := c.mode.Command(b.Context(), "ssh", "-F", "/dev/null", "-q", "-p", port,
+		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "PreferredAuthentications=password",
+		"vagrant@"+host, "true")
+	cmd.Env = append(cmd.Env, "SSH_ASKPASS="+c.askpass, "SSH_ASKPASS_REQUIRE=force")
+	begin := time.Now()
+	if output, err := cmd.CombinedOutput(); err != nil {
+		b.Fatalf("ssh: %v\n%s", err, output)
+	}
+	return time.Since(begin)
+}
