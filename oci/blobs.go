@@ -19,7 +19,8 @@ type blobSequence struct {
 	progress Progress
 	received *atomic.Int64 // of all blobs of the image, in bytes
 
-	open     io.Closer // nil if none is
+	coming   chan openedBlob // the next one, being opened while this one is read; nil if none is
+	open     io.Closer       // nil if none is
 	reader   *verifier
 	transfer Transfer
 	err      error
@@ -50,19 +51,43 @@ func (b *blobSequence) Read(p []byte) (int, error) {
 	}
 }
 
+// An openedBlob is a blob that is ready to be read, or why it is not.
+type openedBlob struct {
+	content io.ReadCloser
+	err     error
+}
+
+// next takes the next blob and has the one after it opened, so that a stream of
+// many pieces does not wait for each answer. The network's own buffers bound how
+// much of it comes before it is read.
 func (b *blobSequence) next() error {
 	if len(b.blobs) == 0 {
 		return io.EOF
 	}
 	desc := b.blobs[0]
-	b.blobs = b.blobs[1:]
-	blob, err := b.src.Blob(b.ctx, desc)
-	if err != nil {
-		return err
+	if b.coming == nil {
+		b.startOpening()
 	}
-	b.open, b.reader = blob, verify(blob, desc)
+	blob := <-b.coming
+	b.coming = nil
+	if blob.err != nil {
+		return blob.err
+	}
+	if b.blobs = b.blobs[1:]; len(b.blobs) > 0 {
+		b.startOpening()
+	}
+	b.open, b.reader = blob.content, verify(blob.content, desc)
 	b.transfer = b.progress.Start(descriptorName(desc), desc.Size)
 	return nil
+}
+
+func (b *blobSequence) startOpening() {
+	coming, desc := make(chan openedBlob, 1), b.blobs[0]
+	b.coming = coming
+	go func() {
+		content, err := b.src.Blob(b.ctx, desc)
+		coming <- openedBlob{content, err}
+	}()
 }
 
 // end closes the blob under way.
@@ -95,6 +120,10 @@ func (b *blobSequence) explain(err error) error {
 }
 
 func (b *blobSequence) Close() error {
+	if b.coming != nil {
+		go closeUnread(b.coming)
+		b.coming = nil
+	}
 	if b.open != nil {
 		b.end(context.Cause(b.ctx))
 	}
@@ -102,6 +131,13 @@ func (b *blobSequence) Close() error {
 		b.err = fs.ErrClosed
 	}
 	return nil
+}
+
+// closeUnread closes a blob that nobody wants any more.
+func closeUnread(coming <-chan openedBlob) {
+	if blob := <-coming; blob.err == nil {
+		_ = blob.content.Close()
+	}
 }
 
 // onlyReader hides WriteTo, by which io.Copy would bypass the buffer's size.

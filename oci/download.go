@@ -100,6 +100,7 @@ func (d *download) connect() (*connection, error) {
 	if err != nil {
 		return nil, errors.Join(c.cause(err), c.Close())
 	}
+	c.timer.Stop() // until somebody reads
 	return c, nil
 }
 
@@ -146,6 +147,9 @@ func (c *connection) open(src source, desc v1.Descriptor, offset int64) (err err
 }
 
 func (c *connection) Read(b []byte) (int, error) {
+	if c.body == nil {
+		return 0, io.ErrClosedPipe
+	}
 	c.timer.Reset(c.stall)
 	n, err := c.body.Read(b)
 	// Whoever reads may take its time until it reads again.
