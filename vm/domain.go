@@ -55,7 +55,11 @@ func domainOf(spec *Spec) (*domainxml.Result, error) {
 		return rebuildTemplate(spec.Template, spec.Disks)
 	}
 	if spec.DomainXML != nil {
-		return domainxml.Rebuild(spec.DomainXML, domainxml.Options{Disks: layersOf(spec.Disks), Trusted: spec.Trusted})
+		result, err := domainxml.Rebuild(spec.DomainXML, domainxml.Options{Disks: layersOf(spec.Disks), Trusted: spec.Trusted})
+		if err == nil && !spec.Trusted {
+			withoutSecureBoot(result.Domain.OS)
+		}
+		return result, err
 	}
 	opts := domainxml.DefaultOptions{Arch: spec.Architecture, UEFI: spec.UEFI}
 	for _, d := range topDisks(spec.Disks) {
@@ -67,6 +71,7 @@ func domainOf(spec *Spec) (*domainxml.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	withoutSecureBoot(domain.OS)
 	return &domainxml.Result{Domain: domain}, nil
 }
 
@@ -138,6 +143,27 @@ func backingChain(base Disk, byName map[string]Disk) *libvirtxml.DomainDiskBacki
 		store.BackingStore = backingChain(next, byName)
 	}
 	return store
+}
+
+// withoutSecureBoot keeps libvirt from choosing firmware that boots only what
+// Microsoft's keys have signed, unless the image asks for it: of all that is
+// installed, Debian's libvirt chooses that one first, and a guest that is not
+// signed would never start.
+func withoutSecureBoot(system *libvirtxml.DomainOS) {
+	if system.Firmware != "efi" || (system.Loader != nil && system.Loader.Secure == "yes") {
+		return
+	}
+	info := system.FirmwareInfo
+	if info == nil {
+		info = &libvirtxml.DomainOSFirmwareInfo{}
+	}
+	for _, f := range info.Features {
+		if f.Name == "secure-boot" || f.Name == "enrolled-keys" && f.Enabled == "yes" {
+			return
+		}
+	}
+	info.Features = append(info.Features, libvirtxml.DomainOSFirmwareFeature{Name: "secure-boot", Enabled: "no"})
+	system.FirmwareInfo = info
 }
 
 // diskSource is a file or a block device, which QEMU does not open as a file.

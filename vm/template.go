@@ -50,7 +50,7 @@ func fillTemplate(doc string, disks []Disk) (string, error) {
 	}
 	for i := range d.Devices.Disks {
 		device := &d.Devices.Disks[i]
-		if device.Source != nil || device.Device == "cdrom" || device.Device == "floppy" {
+		if !isBlank(device) {
 			continue
 		}
 		if len(left) == 0 {
@@ -60,6 +60,14 @@ func fillTemplate(doc string, disks []Disk) (string, error) {
 		left = left[1:]
 	}
 	return d.Marshal()
+}
+
+// isBlank says whether a disk of a template waits for one of the image.
+func isBlank(d *libvirtxml.DomainDisk) bool {
+	if d.Device == "cdrom" || d.Device == "floppy" {
+		return false
+	}
+	return d.Source == nil || (d.Source.File != nil && d.Source.File.File == "")
 }
 
 // without is disks without those of which drop is true.

@@ -141,7 +141,7 @@ func (s source) try(line string) (string, error) {
 	return string(out), err
 }
 
-// mine lists the files below dir and the domains that are not there before.
+// state lists the domains and the files of machines.
 func (l *lab) state(t *testing.T) string {
 	t.Helper()
 	var files []string

@@ -1,0 +1,159 @@
+package vm
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// design is the domain that a spec becomes, with files in directories that do not
+// exist.
+func design(t *testing.T, spec Spec) (*libvirtxml.Domain, error) {
+	t.Helper()
+	result, err := domainOf(&spec)
+	if err != nil {
+		return nil, err
+	}
+	spec.CloneDir, spec.JobDir = "/nowhere/clones", "/nowhere/jobs"
+	_, files := machineFiles(&spec)
+	files.overlays = map[string]string{}
+	for _, d := range topDisks(spec.Disks) {
+		if !d.CDROM {
+			files.overlays[d.Name] = filepath.Join("/nowhere/clones", d.Name)
+		}
+	}
+	return result.Domain, personalise(result.Domain, &spec, files)
+}
+
+// Firmware that insists on signatures is only for images that ask for it.
+func TestSecureBoot(t *testing.T) {
+	image := func(attributes, children string) []byte {
+		return []byte(`<domain type='kvm'><memory>262144</memory><os ` + attributes + `><type arch='x86_64' machine='q35'>hvm</type>` +
+			children + `</os><devices><disk type='file'><source file='disk.qcow2'/><target dev='vda'/></disk></devices></domain>`)
+	}
+	disks := []Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}
+	for _, test := range []struct {
+		name string
+		spec Spec
+		want string // the feature secure-boot
+	}{
+		{"default machine", Spec{UEFI: true}, "no"},
+		{"BIOS", Spec{}, ""},
+		{"image", Spec{DomainXML: image("firmware='efi'", "")}, "no"},
+		{"image by path", Spec{DomainXML: image("", "<loader type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>")}, "no"},
+		{"image that asks", Spec{DomainXML: image("firmware='efi'", "<firmware><feature enabled='yes' name='secure-boot'/></firmware>")}, "yes"},
+		{"image that asks for a loader", Spec{DomainXML: image("firmware='efi'", "<loader secure='yes'/>")}, ""},
+		{"image that declines", Spec{DomainXML: image("firmware='efi'", "<firmware><feature enabled='no' name='secure-boot'/></firmware>")}, "no"},
+		{"image that wants no keys", Spec{DomainXML: image("firmware='efi'", "<firmware><feature enabled='no' name='enrolled-keys'/></firmware>")}, "no"},
+		{"image that wants keys", Spec{DomainXML: image("firmware='efi'", "<firmware><feature enabled='yes' name='enrolled-keys'/></firmware>")}, ""},
+		{"trusted image", Spec{Trusted: true, DomainXML: image("firmware='efi'", "")}, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.spec.Disks = disks
+			d, err := design(t, test.spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if d.OS.FirmwareInfo != nil {
+				for _, f := range d.OS.FirmwareInfo.Features {
+					if f.Name == "secure-boot" {
+						got += f.Enabled
+					}
+				}
+			}
+			if got != test.want {
+				t.Errorf("secure-boot is %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestTemplate(t *testing.T) {
+	disks := []Disk{
+		{Name: "base.qcow2", Path: "/images/base.qcow2", Format: "qcow2"},
+		{Name: "boot.qcow2", Path: "/images/boot.qcow2", Format: "qcow2", Backing: "base.qcow2"},
+		{Name: "data.raw", Path: "/images/data.raw", Format: "raw"},
+		{Name: "more.qcow2", Path: "/images/more.qcow2", Format: "qcow2"},
+		{Name: "tools.iso", Path: "/images/tools.iso", Format: "raw", CDROM: true},
+	}
+	blank := func(target string) string {
+		return `<disk device='disk'><target dev='` + target + `' bus='sata'/></disk>`
+	}
+	named := func(file, target string) string {
+		return `<disk type='file' device='disk'><source file='` + file + `'/><target dev='` + target + `' bus='sata'/></disk>`
+	}
+	for _, test := range []struct {
+		name, devices string
+		want          []string // sources, in order
+		err           string
+	}{
+		{"by order", blank("sda") + blank("sdb") + blank("sdc"), []string{"boot.qcow2", "data.raw", "more.qcow2"}, ""},
+		{"by name", named("more.qcow2", "sda") + named("data.raw", "sdb"), []string{"more.qcow2", "data.raw"}, ""},
+		{"by both", blank("sda") + named("/anywhere/boot.qcow2", "sdb") + blank("sdc"), []string{"data.raw", "boot.qcow2", "more.qcow2"}, ""},
+		{"a CD-ROM by name, an empty drive", named("boot.qcow2", "sda") + strings.Replace(named("tools.iso", "sdb"), "'disk'", "'cdrom'", 1) + `<disk device='cdrom'><target dev='sdc' bus='sata'/></disk>`,
+			[]string{"boot.qcow2", "tools.iso", ""}, ""},
+		{"one too many", blank("sda") + blank("sdb") + blank("sdc") + blank("sdd"), nil, "no disk in the image for sdd (the image has: base.qcow2, boot.qcow2, data.raw, more.qcow2, tools.iso)"},
+		{"a name that is none", named("other.qcow2", "sda"), nil, "not a layer of the image"},
+		{"not XML", "<disk", nil, "the template /"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "template.xml")
+			doc := `<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><memory unit='GiB'>4</memory>
+<os><type arch='x86_64' machine='q35'>hvm</type><loader readonly='yes' type='pflash'>/srv/OVMF_CODE.fd</loader><nvram>/srv/none.fd</nvram></os>
+<devices>` + test.devices + `</devices><qemu:commandline><qemu:arg value='-device'/><qemu:arg value='isa-applesmc'/></qemu:commandline></domain>`
+			if err := os.WriteFile(path, []byte(doc), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			spec := Spec{Name: "machine", Template: path, Disks: disks, DomainXML: []byte("<not read>")}
+			result, err := domainOf(&spec)
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Fatalf("got %v, want %q", err, test.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, d := range result.Domain.Devices.Disks {
+				got = append(got, d.Source.File.File)
+			}
+			if strings.Join(got, " ") != strings.Join(test.want, " ") {
+				t.Errorf("disks %q, want %q", got, test.want)
+			}
+			d, err := design(t, spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.QEMUCommandline == nil || d.OS.Loader.Path != "/srv/OVMF_CODE.fd" || d.OS.NVRam.NVRam != "/nowhere/clones/machine/nvram.fd" {
+				t.Errorf("the administrator's own: %+v, %+v", d.QEMUCommandline, d.OS)
+			}
+		})
+	}
+	if _, err := domainOf(&Spec{Template: "/nowhere/template.xml", Disks: disks}); err == nil || !strings.Contains(err.Error(), "/nowhere/template.xml") {
+		t.Errorf("a template that is not there: %v", err)
+	}
+}
+
+// What the settings say wins over the version of libvirt.
+func TestJobsBackingStore(t *testing.T) {
+	for choice, want := range map[string]bool{OmitYes: false, OmitNo: true, OmitAuto: false, "": false} {
+		spec := Spec{Name: "machine", OmitBackingStore: choice,
+			Disks: []Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}}
+		d, err := design(t, spec) // as of an old libvirt
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Devices.Disks[0].BackingStore != nil; got != want {
+			t.Errorf("omit %q: backing store written: %v, want %v", choice, got, want)
+		}
+	}
+	if _, err := design(t, Spec{OmitBackingStore: "perhaps"}); err == nil {
+		t.Error("an unknown choice was taken")
+	}
+}
