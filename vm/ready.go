@@ -76,6 +76,9 @@ func (g *Guest) becomeReady(ctx context.Context, login Login) error {
 			g.client = client
 			g.record.User = login.User
 			g.record.HostKey = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+			if err := awaitDone(ctx, "eject the seed of "+g.name, func() error { return ejectSeed(g.dom) }); err != nil {
+				g.warn(err.Error()) // it holds nothing that the guest's root does not have
+			}
 			return g.record.store(ctx, g.dom)
 		}
 		if final(err, login) {

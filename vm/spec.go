@@ -60,6 +60,9 @@ type Spec struct {
 	// SSHPort is where the guest's SSH server listens; 0 means 22.
 	SSHPort int
 
+	// Seed tells the guest, while it boots, how we log in; nil if its image does.
+	Seed *Seed
+
 	// Admission says when the host has room for the machine.
 	Admission Admission
 

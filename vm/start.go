@@ -90,7 +90,14 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 	if err != nil {
 		return err
 	}
-	return personalise(d, spec, files)
+	if spec.Seed != nil {
+		spec.Record.HostKey = spec.Seed.hostKeyLine()
+		g.record = spec.Record
+	}
+	if err := personalise(d, spec, files); err != nil || spec.Seed == nil {
+		return err
+	}
+	return spec.Seed.attach(d, filepath.Join(spec.CloneDir, spec.Name))
 }
 
 // launch waits for room on the host, gives the machine its network and starts it.

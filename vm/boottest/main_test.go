@@ -21,7 +21,7 @@ const (
 )
 
 // patience is the deadline of one test in one mode: far more than it needs.
-const patience = 5 * time.Minute
+const patience = 10 * time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv(modeVariable) != "" {

@@ -1,0 +1,78 @@
+package boottest
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/internal/testbed/host"
+	"gitlab-sardine-executor/vm"
+)
+
+// fullGuestVariable is the path of the disk that scripts/build-full-guest.sh
+// makes; make test-full sets it.
+const fullGuestVariable = "TESTBED_FULL_GUEST"
+
+// A Debian with cloud-init, systemd and OpenSSH, as people run it in clouds, in
+// which nobody can log in: the seed must let us in, and be gone then.
+func TestFullGuest(t *testing.T) {
+	path := os.Getenv(fullGuestVariable)
+	if path == "" && os.Getenv(modeVariable) == "" {
+		t.Skip("the full guest is tested by make test-full")
+	}
+	if path != "" { // QEMU's user cannot look where it was built
+		within := filepath.Join(host.TempDir, "full-guest.qcow2")
+		if err := os.WriteFile(within, nil, 0o444); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount(path, within, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(within, unix.MNT_DETACH) })
+	}
+	systemOnly(t, func(t *testing.T, l *lab) {
+		seed, err := vm.NewSeed("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := l.spec("full", func(s *vm.Spec) {
+			s.Disks = []vm.Disk{{Name: "full-guest.qcow2", Path: filepath.Join(host.TempDir, "full-guest.qcow2"), Format: "qcow2", VirtualSize: 1466 << 20}}
+			s.Memory, s.CPUs, s.Seed = 1<<30, 2, seed
+		})
+		guest := l.start(t, spec)
+		pinned := guest.Record().HostKey
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+		defer cancel()
+		if err := guest.WaitReady(ctx, seed.Login()); err != nil {
+			text, _ := os.ReadFile(filepath.Join(spec.JobDir, vm.ConsoleFile))
+			t.Fatalf("%v\n%s", err, text)
+		}
+		t.Logf("ready after %v at %s", time.Since(began).Round(time.Second), guest.Record().Address)
+		if guest.Record().HostKey != pinned || pinned == "" {
+			t.Errorf("the host key is %q, want %q", guest.Record().HostKey, pinned)
+		}
+		for _, check := range []struct{ what, script, want string }{
+			{"user", "id -un; sudo -n id -un", "ci\nroot\n"},
+			{"seed for the user", "cat /dev/sr0 2>&1 | head -c 100; ls -l /run/credentials/@system 2>&1 | tail -n 1", ""},
+			{"credentials", "sudo ls /run/credentials/@system", ""},
+			{"cloud-init", "sudo cloud-init status --wait --long", ""},
+			{"times", "systemd-analyze; sudo cat /var/log/cloud-init.log | grep -iE 'warn|error' | head; sudo journalctl -b -u systemd-sysusers -u systemd-tmpfiles-setup --no-pager | tail; ls -la /home/ci/.ssh /etc/ssh; journalctl -b -u ssh --no-pager | head -20", ""},
+		} {
+			out, _ := script(t, guest, check.script)
+			t.Logf("%s:\n%s", check.what, out)
+			if check.want != "" && out != check.want {
+				t.Errorf("%s: got %q, want %q", check.what, out, check.want)
+			}
+		}
+		if source := l.virsh(t, "domblklist", spec.Name); strings.Contains(source, "seed") {
+			t.Errorf("the seed is still in its drive:\n%s", source)
+		}
+		scripts(t, guest) // with OpenSSH
+	})
+}
