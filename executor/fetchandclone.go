@@ -40,6 +40,8 @@ type Machine struct {
 
 	Image *oci.Image
 	Guest *vm.Guest
+	// Login is how to log in to the guest.
+	Login vm.Login
 }
 
 // FetchAndClone fetches an image unless it is there, unpacks it unless that was
@@ -59,14 +61,20 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	}
 	o.Log.Say("Digest %s, %s on this host", image.Digest, units.BytesSize(float64(sizeOf(image))))
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
-	guest, err := vm.Start(ctx, host, specFor(image, o))
+	login, seed, err := loginFor(o.Settings, image.Guest)
+	if err != nil {
+		return nil, err
+	}
+	spec := specFor(image, o)
+	spec.Seed = seed
+	guest, err := vm.Start(ctx, host, spec)
 	if err != nil {
 		return nil, fmt.Errorf("start a machine of %s: %w", o.Image, err)
 	}
 	for _, warning := range guest.Warnings {
 		o.Log.Warn("%s", warning)
 	}
-	return &Machine{Name: o.Name, Config: image.Guest, Image: image, Guest: guest}, nil
+	return &Machine{Name: o.Name, Config: image.Guest, Image: image, Guest: guest, Login: login}, nil
 }
 
 // begin begins a phase, with a section of the log.

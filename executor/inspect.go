@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,10 +128,11 @@ func (r *ImageReport) login(resolved ImageSettings) []string {
 	}
 	user := login.User
 	switch {
+	case means == nil:
+		return []string{fmt.Sprintf("log in as %s with a key of the job, of which cloud-init or systemd in the guest is told, at port %d",
+			cmp.Or(user, vm.SeedUser), r.Guest.SSHPort())}
 	case user == "":
 		return []string{"find nobody who says which user runs the job: neither the image nor the settings (username)"}
-	case means == nil:
-		return []string{fmt.Sprintf("find nobody who says how user %s logs in: neither the image nor the settings (password, identity_file)", user)}
 	}
 	return []string{fmt.Sprintf("log in as %s with %s, at port %d", user, strings.Join(means, ", "), r.Guest.SSHPort())}
 }

@@ -125,10 +125,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	end := d.Log.Section("sardine_boot", "Machine "+machine.Name)
 	defer end()
 	booted := d.phase("boot")
-	login, err := loginFor(machine, p.settings)
-	if err != nil {
-		return err
-	}
+	login := machine.Login
 	if err := d.waitReady(ctx, machine, login, p.settings); err != nil {
 		return err
 	}
@@ -193,19 +190,6 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs Dirs) error {
 		return fmt.Errorf("remove the machine (cleanup will try again): %w", err)
 	}
 	return nil
-}
-
-// loginFor is how to log in to the guest.
-func loginFor(machine *Machine, settings ImageSettings) (vm.Login, error) {
-	login := settings.Login(machine.Config)
-	if login.User == "" {
-		return login, jobFault(errors.New("nobody says who can log in to the guest: the image has no VM config with users, " +
-			"and the settings have no username (set username and password or identity_file for this image)"))
-	}
-	if login.Password == "" && login.IdentityFile == "" && !login.Agent {
-		return login, jobFault(fmt.Errorf("nobody says how user %q logs in to the guest: set password or identity_file for this image", login.User))
-	}
-	return login, nil
 }
 
 // waitReady gives the guest the time that the settings allow it.

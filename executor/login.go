@@ -1,0 +1,31 @@
+package executor
+
+import (
+	"cmp"
+	"errors"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// errNoUser: there are credentials, and nobody to use them.
+var errNoUser = errors.New("the settings say how to log in to the guest, but nobody says as whom: " +
+	"the image has no VM config with users, and the settings have no username")
+
+// loginFor is how to log in to a guest of an image. If neither the image nor the
+// settings say how, as with the images that distributions make for clouds, the
+// guest gets a key of the job when it boots, by the seed; else that is nil.
+func loginFor(settings ImageSettings, guest oci.GuestConfig) (vm.Login, *vm.Seed, error) {
+	login := settings.Login(guest)
+	if login.User != "" && (login.Password != "" || login.IdentityFile != "" || login.Agent) {
+		return login, nil, nil
+	}
+	if login.Password != "" || login.IdentityFile != "" || login.Agent {
+		return login, nil, jobFault(errNoUser)
+	}
+	seed, err := vm.NewSeed(cmp.Or(login.User, vm.SeedUser))
+	if err != nil {
+		return login, nil, err
+	}
+	return seed.Login(), seed, nil
+}

@@ -1,0 +1,47 @@
+package executor
+
+import (
+	"errors"
+	"testing"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+func TestLoginFor(t *testing.T) {
+	silent := oci.GuestConfig{}
+	named := oci.GuestConfig{Users: []oci.User{{Username: "debian"}}}
+	complete := oci.GuestConfig{Users: []oci.User{{Username: "vagrant", Password: "vagrant"}}}
+	hostile := oci.GuestConfig{Users: []oci.User{{Username: "x ALL=(ALL)\n"}}}
+	for _, test := range []struct {
+		name     string
+		defaults string
+		guest    oci.GuestConfig
+		user     string
+		seed     bool
+		want     error
+	}{
+		{"the image says all", "", complete, "vagrant", false, nil},
+		{"nobody says anything", "", silent, vm.SeedUser, true, nil},
+		{"the image names a user", "", named, "debian", true, nil},
+		{"the settings name a user", "username = 'cloud'", silent, "cloud", true, nil},
+		{"the settings say all", "username = 'cloud'\nidentity_file = '/key'", silent, "cloud", false, nil},
+		{"image and settings together", "ssh_agent = true", named, "debian", false, nil},
+		{"a key for nobody", "identity_file = '/key'", silent, "", false, errNoUser},
+		{"a name that is none", "", hostile, "", false, vm.ErrSpec},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			settings, err := ParseSettings([]byte("[defaults]\n"+test.defaults+"\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			login, seed, err := loginFor(settings.For("registry.example.com/a:1"), test.guest)
+			if !errors.Is(err, test.want) {
+				t.Fatalf("got %v, want %v", err, test.want)
+			}
+			if err == nil && (login.User != test.user || (seed != nil) != test.seed || login.Late != test.seed) {
+				t.Errorf("got user %q, a seed: %t, late: %t; want %q, %t", login.User, seed != nil, login.Late, test.user, test.seed)
+			}
+		})
+	}
+}
