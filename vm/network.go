@@ -36,3 +36,10 @@ func newNetwork(ctx context.Context, h *Host, spec *Spec) (network, []string, er
 	}
 	return newLibvirtNetwork(ctx, h, spec.Network, spec.SSHPort)
 }
+
+// CheckNetwork says why machines cannot be connected to a libvirt network; nil if
+// they can.
+func (h *Host) CheckNetwork(ctx context.Context, name string) error {
+	_, err := h.describeNetwork(ctx, name)
+	return err
+}

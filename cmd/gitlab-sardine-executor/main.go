@@ -104,6 +104,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			pushCommand(cfg, stdout, stderr),
 			pullCommand(cfg, stdout, stderr),
 			sweepCommand(cfg, stdout),
+			doctorCommand(cfg, stdout),
 			versionCommand(stdout),
 		},
 		// The status is this program's business (see run), not the library's.

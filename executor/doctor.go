@@ -1,0 +1,187 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// doctorTimeout bounds each question that doctor asks.
+const doctorTimeout = 20 * time.Second
+
+// lowSpace is the free space, in bytes, below which doctor warns.
+const lowSpace = 10 << 30
+
+// A Finding is what [Doctor] says about one part of the host.
+type Finding struct {
+	// Part of the host: "libvirt", "KVM".
+	Part string
+	// Level is how bad it is.
+	Level Level
+	// Text says what was found and, unless it is good, what to do.
+	Text string
+}
+
+// A Level says how bad a finding is.
+type Level int
+
+const (
+	// Good: nothing to do.
+	Good Level = iota
+	// Worse: jobs run, but slower or less protected than they could.
+	Worse
+	// Broken: no job can run.
+	Broken
+)
+
+func (l Level) String() string { return [...]string{"ok", "warning", "broken"}[l] }
+
+// Doctor looks at everything on this host that a job needs, in the order in which
+// a job needs it.
+func Doctor(ctx context.Context, s *Settings) []Finding {
+	d := &doctor{settings: s}
+	d.settingsFile()
+	dirs, err := s.Dirs()
+	if err != nil {
+		d.say("storage", Broken, "%v", err)
+		return d.findings
+	}
+	d.storage(dirs)
+	d.programs()
+	d.libvirt(ctx)
+	d.kvm(ctx, dirs)
+	return d.findings
+}
+
+type doctor struct {
+	settings *Settings
+	findings []Finding
+}
+
+func (d *doctor) say(part string, level Level, format string, args ...any) {
+	d.findings = append(d.findings, Finding{part, level, oneLine(fmt.Sprintf(format, args...))})
+}
+
+func (d *doctor) settingsFile() {
+	if d.settings.Path == "" {
+		d.say("settings", Good, "no file, every setting has its default")
+		return
+	}
+	d.say("settings", Good, "%s", d.settings.Path)
+	info, err := os.Stat(d.settings.Path)
+	if err == nil && info.Mode().Perm()&0o044 != 0 && d.settings.hasPassword() {
+		d.say("settings", Worse, "other users of this host can read the passwords in %s (chmod 600)", d.settings.Path)
+	}
+}
+
+func (s *Settings) hasPassword() bool {
+	tables := []PerImage{s.Defaults.PerImage}
+	for _, section := range s.Images {
+		tables = append(tables, section.PerImage)
+	}
+	for _, table := range tables {
+		if table.Password != nil && *table.Password != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// storage looks whether there is room, and whether this user may use it.
+func (d *doctor) storage(dirs Dirs) {
+	if _, err := oci.OpenStore(dirs.Store); err != nil {
+		d.say("storage", Broken, "%v", err)
+		return
+	}
+	for _, dir := range []string{dirs.Store, filepath.Dir(dirs.Clones)} {
+		var fs unix.Statfs_t
+		if err := unix.Access(dir, unix.W_OK); err != nil {
+			d.say("storage", Broken, "this user may not write to %s: %v", dir, err)
+			return
+		}
+		if err := unix.Statfs(dir, &fs); err != nil {
+			d.say("storage", Worse, "no telling how much room there is in %s: %v", dir, err)
+			return
+		}
+		free := fs.Bavail * uint64(fs.Bsize)
+		level, advice := Good, ""
+		if free < lowSpace {
+			level, advice = Worse, ": little, for images and what jobs write (prune removes images)"
+		}
+		d.say("storage", level, "%s free in %s%s", units.BytesSize(float64(free)), dir, advice)
+		if dirs.Store == filepath.Dir(dirs.Clones) {
+			return
+		}
+	}
+}
+
+func (d *doctor) programs() {
+	for _, program := range []struct {
+		name, text string
+		missing    Level
+	}{
+		{"qemu-img", "makes the overlays of machines (Debian: qemu-utils)", Broken},
+		{"passt", "connects guests of network user; without it QEMU's own lets them reach this host's loopback (Debian: passt)", Worse},
+		{"gitlab-runner", "is copied into guests that have none, for artifacts and cache", Worse},
+	} {
+		if path, err := exec.LookPath(program.name); err == nil {
+			d.say(program.name, Good, "%s", path)
+		} else {
+			d.say(program.name, program.missing, "not found; it %s", program.text)
+		}
+	}
+}
+
+// libvirt connects and looks at the network.
+func (d *doctor) libvirt(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
+	defer cancel()
+	host, err := vm.Open(ctx, d.settings.Defaults.Connect)
+	if err != nil {
+		d.say("libvirt", Broken, "%v", err)
+		return
+	}
+	defer host.Close()
+	size, err := host.Size(ctx)
+	if err != nil {
+		d.say("libvirt", Broken, "%v", err)
+		return
+	}
+	d.say("libvirt", Good, "%s: %d CPUs, %s of memory", host.URI(), size.CPUs, units.BytesSize(float64(size.Memory)))
+	network := *d.settings.For("").Network
+	if network == vm.UserNetwork {
+		d.say("network", Good, "user: a private one for each guest")
+		return
+	}
+	if err := host.CheckNetwork(ctx, network); err != nil {
+		d.say("network", Broken, "%v", err)
+		return
+	}
+	d.say("network", Good, "%s, of libvirt", network)
+}
+
+func (d *doctor) kvm(ctx context.Context, dirs Dirs) {
+	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
+	defer cancel()
+	err := vm.KVMWorks(ctx, dirs.Jobs)
+	switch {
+	case err == nil:
+		d.say("KVM", Good, "a boot sector ran on it")
+	case errors.Is(err, os.ErrNotExist):
+		d.say("KVM", Worse, "this host has none (/dev/kvm): machines are emulated, many times slower")
+	case errors.Is(err, os.ErrPermission):
+		d.say("KVM", Worse, "this user may not use /dev/kvm (usermod -aG kvm USER): machines are emulated, many times slower")
+	default:
+		d.say("KVM", Worse, "%v: machines are emulated, many times slower", err)
+	}
+}
