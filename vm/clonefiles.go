@@ -38,7 +38,11 @@ func (f *realFiles) overlay(ctx context.Context, base Disk) (string, error) {
 func (f *realFiles) nvram(system *libvirtxml.DomainOS, clone, otherwise string) (string, error) {
 	path := firstFree(filepath.Join(f.dir, nvramName(clone)), nil)
 	f.undo.add(func() error { return removeIfThere(path) })
-	return path, giveNVRAM(system, path, otherwise)
+	if err := copyNVRAM(system, path, otherwise); err != nil {
+		return "", err
+	}
+	setNVRAM(system, path)
+	return path, nil
 }
 
 // removeIfThere removes a file that somebody else may have removed.

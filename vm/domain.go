@@ -83,9 +83,7 @@ func personalise(d *libvirtxml.Domain, spec *Spec, files layout) error {
 	}
 	d.Name, d.Metadata = spec.Name, metadata
 	if hasNVRAM(d.OS) {
-		if err := giveNVRAM(d.OS, files.nvram, ""); err != nil {
-			return err
-		}
+		setNVRAM(d.OS, files.nvram)
 	}
 	logConsole(d, files.console)
 	omit, err := omitsBackingStore(spec.OmitBackingStore, !files.backingStore)

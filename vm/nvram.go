@@ -27,10 +27,13 @@ func hasNVRAM(system *libvirtxml.DomainOS) bool {
 	return system.Loader != nil && system.Loader.Type == "pflash"
 }
 
-// giveNVRAM gives a domain UEFI variables of its own at path: a copy of those
-// that it names, or of those at otherwise if it names none. If there are none,
-// libvirt will make them at path, from its template.
-func giveNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
+// copyNVRAM copies to path the UEFI variables that a domain names, or those at
+// otherwise if it names none. If there are none, libvirt will make them at path,
+// from its template.
+func copyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
+	if !hasNVRAM(system) {
+		return nil
+	}
 	from := otherwise
 	if n := system.NVRam; n != nil {
 		switch {
@@ -42,15 +45,13 @@ func giveNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
 			from = strings.TrimSpace(n.NVRam)
 		}
 	}
-	setNVRAM(system, path)
 	if from == "" {
 		return nil
 	}
-	err := copyFile(from, path, maxNVRAM)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
+	if err := copyFile(from, path, maxNVRAM); err != nil {
 		return fmt.Errorf("copy the UEFI variables %s: %w", from, err)
 	}
 	return nil

@@ -90,6 +90,9 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 	if err != nil {
 		return err
 	}
+	if err := copyNVRAM(d.OS, files.nvram, ""); err != nil {
+		return err
+	}
 	if spec.Seed != nil {
 		spec.Record.HostKey = spec.Seed.hostKeyLine()
 		g.record = spec.Record
