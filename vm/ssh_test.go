@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/agent"
 )
 
 // patience is the deadline of tests: far more than anything here needs.
@@ -46,7 +48,8 @@ func logIn(t *testing.T, s *sshServer, login Login, pinned ssh.PublicKey) (*ssh.
 
 func TestHandshake(t *testing.T) {
 	s := newSSHServer(t)
-	other, _, err := ed25519.GenerateKey(rand.Reader)
+	t.Setenv("SSH_AUTH_SOCK", startAgent(t, s.userKey))
+	other, otherPrivate, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,6 +69,16 @@ func TestHandshake(t *testing.T) {
 		{"wrong password", Login{User: "ci", Password: "guess"}, nil, ErrLogin},
 		{"wrong user", Login{User: "root", Password: "secret"}, nil, ErrLogin},
 		{"no credentials", Login{User: "ci"}, nil, ErrLogin},
+		{"key file", Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "")}, nil, nil},
+		{"encrypted key file", Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "passphrase")}, nil, ErrSpec},
+		{"key file that is none", Login{User: "ci", IdentityFile: "/dev/null"}, nil, ErrSpec},
+		{"key of the job", Login{User: "ci", Key: s.userKey}, nil, nil},
+		{"another job's key", Login{User: "ci", Key: otherPrivate}, nil, ErrLogin},
+		{"wrong key, right password", Login{User: "ci", Key: otherPrivate, Password: "secret"}, nil, nil},
+		{"key of the agent", Login{User: "ci", Agent: true}, nil, nil},
+		{"keyboard-interactive", Login{User: "pam", Password: "secret"}, nil, nil},
+		{"keyboard-interactive, wrong password", Login{User: "pam", Password: "guess"}, nil, ErrLogin},
+		{"still booting", Login{User: "early", Password: "secret"}, nil, errBooting},
 		{"key file missing", Login{User: "ci", IdentityFile: filepath.Join(t.TempDir(), "none")}, nil, ErrSpec},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -74,6 +87,71 @@ func TestHandshake(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestNoAgent(t *testing.T) {
+	s := newSSHServer(t)
+	for _, socket := range []string{"", filepath.Join(t.TempDir(), "none")} {
+		t.Setenv("SSH_AUTH_SOCK", socket)
+		if _, err := logIn(t, s, Login{User: "ci", Agent: true}, nil); !errors.Is(err, ErrSpec) {
+			t.Errorf("SSH_AUTH_SOCK=%q: got %v, want %v", socket, err, ErrSpec)
+		}
+	}
+}
+
+// An encrypted key is not worth a riddle.
+func TestEncryptedKeySaysWhatToDo(t *testing.T) {
+	s := newSSHServer(t)
+	_, err := Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "passphrase")}.methods(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "is encrypted") || !strings.Contains(err.Error(), "ssh-agent") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// keyFile writes a private key as ssh-keygen does.
+func keyFile(t *testing.T, key ed25519.PrivateKey, passphrase string) string {
+	t.Helper()
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if passphrase != "" {
+		block, err = ssh.MarshalPrivateKeyWithPassphrase(key, "", []byte(passphrase))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// startAgent serves an ssh-agent that holds key.
+func startAgent(t *testing.T, key ed25519.PrivateKey) (socket string) {
+	t.Helper()
+	keyring := agent.NewKeyring()
+	if err := keyring.Add(agent.AddedKey{PrivateKey: key}); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "agent") // the path of a socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.Listen("unix", filepath.Join(dir, "socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go agent.ServeAgent(keyring, conn)
+		}
+	}()
+	return l.Addr().String()
 }
 
 // A guest that boots: connections are refused, then accepted and lost, and at

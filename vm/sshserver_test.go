@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -22,6 +23,7 @@ type sshServer struct {
 	t        *testing.T
 	config   *ssh.ServerConfig
 	hostKey  ssh.PublicKey
+	userKey  ed25519.PrivateKey // lets "ci" in
 	listener net.Listener
 	// pids of the commands that were started.
 	pids chan int
@@ -42,14 +44,7 @@ func newSSHServer(t *testing.T) *sshServer {
 		t.Fatal(err)
 	}
 	s.hostKey = signer.PublicKey()
-	s.config = &ssh.ServerConfig{
-		PasswordCallback: func(c ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
-			if c.User() == "ci" && string(password) == "secret" {
-				return nil, nil
-			}
-			return nil, errors.New("no")
-		},
-	}
+	s.config = s.users()
 	s.config.AddHostKey(signer)
 	if s.listener, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		t.Fatal(err)
@@ -57,6 +52,43 @@ func newSSHServer(t *testing.T) *sshServer {
 	go s.accept()
 	t.Cleanup(func() { s.listener.Close(); s.drop() })
 	return s
+}
+
+// users are "ci", with the password "secret" or a key; "pam", who is asked for the
+// same password interactively; and "early", who comes before the system has booted.
+func (s *sshServer) users() *ssh.ServerConfig {
+	var err error
+	if _, s.userKey, err = ed25519.GenerateKey(rand.Reader); err != nil {
+		s.t.Fatal(err)
+	}
+	return &ssh.ServerConfig{
+		MaxAuthTries: 10,
+		BannerCallback: func(c ssh.ConnMetadata) string {
+			if c.User() == "early" {
+				return "System is booting up. Unprivileged users are not permitted to log in yet. For technical details, see pam_nologin(8).\n"
+			}
+			return ""
+		},
+		PasswordCallback: func(c ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
+			if c.User() == "ci" && string(password) == "secret" {
+				return nil, nil
+			}
+			return nil, errors.New("no")
+		},
+		PublicKeyCallback: func(c ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+			if c.User() == "ci" && strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) == publicLine(s.userKey) {
+				return nil, nil
+			}
+			return nil, errors.New("no")
+		},
+		KeyboardInteractiveCallback: func(c ssh.ConnMetadata, ask ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
+			answers, err := ask("", "", []string{"Password: "}, []bool{false})
+			if err == nil && c.User() == "pam" && answers[0] == "secret" {
+				return nil, nil
+			}
+			return nil, errors.New("no")
+		},
+	}
 }
 
 func (s *sshServer) addr() string { return s.listener.Addr().String() }

@@ -1,0 +1,36 @@
+package vm
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestPanicWatch(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "console.log")
+	w := &panicWatch{path: path}
+	if w.seen() {
+		t.Error("seen before there is a console")
+	}
+	write := func(text string) {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, part := range []string{"booting\n", strings.Repeat("x", 3*consoleScanMax), "\n[ 1.0] Kernel pa"} {
+		write(part)
+		if w.seen() {
+			t.Errorf("seen after %.20q", part)
+		}
+	}
+	write("nic - not syncing: Attempted to kill init!\n")
+	if !w.seen() {
+		t.Error("not seen although it was written in two parts")
+	}
+}
