@@ -164,6 +164,7 @@ func (p *piece) download(ctx context.Context) (err error) {
 	if err := blobs.finish(); err != nil {
 		return err
 	}
+	out.startDisk()
 	if p.stream.Size == 0 {
 		return p.u.extend(p.file, out.offset)
 	}

@@ -137,6 +137,7 @@ func (x *pieceIndex) reuse(p *piece) (done bool, err error) {
 	}
 	out := &sparseWriter{file: p.file, offset: p.stream.Offset, limit: p.limit, dense: p.old}
 	_, err = out.Write(content)
+	out.startDisk()
 	return err == nil, err
 }
 

@@ -49,7 +49,9 @@ func (w *sparseWriter) Write(p []byte) (int, error) {
 		w.size += int64(end - done)
 		done = end
 	}
-	w.startDisk(int64(len(p)))
+	if w.behind += int64(len(p)); w.behind >= writeBehind {
+		w.startDisk()
+	}
 	return done, nil
 }
 
@@ -70,10 +72,7 @@ func (w *sparseWriter) run(p []byte, start int) (end int, hole bool) {
 }
 
 // startDisk is only about speed: a file system that cannot do it is as good.
-func (w *sparseWriter) startDisk(n int64) {
-	if w.behind += n; w.behind < writeBehind {
-		return
-	}
+func (w *sparseWriter) startDisk() {
 	_ = unix.SyncFileRange(int(w.file.Fd()), w.offset-w.behind, w.behind, unix.SYNC_FILE_RANGE_WRITE)
 	w.behind = 0
 }
