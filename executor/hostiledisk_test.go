@@ -1,0 +1,451 @@
+package executor
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// A canary is a file of the host that no image has any business with. Its
+// directory is watched: whoever opens the file is noticed.
+type canary struct {
+	path   string
+	events int // inotify
+}
+
+const canarySong = "the content of a file of the host "
+
+func newCanary(t *testing.T) *canary {
+	t.Helper()
+	c := &canary{path: filepath.Join(t.TempDir(), "canary")}
+	if err := os.WriteFile(c.path, bytes.Repeat([]byte(canarySong), 1<<20/len(canarySong)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if c.events, err = unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(c.events) })
+	if _, err := unix.InotifyAddWatch(c.events, c.path, unix.IN_OPEN|unix.IN_ACCESS|unix.IN_MODIFY|unix.IN_ATTRIB); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// sang says whether somebody opened, read or changed the canary since it was asked
+// last.
+func (c *canary) sang(t *testing.T) bool {
+	t.Helper()
+	heard := false
+	for buf := make([]byte, 4096); ; heard = true {
+		n, err := unix.Read(c.events, buf)
+		if errors.Is(err, unix.EAGAIN) || n == 0 {
+			return heard
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A qcow2 is a file in the making: a good one, to be spoiled.
+type qcow2 []byte
+
+// newQCOW2 is a 1 MiB disk that qemu-img made, with some content and room for a
+// name at 512 in its first cluster.
+func newQCOW2(t *testing.T, args ...string) qcow2 {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk")
+	for _, command := range [][]string{
+		append(append([]string{"qemu-img", "create", "-q", "-f", "qcow2"}, args...), path, "1M"),
+		{"qemu-io", "-f", "qcow2", "-c", "write -q -P 7 64k 64k", path},
+	} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", command, err, out)
+		}
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+// put writes a big-endian number of the header; see docs/interop/qcow2.txt.
+func (q qcow2) put(offset int, value any) qcow2 {
+	if _, err := binary.Encode(q[offset:], binary.BigEndian, value); err != nil {
+		panic(err)
+	}
+	return q
+}
+
+// number is a number of the header.
+func (q qcow2) number(offset int) uint64 { return binary.BigEndian.Uint64(q[offset:]) }
+
+// backing names a backing file.
+func (q qcow2) backing(name string) qcow2 {
+	copy(q[512:], name)
+	return q.put(8, uint64(512)).put(16, uint32(len(name)))
+}
+
+// extensions replaces the header's extensions.
+func (q qcow2) extensions(list ...extension) qcow2 {
+	clear(q[q.headerLength():512])
+	at := q.headerLength()
+	for _, e := range list {
+		q.put(at, e.kind).put(at+4, uint32(len(e.body)))
+		copy(q[at+8:], e.body)
+		at += 8 + (len(e.body)+7)&^7
+	}
+	return q
+}
+
+// firstL2 is where the first L2 table is.
+func (q qcow2) firstL2() int { return int(q.number(int(q.number(atL1))) &^ (1 << 63)) }
+
+// text writes text.
+func (q qcow2) text(offset int, text string) qcow2 {
+	copy(q[offset:], text)
+	return q
+}
+
+// version2 makes a version 2 header of it: what were features are extensions.
+func (q qcow2) version2() qcow2 {
+	clear(q[72:512])
+	return q.put(atVersion, uint32(2))
+}
+
+// vmdk describes a VMware disk whose content is another file.
+func vmdk(content string) []byte {
+	text := "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n" +
+		"RW 2048 FLAT \"" + content + "\" 0\n"
+	return append([]byte(text), make([]byte, 1<<16-len(text))...)
+}
+
+type extension struct {
+	kind uint32
+	body string
+}
+
+func (q qcow2) headerLength() int { return int(binary.BigEndian.Uint32(q[100:])) }
+
+// Offsets in the header, and kinds of extensions.
+const (
+	atVersion, atClusterBits, atSize, atCrypt     = 4, 20, 24, 32
+	atL1Size, atL1, atRefcounts, atRefcountsSize  = 36, 40, 48, 56
+	atSnapshots, atSnapshotTable                  = 60, 64
+	atIncompatible, atAutoclear, atRefcountOrder  = 72, 88, 96
+	atHeaderLength, atCompression                 = 100, 104
+	backingFormat, dataFile, cryptHeader, bitmaps = 0xe2792aca, 0x44415441, 0x0537be77, 0x23852875
+)
+
+// Media types of layers.
+const (
+	domainLayer = "application/vnd.libvirt.domain.config+xml"
+	qcow2Layer  = "application/x-qemu-disk+gzip"
+	rawLayer    = "application/octet-stream+gzip"
+	isoLayer    = "application/x-iso9660-image+gzip"
+)
+
+// A layer is a file of a hostile image.
+type layer struct {
+	mediaType, name string
+	content         []byte
+}
+
+func disk(content []byte) []layer { return []layer{{qcow2Layer, "disk.qcow2", content}} }
+
+// A hostileDisk is an image whose disks are not what they seem.
+type hostileDisk struct {
+	name   string
+	layers []layer
+	// sings: QEMU, given the last layer as qcow2 or left to guess, would open the
+	// canary. Where it would not, the case is about something else.
+	sings bool
+	// want is the error that the image is refused with; nil if it is made harmless.
+	want error
+	text string
+}
+
+// hostileDisks are the corpus. Each call of good is a good disk of its own. (The
+// header's own checks have their table in internal/qcow2, names and sizes of
+// layers theirs in oci.)
+func hostileDisks(good func() qcow2, canary string) []hostileDisk {
+	return []hostileDisk{
+		// Files of the host, by name.
+		{"backing file", disk(good().backing(canary)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file with a format", disk(good().extensions(extension{backingFormat, "raw"}).backing(canary)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file of /etc/shadow", disk(good().backing("/etc/shadow")), false, oci.ErrHostile, "/etc/shadow"},
+		{"backing file through ..", disk(good().backing("../../../../../../../.." + canary)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file: with the protocol file", disk(good().backing("file:" + canary)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file: json", disk(good().backing(`json:{"driver":"raw","file":{"driver":"file","filename":"` + canary + `"}}`)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file: json that ends like a layer", []layer{{qcow2Layer, "base.qcow2", good()}, {qcow2Layer, "disk.qcow2", good().backing(`json:{"driver":"raw","file":{"driver":"file","filename":"` + canary + `"},"node-name":"a/base.qcow2"}`)}}, true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file: nbd", disk(good().backing("nbd://127.0.0.1:9/canary")), false, oci.ErrHostile, "nbd://"},
+		{"backing file: nbd over a socket", disk(good().backing("nbd+unix:///?socket=" + canary)), false, oci.ErrHostile, "nbd+unix"},
+		{"backing file: http", disk(good().backing("http://127.0.0.1:9/disk.raw")), false, oci.ErrHostile, "http://"},
+		{"backing file: ssh", disk(good().backing("ssh://root@127.0.0.1/etc/shadow")), false, oci.ErrHostile, "ssh://"},
+		{"backing file: a directory as a FAT disk", disk(good().backing("fat:" + filepath.Dir(canary))), true, oci.ErrHostile, "fat:"},
+		{"backing file: a device", disk(good().backing("/dev/sda")), false, oci.ErrHostile, "/dev/sda"},
+		{"backing file: a debugging driver", disk(good().backing("blkdebug::" + canary)), true, oci.ErrHostile, "blkdebug"},
+		{"backing file: itself", disk(good().backing("disk.qcow2")), false, oci.ErrHostile, "not a disk of the image"},
+		{"backing files in a circle", []layer{{qcow2Layer, "a.qcow2", good().backing("b.qcow2")}, {qcow2Layer, "b.qcow2", good().backing("a.qcow2")}}, false, oci.ErrHostile, "not a disk of the image"},
+		{"data file", disk(good().put(atIncompatible, uint64(4)).extensions(extension{dataFile, canary})), true, oci.ErrHostile, "another file"},
+		{"data file, raw", disk(good().put(atIncompatible, uint64(4)).put(atAutoclear, uint64(2)).extensions(extension{dataFile, canary})), true, oci.ErrHostile, "another file"},
+		{"data file without the bit", disk(good().extensions(extension{dataFile, canary})), false, oci.ErrHostile, "another file"},
+		{"data file without a name", disk(good().put(atIncompatible, uint64(4)).extensions()), false, oci.ErrHostile, "another file"},
+		{"raw data file, no other sign of it", disk(good().put(atAutoclear, uint64(2))), false, oci.ErrHostile, "another file"},
+		{"data file: json", disk(good().put(atIncompatible, uint64(4)).extensions(extension{dataFile, `json:{"driver":"file","filename":"` + canary + `"}`})), false, oci.ErrHostile, "another file"},
+		{"data file of a version 2 header", disk(good().version2().put(72, uint32(dataFile)).put(76, uint32(len(canary))).text(80, canary)), false, oci.ErrHostile, "another file"},
+		{"a header behind the header", disk(good().put(atHeaderLength, uint32(448)).put(448, uint32(dataFile)).put(452, uint32(len(canary))).text(456, canary).put(atIncompatible, uint64(4))), true, oci.ErrHostile, "another file"},
+
+		// Files whose format somebody might guess.
+		{"raw disk that is a qcow2", []layer{{rawLayer, "disk.raw", good().backing(canary)}}, true, nil, ""},
+		{"CD-ROM that is a qcow2", append(disk(good()), layer{isoLayer, "tools.iso", good().backing(canary)}), true, nil, ""},
+		{"raw disk that is a VMDK", []layer{{rawLayer, "disk.raw", vmdk(canary)}}, true, nil, ""},
+		{"VMDK under the name of qcow2", disk(vmdk(canary)), true, oci.ErrFormat, "qcow2"},
+		{"raw base of which the overlay says that it is a qcow2", []layer{
+			{rawLayer, "base.raw", good().backing(canary)},
+			{qcow2Layer, "disk.qcow2", good().extensions(extension{backingFormat, "qcow2"}).backing("base.raw")},
+		}, false, nil, ""},
+		{"raw base of which the overlay does not say what it is", []layer{
+			{rawLayer, "base.raw", good().backing(canary)},
+			{qcow2Layer, "disk.qcow2", good().extensions().backing("base.raw")},
+		}, false, nil, ""},
+		{"base of which the overlay says that it is somewhere else", []layer{{qcow2Layer, filepath.Base(canary), good()}, {qcow2Layer, "disk.qcow2", good().extensions(extension{backingFormat, "raw"}).backing(canary)}}, true, nil, ""},
+
+		// Headers that lie.
+		{"LUKS", disk(good().put(atCrypt, uint32(2))), false, oci.ErrFormat, "encrypted"},
+		{"AES", disk(good().put(atCrypt, uint32(1))), false, oci.ErrFormat, "encrypted"},
+		{"encryption header far away", disk(good().extensions(extension{cryptHeader, "\x7f\xff\xff\xff\xff\xff\xff\x00\x7f\xff\xff\xff\xff\xff\xff\x00"})), false, nil, ""},
+		{"bitmaps far away", disk(good().put(atAutoclear, uint64(1)).extensions(extension{bitmaps, "\x00\x00\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xff\x00\x00\xff\xff\xff\xff\x00\x00"})), false, nil, ""},
+		{"version 0", disk(good().put(atVersion, uint32(0))), false, oci.ErrHostile, "version 0"},
+		{"version 1, with a backing file", disk(good().put(atVersion, uint32(1)).backing(canary)), false, oci.ErrHostile, "version 1"},
+		{"version 4", disk(good().put(atVersion, uint32(4))), false, oci.ErrHostile, "version 4"},
+		{"size above the limit", disk(good().put(atSize, uint64(64<<30)).put(atL1Size, uint32(128))), false, oci.ErrHostile, "max_disk"},
+		{"negative size", disk(good().put(atSize, uint64(1<<63))), false, oci.ErrHostile, "virtual size"},
+		{"size that overflows", disk(good().put(atSize, uint64(1<<63-1))), false, oci.ErrHostile, "virtual size"},
+		{"L1 table of 16 GiB", disk(good().put(atL1Size, uint32(1<<31))), false, oci.ErrHostile, "too large"},
+		{"L1 table beyond the file", disk(good().put(atL1, uint64(1<<40))), false, nil, ""},
+		{"L1 table that is the header", disk(good().put(atL1, uint64(0))), false, nil, ""},
+		{"L2 table beyond the file", disk(good().put(int(good().number(atL1)), uint64(1<<63|1<<40))), false, nil, ""},
+		{"L2 table that is the L1 table", disk(good().put(int(good().number(atL1)), 1<<63|good().number(atL1))), false, nil, ""},
+		{"compressed cluster beyond the file", disk(good().put(good().firstL2(), uint64(1<<62|1<<40))), false, nil, ""},
+		{"refcount table beyond the file", disk(good().put(atRefcounts, uint64(1<<40))), false, nil, ""},
+		{"refcount table of 256 TiB", disk(good().put(atRefcountsSize, uint32(1<<32-1))), false, oci.ErrHostile, "refcount table"},
+		{"refcounts of 2^40 bits", disk(good().put(atRefcountOrder, uint32(40))), false, oci.ErrHostile, "refcount order"},
+		{"clusters of no bytes", disk(good().put(atClusterBits, uint32(0))), false, oci.ErrHostile, "cluster bits 0"},
+		{"clusters of 2^63 bytes", disk(good().put(atClusterBits, uint32(63))), false, oci.ErrHostile, "cluster bits 63"},
+		{"four thousand million snapshots", disk(good().put(atSnapshots, uint32(1<<32-1))), false, oci.ErrHostile, "snapshots"},
+		{"snapshots beyond the file", disk(good().put(atSnapshots, uint32(65536)).put(atSnapshotTable, uint64(1<<40))), false, nil, ""},
+		{"unknown incompatible feature", disk(good().put(atIncompatible, uint64(1<<5))), false, oci.ErrHostile, "unknown incompatible"},
+		{"marked as corrupt", disk(good().put(atIncompatible, uint64(2))), false, oci.ErrFormat, "corrupt"},
+		{"unknown compression", disk(good().put(atIncompatible, uint64(8)).put(atCompression, uint8(255))), false, nil, ""},
+		{"subclusters in clusters that are too small", disk(good().put(atIncompatible, uint64(16)).put(atClusterBits, uint32(9))), false, oci.ErrHostile, "L1 table"},
+		{"header shorter than a header", disk(good().put(atHeaderLength, uint32(8))), false, oci.ErrHostile, "header length"},
+		{"header longer than its cluster", disk(good().put(atHeaderLength, uint32(1<<31))), false, oci.ErrHostile, "header length"},
+		{"extension longer than its cluster", disk(good().put(good().headerLength()+4, uint32(1<<32-8))), false, oci.ErrHostile, "does not fit"},
+		{"backing name far away", disk(good().backing(canary).put(8, uint64(1<<62))), false, oci.ErrHostile, "outside of the first cluster"},
+		{"backing name of 4 GiB", disk(good().backing(canary).put(16, uint32(1<<32-1))), false, oci.ErrHostile, "too long"},
+		{"backing name in the header", disk(good().backing(canary).put(8, uint64(8))), false, oci.ErrHostile, "inside of the header"},
+		{"backing name of two readings", disk(good().backing(canary + "\x00/disk.qcow2")), true, oci.ErrHostile, "NUL"},
+		{"backing format twice", disk(good().extensions(extension{backingFormat, "raw"}, extension{backingFormat, "qcow2"})), false, oci.ErrHostile, "twice"},
+		{"a header and nothing else", disk(good()[:512]), false, nil, ""},
+	}
+}
+
+// TestHostileDisks takes each image the way of a job's: pulled, checked, turned
+// into a machine with overlays, and its disks read by QEMU as libvirt would tell it
+// to. At no time does anybody open the canary or write its name.
+func TestHostileDisks(t *testing.T) {
+	canary := newCanary(t)
+	made := newQCOW2(t)
+	good := func() qcow2 { return bytes.Clone(made) }
+	for _, test := range hostileDisks(good, canary.path) {
+		t.Run(test.name, func(t *testing.T) {
+			if got := exposed(t, canary, test.layers[len(test.layers)-1]); got != test.sings {
+				t.Errorf("without us, QEMU opens the canary: %v, want %v", got, test.sings)
+			}
+			store, err := oci.OpenStore(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref := layoutOf(t, test.layers)
+			image, err := store.Pull(t.Context(), ref, oci.PullOptions{Policies: []oci.PullPolicy{oci.PullAlways}, MaxDisk: 1 << 30})
+			if canary.sang(t) {
+				t.Error("pull opened a file of the host")
+			}
+			if test.want != nil {
+				if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
+					t.Fatalf("got %v; want %v with %q", err, test.want, test.text)
+				}
+				if Classify(err) != BuildFailure {
+					t.Errorf("the failure is a %s", Classify(err))
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer image.Close()
+			checkMachine(t, canary, image)
+		})
+	}
+}
+
+// exposed says whether QEMU opens the canary when it is given a file and nothing
+// is checked.
+func exposed(t *testing.T, c *canary, l layer) bool {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "exposed")
+	if err := os.WriteFile(path, l.content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	// Most of these fail: they are damaged.
+	_ = exec.CommandContext(ctx, "qemu-io", "-r", "-c", "read 0 512k", path).Run()
+	return c.sang(t)
+}
+
+// checkMachine makes the machine of an image as far as that takes no libvirt, and
+// reads its disks.
+func checkMachine(t *testing.T, c *canary, image *oci.Image) {
+	t.Helper()
+	settings, err := ParseSettings(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := specFor(image, FetchAndCloneOptions{Name: "machine", Settings: settings.For(""), Dirs: Dirs{Clones: "/nowhere/clones", Jobs: "/nowhere/jobs"}})
+	doc, _, err := vm.Preview(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	domain := &libvirtxml.Domain{}
+	if err := domain.Unmarshal(doc); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(doc, c.path) {
+		t.Errorf("the domain names a file of the host:\n%s", doc)
+	}
+	clones := t.TempDir()
+	overlays, err := vm.CloneDisks(t.Context(), spec.Disks, clones, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, device := range domain.Devices.Disks {
+		path := device.Source.File.File
+		if overlay := overlayOf(overlays, path); overlay != "" {
+			path = overlay
+			if content, err := os.ReadFile(path); err != nil || bytes.Contains(content, []byte(c.path)) {
+				t.Errorf("the overlay names a file of the host (%v)", err)
+			}
+		}
+		read := filepath.Join(t.TempDir(), "read")
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		out, err := exec.CommandContext(ctx, "qemu-img", "convert", "-f", device.Driver.Type, "-O", "raw", path, read).CombinedOutput()
+		if ctx.Err() != nil {
+			t.Errorf("disk %d: QEMU does not end", i)
+		}
+		cancel()
+		t.Logf("disk %d (%s): %v %s", i, device.Driver.Type, err, bytes.TrimSpace(out))
+		if content, err := os.ReadFile(read); err == nil && bytes.Contains(content, []byte(canarySong)) {
+			t.Errorf("disk %d: a guest reads the content of a file of the host", i)
+		}
+	}
+	if c.sang(t) {
+		t.Error("a file of the host was opened")
+	}
+}
+
+// overlayOf finds the overlay that a preview names.
+func overlayOf(overlays map[string]string, preview string) string {
+	for _, path := range overlays {
+		if filepath.Base(path) == filepath.Base(preview) {
+			return path
+		}
+	}
+	return ""
+}
+
+// layoutOf writes an image of the Python tool's format by hand.
+func layoutOf(t *testing.T, layers []layer) oci.Reference {
+	t.Helper()
+	dir := t.TempDir()
+	blob := func(mediaType string, content []byte) v1.Descriptor {
+		d := digest.FromBytes(content)
+		path := filepath.Join(dir, "blobs", "sha256", d.Encoded())
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, content, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		return v1.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(content))}
+	}
+	object := func(mediaType string, v any) v1.Descriptor {
+		content, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return blob(mediaType, content)
+	}
+	manifest := v1.Manifest{
+		Config: blob(v1.MediaTypeImageConfig, []byte(`{"architecture":"amd64","os":"linux"}`)),
+		Layers: []v1.Descriptor{blob(domainLayer, domainOf(layers))},
+	}
+	manifest.SchemaVersion, manifest.MediaType = 2, v1.MediaTypeImageManifest
+	for _, l := range layers {
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		z.Name = l.name
+		if _, err := z.Write(l.content); err != nil {
+			t.Fatal(err)
+		}
+		if err := z.Close(); err != nil {
+			t.Fatal(err)
+		}
+		manifest.Layers = append(manifest.Layers, blob(l.mediaType, packed.Bytes()))
+	}
+	index, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{object(v1.MediaTypeImageManifest, manifest)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "index.json"), index, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	ref, err := oci.ParseReference("oci:" + dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+// domainOf is a domain with the disks that are called disk and tools.
+func domainOf(layers []layer) []byte {
+	var disks strings.Builder
+	for i, l := range layers {
+		switch strings.TrimSuffix(l.name, filepath.Ext(l.name)) {
+		case "disk":
+			fmt.Fprintf(&disks, "<disk type='file' device='disk'><source file='%s'/><target dev='vd%c'/></disk>", l.name, 'a'+i)
+		case "tools":
+			fmt.Fprintf(&disks, "<disk type='file' device='cdrom'><source file='%s'/><target dev='sd%c'/></disk>", l.name, 'a'+i)
+		}
+	}
+	return []byte("<domain type='kvm'><memory>262144</memory><os><type arch='x86_64' machine='q35'>hvm</type></os><devices>" +
+		disks.String() + "</devices></domain>")
+}
