@@ -33,8 +33,9 @@ var (
 
 // passt is one passt process: it serves one guest and ends with it.
 type passt struct {
-	pidFile string // in the job's directory
-	socket  string
+	pidFile  string // in the job's directory
+	socket   string
+	nameless bool // the guest cannot ask any DNS server
 }
 
 // passtFiles are where a machine's passt keeps its socket, and where we keep its
@@ -100,7 +101,9 @@ func (p *passt) start(ctx context.Context, program string, owner passtOwner, por
 	if os.Geteuid() == 0 {
 		args = append(args, "--runas", fmt.Sprintf("%d:%d", owner.uid, owner.gid))
 	}
-	args = append(args, resolverOptions(resolvConf, uplinkResolvConf)...)
+	resolvers, ok := resolverOptions(resolvConf, uplinkResolvConf)
+	p.nameless = !ok
+	args = append(args, resolvers...)
 	if err := runPasst(ctx, program, args, port); err != nil {
 		return err
 	}
@@ -150,6 +153,14 @@ func runPasst(ctx context.Context, program string, args []string, port int) erro
 		return errNoRoute
 	}
 	return fmt.Errorf("start passt: %w: %s", err, lastLine(text))
+}
+
+// warnings are for the log of the job.
+func (p *passt) warnings() []string {
+	if p.nameless {
+		return []string{resolverWarning}
+	}
+	return nil
 }
 
 // connected waits until QEMU has connected. QEMU 7.2 does that on the side and

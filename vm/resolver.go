@@ -12,42 +12,33 @@ const (
 	// itself (systemd-resolved.service(8)); podman and Docker read it as well.
 	uplinkResolvConf = "/run/systemd/resolve/resolv.conf"
 
-	// forwardedResolver is an address at which passt answers a guest in place of
-	// the host's own resolver; podman's choice for pasta.
-	forwardedResolver = "169.254.1.1"
 	// resolversMax is how many servers a resolver asks (MAXNS, resolv.conf(5)).
 	resolversMax = 3
 )
 
-// resolverOptions are passt's options by which a guest finds names. passt itself
-// hands on the servers of resolv.conf, but leaves out those on the loopback
-// address, which a guest cannot reach: with systemd-resolved (127.0.0.53) or a
-// local dnsmasq, none is left. Then the guest gets the servers behind
-// systemd-resolved, or, where another resolver runs, one address from which
-// passt forwards queries to it, and nothing else, over UDP.
-func resolverOptions(conf, uplinks string) []string {
+// resolverWarning is for the log of a job whose guest finds no names.
+const resolverWarning = "the guest finds no names: this host's resolver listens on the loopback address, which no guest reaches, " +
+	"and systemd-resolved, which would say whom it asks, does not run here"
+
+// resolverOptions are passt's options by which a guest finds names; false if it
+// cannot. passt itself hands on the servers of resolv.conf, but leaves out those
+// on the loopback address, which a guest cannot reach: with systemd-resolved
+// (127.0.0.53) none is left, and the guest gets the servers behind it.
+//
+// passt can also forward queries to the host's resolver (--dns-forward, which
+// podman uses); but the version of Debian 12 tells the guest of that address only
+// if it is given by --dns as well, and then forwards elsewhere.
+func resolverOptions(conf, uplinks string) (options []string, ok bool) {
 	configured := nameservers(conf)
 	if len(configured) == 0 || hasRemote(configured) {
-		return nil
+		return nil, true
 	}
-	var options []string
 	for _, server := range nameservers(uplinks) {
 		if !server.IsLoopback() && len(options) < 2*resolversMax {
 			options = append(options, "--dns", server.String())
 		}
 	}
-	if options != nil {
-		return options
-	}
-	for _, server := range configured {
-		if server.Is4() {
-			// passt of Debian 12 forwards to the first server that it would tell the
-			// guest of; that one, on the guest's own loopback, refuses at once. Newer
-			// versions forward to the host's, and leave the first out.
-			return []string{"--dns", server.String(), "--dns", forwardedResolver, "--dns-forward", forwardedResolver}
-		}
-	}
-	return nil
+	return options, options != nil
 }
 
 func hasRemote(servers []netip.Addr) bool {

@@ -61,7 +61,7 @@ func newUserNetwork(ctx context.Context, h *Host, spec *Spec) (*userNetwork, []s
 		err = p.start(ctx, program, owner, port, spec.SSHPort)
 		switch {
 		case err == nil:
-			return &userNetwork{port: port, guest: spec.SSHPort, passt: p}, nil, nil
+			return &userNetwork{port: port, guest: spec.SSHPort, passt: p}, p.warnings(), nil
 		case errors.Is(err, errPortTaken):
 			continue
 		case errors.Is(err, errNoRoute):

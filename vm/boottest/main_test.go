@@ -2,6 +2,7 @@ package boottest
 
 import (
 	"context"
+	"log"
 	"os"
 	"os/exec"
 	"path"
@@ -27,8 +28,17 @@ func TestMain(m *testing.M) {
 	if os.Getenv(modeVariable) != "" {
 		os.Exit(m.Run())
 	}
+	if host.Inside() {
+		if output, err := exec.Command("ip", "addr", "add", hostAddress+"/32", "dev", "lo").CombinedOutput(); err != nil {
+			log.Fatalf("ip: %v: %s", err, output)
+		}
+	}
 	testbed.Main(m)
 }
+
+// hostAddress is an address of the host that is no guest's, either: passt gives its
+// guest the one of the uplink (RFC 5737 has this one for documentation).
+const hostAddress = "198.51.100.1"
 
 // eachMode runs a test in both modes; see [inMode].
 func eachMode(t *testing.T, test func(t *testing.T, l *lab)) {
