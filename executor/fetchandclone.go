@@ -44,10 +44,14 @@ type Machine struct {
 	Login vm.Login
 }
 
-// FetchAndClone fetches an image unless it is there, unpacks it unless that was
-// done, clones it copy-on-write and starts the clone, an ephemeral machine. It
-// does not wait for the guest. If it fails, nothing of the machine is left; an
-// image that was unpacked stays.
+// FetchAndClone does all in one: it fetches an image unless it is there, unpacks
+// it unless that was done, clones it copy-on-write and starts the clone, an
+// ephemeral machine. It returns the configuration of the guest, with the name of
+// its domain; it does not wait for the guest. If it fails, nothing of the machine
+// is left; an image that was unpacked stays.
+//
+// The clone is [vm.Start]'s, not [vm.Clone]'s: no domain has to be defined that
+// holds the image, and nothing that the image brings is believed.
 func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (*Machine, error) {
 	store, err := oci.OpenStore(o.Dirs.Store)
 	if err != nil {
