@@ -82,6 +82,9 @@ func rerunAsRoot() (int, error) {
 // rerunInNamespaces starts process 1. The namespaces end with it, and it ends
 // with this process or when lifeline does.
 func rerunInNamespaces(lifeline *os.File) (int, error) {
+	if err := refuseChroot(); err != nil {
+		return 1, err
+	}
 	if lifeline == nil {
 		end, hold, err := os.Pipe()
 		if err != nil {
@@ -101,6 +104,23 @@ func rerunInNamespaces(lifeline *os.File) (int, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	return run(cmd)
+}
+
+// refuseChroot is an error in a chroot. libvirt enters the mount namespaces of
+// its machines by setns(2), which leaves a chroot: it would make its device nodes
+// in the real /dev. (A container with a root of its own is no chroot.)
+func refuseChroot() error {
+	var ours, init unix.Stat_t
+	if err := unix.Stat("/", &ours); err != nil {
+		return err
+	}
+	if err := unix.Stat("/proc/1/root/", &init); err != nil {
+		return fmt.Errorf("look whether this is a chroot: %w", err)
+	}
+	if ours.Dev != init.Dev || ours.Ino != init.Ino {
+		return errors.New("a host of one's own cannot be made in a chroot: libvirt would leave it")
+	}
+	return nil
 }
 
 func run(cmd *exec.Cmd) (int, error) {
