@@ -110,17 +110,43 @@ func rerunInNamespaces(lifeline *os.File) (int, error) {
 // its machines by setns(2), which leaves a chroot: it would make its device nodes
 // in the real /dev. (A container with a root of its own is no chroot.)
 func refuseChroot() error {
-	var ours, init unix.Stat_t
+	var ours, namespace unix.Stat_t
 	if err := unix.Stat("/", &ours); err != nil {
 		return err
 	}
-	if err := unix.Stat("/proc/1/root/", &init); err != nil {
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// The thread leaves the chroot, and ends with this goroutine.
+		runtime.LockOSThread()
+		err = statNamespaceRoot(&namespace)
+	}()
+	<-done
+	if err != nil {
 		return fmt.Errorf("look whether this is a chroot: %w", err)
 	}
-	if ours.Dev != init.Dev || ours.Ino != init.Ino {
-		return errors.New("a host of one's own cannot be made in a chroot: libvirt would leave it")
+	if ours.Dev != namespace.Dev || ours.Ino != namespace.Ino {
+		return errors.New("a host of one's own cannot be made in a chroot, which libvirt would leave: use a container or the machine itself")
 	}
 	return nil
+}
+
+// statNamespaceRoot enters the mount namespace in which this thread is already,
+// and so gets its root.
+func statNamespaceRoot(root *unix.Stat_t) error {
+	namespace, err := os.Open("/proc/thread-self/ns/mnt")
+	if err != nil {
+		return err
+	}
+	defer namespace.Close()
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("setns: %w", err)
+	}
+	return unix.Stat("/", root)
 }
 
 func run(cmd *exec.Cmd) (int, error) {
