@@ -192,7 +192,7 @@ func TestKnockWaitsForTheServer(t *testing.T) {
 }
 
 // reservePort is a port that is ours and refuses connections until listen.
-func reservePort(t *testing.T) (addr string, listen func() net.Listener) {
+func reservePort(t testing.TB) (addr string, listen func() net.Listener) {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
 	if err != nil {

@@ -111,7 +111,7 @@ func ownBinary(t *testing.T) string {
 }
 
 // readableGuest is the test guest's disk where the mode's user can read it.
-func readableGuest(t *testing.T, mode *testbed.Mode) string {
+func readableGuest(t testing.TB, mode *testbed.Mode) string {
 	t.Helper()
 	path := filepath.Join(host.TempDir, "guest-"+mode.Name+".qcow2")
 	if _, err := os.Stat(path); err == nil {
