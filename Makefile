@@ -8,10 +8,10 @@ BINARY  := bin/gitlab-sardine-executor
 GOTEST := go test -count=1 -timeout 20m
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest demo test bench lint install
+.PHONY: help deps build guest demo test test-full bench lint install
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages that are missing
 	@scripts/deps.sh
@@ -27,6 +27,9 @@ demo: deps build guest ## push the test guest to a registry and run a job in it
 
 test: deps guest ## run every test, end to end ones included
 	$(GOTEST) ./...
+
+test-full: deps guest ## boot a whole Debian with cloud-init: 5 minutes where it is emulated
+	TESTBED_FULL_GUEST=$$(scripts/build-full-guest.sh) $(GOTEST) -run '^TestFullGuest$$' ./vm/boottest
 
 bench: deps build guest ## measure against virsh, ssh, skopeo
 	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
