@@ -1,0 +1,37 @@
+package executor
+
+import (
+	"testing"
+
+	"gitlab-sardine-executor/oci"
+)
+
+// What a section says of the domain reaches the machines of its images, and no
+// others.
+func TestDomainOfASection(t *testing.T) {
+	settings := parse(t, `
+[defaults]
+omit_backingstore = "no"
+[[image]]
+match = "registry.example.com/macos/**"
+domain = "/etc/macos.xml"
+omit_backingstore = "yes"
+[[image]]
+match = "registry.example.com/macos/old/**"
+trusted = true
+`)
+	for _, test := range []struct {
+		image, template string
+		trusted         bool
+		omit            string
+	}{
+		{"registry.example.com/macos/sonoma:14", "/etc/macos.xml", false, "yes"},
+		{"registry.example.com/macos/old/lion:10", "", true, "no"},
+		{"registry.example.com/linux:1", "", false, "no"},
+	} {
+		spec := specFor(&oci.Image{}, FetchAndCloneOptions{Settings: settings.For(test.image)})
+		if spec.Template != test.template || spec.Trusted != test.trusted || spec.OmitBackingStore != test.omit {
+			t.Errorf("%s: template %q, trusted %v, omit_backingstore %q", test.image, spec.Template, spec.Trusted, spec.OmitBackingStore)
+		}
+	}
+}
