@@ -8,7 +8,7 @@ BINARY  := bin/gitlab-sardine-executor
 GOTEST := go test -count=1 -timeout 20m
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest demo test test-full bench lint install
+.PHONY: help deps build guest demo test test-full bench bench-oci lint install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-full: deps guest ## boot a whole Debian with cloud-init: 5 minutes where it
 
 bench: deps build guest ## measure against virsh, ssh, skopeo
 	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
+
+bench-oci: deps ## measure pulls of a gigabyte against skopeo and gzip
+	go run ./oci/bench
 
 lint: ## gofmt and go vet
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt wants to change: $$unformatted"; exit 1; }

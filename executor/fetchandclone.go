@@ -63,6 +63,7 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	if err != nil {
 		return nil, err
 	}
+	defer image.Close() // held until QEMU has its disks open
 	o.Log.Say("Digest %s, %s on this host", image.Digest, units.BytesSize(float64(sizeOf(image))))
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
 	login, seed, err := loginFor(o.Settings, image.Guest)
