@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirt"
@@ -12,6 +13,10 @@ import (
 
 // ErrNoDomain: libvirt has no domain of that name.
 var ErrNoDomain = errors.New("no such domain")
+
+// ErrDisconnected: the daemon has ended the connection, as it does when it is
+// restarted. Its machines go on; a new connection may find it again.
+var ErrDisconnected = errors.New("the connection to libvirt broke (was its daemon restarted?)")
 
 // A Host is a connection to the libvirt daemon that runs the machines.
 type Host struct {
@@ -104,7 +109,27 @@ func awaitDone(ctx context.Context, what string, call func() error) error {
 // text begins with numbers: "virError(Code=38, Domain=7, Message='…')".
 type libvirtError struct{ cause libvirt.Error }
 
-func (e libvirtError) Error() string { return e.cause.Message }
+func (e libvirtError) Error() string {
+	if e.isDisconnect() {
+		return ErrDisconnected.Error()
+	}
+	return e.cause.Message
+}
+
+// Is makes it an [ErrDisconnected] where it is one.
+func (e libvirtError) Is(target error) bool { return target == ErrDisconnected && e.isDisconnect() }
+
+// disconnects are what libvirt's RPC client says of a connection that it had
+// (src/rpc/virnetclient.c, virnetsocket.c). There is no error code for that.
+var disconnects = []string{
+	"client socket is closed", "received hangup event on socket",
+	"End of file while reading data", "Cannot write data", "Cannot recv data",
+}
+
+func (e libvirtError) isDisconnect() bool {
+	return e.cause.Domain == libvirt.FROM_RPC &&
+		slices.ContainsFunc(disconnects, func(text string) bool { return strings.Contains(e.cause.Message, text) })
+}
 
 func clean(err error) error {
 	var lv libvirt.Error

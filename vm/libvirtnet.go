@@ -126,6 +126,8 @@ func (n *libvirtNetwork) address(ctx context.Context, dom *libvirt.Domain) (stri
 	return n.finder.find(ctx, dom, n.port)
 }
 
+func (n *libvirtNetwork) ended() error { return nil }
+
 func (n *libvirtNetwork) stop() error { return nil }
 
 // isFilterError says whether libvirt failed at filtering, not at the machine.

@@ -25,6 +25,8 @@ type network interface {
 	// address is host:port of the guest's SSH server, seen from here; empty while
 	// that is not known. It can change while the guest boots.
 	address(ctx context.Context, dom *libvirt.Domain) (string, error)
+	// ended says why the network can serve its guest no more; nil as long as it can.
+	ended() error
 	// stop ends what was started on the host for a domain that did not come up.
 	stop() error
 }

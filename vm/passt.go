@@ -28,7 +28,9 @@ const (
 
 var (
 	errPortTaken = errors.New("the port is taken")
-	errNoRoute   = errors.New("passt finds no interface with a default route")
+	// errPasstEnded: QEMU does not connect to another one.
+	errPasstEnded = errors.New("passt, the guest's network, has ended (did the kernel kill it for want of memory? see dmesg)")
+	errNoRoute    = errors.New("passt finds no interface with a default route")
 )
 
 // passt is one passt process: it serves one guest and ends with it.
@@ -196,35 +198,54 @@ func hasConnection(table, path string) bool {
 	return false
 }
 
-// stop ends the passt that the pid file names, if it is still the one: a
-// process of that number and with our socket on its command line.
+// stop ends the passt that the pid file names.
 func (p *passt) stop() error {
+	process, err := p.process()
+	if process == nil {
+		return err
+	}
+	defer process.Release()
+	if err := process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop passt (process %d): %w", process.Pid, err)
+	}
+	return nil
+}
+
+// runs says whether it still runs.
+func (p *passt) runs() bool {
+	process, err := p.process()
+	if process != nil {
+		process.Release()
+	}
+	return process != nil || err != nil
+}
+
+// process is what the pid file names, if it is still the one: a process of that
+// number and with our socket on its command line. nil if there is none.
+func (p *passt) process() (*os.Process, error) {
 	text, err := os.ReadFile(p.pidFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("stop passt: %w", err)
+		return nil, fmt.Errorf("find passt: %w", err)
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil || pid <= 1 {
-		return fmt.Errorf("stop passt: %s holds no process number: %q", p.pidFile, text)
+		return nil, fmt.Errorf("find passt: %s holds no process number: %q", p.pidFile, text)
 	}
 	// Found before it is looked at: the handle stays with this very process,
 	// whoever gets its number next.
 	process, err := os.FindProcess(pid)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	defer process.Release()
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || !bytes.Contains(cmdline, []byte("\x00"+p.socket+"\x00")) {
-		return nil
+		process.Release()
+		return nil, nil
 	}
-	if err := process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("stop passt (process %d): %w", pid, err)
-	}
-	return nil
+	return process, nil
 }
 
 func lastLine(text string) string {

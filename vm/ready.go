@@ -163,9 +163,11 @@ func (g *Guest) noAnswer(last error) error {
 	return fmt.Errorf("%w: it runs, but nobody let us in by SSH at %s (does its SSH server start at boot?)", ErrNoAnswer, g.record.Address)
 }
 
-// watch calls giveUp when the guest is not running any more. An error of libvirt
-// is not that: the daemon may be restarting. console may be nil.
+// watch calls giveUp when the guest is not running any more, or nobody can reach
+// it. An error of libvirt is not that: the daemon may be restarting. console may
+// be nil.
 func (g *Guest) watch(ctx context.Context, poll time.Duration, console *panicWatch, giveUp context.CancelCauseFunc) {
+	cutOff := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -179,6 +181,16 @@ func (g *Guest) watch(ctx context.Context, poll time.Duration, console *panicWat
 		if console != nil && console.seen() {
 			giveUp(fmt.Errorf("%w: its kernel panicked", ErrGuestStopped))
 			return
+		}
+		if g.network == nil {
+			continue
+		}
+		// Seen twice: the network of a guest that has just stopped ends, too.
+		if err := g.network.ended(); err != nil && cutOff {
+			giveUp(err)
+			return
+		} else {
+			cutOff = err != nil
 		}
 	}
 }

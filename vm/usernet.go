@@ -155,6 +155,13 @@ func (n *userNetwork) started(ctx context.Context) error {
 	return n.passt.connected(ctx)
 }
 
+func (n *userNetwork) ended() error {
+	if n.passt == nil || n.passt.runs() {
+		return nil
+	}
+	return errPasstEnded
+}
+
 func (n *userNetwork) stop() error {
 	if n.passt == nil {
 		return nil
