@@ -26,6 +26,9 @@ const (
 	// undoTimeout bounds the end of a machine when a stage was told to end: it
 	// has two seconds in all. cleanup does the rest.
 	undoTimeout = 1500 * time.Millisecond
+	// reconnectPause is how long a libvirt daemon that is restarted is given before
+	// it is asked again.
+	reconnectPause = 500 * time.Millisecond
 	// expiryGrace is how long after the timeout of its job a machine may live: the
 	// runner's own cleanup comes first.
 	expiryGrace = time.Hour
@@ -128,19 +131,38 @@ func (d *Driver) jobDir(dirs Dirs) string { return filepath.Join(dirs.Jobs, d.Jo
 // Cleanup is the cleanup stage: when it returns nil, nothing of the job's
 // machine is left, also if there never was one; unless it is to be kept for a look
 // inside.
+//
+// The runner does not try it again: when libvirt's daemon is restarted meanwhile,
+// it goes on with the new one.
 func (d *Driver) Cleanup(ctx context.Context) error {
 	defer d.phase("cleanup")()
 	dirs, err := d.Settings.Dirs()
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
+	for restarted := false; ; {
+		err := d.cleanup(ctx, dirs)
+		restarted = restarted || errors.Is(err, vm.ErrDisconnected)
+		if err == nil || !restarted {
+			return err
+		}
+		d.admin().Warn("cleanup tries again", "error", err)
+		select {
+		case <-time.After(reconnectPause):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (d *Driver) cleanup(ctx context.Context, dirs Dirs) error {
 	host, err := d.openHost(ctx)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
-	defer cancel()
 	o, err := d.outcome(dirs)
 	if err != nil {
 		d.admin().Warn("cleanup goes on", "error", err)

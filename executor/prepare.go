@@ -66,7 +66,9 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			d.saveConsole(p.dirs, err)
-			err = errors.Join(err, d.undo(ctx, host, p.dirs))
+			if !errors.Is(err, vm.ErrDisconnected) { // else it is for cleanup
+				err = errors.Join(err, d.undo(ctx, host, p.dirs))
+			}
 		}
 	}()
 	machine, err := d.start(ctx, host, p)
