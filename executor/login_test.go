@@ -31,7 +31,7 @@ func TestLoginFor(t *testing.T) {
 		{"a name that is none", "", hostile, "", false, vm.ErrSpec},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			settings, err := ParseSettings([]byte("[defaults]\n"+test.defaults+"\n"))
+			settings, err := ParseSettings([]byte("[defaults]\n" + test.defaults + "\n"))
 			if err != nil {
 				t.Fatal(err)
 			}
