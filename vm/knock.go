@@ -4,25 +4,30 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
 const (
-	// knockInterval is the time between two attempts to reach a guest that may
-	// still be booting, and so the most that a ready guest goes unnoticed.
+	// knockInterval is the least time between two attempts to reach a guest that may
+	// still be booting, and so the most that a ready guest goes unnoticed; later it
+	// is this part of the time waited so far. A guest that has taken long is slow,
+	// and attempts must not be all that it does.
 	knockInterval = 150 * time.Millisecond
-	// knockTimeout is how long an attempt may wait for the server's greeting. One
-	// made while the guest boots is not refused but lost: passt accepts it at once
-	// and finds nobody to hand it to. Attempts follow each other without a gap only
-	// if those that may be under way at once, times the interval, cover this time.
-	knockTimeout = 1200 * time.Millisecond
-	// patientTimeout is how long every patientEach-th attempt may wait: the sshd of
-	// an emulated guest can take longer to greet than the others have.
-	patientTimeout = 15 * time.Second
-	patientEach    = 40
-	// knocksAtOnce bounds the attempts under way, and so what a server that has
-	// just come up finds in its queue (OpenSSH's MaxStartups is 10).
-	knocksAtOnce = 10
+	knockPart     = 80
+	// knockIntervals is how many intervals an attempt may wait for the server's
+	// greeting. One made while the guest boots is not refused but lost: passt
+	// accepts it at once and finds nobody to hand it to. As many attempts can be
+	// under way, so that they follow each other without a gap; OpenSSH has 10 log
+	// in at once (MaxStartups).
+	knockIntervals = 8
+	// greetingTimeout is how long an attempt may wait once it is known that the
+	// guest itself has accepted the connection, and greetingInterval the time after
+	// which another one is made all the same. The sshd of an emulated guest takes
+	// seconds to greet, and the more the more of them it has to start.
+	greetingTimeout  = 20 * time.Second
+	greetingInterval = 4 * time.Second
 )
 
 // knock connects to the SSH server at addr as soon as there is one, and returns
@@ -32,64 +37,98 @@ const (
 // passt, as in Debian 12, delivers nothing of the guest until the client has
 // sent something, so that whoever waits for the banner first waits for ever.
 func knock(ctx context.Context, addr string) (net.Conn, error) {
+	k := &knocker{addr: addr, direct: !isLoopback(addr), answers: make(chan answer, knockIntervals)}
+	return k.run(ctx)
+}
+
+// isLoopback says whether addr is a port that somebody on this host forwards.
+func isLoopback(addr string) bool {
+	ap, err := netip.ParseAddrPort(addr)
+	return err == nil && ap.Addr().IsLoopback()
+}
+
+// A knocker makes the attempts to reach one server.
+type knocker struct {
+	addr string
+	// direct says that a connection is accepted by the guest, not by a forwarder.
+	direct  bool
+	answers chan answer
+
+	underWay int          // attempts
+	accepted atomic.Int64 // when the last direct one was, in Unix nanoseconds; 0: none is under way
+}
+
+type answer struct {
+	conn net.Conn
+	err  error
+}
+
+func (k *knocker) run(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	type answer struct {
-		conn net.Conn
-		err  error
-	}
-	answers := make(chan answer, knocksAtOnce)
-	underWay, attempts := 0, 0
+	defer k.abandon()
+	began := time.Now()
 	var last error
-	ticker := time.NewTicker(knockInterval)
-	defer ticker.Stop()
-	defer func() { // whoever answers after all is not needed any more
-		go func(n int) {
-			for ; n > 0; n-- {
-				if a := <-answers; a.conn != nil {
-					a.conn.Close()
-				}
-			}
-		}(underWay)
-	}()
 	for {
-		if underWay < knocksAtOnce {
-			underWay++
-			attempts++
-			timeout := knockTimeout
-			if attempts%patientEach == 0 {
-				timeout = patientTimeout
-			}
+		interval := max(knockInterval, time.Since(began)/knockPart)
+		if k.underWay < knockIntervals && !k.waitsForGreeting() {
+			k.underWay++
 			go func() {
-				conn, err := knockOnce(ctx, addr, timeout)
-				answers <- answer{conn, err}
+				conn, err := k.once(ctx, knockIntervals*interval)
+				k.answers <- answer{conn, err}
 			}()
 		}
-		for tick := false; !tick; {
+		next := time.After(interval)
+		for waiting := true; waiting; {
 			select {
-			case a := <-answers:
-				underWay--
+			case a := <-k.answers:
+				k.underWay--
 				if a.err == nil {
 					return a.conn, nil
 				}
 				last = a.err
 			case <-ctx.Done():
 				return nil, errors.Join(context.Cause(ctx), last)
-			case <-ticker.C:
-				tick = true
+			case <-next:
+				waiting = false
 			}
 		}
 	}
 }
 
-func knockOnce(ctx context.Context, addr string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", addr)
+// waitsForGreeting says whether the guest has accepted a connection not long ago,
+// so that it is its turn.
+func (k *knocker) waitsForGreeting() bool {
+	at := k.accepted.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < greetingInterval
+}
+
+// abandon closes what answers after all and is not needed any more.
+func (k *knocker) abandon() {
+	go func(n int) {
+		for ; n > 0; n-- {
+			if a := <-k.answers; a.conn != nil {
+				a.conn.Close()
+			}
+		}
+	}(k.underWay)
+}
+
+// once makes one attempt.
+func (k *knocker) once(ctx context.Context, timeout time.Duration) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: timeout}
+	conn, err := dialer.DialContext(ctx, "tcp", k.addr)
 	if err != nil {
 		return nil, err
 	}
+	if k.direct {
+		timeout = greetingTimeout
+		at := time.Now().UnixNano()
+		k.accepted.Store(at)
+		defer k.accepted.CompareAndSwap(at, 0)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	greeting := make([]byte, 256)
 	n := 0

@@ -9,6 +9,38 @@ import (
 	"time"
 )
 
+// An emulated guest's sshd needs its processor for every connection, also for those
+// that were given up since. Who connects too often gets no greeting at all.
+func TestKnockDoesNotStarveASlowServer(t *testing.T) {
+	for name, direct := range map[string]bool{"direct": true, "forwarded": false} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			cost := map[string]time.Duration{"direct": 2 * time.Second, "forwarded": 170 * time.Millisecond}[name]
+			go func() {
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					time.Sleep(cost) // one after the other
+					conn.Write([]byte("SSH-2.0-test\r\n"))
+					defer conn.Close()
+				}
+			}()
+			k := &knocker{addr: l.Addr().String(), direct: direct, answers: make(chan answer, knockIntervals)}
+			conn, err := k.run(testContext(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+		})
+	}
+}
+
 // BenchmarkKnock measures how long a server that is ready goes unnoticed: one
 // whose host refuses connections before, as on a libvirt network, and one whose
 // connections are accepted and lost before, as passt does.
