@@ -49,6 +49,8 @@ func (g *Guest) WaitReady(ctx context.Context, login Login) error {
 			cause = g.noAnswer(err)
 		}
 		err = cause
+	} else if gone := g.alive(ctx); errors.Is(gone, ErrGuestStopped) {
+		err = gone // and so it had no address
 	}
 	if errors.Is(err, context.Canceled) {
 		return err
