@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BINARY  := bin/gitlab-sardine-executor
 
 # Tests that boot machines share the processors with each other badly.
-GOTEST := go test -count=1 -timeout 20m
+GOTEST := go test -count=1 -timeout 60m
 
 .DEFAULT_GOAL := build
 .PHONY: help deps build guest demo test test-full bench bench-oci lint install
