@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -262,13 +263,32 @@ func (f *fault) kill(t *testing.T) (recover func()) {
 // starts again when somebody wants it, the system's by its init system.
 func (s *haltSite) endLibvirtd(t *testing.T, signal syscall.Signal) (recover func()) {
 	t.Helper()
-	daemon := one(t, "libvirtd", s.isLibvirtd())
+	var daemon process
+	until(t, "libvirtd is one", func() bool { // it forks, to start programs
+		found := processes(s.isLibvirtd())
+		if len(found) == 1 {
+			daemon = found[0]
+		}
+		return len(found) == 1
+	})
 	daemon.signal(t, signal)
 	until(t, "libvirtd is gone", daemon.ended)
 	if s.mode.Name == "session" {
 		return func() {}
 	}
-	return func() { s.mode.Run(t, "sh", "-c", "libvirtd --daemon >/dev/null 2>&1") }
+	return func() {
+		// As often as systemd would (Restart=on-failure).
+		output := filepath.Join(s.mode.Dir(t), "output") // a pipe would stay open
+		until(t, "libvirtd starts", func() bool {
+			err := s.mode.Command(deadline(t), "sh", "-c", "exec libvirtd --daemon >"+output+" 2>&1").Run()
+			if err != nil {
+				text, _ := os.ReadFile(output)
+				t.Logf("libvirtd does not start: %v: %s", err, text)
+				time.Sleep(200 * time.Millisecond)
+			}
+			return err == nil
+		})
+	}
 }
 
 // isLibvirtd matches the site's daemon.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/gitlab"
@@ -181,6 +182,9 @@ func (s *haltSite) runs(name string) bool {
 		len(processes(isGuest(name))) == 1
 }
 
+// orphanTime is what the processes of a machine get to end after it.
+const orphanTime = 5 * time.Second
+
 // left is what there is of the machines of jobs: "nothing", or a list of "machine"
 // (a domain), "process" (QEMU or passt) and "files".
 func (s *haltSite) left(t testing.TB) string {
@@ -192,8 +196,14 @@ func (s *haltSite) left(t testing.TB) string {
 	orphan := func(p process) bool {
 		return (p.isProgram("qemu-system-x86_64") || p.isProgram("passt")) && p.mentions("sardine-")
 	}
-	if len(left) == 0 && len(processes(orphan)) > 0 {
-		left = append(left, "process")
+	if len(left) == 0 {
+		// Whoever ends a machine does not wait for the last of its processes.
+		for began := time.Now(); len(processes(orphan)) > 0; time.Sleep(10 * time.Millisecond) {
+			if time.Since(began) > orphanTime {
+				left = append(left, "process")
+				break
+			}
+		}
 	}
 	for _, dir := range []string{"jobs", "clones"} {
 		if found, _ := filepath.Glob(filepath.Join(s.storage, dir, "sardine-*")); len(found) > 0 {
