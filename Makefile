@@ -8,7 +8,7 @@ BINARY  := bin/gitlab-sardine-executor
 GOTEST := go test -count=1 -timeout 60m
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest demo test test-full bench bench-oci lint install
+.PHONY: help deps build guest demo test test-full test-faults bench bench-oci lint install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: deps guest ## run every test, end to end ones included
 
 test-full: deps guest ## boot a whole Debian with cloud-init: 5 minutes where it is emulated
 	TESTBED_FULL_GUEST=$$(scripts/build-full-guest.sh) $(GOTEST) -run '^TestFullGuest$$' ./vm/boottest
+
+test-faults: deps guest ## kill each part at each moment of a job: docs/reliability.md
+	$(GOTEST) ./e2e -run TestFaults -faults -v
 
 bench: deps build guest ## measure against virsh, ssh, skopeo
 	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...

@@ -18,7 +18,8 @@ import (
 
 var (
 	updateFlag    = flag.Bool("update", false, "write what the tests find into docs/reliability.md")
-	allFaultsFlag = flag.Bool("faults", false, "kill everything at every moment in both modes")
+	faultsFlag    = flag.Bool("faults", false, "kill parts at the moments of docs/reliability.md")
+	allFaultsFlag = flag.Bool("all-faults", false, "with -faults: every part at every moment, in both modes")
 )
 
 // What is killed.
@@ -87,6 +88,9 @@ type effect struct {
 // class, nothing left after a sweep, and a next job that succeeds. The rest is as
 // docs/reliability.md says.
 func TestFaults(t *testing.T) {
+	if !*faultsFlag {
+		t.Skip("make test-faults kills everything at every moment")
+	}
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newHaltSite(t, mode, `timeout = "25s"`)
 		for i, c := range matrix {
@@ -386,7 +390,22 @@ func checkRow(t *testing.T, row string) {
 		lines = slices.Insert(lines, i, row)
 	}
 	lines[i] = row
+	sortRows(lines)
 	if err := os.WriteFile(reliabilityDoc, []byte(strings.Join(lines, "\n")), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// sortRows puts the rows of the table into the order of the matrix.
+func sortRows(lines []string) {
+	begin := slices.Index(lines, "|---|---|---|---|---|---|---|") + 1
+	end := slices.Index(lines, "<!-- end of the table of faults -->")
+	place := func(row string) int {
+		field := strings.Split(row, "|")
+		i := slices.IndexFunc(matrix, func(c cell) bool {
+			return c.victim == strings.TrimSpace(field[1]) && string(c.at) == strings.TrimSpace(field[2])
+		})
+		return 2*i + strings.Count(field[3], "system")
+	}
+	slices.SortFunc(lines[begin:end], func(a, b string) int { return place(a) - place(b) })
 }

@@ -22,6 +22,7 @@ test=(
 	openssh-client                       # the peer of the benchmark
 	genisoimage ovmf swtpm swtpm-tools   # CD-ROMs, UEFI and TPMs of machines
 	btrfs-progs xfsprogs                 # file systems whose files share blocks
+	apache2-utils                        # htpasswd, for a registry with a login
 )
 
 case ${1-} in

@@ -28,10 +28,11 @@ func listen(t *testing.T, address string) (port string) {
 	return port
 }
 
-// reaches says whether the guest gets an answer by HTTP.
+// reaches says whether the guest gets an answer by HTTP. The client keeps its side
+// open: passt of Debian 12 can lose the answer to one that has closed it.
 func reaches(t *testing.T, guest *vm.Guest, address, port string) bool {
 	t.Helper()
-	out, _ := script(t, guest, fmt.Sprintf("echo 'GET / HTTP/1.0\n' | timeout 5 nc -w 3 %s %s 2>/dev/null", address, port))
+	out, _ := script(t, guest, fmt.Sprintf("{ echo 'GET / HTTP/1.0\n'; sleep 2; } | timeout 5 nc -w 3 %s %s 2>/dev/null", address, port))
 	return strings.HasSuffix(out, "reached")
 }
 
@@ -50,7 +51,12 @@ func reachesAtLast(t *testing.T, guest *vm.Guest, address, port string) bool {
 // greets says whether the guest gets the greeting of an SSH server.
 func greets(t *testing.T, guest *vm.Guest, address string) bool {
 	t.Helper()
-	out, _ := script(t, guest, fmt.Sprintf("{ echo SSH-2.0-test; sleep 2; } | timeout 4 nc -w 3 %s 22", address))
+	return greetsAt(t, guest, address, "22")
+}
+
+func greetsAt(t *testing.T, guest *vm.Guest, address, port string) bool {
+	t.Helper()
+	out, _ := script(t, guest, fmt.Sprintf("{ echo SSH-2.0-test; sleep 2; } | timeout 4 nc -w 3 %s %s", address, port))
 	return strings.HasPrefix(out, "SSH-2.0-")
 }
 
@@ -76,16 +82,16 @@ func TestUserNetwork(t *testing.T) {
 			if !reachesAtLast(t, guest, hostAddress, outside) {
 				t.Errorf("%s does not reach the host by its own address", guest.Name())
 			}
-			_, gateway := addressIn(t, guest)
-			for _, address := range []string{"127.0.0.1", gateway, "192.0.2.2", "169.254.1.1"} {
-				if reaches(t, guest, address, port) {
-					t.Errorf("%s reaches the host's 127.0.0.1 by %s", guest.Name(), address)
-				}
+		}
+		_, gateway := addressIn(t, first)
+		for _, address := range []string{"127.0.0.1", gateway, "192.0.2.2", "169.254.1.1"} {
+			if reaches(t, first, address, port) {
+				t.Errorf("a guest reaches the host's 127.0.0.1 by %s", address)
 			}
 		}
 		// The forwarded ports of SSH are on the loopback address, too.
 		_, forwarded, _ := net.SplitHostPort(second.Record().Address)
-		if _, gateway := addressIn(t, first); reaches(t, first, gateway, forwarded) {
+		if greetsAt(t, first, gateway, forwarded) {
 			t.Error("one guest reaches the other by its forwarded port")
 		}
 	})
