@@ -66,9 +66,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
 			d.saveConsole(p.dirs, err)
-			if !errors.Is(err, vm.ErrDisconnected) { // else it is for cleanup
-				err = errors.Join(err, d.undo(ctx, host, p.dirs))
-			}
+			err = errors.Join(err, d.undo(ctx, host, p.dirs))
 		}
 	}()
 	machine, err := d.start(ctx, host, p)
@@ -188,7 +186,14 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs Dirs) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
+	err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs))
+	if errors.Is(err, vm.ErrDisconnected) { // which may be why prepare failed
+		if host, err = d.openHost(ctx); err == nil {
+			defer host.Close()
+			err = vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs))
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("remove the machine (cleanup will try again): %w", err)
 	}
 	return nil
