@@ -120,7 +120,9 @@ func (d decompression) decode(p *plainStream, r *bufio.Reader) (err error) {
 		return nil
 	}
 	if d.from != nil {
-		p.gunzip = resumeGunzip(r, *d.from, d.wanted)
+		if p.gunzip, err = resumeGunzip(r, *d.from, d.wanted); err != nil {
+			return err
+		}
 		p.Reader = p.gunzip
 		return nil
 	}

@@ -8,8 +8,9 @@ import (
 	"hash/crc32"
 	"io"
 
-	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/gzip"
+
+	"gitlab-sardine-executor/oci/inflate"
 )
 
 // A gunzip decompresses gzip, with any number of members, and can be set up
@@ -18,22 +19,17 @@ import (
 type gunzip struct {
 	in      *bufio.Reader
 	counted *countedReader // beneath in
-	flate   io.ReadCloser
+	deflate *inflate.Reader
 	name    string // in the header of the first member
 
-	member   int64 // offset in the compressed stream at which flate began
 	produced int64 // bytes of the whole stream that Read has returned
-	base     int64 // produced when flate began
-	ahead    int64 // bytes by which flate's offsets are too large: see bitPosition
 	crc      uint32
 	size     uint32 // of the member so far, modulo 2^32
-	kept     []byte // decompressed, behind a mark
 
 	// wanted is asked at the end of each deflate block whether to leave a mark there;
 	// nil if marks are of no use.
 	wanted func(compressed int64) bool
-	mark   *gzipMark // wanted, and not reached by Read
-	err    error     // which ended it; io.EOF after a stream that was right
+	err    error // which ended it; io.EOF after a stream that was right
 }
 
 // A gzipMark is a place in a gzip stream from which decompression can go on.
@@ -72,19 +68,18 @@ func newGunzip(r io.Reader, wanted func(compressed int64) bool) (*gunzip, error)
 }
 
 // resumeGunzip goes on at a mark; r stands at mark.Compressed.
-func resumeGunzip(r io.Reader, mark gzipMark, wanted func(compressed int64) bool) *gunzip {
+func resumeGunzip(r io.Reader, mark gzipMark, wanted func(compressed int64) bool) (*gunzip, error) {
 	g := &gunzip{counted: &countedReader{r: r, n: mark.Compressed}, wanted: wanted}
 	g.in = bufio.NewReaderSize(g.counted, readBuffer)
 	g.produced, g.crc, g.size = mark.Raw, mark.CRC, mark.Size
+	var err error
 	// Offsets in the whole stream, so that those of later marks are too.
-	opts := []flate.ReaderOpt{flate.WithResumeFrom(flate.InflateCheckpoint{
-		UncompressedOffset: mark.Raw, CompressedOffset: mark.Compressed, BitOffset: mark.Bit, Window: mark.Window,
-	})}
-	if wanted != nil {
-		opts = append(opts, flate.WithEobCallback(g.endOfBlock))
+	g.deflate, err = inflate.Resume(g.in, inflate.Checkpoint{Offset: mark.Compressed, Bit: mark.Bit, Window: mark.Window})
+	if err != nil {
+		return nil, err
 	}
-	g.flate = flate.NewReaderOpts(g.in, opts...)
-	return g
+	g.deflate.Pause = wanted
+	return g, nil
 }
 
 func (g *gunzip) header() error {
@@ -93,76 +88,37 @@ func (g *gunzip) header() error {
 	if err != nil {
 		return err
 	}
-	if g.produced == 0 && g.flate == nil {
+	if g.produced == 0 && g.deflate == nil {
 		g.name = h.Name
 	}
-	g.member = g.counted.n - int64(g.in.Buffered())
-	g.base, g.ahead, g.crc, g.size = g.produced, 0, 0, 0
-	var opts []flate.ReaderOpt
-	if g.wanted != nil {
-		opts = append(opts, flate.WithEobCallback(g.endOfBlock))
+	g.crc, g.size = 0, 0
+	if g.deflate == nil {
+		g.deflate = inflate.NewReader(g.in)
+		g.deflate.Pause = g.wanted
 	}
-	g.flate = flate.NewReaderOpts(g.in, opts...)
-	return nil
-}
-
-func (g *gunzip) endOfBlock(c flate.InflateCheckpoint) {
-	at := g.bitPosition(c)
-	if g.mark != nil || c.Final || !g.wanted(at/8) {
-		return
-	}
-	g.mark = &gzipMark{
-		Compressed: at / 8,
-		Bit:        uint8(at % 8),
-		Raw:        g.base + c.UncompressedOffset,
-		Window:     append([]byte(nil), c.Window...),
-	}
-}
-
-// bitPosition is where the next block begins, in bits of the compressed stream.
-//
-// It corrects what the checkpoint says: as of compress 1.20.3 the offset runs
-// ahead by the whole bytes that were buffered before each stored block
-// (flate.dataBlock counts them a second time). After a stored block no bit is
-// buffered, so a checkpoint beyond what was read shows by how much.
-func (g *gunzip) bitPosition(c flate.InflateCheckpoint) int64 {
-	read := g.counted.n - int64(g.in.Buffered())
-	buffered := (read-g.member+g.ahead)*8 - (c.CompressedOffset*8 + int64(c.BitOffset))
-	if buffered < 0 {
-		g.ahead -= buffered / 8
-		buffered = 0
-	}
-	return read*8 - buffered
+	// Of offsets in the whole stream.
+	return g.deflate.Reset(g.in, inflate.Checkpoint{Offset: g.counted.n - int64(g.in.Buffered())})
 }
 
 // Read returns no byte beyond a mark in the same call as those before it: ask
 // reached in between.
 func (g *gunzip) Read(p []byte) (int, error) {
 	for g.err == nil {
-		n, err := g.read(p)
-		if n > 0 || err == nil {
-			return g.deliver(p, n), nil // the next Read meets err again
-		}
-		if !errors.Is(err, io.EOF) {
-			g.err = err
-		} else {
+		n, err := g.deflate.Read(p)
+		g.produced += int64(n)
+		g.crc = crc32.Update(g.crc, crc32.IEEETable, p[:n])
+		g.size += uint32(n)
+		switch {
+		case errors.Is(err, io.EOF):
 			g.err = g.nextMember()
+		case err != nil:
+			g.err = err
+		}
+		if n > 0 || g.deflate.Paused() {
+			return n, nil // the next Read meets an error again
 		}
 	}
 	return 0, g.err
-}
-
-// deliver counts n bytes in p, and keeps those behind a mark for later.
-func (g *gunzip) deliver(p []byte, n int) int {
-	if g.mark != nil && g.produced+int64(n) > g.mark.Raw {
-		before := int(g.mark.Raw - g.produced)
-		g.kept = append(g.kept, p[before:n]...)
-		n = before
-	}
-	g.produced += int64(n)
-	g.crc = crc32.Update(g.crc, crc32.IEEETable, p[:n])
-	g.size += uint32(n)
-	return n
 }
 
 // nextMember checks the member that ended; io.EOF if it was the last.
@@ -179,24 +135,13 @@ func (g *gunzip) nextMember() error {
 	return nil
 }
 
-func (g *gunzip) read(p []byte) (int, error) {
-	if len(g.kept) > 0 {
-		n := copy(p, g.kept)
-		g.kept = append(g.kept[:0], g.kept[n:]...)
-		return n, nil
-	}
-	return g.flate.Read(p)
-}
-
 // reached is the mark at which the last Read ended; nil if it ended elsewhere.
 func (g *gunzip) reached() *gzipMark {
-	m := g.mark
-	if m == nil || m.Raw != g.produced {
+	if g.err != nil || !g.deflate.Paused() {
 		return nil
 	}
-	g.mark = nil
-	m.CRC, m.Size = g.crc, g.size
-	return m
+	c := g.deflate.Checkpoint()
+	return &gzipMark{Compressed: c.Offset, Bit: c.Bit, Raw: g.produced, CRC: g.crc, Size: g.size, Window: c.Window}
 }
 
 func (g *gunzip) trailer() error {

@@ -296,7 +296,11 @@ func TestGunzipMarks(t *testing.T) {
 		if s.mark != nil {
 			marks++
 			from := bytes.NewReader(packed.Bytes()[s.mark.Compressed:])
-			rest, err := io.ReadAll(&marking{resumeGunzip(from, *s.mark, every)})
+			resumed, err := resumeGunzip(from, *s.mark, every)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rest, err := io.ReadAll(&marking{resumed})
 			if err != nil || !bytes.Equal(rest, content[s.mark.Raw:]) {
 				t.Fatalf("from %d (bit %d): %v, %d bytes, want %d", s.mark.Compressed, s.mark.Bit, err, len(rest), len(content)-int(s.mark.Raw))
 			}
