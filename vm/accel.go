@@ -10,8 +10,6 @@ import (
 	"runtime"
 	"strings"
 	"time"
-
-	"github.com/google/renameio/v2"
 )
 
 // The values of [Spec.Accel].
@@ -39,24 +37,17 @@ func KVMWorks(ctx context.Context, cache string) error {
 	if runtime.GOARCH != "amd64" {
 		return kvmOpens()
 	}
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	file := filepath.Join(cache, fmt.Sprintf("kvm-%d", os.Geteuid()))
-	if cache != "" {
-		if known, err := os.ReadFile(file); err == nil {
-			id, reason, _ := strings.Cut(string(known), "\n")
-			if id == strings.TrimSpace(string(boot)) {
-				return reasonError(reason)
-			}
-		}
+	note := noteIn(cache, fmt.Sprintf("kvm-%d", os.Geteuid()))
+	if reason, known := note.read(); known {
+		return reasonError(reason)
 	}
 	err := probeKVM(ctx)
-	if cache != "" && ctx.Err() == nil {
+	if ctx.Err() == nil {
 		reason := ""
 		if err != nil {
 			reason = err.Error()
 		}
-		// Without the note the next one probes again: no reason to fail.
-		_ = renameio.WriteFile(file, []byte(strings.TrimSpace(string(boot))+"\n"+reason), 0o600)
+		note.write(reason)
 	}
 	return err
 }

@@ -265,7 +265,7 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 	owners := ownersOf(c.source.disks)
 	// By its UUID: a domain of that name may be somebody else's.
 	c.undo.add(func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		ctx, cancel := undoing(ctx)
 		defer cancel()
 		return c.host.forget(ctx, id)
 	})

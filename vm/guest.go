@@ -12,9 +12,18 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// runPoll is how often a driver looks whether a guest that runs a command is still
-// there.
-const runPoll = 2 * time.Second
+const (
+	// runPoll is how often a driver looks whether a guest that runs a command is
+	// still there.
+	runPoll = 2 * time.Second
+	// stopGrace is how long after a guest's connection broke libvirt may take to
+	// notice that the guest has stopped.
+	stopGrace = 3 * time.Second
+)
+
+// ErrEnding: libvirt was asked to end the machine and had not done so in time. It
+// goes on by itself.
+var ErrEnding = errors.New("the machine is still ending")
 
 // A Guest is a machine that runs.
 type Guest struct {
@@ -100,17 +109,45 @@ func (g *Guest) Run(ctx context.Context, cmd Command) (int, error) {
 	}
 	if cause := context.Cause(running); cause != nil {
 		err = cause
-	} else if gone := g.alive(ctx); errors.Is(gone, ErrGuestStopped) {
+	} else if gone := g.stopped(ctx, err); gone != nil {
 		err = gone
 	}
 	return 0, g.withConsole(err)
 }
 
+// stopped is the [ErrGuestStopped] of a guest to which the connection was lost
+// because it stopped; nil if there is another cause. The connection breaks before
+// libvirt notices that QEMU has ended.
+func (g *Guest) stopped(ctx context.Context, lost error) error {
+	if !errors.Is(lost, ErrLost) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+	defer cancel()
+	for {
+		if gone := g.alive(ctx); errors.Is(gone, ErrGuestStopped) {
+			return gone
+		}
+		select {
+		case <-time.After(bootPoll):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
 // Remove ends a machine and removes all that it had: domain, overlays, helper
 // processes, job directory. What is not there any more is no error. A domain of
 // that name that is not a job's is [ErrNotOurs], and nothing is touched.
+//
+// If ctx ends while libvirt ends the domain, the error is [ErrEnding]: libvirt
+// does not stop, and what the machine had is removed without waiting for it.
 func Remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
-	if err := destroy(ctx, h, name); err != nil {
+	err := destroy(ctx, h, name)
+	switch {
+	case errors.Is(err, ErrEnding):
+		return errors.Join(err, RemoveFiles(name, cloneDir, jobDir))
+	case err != nil:
 		return err
 	}
 	return errors.Join(RemoveFiles(name, cloneDir, jobDir), h.undefineGuestFilter(ctx))
@@ -122,7 +159,8 @@ func RemoveFiles(name, cloneDir, jobDir string) error {
 	return errors.Join(passtFiles(name, cloneDir, jobDir).stop(), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
 }
 
-// destroy ends the domain if it is there and a job's.
+// destroy ends the domain if it is there and a job's. The error is [ErrEnding] if
+// ctx ended first.
 func destroy(ctx context.Context, h *Host, name string) error {
 	dom, err := h.domain(ctx, name)
 	if errors.Is(err, ErrNoDomain) {
@@ -133,7 +171,9 @@ func destroy(ctx context.Context, h *Host, name string) error {
 	}
 	defer dom.Free()
 	if _, err = readRecord(ctx, dom); err == nil {
-		err = awaitDone(ctx, "destroy domain "+name, dom.Destroy)
+		if err = awaitDone(ctx, "destroy domain "+name, dom.Destroy); err != nil && ctx.Err() != nil {
+			return fmt.Errorf("%w: %w", ErrEnding, err)
+		}
 	}
 	if isCode(err, libvirt.ERR_NO_DOMAIN) || isCode(err, libvirt.ERR_OPERATION_INVALID) {
 		return nil // it ended by itself in the meantime

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"libvirt.org/go/libvirt"
@@ -21,25 +22,31 @@ type libvirtNetwork struct {
 	filter *guestFilter // nil: none can be had on this network
 	tries  int          // times that the filter was gone when the machine started
 	finder addressFinder
+	// noIsolation says, if there is such a note, why the kernel's bridge cannot
+	// isolate ports: a start that fails because of it costs half a second.
+	noIsolation bootNote
 }
 
 // newLibvirtNetwork looks the network up; the error is [ErrSpec] if libvirt has
-// none of that name.
-func newLibvirtNetwork(ctx context.Context, h *Host, name string, port int) (*libvirtNetwork, []string, error) {
-	described, err := h.describeNetwork(ctx, name)
+// none of that name. The warnings say what the guest's network lacks here.
+func newLibvirtNetwork(ctx context.Context, h *Host, spec *Spec) (n *libvirtNetwork, warnings []string, err error) {
+	described, err := h.describeNetwork(ctx, spec.Network)
 	if err != nil {
 		return nil, nil, err
 	}
-	n := &libvirtNetwork{host: h, name: name, port: port}
+	n = &libvirtNetwork{host: h, name: spec.Network, port: spec.SSHPort}
+	n.noIsolation = noteIn(filepath.Dir(spec.JobDir), "no-isolated-ports")
 	n.filter = filterFor(described)
-	if n.filter == nil {
-		return n, nil, nil
+	if n.filter != nil {
+		if err := h.defineGuestFilter(ctx); err != nil {
+			n.filter = nil
+			warnings = append(warnings, n.unfiltered(err))
+		}
 	}
-	if err := h.defineGuestFilter(ctx); err != nil {
-		n.filter = nil
-		return n, []string{n.unfiltered(err)}, nil
+	if why, known := n.noIsolation.read(); known {
+		warnings = append(warnings, n.unisolated(why))
 	}
-	return n, nil, nil
+	return n, warnings, nil
 }
 
 // describeNetwork reads the definition of an active network.
@@ -77,10 +84,13 @@ func (h *Host) describeNetwork(ctx context.Context, name string) (*libvirtxml.Ne
 }
 
 func (n *libvirtNetwork) attach(d *libvirtxml.Domain) error {
+	_, cannotIsolate := n.noIsolation.read()
 	for i := range d.Devices.Interfaces {
 		nic := &d.Devices.Interfaces[i]
 		nic.Source = &libvirtxml.DomainInterfaceSource{Network: &libvirtxml.DomainInterfaceSourceNetwork{Network: n.name}}
-		nic.PortOptions = &libvirtxml.DomainInterfacePortOptions{Isolated: "yes"}
+		if !cannotIsolate {
+			nic.PortOptions = &libvirtxml.DomainInterfacePortOptions{Isolated: "yes"}
+		}
 		nic.FilterRef = n.filter.ref()
 	}
 	return nil
@@ -97,10 +107,8 @@ func (n *libvirtNetwork) retry(ctx context.Context, err error, d *libvirtxml.Dom
 		for i := range nics {
 			nics[i].PortOptions = nil
 		}
-		if n.filter != nil {
-			return "", true // which does the same
-		}
-		return fmt.Sprintf("the guests of network %s are not isolated from each other: the kernel's bridge cannot do it (%v)", n.name, err), true
+		n.noIsolation.write(err.Error())
+		return n.unisolated(err.Error()), true
 	case n.filter != nil && isFilterGone(err) && n.tries < filterTries:
 		// The last other machine that had it ended since we made sure of it.
 		n.tries++
@@ -113,6 +121,15 @@ func (n *libvirtNetwork) retry(ctx context.Context, err error, d *libvirtxml.Dom
 		return n.unfiltered(err), true
 	}
 	return "", false
+}
+
+// unisolated says what guests can do on a bridge whose ports are not isolated;
+// nothing if the filter keeps them from it.
+func (n *libvirtNetwork) unisolated(why string) string {
+	if n.filter != nil {
+		return ""
+	}
+	return fmt.Sprintf("the guests of network %s are not isolated from each other: the kernel's bridge cannot do it (%s)", n.name, why)
 }
 
 func (n *libvirtNetwork) unfiltered(err error) string {

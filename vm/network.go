@@ -36,7 +36,7 @@ func newNetwork(ctx context.Context, h *Host, spec *Spec) (network, []string, er
 	if spec.Network == UserNetwork {
 		return newUserNetwork(ctx, h, spec)
 	}
-	return newLibvirtNetwork(ctx, h, spec.Network, spec.SSHPort)
+	return newLibvirtNetwork(ctx, h, spec)
 }
 
 // CheckNetwork says why machines cannot be connected to a libvirt network; nil if

@@ -18,8 +18,9 @@ const (
 	// ended. sshd keeps a session open while anything holds its pipes, so that
 	// a daemon left in the background would keep a finished job waiting.
 	drainTimeout = 10 * time.Second
-	// drainIdle is the silence after which nothing more is expected of it.
-	drainIdle = 300 * time.Millisecond
+	// drainIdle is the silence after which nothing more is expected of it: more than
+	// a busy guest takes to pass on what lies in its pipes.
+	drainIdle = time.Second
 	// killTimeout is how long a cancelled command may take to end after SIGTERM.
 	killTimeout = 500 * time.Millisecond
 )

@@ -15,9 +15,22 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-// undoTimeout bounds what is done to leave nothing behind when a start fails or
-// is cancelled: the caller may have two seconds left in all.
-const undoTimeout = 1500 * time.Millisecond
+// What is done to leave nothing behind when a start fails is bounded by
+// undoTimeout; by hurriedUndoTimeout if it was cancelled, for then the caller may
+// have two seconds left in all.
+const (
+	undoTimeout        = 30 * time.Second
+	hurriedUndoTimeout = 1500 * time.Millisecond
+)
+
+// undoing is the context for taking back what was begun under ctx.
+func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
+	timeout := undoTimeout
+	if ctx.Err() != nil {
+		timeout = hurriedUndoTimeout
+	}
+	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
+}
 
 // Start makes a machine and starts it: an ephemeral one, which is a transient
 // domain whose overlays are unlinked once QEMU holds them open, so that a crash
@@ -122,7 +135,7 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 	}
 	// Also when we give up waiting for the daemon, it may start the machine.
 	undo.add(func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		ctx, cancel := undoing(ctx)
 		defer cancel()
 		return destroy(ctx, g.host, spec.Name)
 	})
