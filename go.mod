@@ -27,6 +27,7 @@ require (
 	github.com/ulikunitz/xz v0.5.12
 	github.com/urfave/cli/v2 v2.27.7
 	github.com/vbauerster/mpb/v8 v8.10.2
+	github.com/vishvananda/netlink v1.3.1
 	golang.org/x/crypto v0.54.0
 	golang.org/x/sync v0.16.0
 	golang.org/x/sys v0.47.0
@@ -35,7 +36,10 @@ require (
 	libvirt.org/go/libvirtxml v1.11006.0
 )
 
-require github.com/kr/pretty v0.3.1 // indirect
+require (
+	github.com/kr/pretty v0.3.1 // indirect
+	github.com/vishvananda/netns v0.0.5 // indirect
+)
 
 require (
 	github.com/BurntSushi/toml v1.5.0 // indirect

@@ -135,9 +135,7 @@ func newPeer(b *testing.B, s *site) *peer {
 		nic := &p.domain.Devices.Interfaces[i]
 		nic.MAC, nic.Target = nil, nil
 		if nic.FilterRef != nil {
-			// The job's filter is gone with the job. To take one away costs most of the
-			// time of a destroy.
-			nic.FilterRef = &libvirtxml.DomainInterfaceFilterRef{Filter: "clean-traffic"}
+			nic.FilterRef.Filter = p.copyFilter(b, nic.FilterRef.Filter)
 		}
 	}
 	if p.domain.QEMUCommandline != nil {
@@ -149,6 +147,24 @@ func newPeer(b *testing.B, s *site) *peer {
 	}
 	s.mode.WriteFile(b, p.xml, text)
 	return p
+}
+
+// copyFilter keeps the job's network filter, which goes with the job, under another
+// name.
+func (p *peer) copyFilter(b *testing.B, name string) string {
+	b.Helper()
+	var filter libvirtxml.NWFilter
+	if err := filter.Unmarshal(p.mode.Virsh(b, "nwfilter-dumpxml", name)); err != nil {
+		b.Fatal(err)
+	}
+	filter.Name, filter.UUID = peerName, ""
+	text, err := filter.Marshal()
+	if err != nil {
+		b.Fatal(err)
+	}
+	p.mode.Virsh(b, "nwfilter-define", p.mode.WriteFile(b, filepath.Join(filepath.Dir(p.xml), "filter.xml"), text))
+	b.Cleanup(func() { p.mode.Virsh(b, "nwfilter-undefine", peerName) })
+	return peerName
 }
 
 // useSlirp replaces the job's passt, which is gone with the job, by QEMU's own

@@ -72,6 +72,9 @@ func (k *knocker) run(ctx context.Context) (net.Conn, error) {
 	for {
 		interval := max(knockInterval, time.Since(began)/knockPart)
 		if k.underWay < knockIntervals && !k.waitsForGreeting() {
+			if k.direct && k.underWay > 0 {
+				forgetNeighbour(k.addr)
+			}
 			k.underWay++
 			go func() {
 				conn, err := k.once(ctx, knockIntervals*interval)
