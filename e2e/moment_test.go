@@ -244,41 +244,13 @@ func (s *haltSite) isDriver(stage string) func(process) bool {
 const sshIsLate = "guest: ssh is late"
 
 // slowGuestLayout is the path of an OCI layout with a guest that starts its SSH
-// server some seconds late. The test guest is a FAT file system with a kernel and
-// an initramfs; a second archive after the first replaces a file of it.
-func slowGuestLayout(t testing.TB) string {
-	t.Helper()
-	slowOnce.Do(func() {
-		dir := t.TempDir()
-		path := filepath.Join(dir, "slow.raw")
-		cmd := exec.Command("sh", "-euc", `
-mkdir -p root/usr/sbin
-qemu-img convert -f qcow2 -O raw "$1" slow.raw
-mcopy -n -i slow.raw ::initrd initrd
-lz4 -d -q -c initrd >all
-mkdir all.root && (cd all.root && cpio -id --quiet usr/sbin/dropbear <../all)
-mv all.root/usr/sbin/dropbear root/usr/sbin/dropbear.late
-printf '#!/usr/bin/busybox sh\n(echo "%s"; sleep 5; exec /usr/sbin/dropbear.late "$@") &\n' "$2" >root/usr/sbin/dropbear
-chmod 755 root/usr/sbin/*
-(cd root && find . | cpio --quiet -o -H newc -R 0:0) >>all
-lz4 -l -1 -q -c all >initrd.new
-mcopy -o -i slow.raw initrd.new ::initrd
-`, "sh", testbed.Guest(t), sshIsLate)
-		cmd.Dir = dir
-		if output, err := cmd.CombinedOutput(); err != nil {
-			slowErr = fmt.Errorf("make the slow guest: %w\n%s", err, output)
-			return
-		}
-		slowDir, slowErr = export(t, path, testbed.GuestConfig(t))
-	})
-	if slowErr != nil {
-		t.Fatal(slowErr)
-	}
-	return slowDir
-}
+// server some seconds late.
+func slowGuestLayout(t testing.TB) string { return slowGuest.layout(t, sshIsLate) }
 
-var (
-	slowOnce sync.Once
-	slowDir  string
-	slowErr  error
-)
+var slowGuest = changedGuest{change: `
+mkdir usr/sbin
+(mkdir ../all.root && cd ../all.root && cpio -id --quiet usr/sbin/dropbear <../all)
+mv ../all.root/usr/sbin/dropbear usr/sbin/dropbear.late
+printf '#!/usr/bin/busybox sh\n(echo "%s"; sleep 5; exec /usr/sbin/dropbear.late "$@") &\n' "$1" >usr/sbin/dropbear
+chmod 755 usr/sbin/*
+`}

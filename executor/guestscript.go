@@ -9,18 +9,16 @@ import (
 	"slices"
 	"strings"
 
-	"al.essio.dev/pkg/shellescape"
-
 	"gitlab-sardine-executor/vm"
 )
 
 // shellName is a name that every shell takes for a variable's.
 var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// exports are shell commands that export the job's variables. Their values are
-// the author's, and so are quoted, whatever they hold; names that no shell knows
-// are left out.
-func (j Job) exports() string {
+// exports are statements that export the job's variables. Their values are the
+// author's, and so are quoted, whatever they hold; names that no shell knows are
+// left out.
+func (j Job) exports(sh shell) string {
 	names := make([]string, 0, len(j.variables))
 	for name := range j.variables {
 		if shellName.MatchString(name) {
@@ -30,7 +28,7 @@ func (j Job) exports() string {
 	slices.Sort(names)
 	var text strings.Builder
 	for _, name := range names {
-		fmt.Fprintf(&text, "export %s=%s\n", name, shellescape.Quote(j.variables[name]))
+		text.WriteString(sh.export(name, j.variables[name]))
 	}
 	return text.String()
 }
@@ -50,10 +48,14 @@ func (d *Driver) runPrepareScript(ctx context.Context, guest *vm.Guest, settings
 	}
 	defer script.Close()
 	defer d.Log.Section("sardine_prepare_script", "Prepare script")()
-	output := d.Log.Writer()
+	text, err := withoutBOM(script)
+	if err != nil {
+		return fmt.Errorf("%w: prepare_script: %w", ErrSettings, err)
+	}
+	output, sh := d.Log.Writer(), shells[*settings.Shell]
 	status, err := guest.Run(ctx, vm.Command{
-		Line:   shells[*settings.Shell].command,
-		Stdin:  io.MultiReader(strings.NewReader(d.Job.exports()), script),
+		Line:   sh.command,
+		Stdin:  io.MultiReader(strings.NewReader(d.Job.exports(sh)), text),
 		Stdout: output,
 		Stderr: output,
 	})

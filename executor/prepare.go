@@ -1,14 +1,10 @@
 package executor
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
-
-	"al.essio.dev/pkg/shellescape"
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
@@ -134,7 +130,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 		return err
 	}
 	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(began)))
-	if err := d.makeGuestDirs(ctx, machine.Guest, *p.settings.GuestBuildsDir, *p.settings.GuestCacheDir); err != nil {
+	if err := d.makeGuestDirs(ctx, machine.Guest, p.settings); err != nil {
 		return err
 	}
 	end()
@@ -212,27 +208,4 @@ func (d *Driver) waitReady(ctx context.Context, machine *Machine, login vm.Login
 		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
 	}
 	return err
-}
-
-// makeGuestDirs makes the directories that GitLab Runner's scripts use. Where
-// the guest's user may not, sudo without a password does, as most images allow.
-// A job that checks out nothing can do without them, so that is only a warning.
-func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, dirs ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	script := `for dir in ` + shellescape.QuoteCommand(dirs) + `; do
-	mkdir -p "$dir" 2>/dev/null && test -w "$dir" ||
-	{ sudo -n mkdir -p "$dir" && sudo -n chown "$(id -u)" "$dir"; } 2>/dev/null ||
-	echo "$dir"
-done
-`
-	var failed bytes.Buffer
-	if _, err := guest.Run(ctx, vm.Command{Line: "sh", Stdin: strings.NewReader(script), Stdout: &failed}); err != nil {
-		return fmt.Errorf("make the directories for builds and cache in the guest: %w", err)
-	}
-	if failed.Len() > 0 {
-		d.Log.Warn("the guest's user can neither make nor write %s, which GitLab's scripts will want: "+
-			"choose others for this image with guest_builds_dir and guest_cache_dir", strings.Join(strings.Fields(failed.String()), " and "))
-	}
-	return nil
 }

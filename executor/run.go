@@ -53,12 +53,13 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs Dirs, script io.
 	}
 	defer guest.Close()
 	settings := d.Settings.For(d.Job.Image)
-	if err := d.ensureRunner(ctx, guest, dirs, *settings.RunnerBinary, name); err != nil {
+	if err := d.ensureRunner(ctx, guest, dirs, settings, name); err != nil {
 		return err
 	}
+	sh := shells[*settings.Shell]
 	status, err := guest.Run(ctx, vm.Command{
-		Line:   shells[*settings.Shell].command,
-		Stdin:  io.MultiReader(strings.NewReader(pathPrefix), script),
+		Line:   sh.command,
+		Stdin:  io.MultiReader(strings.NewReader(sh.prefix), script),
 		Stdout: stdout,
 		Stderr: stderr,
 	})

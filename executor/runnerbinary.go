@@ -46,49 +46,53 @@ var runnerStages = []string{
 // guest: artifacts and cache need it there. It is copied only when a stage wants
 // it and the guest has none. That there is none to copy is a warning: GitLab's
 // script says what it misses, and some jobs can do without.
-func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, dirs Dirs, setting, stage string) error {
-	if setting == runnerOff || !slices.Contains(runnerStages, stage) {
+func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, dirs Dirs, settings ImageSettings, stage string) error {
+	if *settings.RunnerBinary == runnerOff || !slices.Contains(runnerStages, stage) {
 		return nil
 	}
 	seen := filepath.Join(d.jobDir(dirs), runnerSeenFile)
 	if _, err := os.Stat(seen); err == nil {
 		return nil
 	}
-	if err := d.bringRunner(ctx, guest, setting); err != nil {
+	if err := d.bringRunner(ctx, guest, settings); err != nil {
 		return err
 	}
 	return os.WriteFile(seen, nil, 0o600)
 }
 
-func (d *Driver) bringRunner(ctx context.Context, guest *vm.Guest, setting string) error {
-	platform, err := guestPlatform(ctx, guest)
+func (d *Driver) bringRunner(ctx context.Context, guest *vm.Guest, settings ImageSettings) error {
+	platform, err := guestPlatform(ctx, guest, settings)
 	if err != nil || platform == "" {
 		return err // or it has one
 	}
-	path, err := hostRunner(setting, platform)
+	path, err := hostRunner(*settings.RunnerBinary, platform)
 	if err != nil {
 		d.Log.Warn("gitlab-runner is missing in the guest, and %v: artifacts and cache will not work (setting runner_binary)", err)
 		return nil
 	}
-	return copyRunner(ctx, guest, path, d.Log)
+	return copyRunner(ctx, guest, path, copyCommand(settings), d.Log)
 }
 
-// guestPlatform is what the guest's uname says of itself, such as "Linux x86_64";
-// empty if it has a gitlab-runner already.
-func guestPlatform(ctx context.Context, guest *vm.Guest) (string, error) {
+// guestPlatform is what the guest's uname says of itself, such as "Linux x86_64",
+// or "Windows AMD64"; empty if it has a gitlab-runner already.
+func guestPlatform(ctx context.Context, guest *vm.Guest, settings ImageSettings) (string, error) {
+	command, script := "sh -l", pathPrefix+"command -v gitlab-runner >/dev/null 2>&1 || uname -sm\n"
+	if settings.Windows() {
+		command, script = shells[*settings.Shell].command, platform
+	}
 	var stdout bytes.Buffer
-	script := pathPrefix + "command -v gitlab-runner >/dev/null 2>&1 || uname -sm\n"
-	if _, err := guest.Run(ctx, vm.Command{Line: "sh -l", Stdin: strings.NewReader(script), Stdout: &stdout}); err != nil {
+	if _, err := guest.Run(ctx, vm.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout}); err != nil {
 		return "", fmt.Errorf("look for gitlab-runner in the guest: %w", err)
 	}
 	return strings.TrimSpace(stdout.String()), nil
 }
 
-// unames are what uname -sm calls the platforms of Go.
+// unames are what guests call the platforms of Go.
 var unames = map[string]string{
 	"Linux x86_64": "linux/amd64", "Linux aarch64": "linux/arm64", "Linux armv7l": "linux/arm",
 	"Linux ppc64le": "linux/ppc64le", "Linux s390x": "linux/s390x", "Linux riscv64": "linux/riscv64",
 	"Darwin arm64": "darwin/arm64", "Darwin x86_64": "darwin/amd64", "FreeBSD amd64": "freebsd/amd64",
+	"Windows AMD64": "windows/amd64", "Windows ARM64": "windows/arm64",
 }
 
 // hostRunner is the binary to copy: the one that the settings name, or this host's
@@ -107,8 +111,20 @@ func hostRunner(setting, platform string) (string, error) {
 	return path, err
 }
 
-// copyRunner copies a binary into the guest and compares the checksums.
-func copyRunner(ctx context.Context, guest *vm.Guest, path string, log *JobLog) error {
+// copyCommand is what makes a gitlab-runner in the guest of what comes on standard
+// input, and prints its checksum. It renames it when it is complete: a stage that
+// is cancelled leaves no half binary.
+func copyCommand(settings ImageSettings) string {
+	if settings.Windows() {
+		return powerShell(*settings.Shell, copyRunnerPS)
+	}
+	return `sh -c 'umask 022; cd "$HOME" && mkdir -p ` + guestBin + ` && cd ` + guestBin +
+		` && cat > new && chmod 755 new && { sha256sum new 2>/dev/null || shasum -a 256 new; } && mv new gitlab-runner'`
+}
+
+// copyRunner copies a binary into the guest with a [copyCommand] and compares the
+// checksums.
+func copyRunner(ctx context.Context, guest *vm.Guest, path, command string, log *JobLog) error {
 	file, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("%w: runner_binary: %w", ErrSettings, err)
@@ -119,15 +135,12 @@ func copyRunner(ctx context.Context, guest *vm.Guest, path string, log *JobLog) 
 	}
 	sum := sha256.New()
 	var stdout, stderr bytes.Buffer
-	// Renamed when complete: a stage that is cancelled leaves no half binary.
-	line := `sh -c 'umask 022; cd "$HOME" && mkdir -p ` + guestBin + ` && cd ` + guestBin +
-		` && cat > new && chmod 755 new && { sha256sum new 2>/dev/null || shasum -a 256 new; } && mv new gitlab-runner'`
-	status, err := guest.Run(ctx, vm.Command{Line: line, Stdin: io.TeeReader(file, sum), Stdout: &stdout, Stderr: &stderr})
+	status, err := guest.Run(ctx, vm.Command{Line: command, Stdin: io.TeeReader(file, sum), Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		return fmt.Errorf("copy gitlab-runner into the guest: %w", err)
 	}
 	want := hex.EncodeToString(sum.Sum(nil))
-	if got, _, _ := strings.Cut(stdout.String(), " "); status != 0 || got != want {
+	if got, _, _ := strings.Cut(strings.TrimSpace(stdout.String()), " "); status != 0 || got != want {
 		return fmt.Errorf("copy gitlab-runner into the guest: status %d, checksum %q instead of %q: %s", status, got, want, oneLine(stderr.String()))
 	}
 	return nil

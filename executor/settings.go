@@ -118,6 +118,14 @@ type PerImage struct {
 	KeepOnFailure  *Duration `toml:"keep_on_failure"`
 }
 
+// withBuiltIn are the settings with the defaults of the defaults. Where guests keep
+// their files depends on their shell.
+func (p PerImage) withBuiltIn(connect string) PerImage {
+	all := p.over(builtIn(connect))
+	builds, cache := guestDirs(*all.Shell)
+	return p.over(PerImage{GuestBuildsDir: &builds, GuestCacheDir: &cache}.over(all))
+}
+
 // builtIn are the defaults of the defaults.
 func builtIn(connect string) PerImage {
 	network := vm.UserNetwork
@@ -390,6 +398,9 @@ func (s *Settings) check() error {
 		if err := table.check(); err != nil {
 			return fmt.Errorf("%s: %w", table.name, err)
 		}
+		if err := table.over(s.Defaults.PerImage).withBuiltIn(s.Defaults.Connect).checkGuestDirs(); err != nil {
+			return fmt.Errorf("%s: %w", table.name, err)
+		}
 	}
 	return nil
 }
@@ -425,11 +436,11 @@ func (p PerImage) check() error {
 	}
 	if p.Shell != nil {
 		if _, ok := shells[*p.Shell]; !ok {
-			return fmt.Errorf("shell is %q: want bash, sh or zsh", *p.Shell)
+			return fmt.Errorf("shell is %q: want bash, sh, zsh, pwsh or powershell", *p.Shell)
 		}
 	}
 	for key, dir := range map[string]*string{"guest_builds_dir": p.GuestBuildsDir, "guest_cache_dir": p.GuestCacheDir} {
-		if dir != nil && !path.IsAbs(*dir) {
+		if dir != nil && !path.IsAbs(*dir) && !windowsPath.MatchString(*dir) {
 			return fmt.Errorf("%s is %q: want an absolute path in the guest", key, *dir)
 		}
 	}
@@ -455,10 +466,7 @@ func (s *Settings) For(image string) ImageSettings {
 	if image == "" {
 		image = s.Defaults.Image
 	}
-	resolved := ImageSettings{
-		PerImage: s.Defaults.PerImage.over(builtIn(s.Defaults.Connect)),
-		Image:    image,
-	}
+	resolved := ImageSettings{Image: image}
 	longest := -1
 	for _, section := range s.Images {
 		if len(section.Match) > longest && matchImage(section.Match, image) {
@@ -471,7 +479,7 @@ func (s *Settings) For(image string) ImageSettings {
 			}
 		}
 	}
-	resolved.PerImage = resolved.section.over(resolved.PerImage)
+	resolved.PerImage = resolved.section.over(s.Defaults.PerImage).withBuiltIn(s.Defaults.Connect)
 	return resolved
 }
 

@@ -33,7 +33,7 @@ func TestExampleTellsTheTruth(t *testing.T) {
 	active := regexp.MustCompile(`(?m)^#([a-z_]+ = |\[\[)`).ReplaceAllString(string(text), "$1")
 	example := parse(t, active)
 	defaults := parse(t, "").For("x")
-	if diff := cmp.Diff(builtIn("qemu:///session"), example.Defaults.PerImage); diff != "" {
+	if diff := cmp.Diff(PerImage{}.withBuiltIn("qemu:///session"), example.Defaults.PerImage); diff != "" {
 		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
 	}
 	example.Defaults.PerImage = PerImage{}

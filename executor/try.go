@@ -53,7 +53,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	script := filepath.Join(dir, "script")
-	if err := os.WriteFile(script, []byte(tryScript(o.Command)), 0o600); err != nil {
+	if err := os.WriteFile(script, []byte(tryScript(shells[*o.Settings.For(o.Image).Shell], o.Command)), 0o600); err != nil {
 		return err
 	}
 	defer func() {
@@ -91,7 +91,14 @@ func tryStage(log *JobLog, name string, run func() error) error {
 }
 
 // tryScript is what GitLab Runner would make of a job with that one command.
-func tryScript(command []string) string {
+func tryScript(sh shell, command []string) string {
+	if sh.powerShell {
+		line := "[Environment]::OSVersion.VersionString"
+		if len(command) > 0 {
+			line = "& " + quoteAllPowerShell(command, " ")
+		}
+		return line + "\nif (!$?) { if ($LASTEXITCODE) { exit $LASTEXITCODE } else { exit 1 } }\n"
+	}
 	line := "uname -a"
 	if len(command) > 0 {
 		line = shellescape.QuoteCommand(command)

@@ -45,14 +45,13 @@ func (b *Build) environment(a *attempt, dirs directories) []string {
 	return env
 }
 
-// writeScript writes a stage's script where GitLab Runner does: the name ends in
-// a dot, since its bash has no extension.
-func (b *Build) writeScript(a *attempt, content string) (string, error) {
+// writeScript writes a stage's script where GitLab Runner does.
+func (b *Build) writeScript(a *attempt, name, content string) (string, error) {
 	dir, err := os.MkdirTemp(a.dir, "script")
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "script.")
+	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, []byte(content), 0o700); err != nil {
 		return "", err
 	}

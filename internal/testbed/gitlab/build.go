@@ -188,7 +188,8 @@ func (b *Build) runScript(ctx context.Context, a *attempt, stage string) error {
 		return context.Cause(ctx)
 	}
 	dirs := b.directories(a)
-	path, err := b.writeScript(a, script(body, dirs.project(b.job.ProjectPath), b.job.variables(dirs)))
+	name, text := script(a.config.Shell, body, dirs.project(b.job.ProjectPath), b.job.variables(dirs))
+	path, err := b.writeScript(a, name, text)
 	if err != nil {
 		return err
 	}

@@ -127,6 +127,32 @@ func TestScripts(t *testing.T) {
 	}
 }
 
+// The shell that config names gets a script in its language.
+func TestPowerShellScripts(t *testing.T) {
+	job := Job{Variables: []Variable{{Key: "QUOTED", Value: "it's \"$HOME\" `x`\nüß"}}, Script: "echo one\necho two"}
+	const check = "if(!$?) { Exit &{if($LASTEXITCODE) {$LASTEXITCODE} else {1}} }\n\n"
+	const body = "$QUOTED=\"it`'s `\"`$HOME`\" ``x```nüß\"\n$env:QUOTED=$QUOTED\n" +
+		"New-Item -ItemType directory -Force -Path \"C:\\builds/group/project\" | out-null\ncd \"C:\\builds/group/project\"\n" + check +
+		"echo one\n" + check + "echo two\n" + check
+	for name, want := range map[string]string{
+		"pwsh":       "#!/usr/bin/env pwsh\n& {\n\n$ErrorActionPreference = \"Stop\"\n" + body + "\n}\n\n",
+		"powershell": "\ufeff" + strings.ReplaceAll(body+"\n", "\n", "\r\n"),
+	} {
+		runner := shell(t, map[string]string{
+			"config": `printf %s '{"builds_dir":"C:\\builds","cache_dir":"C:\\cache","shell":"` + name + `"}'`,
+			"run":    `echo "${1##*/}" >&2; cat "$1"`,
+		})
+		result := runner.Run(deadline(t), job)
+		e, _ := result.Find(StageBuildScript)
+		// The variables of GitLab's own come before.
+		_, begin, _ := strings.Cut(want, "$QUOTED=")
+		head := strings.TrimSuffix(want, "$QUOTED="+begin)
+		if e.Stderr != "script.ps1\n" || !strings.HasPrefix(e.Stdout, head) || !strings.HasSuffix(e.Stdout, "$QUOTED="+begin) {
+			t.Errorf("%s: got\n%s%s\nwant\n%s", name, e.Stderr, e.Stdout, want)
+		}
+	}
+}
+
 func TestCancel(t *testing.T) {
 	tests := []struct {
 		name    string

@@ -21,11 +21,48 @@ const (
 	StageCleanupFileVariables     = "cleanup_file_variables"
 )
 
-// script writes what GitLab Runner's bash shell makes of a stage: it is
+// script writes what GitLab Runner makes of a stage for the shell that config names,
+// and how it calls the file. An empty name is bash's.
+func script(shell, body, projectDir string, variables []Variable) (name, text string) {
+	switch shell {
+	case "pwsh":
+		return "script.ps1", "#!/usr/bin/env pwsh\n& {\n\n$ErrorActionPreference = \"Stop\"\n" +
+			powerShellScript(body, projectDir, variables) + "\n}\n\n"
+	case "powershell":
+		text := "\ufeff" + powerShellScript(body, projectDir, variables) + "\n"
+		return "script.ps1", strings.ReplaceAll(text, "\n", "\r\n")
+	}
+	// Its bash has no extension.
+	return "script.", bashScript(body, projectDir, variables)
+}
+
+// powerShellScript sets every variable, changes to the project's directory, and
+// looks at the end of each command.
+func powerShellScript(body, projectDir string, variables []Variable) string {
+	const check = "if(!$?) { Exit &{if($LASTEXITCODE) {$LASTEXITCODE} else {1}} }\n\n"
+	var commands strings.Builder
+	for _, v := range variables {
+		commands.WriteString("$" + v.Key + "=" + quotePowerShell(v.Value) + "\n$env:" + v.Key + "=$" + v.Key + "\n")
+	}
+	if projectDir != "" {
+		dir := quotePowerShell(projectDir)
+		commands.WriteString("New-Item -ItemType directory -Force -Path " + dir + " | out-null\ncd " + dir + "\n" + check)
+	}
+	for line := range strings.Lines(body) {
+		commands.WriteString(strings.TrimSuffix(line, "\n") + "\n" + check)
+	}
+	return commands.String()
+}
+
+var powerShellEscapes = strings.NewReplacer("`", "``", "\r", "`r", "\n", "`n", "#", "`#", "'", "`'", "\"", "`\"", "$", "`$")
+
+func quotePowerShell(text string) string { return `"` + powerShellEscapes.Replace(text) + `"` }
+
+// bashScript writes what GitLab Runner's bash shell makes of a stage: it is
 // self-contained, sets the options that fail a job at the first failing command,
 // exports every variable and changes to the project's directory. GitLab Runner
 // evaluates one quoted string too.
-func script(body, projectDir string, variables []Variable) string {
+func bashScript(body, projectDir string, variables []Variable) string {
 	var commands strings.Builder
 	for _, v := range variables {
 		commands.WriteString("export " + v.Key + "=" + shellescape.Quote(v.Value) + "\n")

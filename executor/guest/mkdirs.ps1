@@ -1,0 +1,11 @@
+# Makes the directories $dirs and prints those that cannot be made or written.
+foreach ($dir in $dirs) {
+  try {
+    [void][IO.Directory]::CreateDirectory($dir)
+    $probe = [IO.Path]::Combine($dir, [Guid]::NewGuid().ToString())
+    [IO.File]::WriteAllText($probe, '')
+    [IO.File]::Delete($probe)
+  } catch {
+    $dir
+  }
+}

@@ -1,0 +1,75 @@
+package executor
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"al.essio.dev/pkg/shellescape"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// windowsTimeout bounds what is asked of a Windows guest: its first PowerShell can
+// take half a minute to start.
+const windowsTimeout = 2 * time.Minute
+
+// makeGuestDirs makes the directories that GitLab Runner's scripts use. Where
+// the guest's user may not, sudo without a password does, as most images allow.
+// A job that checks out nothing can do without them, so that is only a warning.
+func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings ImageSettings) error {
+	dirs := []string{*settings.GuestBuildsDir, *settings.GuestCacheDir}
+	timeout, command, script := connectTimeout, "sh", makeDirsPOSIX(dirs)
+	if settings.Windows() {
+		timeout, command, script = windowsTimeout, shells[*settings.Shell].command, makeDirsWindows(dirs)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	var failed, stderr bytes.Buffer
+	status, err := guest.Run(ctx, vm.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &failed, Stderr: &stderr})
+	if err != nil {
+		return fmt.Errorf("make the directories for builds and cache in the guest: %w", err)
+	}
+	if status != 0 {
+		shell, _, _ := strings.Cut(command, " ")
+		d.Log.Warn("the guest cannot run %s (exit status %d: %s), and so has no directories for builds and cache: %s", shell, status, oneLine(stderr.String()), wrongSystem(settings))
+	} else if failed.Len() > 0 {
+		d.Log.Warn("the guest's user can neither make nor write %s, which GitLab's scripts will want: "+
+			"choose others for this image with guest_builds_dir and guest_cache_dir", strings.Join(nonEmptyLines(failed.String()), " and "))
+	}
+	return nil
+}
+
+// wrongSystem is what to do if a guest does not run what its settings say.
+func wrongSystem(settings ImageSettings) string {
+	if settings.Windows() {
+		return fmt.Sprintf("a guest with guest_builds_dir = %q is expected to run Windows", *settings.GuestBuildsDir)
+	}
+	return `if it runs Windows, set shell, and guest_builds_dir and guest_cache_dir to paths like C:\builds, for this image`
+}
+
+func makeDirsPOSIX(dirs []string) string {
+	return `for dir in ` + shellescape.QuoteCommand(dirs) + `; do
+	mkdir -p "$dir" 2>/dev/null && test -w "$dir" ||
+	{ sudo -n mkdir -p "$dir" && sudo -n chown "$(id -u)" "$dir"; } 2>/dev/null ||
+	echo "$dir"
+done
+`
+}
+
+func makeDirsWindows(dirs []string) string {
+	return "$dirs = " + quoteAllPowerShell(dirs, ", ") + "\n" + mkdirs
+}
+
+// nonEmptyLines are the lines of a text, without the white space around them.
+func nonEmptyLines(text string) []string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}

@@ -1,0 +1,225 @@
+package executor
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"flag"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf16"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// decodePowerShell takes a command line apart as PowerShell does.
+func decodePowerShell(t *testing.T, line string) (options []string, text string) {
+	t.Helper()
+	words := strings.Split(line, " ")
+	last := len(words) - 1
+	raw, err := base64.StdEncoding.DecodeString(words[last])
+	if err != nil || len(raw)%2 != 0 {
+		t.Fatalf("%d bytes, %v: %s", len(raw), err, words[last])
+	}
+	units := make([]uint16, len(raw)/2)
+	for i := range units {
+		units[i] = binary.LittleEndian.Uint16(raw[2*i:])
+	}
+	return words[:last], string(utf16.Decode(units))
+}
+
+// The command lines by which PowerShell is started, and what they tell it. None has
+// a character that cmd.exe, PowerShell or a POSIX shell would change, nor more of
+// them than cmd.exe takes.
+func TestPowerShellCommands(t *testing.T) {
+	const options = "-NoProfile -NoLogo -InputFormat text -OutputFormat text -NonInteractive -ExecutionPolicy Bypass -EncodedCommand"
+	for _, test := range []struct{ name, line, golden string }{
+		{"pwsh", shells["pwsh"].command, "bootstrap.golden"},
+		{"powershell", shells["powershell"].command, "bootstrap.golden"},
+		{"powershell", powerShell("powershell", copyRunnerPS), "copy-runner.golden"},
+	} {
+		t.Run(test.name+" "+test.golden, func(t *testing.T) {
+			if !regexp.MustCompile(`^[A-Za-z0-9+/= -]+$`).MatchString(test.line) || len(test.line) > 8000 {
+				t.Errorf("a shell could change this, or it is too long (%d bytes): %s", len(test.line), test.line)
+			}
+			words, text := decodePowerShell(t, test.line)
+			if want := append([]string{test.name}, strings.Fields(options)...); !slices.Equal(words, want) {
+				t.Errorf("started as %q, want %q", words, want)
+			}
+			golden := "testdata/powershell/" + test.golden
+			if *update {
+				if err := os.WriteFile(golden, []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), text); diff != "" {
+				t.Errorf("text (-want +got):\n%s", diff)
+			}
+			// A text that speaks of it makes PowerShell itself read standard input.
+			if strings.Contains(text, "$input") {
+				t.Error("it uses $input")
+			}
+		})
+	}
+}
+
+func TestEncodePowerShell(t *testing.T) {
+	_, text := decodePowerShell(t, "x "+encodePowerShell("# comment\n\n  'grüß 🙂'\n'#' # stays\n"))
+	if want := "'grüß 🙂'\n'#' # stays\n"; text != want {
+		t.Errorf("got %q, want %q", text, want)
+	}
+}
+
+// singleQuoted reads a string in single quotes as PowerShell's tokenizer does:
+// every quote character ends it, unless another one follows. It returns what is
+// left of the text, too.
+func singleQuoted(text string) (value, rest string) {
+	quote := func(r rune) bool { return r == '\'' || r >= 0x2018 && r <= 0x201b }
+	runes := []rune(text)
+	if len(runes) == 0 || !quote(runes[0]) {
+		return "", text
+	}
+	for i := 1; i < len(runes); i++ {
+		if quote(runes[i]) {
+			if i+1 == len(runes) || !quote(runes[i+1]) {
+				return value, string(runes[i+1:])
+			}
+			value += string(runes[i])
+			i++
+			continue
+		}
+		value += string(runes[i])
+	}
+	return value, "unterminated"
+}
+
+var hostileToPowerShell = []string{
+	"", "plain", "two words", "it's", "''", "'", "‘single’ ‚low‛", "’; Remove-Item C:\\ -Recurse; ’", "’'‘", "“double” \"",
+	"$env:PATH $(1+1) `n ` ``", "line one\nline two\r\nline three", "# no comment", "@'\nhere\n'@", "'; exit 3; '", "%PATH% ^& |", "grüß 🙂", "–dash", "\t",
+}
+
+func TestQuotePowerShell(t *testing.T) {
+	for _, value := range hostileToPowerShell {
+		got, rest := singleQuoted(quotePowerShell(value))
+		if got != value || rest != "" {
+			t.Errorf("%q became %s, which is %q, and %q follows", value, quotePowerShell(value), got, rest)
+		}
+	}
+	if got, want := quoteAllPowerShell([]string{"a b", "c'd"}, ", "), "'a b', 'c''d'"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func FuzzQuotePowerShell(f *testing.F) {
+	for _, value := range hostileToPowerShell {
+		f.Add(value)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		value = strings.ToValidUTF8(value, "?")
+		if got, rest := singleQuoted(quotePowerShell(value)); got != value || rest != "" {
+			t.Errorf("%q became %q, and %q follows", value, got, rest)
+		}
+	})
+}
+
+func TestExports(t *testing.T) {
+	job := Job{variables: map[string]string{"B": "it's ‘quoted’\nand $HOME", "A": "", "BAD-NAME": "x", "BAD;rm": "x", "1ST": "x"}}
+	for _, test := range []struct{ shell, want string }{
+		{"bash", "export A=''\nexport B='it'\"'\"'s ‘quoted’\nand $HOME'\n"},
+		{"pwsh", "$env:A = ''\n$env:B = 'it''s ‘‘quoted’’\nand $HOME'\n"},
+		{"powershell", "$env:A = ''\n$env:B = 'it''s ‘‘quoted’’\nand $HOME'\n"},
+	} {
+		if got := job.exports(shells[test.shell]); got != test.want {
+			t.Errorf("%s: got\n%s\nwant\n%s", test.shell, got, test.want)
+		}
+	}
+}
+
+func TestTryScript(t *testing.T) {
+	const status = "\nif (!$?) { if ($LASTEXITCODE) { exit $LASTEXITCODE } else { exit 1 } }\n"
+	for _, test := range []struct {
+		shell   string
+		command []string
+		want    string
+	}{
+		{"sh", nil, "#!/usr/bin/env bash\nset -e\nuname -a\nexit 0\n"},
+		{"bash", []string{"echo", "it's"}, "#!/usr/bin/env bash\nset -e\necho 'it'\"'\"'s'\nexit 0\n"},
+		{"pwsh", nil, "[Environment]::OSVersion.VersionString" + status},
+		{"powershell", []string{"cmd", "/c", "echo it's"}, "& 'cmd' '/c' 'echo it''s'" + status},
+	} {
+		if got := tryScript(shells[test.shell], test.command); got != test.want {
+			t.Errorf("%s %q: got\n%s\nwant\n%s", test.shell, test.command, got, test.want)
+		}
+	}
+}
+
+func TestWithoutBOM(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "a": "a", "\xef\xbb": "\xef\xbb", "\xef\xbb\xbf": "", "\xef\xbb\xbfgrüß\r\n": "grüß\r\n", "x\xef\xbb\xbf": "x\xef\xbb\xbf",
+	} {
+		r, err := withoutBOM(strings.NewReader(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); string(got) != want || err != nil {
+			t.Errorf("%q: got %q, %v; want %q", text, got, err, want)
+		}
+	}
+}
+
+// Where guests keep their files depends on their shell, and says what they run.
+func TestGuestDirs(t *testing.T) {
+	for _, test := range []struct {
+		text          string
+		builds, cache string
+		windows       bool
+	}{
+		{"", "/var/tmp/builds", "/var/tmp/cache", false},
+		{"shell = 'pwsh'", "/var/tmp/builds", "/var/tmp/cache", false},
+		{"shell = 'powershell'", `C:\builds`, `C:\cache`, true},
+		{"shell = 'powershell'\nguest_builds_dir = 'd:/b'", `d:/b`, `C:\cache`, true},
+		{"shell = 'pwsh'\nguest_builds_dir = 'C:\\b'\nguest_cache_dir = 'C:\\c'", `C:\b`, `C:\c`, true},
+	} {
+		for _, table := range []string{"[defaults]\n", "[[image]]\nmatch = 'win:*'\n"} {
+			got := parse(t, table+test.text).For("win:11")
+			if *got.GuestBuildsDir != test.builds || *got.GuestCacheDir != test.cache || got.Windows() != test.windows {
+				t.Errorf("%s%s: %s, %s, Windows: %v", table, test.text, *got.GuestBuildsDir, *got.GuestCacheDir, got.Windows())
+			}
+		}
+	}
+	for _, test := range []struct{ text, want string }{
+		{"guest_builds_dir = 'C:\\b'", "no guest with the shell bash has"},
+		{"guest_cache_dir = 'C:\\b'", "no guest with the shell bash has"},
+		{"shell = 'powershell'\nguest_builds_dir = '/builds'", "runs Windows"},
+		{"shell = 'pwsh'\nguest_builds_dir = 'C:\\b'", "no guest has both"},
+		{"shell = 'powershell'\nguest_builds_dir = 'C:b'", "want an absolute path"},
+		{"shell = 'powershell'\nguest_builds_dir = '\\b'", "want an absolute path"},
+	} {
+		for _, table := range []string{"[defaults]\n", "[[image]]\nmatch = 'win:*'\n"} {
+			if _, err := ParseSettings([]byte(table + test.text)); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%s%s: got %v, want …%s…", table, test.text, err, test.want)
+			}
+		}
+	}
+	// What one table says can be at odds with what another does.
+	text := "[defaults]\nguest_builds_dir = '/builds'\n[[image]]\nmatch = 'win:*'\nshell = 'powershell'"
+	if _, err := ParseSettings([]byte(text)); err == nil || !strings.Contains(err.Error(), `[[image]] match = "win:*": guest_builds_dir is "/builds"`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestMakeDirsWindows(t *testing.T) {
+	got := makeDirsWindows([]string{`C:\builds`, `D:\it's here`})
+	if first, _, _ := strings.Cut(got, "\n"); first != `$dirs = 'C:\builds', 'D:\it''s here'` || !strings.Contains(got, "foreach ($dir in $dirs)") {
+		t.Errorf("got\n%s", got)
+	}
+}
