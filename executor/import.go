@@ -82,20 +82,23 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 	return imported, nil
 }
 
-// baseOf is where an image becomes a base.
+// baseOf is where an image becomes a base: of the domain that a job's machine would
+// be made of.
 func baseOf(imported *Imported, ref oci.Reference, settings ImageSettings) vm.BaseSpec {
 	spec := specFor(imported.Image, FetchAndCloneOptions{Settings: settings})
 	return vm.BaseSpec{
-		Name:         imported.Name,
-		DomainXML:    spec.DomainXML,
-		Trusted:      spec.Trusted,
-		Architecture: spec.Architecture,
-		UEFI:         spec.UEFI,
-		Disks:        spec.Disks,
-		Network:      spec.Network,
-		Accel:        spec.Accel,
-		Dir:          imported.Dir,
-		Origin:       vm.Origin{Image: ref.String(), Digest: imported.Image.Digest.String()},
+		Name:             imported.Name,
+		DomainXML:        spec.DomainXML,
+		Trusted:          spec.Trusted,
+		Template:         spec.Template,
+		Architecture:     spec.Architecture,
+		UEFI:             spec.UEFI,
+		Disks:            spec.Disks,
+		Network:          spec.Network,
+		Accel:            spec.Accel,
+		OmitBackingStore: spec.OmitBackingStore,
+		Dir:              imported.Dir,
+		Origin:           vm.Origin{Image: ref.String(), Digest: imported.Image.Digest.String()},
 	}
 }
 

@@ -98,6 +98,8 @@ func (r *ImageReport) pull(resolved ImageSettings) []string {
 // machine says what becomes of the domain that the image brings.
 func (r *ImageReport) machine(stored *oci.Image, resolved ImageSettings) []string {
 	switch {
+	case resolved.Domain != "":
+		return []string{"start a machine made of the template " + resolved.Domain + " (setting domain)"}
 	case r.DomainXML == nil:
 		return []string{"start the default machine: the image brings no domain XML"}
 	case stored == nil:

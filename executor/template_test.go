@@ -6,8 +6,8 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// What a section says of the domain reaches the machines of its images, and no
-// others.
+// What a section says of the domain reaches the machines of its images, and the
+// bases that are imported, and no others.
 func TestDomainOfASection(t *testing.T) {
 	settings := parse(t, `
 [defaults]
@@ -32,6 +32,10 @@ trusted = true
 		spec := specFor(&oci.Image{}, FetchAndCloneOptions{Settings: settings.For(test.image)})
 		if spec.Template != test.template || spec.Trusted != test.trusted || spec.OmitBackingStore != test.omit {
 			t.Errorf("%s: template %q, trusted %v, omit_backingstore %q", test.image, spec.Template, spec.Trusted, spec.OmitBackingStore)
+		}
+		base := baseOf(&Imported{Image: &oci.Image{}}, oci.Reference{}, settings.For(test.image))
+		if base.Template != test.template || base.Trusted != test.trusted || base.OmitBackingStore != test.omit {
+			t.Errorf("%s imported: template %q, trusted %v, omit_backingstore %q", test.image, base.Template, base.Trusted, base.OmitBackingStore)
 		}
 	}
 }

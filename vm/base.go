@@ -31,17 +31,19 @@ type Origin struct {
 type BaseSpec struct {
 	// Name of the domain; unique on the host.
 	Name string
-	// DomainXML, Trusted, Architecture, UEFI, Disks, Network and Accel are those of
-	// a [Spec]. The network "user" is QEMU's own.
-	DomainXML    []byte
-	Trusted      bool
-	Architecture string
-	UEFI         bool
-	Disks        []Disk
-	Network      string
-	Accel        string
-	// Dir is the directory for the machine's own files, its overlays: it must not
-	// exist. The disks of the image are never written.
+	// DomainXML, Trusted, Template, Architecture, UEFI, Disks, Network, Accel and
+	// OmitBackingStore are those of a [Spec]. The network "user" is QEMU's own.
+	DomainXML        []byte
+	Trusted          bool
+	Template         string
+	Architecture     string
+	UEFI             bool
+	Disks            []Disk
+	Network          string
+	Accel            string
+	OmitBackingStore string
+	// Dir is the directory for the machine's own files, its overlays and UEFI
+	// variables: it must not exist. The disks of the image are never written.
 	Dir    string
 	Origin Origin
 }
@@ -78,7 +80,12 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 	if _, err := accelerate(ctx, rebuilt.Domain, &spec); err != nil {
 		return nil, err
 	}
-	files := layout{backingStore: h.version() >= firstLibvirtWithBackingStore}
+	files := layout{nvram: filepath.Join(base.Dir, "nvram.fd")}
+	omit, err := omitsBackingStore(base.OmitBackingStore, h.version() < firstLibvirtWithBackingStore)
+	if err != nil {
+		return nil, err
+	}
+	files.backingStore = !omit
 	if files.overlays, err = CloneDisks(ctx, base.Disks, base.Dir, 0); err != nil {
 		return nil, err
 	}
@@ -91,7 +98,7 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 // spec is what the functions that start machines need to know of a base.
 func (b *BaseSpec) spec() Spec {
 	return Spec{
-		Name: b.Name, DomainXML: b.DomainXML, Trusted: b.Trusted, Architecture: b.Architecture, UEFI: b.UEFI,
+		Name: b.Name, DomainXML: b.DomainXML, Trusted: b.Trusted, Template: b.Template, Architecture: b.Architecture, UEFI: b.UEFI,
 		Disks: b.Disks, Network: b.Network, Accel: b.Accel, JobDir: b.Dir,
 	}
 }
@@ -105,6 +112,16 @@ func (b *BaseSpec) complete(d *libvirtxml.Domain, files layout) error {
 	d.Name, d.Metadata = b.Name, &libvirtxml.DomainMetadata{XML: string(origin)}
 	if err := placeDisks(d, b.Disks, files); err != nil {
 		return err
+	}
+	// Variables that a file of the administrator holds are not this machine's to
+	// change. Where the domain names none, libvirt finds a place by itself.
+	if named, err := namedNVRAM(d.OS); err != nil {
+		return err
+	} else if named != "" {
+		if err := copyNVRAM(d.OS, files.nvram, ""); err != nil {
+			return err
+		}
+		setNVRAM(d.OS, files.nvram)
 	}
 	for i := range d.Devices.Disks {
 		// Of a job's disk nothing has to survive; of this one it has.

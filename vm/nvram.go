@@ -34,16 +34,12 @@ func copyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
 	if !hasNVRAM(system) {
 		return nil
 	}
-	from := otherwise
-	if n := system.NVRam; n != nil {
-		switch {
-		case n.Source != nil && n.Source.File != nil:
-			from = n.Source.File.File
-		case n.Source != nil:
-			return fmt.Errorf("%w: its UEFI variables are not in a file", ErrSpec)
-		case strings.TrimSpace(n.NVRam) != "":
-			from = strings.TrimSpace(n.NVRam)
-		}
+	from, err := namedNVRAM(system)
+	if err != nil {
+		return err
+	}
+	if from == "" {
+		from = otherwise
 	}
 	if from == "" {
 		return nil
@@ -55,6 +51,22 @@ func copyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
 		return fmt.Errorf("copy the UEFI variables %s: %w", from, err)
 	}
 	return nil
+}
+
+// namedNVRAM is the file with UEFI variables that a domain names; empty if it names
+// none.
+func namedNVRAM(system *libvirtxml.DomainOS) (string, error) {
+	if !hasNVRAM(system) || system.NVRam == nil {
+		return "", nil
+	}
+	source := system.NVRam.Source
+	switch {
+	case source == nil:
+		return strings.TrimSpace(system.NVRam.NVRam), nil
+	case source.File == nil:
+		return "", fmt.Errorf("%w: its UEFI variables are not in a file", ErrSpec)
+	}
+	return source.File.File, nil
 }
 
 // setNVRAM names the file of a domain's UEFI variables, and leaves the template
