@@ -84,6 +84,11 @@ func checkQCOW2(dir string, disks []Disk, i int) (err error) {
 	case h.Incompatible&qcow2.IncompatibleCorrupt != 0:
 		return fmt.Errorf("%w: disk %s is marked as corrupt by QEMU", ErrFormat, disk.Name)
 	}
+	if h.Bitmaps() { // which no machine needs
+		if err := qcow2.DropBitmaps(f); err != nil {
+			return fmt.Errorf("%w: disk %s: %w", ErrFormat, disk.Name, err)
+		}
+	}
 	disk.VirtualSize = h.VirtualSize
 	if h.BackingFile == "" {
 		return nil

@@ -1,13 +1,15 @@
 // Package qcow2 reads the header of a QCOW2 file that a stranger made, before
 // anything else opens the file, and rewrites the backing file it names.
 //
-// It never opens a second file and never reads past the header's cluster. (The
-// readers that follow backing files by themselves, go-qcow2reader's Open among
-// them, open whatever path the header names: that is the very thing that has to
-// be checked first.)
+// It never opens a second file and never reads past the header's cluster, but for
+// the table of snapshots. (The readers that follow backing files by themselves,
+// go-qcow2reader's Open among them, open whatever path the header names: that is
+// the very thing that has to be checked first.)
 //
-// Source: QEMU's docs/interop/qcow2.txt, and block/qcow2.c where the text leaves
-// room: what this package accepts, QEMU 7.2 reads in the same way.
+// Source: QEMU's docs/interop/qcow2.txt, and block/qcow2.c (qcow2_do_open) where
+// the text leaves room: what this package accepts, QEMU 7.2 opens, and reads in the
+// same way. The other way round, it is stricter. Bitmaps are the exception: of them
+// QEMU reads more than is checked here (see [DropBitmaps]).
 package qcow2
 
 import (
@@ -17,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -41,8 +44,19 @@ const (
 	incompatibleKnown = 1<<5 - 1
 )
 
-// AutoclearRawExternalData marks the external data file as a plain raw disk.
-const AutoclearRawExternalData = 1 << 1
+// Autoclear feature bits.
+const (
+	// AutoclearBitmaps: the bitmaps extension is up to date.
+	AutoclearBitmaps = 1 << 0
+	// AutoclearRawExternalData marks the external data file as a plain raw disk.
+	AutoclearRawExternalData = 1 << 1
+)
+
+// Compression types.
+const (
+	compressionZlib uint8 = 0
+	compressionZstd uint8 = 1
+)
 
 // Encryption methods.
 const (
@@ -56,6 +70,8 @@ const (
 	extensionEnd           uint32 = 0
 	extensionBackingFormat uint32 = 0xe2792aca
 	extensionDataFile      uint32 = 0x44415441
+	extensionCrypto        uint32 = 0x0537be77
+	extensionBitmaps       uint32 = 0x23852875
 )
 
 // Bounds that QEMU sets, and so do we.
@@ -69,6 +85,20 @@ const (
 	maxRefcountBytes = 8 << 20
 	maxSnapshots     = 65536
 	maxBackingName   = 1023
+	maxBackingFormat = 15
+	maxBitmaps       = 65535
+	// A subcluster is a 32nd of a cluster, and at least a sector.
+	minClusterBitsExtendedL2 = minClusterBits + 5
+	// maxOffset is where QEMU's largest file ends (BDRV_MAX_LENGTH).
+	maxOffset = math.MaxInt64 &^ (1<<30 - 1)
+)
+
+// The table of snapshots: an entry without what is of variable size, and bounds of
+// that and of the whole, in bytes.
+const (
+	snapshotEntry       = 40
+	maxSnapshotExtra    = 1024
+	maxSnapshotsInBytes = 1024 * maxSnapshots
 )
 
 // maxExtensions bounds the work spent on one header; QEMU writes three or four.
@@ -119,7 +149,8 @@ func (h *Header) ExternalData() bool {
 }
 
 // fixed is the header's fixed part up to header_length, as it lies in the file
-// (big endian). Version 2 ends before Incompatible.
+// (big endian), and the one field that may follow. Version 2 ends before
+// Incompatible.
 type fixed struct {
 	Magic                 [4]byte
 	Version               uint32
@@ -140,14 +171,17 @@ type fixed struct {
 	Autoclear     uint64
 	RefcountOrder uint32
 	HeaderLength  uint32
+
+	// In headers longer than [headerLengthV3] alone.
+	CompressionType uint8
 }
 
 // IsQCOW2 reports whether a file that begins with prefix claims to be QCOW2.
 func IsQCOW2(prefix []byte) bool { return bytes.HasPrefix(prefix, []byte(Magic)) }
 
 // ReadHeader reads and checks the header of the file r, of which it reads at
-// most the first cluster (2 MiB). The error is [ErrNotQCOW2] if the magic bytes
-// are missing.
+// most the first cluster (2 MiB), and 40 bytes of each snapshot. The error is
+// [ErrNotQCOW2] if the magic bytes are missing.
 func ReadHeader(r io.ReaderAt) (*Header, error) {
 	f, err := readFixed(r)
 	if err != nil {
@@ -173,11 +207,11 @@ func ReadHeader(r io.ReaderAt) (*Header, error) {
 	if err := h.readBackingFile(r, f); err != nil {
 		return nil, err
 	}
-	return h, nil
+	return h, f.checkSnapshots(r)
 }
 
 func readFixed(r io.ReaderAt) (*fixed, error) {
-	buf := make([]byte, headerLengthV3)
+	buf := make([]byte, headerLengthV3+1)
 	n, err := r.ReadAt(buf, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("reading qcow2 header: %w", err)
@@ -196,11 +230,13 @@ func readFixed(r io.ReaderAt) (*fixed, error) {
 	case f.Version == 2:
 		// Version 2 has no such fields; what follows are extensions.
 		f.Incompatible, f.Compatible, f.Autoclear = 0, 0, 0
-		f.RefcountOrder, f.HeaderLength = 4, headerLengthV2
+		f.RefcountOrder, f.HeaderLength, f.CompressionType = 4, headerLengthV2, compressionZlib
 	case f.Version == 3 && n < headerLengthV3:
 		return nil, fmt.Errorf("qcow2 header: file ends after %d bytes", n)
 	case f.Version != 3:
 		return nil, fmt.Errorf("qcow2 header: version %d, want 2 or 3", f.Version)
+	case f.HeaderLength == headerLengthV3: // an extension begins there
+		f.CompressionType = compressionZlib
 	}
 	return &f, nil
 }
@@ -216,12 +252,20 @@ func (f *fixed) check() error {
 		return fmt.Errorf("qcow2 header: header length %d does not fit clusters of %d bytes", f.HeaderLength, cluster)
 	case f.Incompatible&^incompatibleKnown != 0:
 		return fmt.Errorf("qcow2 header: unknown incompatible features %#x", f.Incompatible&^incompatibleKnown)
+	case f.CompressionType > compressionZstd:
+		return fmt.Errorf("qcow2 header: unknown compression type %d", f.CompressionType)
+	case (f.CompressionType != compressionZlib) != (f.Incompatible&IncompatibleCompression != 0):
+		return fmt.Errorf("qcow2 header: compression type %d, but incompatible features %#x", f.CompressionType, f.Incompatible)
+	case f.Incompatible&IncompatibleExtendedL2 != 0 && f.ClusterBits < minClusterBitsExtendedL2:
+		return fmt.Errorf("qcow2 header: extended L2 entries with clusters of %d bytes, want at least %d", cluster, 1<<minClusterBitsExtendedL2)
 	case f.RefcountOrder > maxRefcountOrder:
 		return fmt.Errorf("qcow2 header: refcount order %d, want at most %d", f.RefcountOrder, maxRefcountOrder)
 	case f.CryptMethod > EncryptionLUKS:
 		return fmt.Errorf("qcow2 header: unknown encryption method %d", f.CryptMethod)
 	case f.Snapshots > maxSnapshots:
 		return fmt.Errorf("qcow2 header: %d snapshots, want at most %d", f.Snapshots, maxSnapshots)
+	case f.RefcountTableClusters == 0:
+		return errors.New("qcow2 header: no refcount table")
 	case uint64(f.RefcountTableClusters)*cluster > maxRefcountBytes:
 		return fmt.Errorf("qcow2 header: refcount table of %d clusters is too large", f.RefcountTableClusters)
 	case f.Size > math.MaxInt64-cluster:
@@ -238,12 +282,10 @@ func (f *fixed) checkTables(cluster uint64) error {
 	}{
 		{"L1 table", f.L1TableOffset, uint64(f.L1Size) * 8},
 		{"refcount table", f.RefcountTableOffset, uint64(f.RefcountTableClusters) * cluster},
-		{"snapshot table", f.SnapshotsOffset, uint64(f.Snapshots)},
+		{"snapshot table", f.SnapshotsOffset, uint64(f.Snapshots) * snapshotEntry},
 	} {
-		if table.size == 0 {
-			continue
-		}
-		if table.offset%cluster != 0 || table.offset > math.MaxInt64-table.size {
+		// Also of a table without entries.
+		if table.offset%cluster != 0 || table.offset > maxOffset-table.size {
 			return fmt.Errorf("qcow2 header: %s at offset %d", table.name, table.offset)
 		}
 	}
@@ -266,6 +308,30 @@ func (f *fixed) checkTables(cluster uint64) error {
 	return nil
 }
 
+// checkSnapshots walks the table of snapshots, of which every entry says how long
+// it is. QEMU reads it whenever it opens a disk; what lies behind the end of the
+// file is zero to it.
+func (f *fixed) checkSnapshots(r io.ReaderAt) error {
+	offset := f.SnapshotsOffset
+	for i := range f.Snapshots {
+		var entry [snapshotEntry]byte
+		offset = (offset + 7) &^ 7
+		if _, err := r.ReadAt(entry[:], int64(offset)); err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("reading the snapshots of the qcow2 file: %w", err)
+		}
+		id, name := binary.BigEndian.Uint16(entry[12:]), binary.BigEndian.Uint16(entry[14:])
+		extra := binary.BigEndian.Uint32(entry[36:])
+		if extra > maxSnapshotExtra {
+			return fmt.Errorf("qcow2 header: snapshot %d has %d bytes of extra data, at most %d are known", i, extra, maxSnapshotExtra)
+		}
+		offset += snapshotEntry + uint64(extra) + uint64(id) + uint64(name)
+		if offset-f.SnapshotsOffset > maxSnapshotsInBytes || offset > maxOffset {
+			return fmt.Errorf("qcow2 header: snapshot table of %d entries is too large", f.Snapshots)
+		}
+	}
+	return nil
+}
+
 // readExtensions walks the extensions, which end at the backing file's name or
 // at the end of the cluster, just as in QEMU's qcow2_read_extensions.
 func (h *Header) readExtensions(r io.ReaderAt, f *fixed) error {
@@ -281,8 +347,11 @@ func (h *Header) readExtensions(r io.ReaderAt, f *fixed) error {
 	}
 	offset := uint64(f.HeaderLength)
 	for len(h.extensions) <= maxExtensions {
-		if offset+8 > end {
+		if offset >= end {
 			return nil
+		}
+		if offset+8 > end {
+			return fmt.Errorf("qcow2 header: no room for an extension at offset %d", offset)
 		}
 		var head [8]byte
 		if n, err := r.ReadAt(head[:], int64(offset)); n < len(head) {
@@ -293,11 +362,11 @@ func (h *Header) readExtensions(r io.ReaderAt, f *fixed) error {
 		}
 		kind, size := binary.BigEndian.Uint32(head[:4]), uint64(binary.BigEndian.Uint32(head[4:]))
 		offset += 8
+		if size > end-offset { // also of the end mark
+			return fmt.Errorf("qcow2 header: extension %#x of %d bytes does not fit", kind, size)
+		}
 		if kind == extensionEnd {
 			return nil
-		}
-		if size > end-offset {
-			return fmt.Errorf("qcow2 header: extension %#x of %d bytes does not fit", kind, size)
 		}
 		body := make([]byte, size)
 		if n, err := r.ReadAt(body, int64(offset)); n < len(body) {
@@ -322,13 +391,46 @@ func (h *Header) addExtension(kind uint32, body []byte) error {
 	h.extensions = append(h.extensions, extension{kind, body})
 	switch kind {
 	case extensionBackingFormat:
+		if len(body) > maxBackingFormat {
+			return fmt.Errorf("qcow2 header: format of the backing file of %d bytes is too long", len(body))
+		}
 		h.BackingFormat = string(body)
+	case extensionCrypto:
+		if h.Encryption != EncryptionLUKS || len(body) != 16 || binary.BigEndian.Uint64(body)%uint64(h.ClusterSize()) != 0 {
+			return errors.New("qcow2 header: an encryption header that is none of LUKS")
+		}
+		return nil
+	case extensionBitmaps:
+		return h.checkBitmaps(body)
 	case extensionDataFile:
 		h.DataFile = string(body)
 	default:
 		return nil
 	}
 	return checkName("header extension", string(body))
+}
+
+// checkBitmaps checks the header of the bitmaps. QEMU looks at it only if it is up
+// to date.
+func (h *Header) checkBitmaps(body []byte) error {
+	if len(body) != 24 {
+		return fmt.Errorf("qcow2 header: bitmaps extension of %d bytes, want 24", len(body))
+	}
+	be := binary.BigEndian
+	count, reserved, size, offset := be.Uint32(body), be.Uint32(body[4:]), be.Uint64(body[8:]), be.Uint64(body[16:])
+	if h.Autoclear&AutoclearBitmaps == 0 {
+		return nil
+	}
+	if count == 0 || count > maxBitmaps || reserved != 0 || size > 1024*maxBitmaps || offset%uint64(h.ClusterSize()) != 0 || offset > maxOffset-size {
+		return fmt.Errorf("qcow2 header: %d bitmaps, directory of %d bytes at offset %d", count, size, offset)
+	}
+	return nil
+}
+
+// Bitmaps reports whether the header speaks of bitmaps: what backup programs
+// remember of a disk.
+func (h *Header) Bitmaps() bool {
+	return slices.ContainsFunc(h.extensions, func(e extension) bool { return e.kind == extensionBitmaps })
 }
 
 func (h *Header) readBackingFile(r io.ReaderAt, f *fixed) error {

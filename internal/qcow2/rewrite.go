@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // File is what [SetBackingFile] needs of a file.
@@ -28,6 +29,32 @@ func SetBackingFile(f File, name, format string) error {
 	if err := checkName("backing file name", name); err != nil {
 		return err
 	}
+	return h.write(f, name, format)
+}
+
+// DropBitmaps takes the bitmaps out of the header of the QCOW2 file f; what they
+// fill of the file is lost space. They are of use to whoever makes backups of this
+// one file, and QEMU does not open a disk of whose bitmaps anything is wrong.
+func DropBitmaps(f File) error {
+	h, err := ReadHeader(f)
+	if err != nil || !h.Bitmaps() {
+		return err
+	}
+	h.extensions = slices.DeleteFunc(h.extensions, func(e extension) bool { return e.kind == extensionBitmaps })
+	if h.Version >= 3 {
+		autoclear := binary.BigEndian.AppendUint64(nil, h.Autoclear&^AutoclearBitmaps)
+		if _, err := f.WriteAt(autoclear, autoclearOffset); err != nil {
+			return fmt.Errorf("writing qcow2 header: %w", err)
+		}
+	}
+	return h.write(f, h.BackingFile, h.BackingFormat)
+}
+
+// autoclearOffset is where the autoclear feature bits are in a header.
+const autoclearOffset = 88
+
+// write writes what follows the fixed part of the header.
+func (h *Header) write(f File, name, format string) error {
 	tail := h.tail(name, format)
 	end := int64(h.length) + int64(len(tail))
 	nameOffset := end - int64(len(name))

@@ -1,0 +1,206 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var mutants = flag.Int("mutants", 400, "how many headers to compare with QEMU")
+
+// opens is the error of QEMU's tools when they open m, without its backing file.
+func opens(dir string, m memory) error {
+	path := filepath.Join(dir, "image")
+	if err := os.WriteFile(path, m, 0o600); err != nil {
+		return err
+	}
+	// Without the last, it would look into what the image keeps elsewhere.
+	image := "driver=qcow2,backing=,file.driver=file,file.filename=" + path
+	for _, command := range [][]string{
+		{"qemu-img", "info", "-f", "qcow2", path},
+		{"qemu-io", "-r", "--image-opts", image, "-c", "length"},
+	} {
+		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
+		if err != nil || strings.Contains(string(out), "Could not open") || strings.Contains(string(out), "can't open") {
+			return fmt.Errorf("%s: %v: %s", command[0], err, out)
+		}
+	}
+	return nil
+}
+
+// images are good ones of many kinds, made by QEMU.
+func images(t *testing.T) map[string]memory {
+	t.Helper()
+	dir := t.TempDir()
+	found := map[string]memory{}
+	for name, commands := range map[string][]string{
+		"plain":      {"create -q -f qcow2 image 1M"},
+		"version 2":  {"create -q -f qcow2 -o compat=0.10 image 1M"},
+		"small":      {"create -q -f qcow2 -o cluster_size=512 image 1M"},
+		"zstd":       {"create -q -f qcow2 -o compression_type=zstd,cluster_size=4k image 1M"},
+		"subcluster": {"create -q -f qcow2 -o extended_l2=on,cluster_size=16k image 1M"},
+		"snapshots":  {"create -q -f qcow2 -o cluster_size=4k image 1M", "snapshot -q -c one image", "snapshot -q -c two image"},
+		"bitmap":     {"create -q -f qcow2 -o cluster_size=4k image 1M", "bitmap --add image changes"},
+		"backing":    {"create -q -f raw base 1M", "create -q -f qcow2 -o cluster_size=4k -F raw -b base image"},
+	} {
+		for _, command := range commands {
+			qemuImg(t, dir, strings.Fields(command)...)
+		}
+		content, err := os.ReadFile(filepath.Join(dir, "image"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[name] = content
+	}
+	return found
+}
+
+// mutate changes a field or two of a header, or of what follows, to something that
+// is interesting.
+func mutate(r *rand.Rand, m memory) (what string) {
+	be := binary.BigEndian
+	fields := []struct {
+		at, size int
+		name     string
+	}{
+		{4, 4, "version"}, {8, 8, "backing offset"}, {16, 4, "backing size"}, {20, 4, "cluster bits"}, {24, 8, "size"},
+		{32, 4, "encryption"}, {36, 4, "L1 size"}, {40, 8, "L1 offset"}, {48, 8, "refcount offset"}, {56, 4, "refcount clusters"},
+		{60, 4, "snapshots"}, {64, 8, "snapshots offset"}, {72, 8, "incompatible"}, {80, 8, "compatible"}, {88, 8, "autoclear"},
+		{96, 4, "refcount order"}, {100, 4, "header length"}, {104, 1, "compression type"},
+		{104, 4, "first extension"}, {108, 4, "its size"}, {112, 4, "second extension"}, {116, 4, "its size"},
+	}
+	// The table of snapshots, where there is one.
+	if at := int(be.Uint64(m[64:])); be.Uint32(m[60:]) > 0 && at > 0 && at+snapshotEntry < len(m) {
+		for range 3 {
+			fields = append(fields, struct {
+				at, size int
+				name     string
+			}{at + 4*r.IntN(20), 4, "snapshot"})
+		}
+	}
+	for range 1 + r.IntN(2) {
+		f := fields[r.IntN(len(fields))]
+		if r.IntN(6) == 0 {
+			f.at, f.size, f.name = r.IntN(min(len(m), 600)), 1, "byte"
+		}
+		old := append(make([]byte, 8-f.size), m[f.at:f.at+f.size]...)
+		value := be.Uint64(old)
+		switch r.IntN(5) {
+		case 0:
+			value = uint64(r.IntN(34))
+		case 1:
+			value = 1 << r.IntN(8*f.size)
+		case 2:
+			value ^= 1 << r.IntN(8*f.size)
+		case 3:
+			value += uint64(r.IntN(33)) - 16
+		case 4:
+			value = []uint64{0, 512, 4096, 65536, 1 << 20, 1<<63 - 1, 1 << 63, 1<<63 - 1<<16, ^uint64(0), 72, 104, 112, 120,
+				uint64(extensionBitmaps), uint64(extensionCrypto), uint64(extensionBackingFormat), 65535, 65536, 65537, 1023, 1024, 1025, uint64(len(m))}[r.IntN(23)]
+		}
+		copy(m[f.at:], be.AppendUint64(nil, value)[8-f.size:])
+		what += fmt.Sprintf("%s at %d: %#x, was %#x; ", f.name, f.at, value, be.Uint64(old))
+	}
+	return what
+}
+
+// unusable is what nobody uses of what [ReadHeader] accepts: package oci refuses
+// it by these fields.
+func unusable(h *Header) bool {
+	return h.Encryption != EncryptionNone || h.ExternalData() || h.Incompatible&IncompatibleCorrupt != 0
+}
+
+// What is accepted here, QEMU opens: headers that are changed at random, from a
+// seed that is always the same.
+func TestQEMUAgrees(t *testing.T) {
+	dir, good := t.TempDir(), images(t)
+	names := make([]string, 0, len(good))
+	for name, m := range good {
+		names = append(names, name)
+		if h, err := ReadHeader(m); err != nil || unusable(h) {
+			t.Errorf("%s: %+v, %v", name, h, err)
+		}
+		if err := opens(dir, m); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	slices.Sort(names)
+	r := rand.New(rand.NewPCG(7, 2))
+	accepted, stricter := 0, 0
+	for range *mutants {
+		name := names[r.IntN(len(names))]
+		m := slices.Clone(good[name])
+		what := mutate(r, m)
+		h, err := ReadHeader(m)
+		if err != nil || unusable(h) {
+			if *mutants > 1000 && opens(dir, m) == nil {
+				stricter++
+				t.Logf("QEMU opens %s with %s: %v", name, what, err)
+			}
+			continue
+		}
+		accepted++
+		if h.Bitmaps() {
+			if err := DropBitmaps(m); err != nil {
+				t.Errorf("%s with %s: drop the bitmaps: %v", name, what, err)
+			}
+		}
+		if err := opens(dir, m); err != nil {
+			t.Errorf("%s with %sis accepted, and QEMU does not open it: %v", name, what, err)
+		}
+	}
+	t.Logf("%d of %d headers were accepted", accepted, *mutants)
+	if accepted < *mutants/10 || accepted > *mutants*9/10 {
+		t.Errorf("%d of %d headers were accepted: that shows nothing", accepted, *mutants)
+	}
+	if *mutants > 1000 {
+		t.Logf("%d were refused that QEMU opens", stricter)
+	}
+}
+
+// TestDropBitmaps: bitmaps are gone, and nothing else is.
+func TestDropBitmaps(t *testing.T) {
+	for _, compat := range []string{"0.10", "1.1"} {
+		dir := t.TempDir()
+		qemuImg(t, dir, "create", "-q", "-f", "raw", "base", "1M")
+		qemuImg(t, dir, "create", "-q", "-f", "qcow2", "-o", "compat="+compat, "-F", "raw", "-b", "base", "image")
+		file, err := os.OpenFile(filepath.Join(dir, "image"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if compat == "1.1" {
+			qemuImg(t, dir, "bitmap", "--add", "image", "changes")
+		} else { // which cannot have any, but can say so
+			h, err := ReadHeader(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.extensions = append(h.extensions, extension{extensionBitmaps, []byte(bitmaps(1, 0, 32, 1<<18))})
+			if err := h.write(file, h.BackingFile, h.BackingFormat); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before, err := ReadHeader(file)
+		if err != nil || !before.Bitmaps() {
+			t.Fatalf("%s: %+v, %v", compat, before, err)
+		}
+		if err := DropBitmaps(file); err != nil {
+			t.Fatal(err)
+		}
+		after, err := ReadHeader(file)
+		if err != nil || after.Bitmaps() || after.Autoclear != 0 || after.BackingFile != "base" || after.BackingFormat != "raw" || len(after.extensions) != len(before.extensions)-1 {
+			t.Errorf("%s: %+v, %v", compat, after, err)
+		}
+		if info := qemuImg(t, dir, "info", "image"); strings.Contains(info, "changes") || strings.Contains(info, "inconsistent") || !strings.Contains(info, "backing file: base") {
+			t.Errorf("%s: qemu-img info:\n%s", compat, info)
+		}
+	}
+}
