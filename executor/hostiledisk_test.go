@@ -234,7 +234,7 @@ func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 		// Headers that lie.
 		{"LUKS", disk(good().put(atCrypt, uint32(2))), false, oci.ErrFormat, "encrypted"},
 		{"AES", disk(good().put(atCrypt, uint32(1))), false, oci.ErrFormat, "encrypted"},
-		{"encryption header far away", disk(good().extensions(extension{cryptHeader, "\x7f\xff\xff\xff\xff\xff\xff\x00\x7f\xff\xff\xff\xff\xff\xff\x00"})), false, nil, ""},
+		{"encryption header far away", disk(good().extensions(extension{cryptHeader, "\x7f\xff\xff\xff\xff\xff\xff\x00\x7f\xff\xff\xff\xff\xff\xff\x00"})), false, oci.ErrHostile, "encryption header"},
 		{"bitmaps far away", disk(good().put(atAutoclear, uint64(1)).extensions(extension{bitmaps, "\x00\x00\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xff\x00\x00\xff\xff\xff\xff\x00\x00"})), false, nil, ""},
 		{"version 0", disk(good().put(atVersion, uint32(0))), false, oci.ErrHostile, "version 0"},
 		{"version 1, with a backing file", disk(good().put(atVersion, uint32(1)).backing(canary)), false, oci.ErrHostile, "version 1"},
@@ -257,8 +257,10 @@ func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 		{"snapshots beyond the file", disk(good().put(atSnapshots, uint32(65536)).put(atSnapshotTable, uint64(1<<40))), false, nil, ""},
 		{"unknown incompatible feature", disk(good().put(atIncompatible, uint64(1<<5))), false, oci.ErrHostile, "unknown incompatible"},
 		{"marked as corrupt", disk(good().put(atIncompatible, uint64(2))), false, oci.ErrFormat, "corrupt"},
-		{"unknown compression", disk(good().put(atIncompatible, uint64(8)).put(atCompression, uint8(255))), false, nil, ""},
-		{"subclusters in clusters that are too small", disk(good().put(atIncompatible, uint64(16)).put(atClusterBits, uint32(9))), false, oci.ErrHostile, "L1 table"},
+		{"unknown compression", disk(good().put(atIncompatible, uint64(8)).put(atCompression, uint8(255))), false, oci.ErrHostile, "unknown compression type 255"},
+		{"zstd without the bit", disk(good().put(atCompression, uint8(1))), false, oci.ErrHostile, "compression type 1"},
+		{"no refcount table", disk(good().put(atRefcountsSize, uint32(0))), false, oci.ErrHostile, "no refcount table"},
+		{"subclusters in clusters that are too small", disk(good().put(atIncompatible, uint64(16)).put(atClusterBits, uint32(9))), false, oci.ErrHostile, "extended L2"},
 		{"header shorter than a header", disk(good().put(atHeaderLength, uint32(8))), false, oci.ErrHostile, "header length"},
 		{"header longer than its cluster", disk(good().put(atHeaderLength, uint32(1<<31))), false, oci.ErrHostile, "header length"},
 		{"extension longer than its cluster", disk(good().put(good().headerLength()+4, uint32(1<<32-8))), false, oci.ErrHostile, "does not fit"},
@@ -357,6 +359,10 @@ func checkMachine(t *testing.T, c *canary, image *oci.Image) {
 			if content, err := os.ReadFile(path); err != nil || bytes.Contains(content, []byte(c.path)) {
 				t.Errorf("the overlay names a file of the host (%v)", err)
 			}
+		}
+		// A disk that QEMU does not open should have been refused.
+		if out, err := exec.Command("qemu-io", "-r", "-f", device.Driver.Type, "-c", "length", path).CombinedOutput(); err != nil || !strings.Contains(string(out), "bytes") && !strings.Contains(string(out), "iB") {
+			t.Errorf("disk %d: QEMU does not open it: %v %s", i, err, out)
 		}
 		read := filepath.Join(t.TempDir(), "read")
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
