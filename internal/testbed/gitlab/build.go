@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"al.essio.dev/pkg/shellescape"
 )
 
 // A Build is a job that runs.
@@ -21,19 +23,28 @@ type Build struct {
 	log    *Trace
 	done   chan struct{}
 
+	// canceling is closed when the job is canceled gracefully.
+	canceling      chan struct{}
+	cancelGraceful func()
+
 	mu      sync.Mutex
 	current *os.Process // leader of the process group of the stage that runs
 
-	result    Result // complete when done is closed
-	runnerLog strings.Builder
+	result    Result // complete when done is closed; Executions is mu's
+	runnerLog lockedBuilder
 }
 
 // Log is the job log. It grows while the job runs.
 func (b *Build) Log() *Trace { return b.log }
 
-// Cancel does what "Cancel" in GitLab does: SIGTERM to the stage that runs, no
-// further one but cleanup.
+// Cancel does what "Force cancel" in GitLab does: SIGTERM to the stage that runs, no
+// further one but cleanup. So did "Cancel" before GitLab 17.
 func (b *Build) Cancel() { b.cancel() }
+
+// CancelGracefully does what "Cancel" in GitLab does: SIGTERM to the job's script;
+// then come after_script and the other stages of a job that failed. A job without
+// a script yet gets none any more.
+func (b *Build) CancelGracefully() { b.cancelGraceful() }
 
 // Signal sends a signal to the process group of the stage that runs, as somebody
 // else than the runner may do (the kernel, an admin).
@@ -56,12 +67,47 @@ func (b *Build) Wait() Result {
 func (b *Build) run(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, b.job.Timeout)
 	defer cancel()
-	attempt, err := b.prepare(ctx)
+	preparing, cancel := b.untilCanceled(ctx)
+	defer cancel()
+	attempt, err := b.prepare(preparing)
 	if err == nil {
-		err = b.runStages(ctx, attempt)
-		b.cleanup(attempt)
+		err = b.runAndCleanUp(ctx, attempt)
 	}
 	b.conclude(ctx, err)
+}
+
+// untilCanceled is a context that ends with a graceful cancel, too.
+func (b *Build) untilCanceled(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-b.canceling:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// runAndCleanUp runs the scripts, and cleanup after them; beside them, if they
+// were told to end and do not for FinishTimeout.
+func (b *Build) runAndCleanUp(ctx context.Context, a *attempt) error {
+	ended := make(chan error, 1)
+	go func() { ended <- b.runStages(ctx, a) }()
+	select {
+	case err := <-ended:
+		b.cleanup(a)
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		b.cleanup(a)
+		return err
+	case <-time.After(b.runner.FinishTimeout):
+		b.cleanup(a)
+		return <-ended
+	}
 }
 
 func (b *Build) conclude(ctx context.Context, err error) {
@@ -71,12 +117,21 @@ func (b *Build) conclude(ctx context.Context, err error) {
 	switch {
 	case err == nil:
 		b.result.Status = Success
-	case errors.Is(ctx.Err(), context.Canceled):
+	case errors.Is(ctx.Err(), context.Canceled) || b.isCanceling():
 		b.result.Status = Canceled
 	case errors.As(err, &failure):
 		b.result.Status, b.result.ExitCode = BuildFailure, failure.exitCode
 	default:
 		b.result.Status = SystemFailure
+	}
+}
+
+func (b *Build) isCanceling() bool {
+	select {
+	case <-b.canceling:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -153,18 +208,19 @@ func (b *Build) prepareOnce(ctx context.Context, a *attempt) error {
 // job's own script depends on whether that failed, and changes nothing about it,
 // but for failed uploads of a job that succeeded.
 func (b *Build) runStages(ctx context.Context, a *attempt) error {
-	if err := b.runScript(ctx, a, StagePrepareScript); err != nil {
+	script, cancel := b.untilCanceled(ctx)
+	defer cancel()
+	if err := b.runScript(script, a, StagePrepareScript); err != nil {
 		return fmt.Errorf("prepare environment: %w", err)
 	}
 	var err error
 	for _, stage := range []string{StageGetSources, StageRestoreCache, StageDownloadArtifacts} {
 		if err == nil {
-			err = b.runScript(ctx, a, stage)
+			err = b.attemptScript(script, a, stage)
 		}
 	}
 	if err == nil {
-		err = b.runScript(ctx, a, StageBuildScript)
-		_ = b.runScript(ctx, a, StageAfterScript)
+		err = b.runUserScripts(ctx, script, a)
 	}
 	last := []string{StageArchiveCache, StageUploadArtifacts}
 	if err != nil {
@@ -178,12 +234,87 @@ func (b *Build) runStages(ctx context.Context, a *attempt) error {
 	return err
 }
 
+// The variables by which an author chooses how often a stage is tried: from 1 to
+// 10 times.
+var attemptVariables = map[string]string{
+	StageGetSources:        "GET_SOURCES_ATTEMPTS",
+	StageRestoreCache:      "RESTORE_CACHE_ATTEMPTS",
+	StageDownloadArtifacts: "ARTIFACT_DOWNLOAD_ATTEMPTS",
+}
+
+// attemptScript tries a stage again whatever its failure was.
+func (b *Build) attemptScript(ctx context.Context, a *attempt, stage string) error {
+	attempts := 1
+	if wish := b.job.variable(attemptVariables[stage]); wish != "" {
+		n, err := strconv.Atoi(wish)
+		if err != nil || n < 1 || n > 10 {
+			return fmt.Errorf("number of attempts out of the range [1, 10] for stage: %s", stage)
+		}
+		attempts = n
+	}
+	var err error
+	for n := range attempts {
+		if n == 1 && stage == StageGetSources {
+			if err = b.runScript(ctx, a, StageClearWorktree); err != nil {
+				continue
+			}
+		}
+		if err = b.runScript(ctx, a, stage); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// afterScriptTimeout is how long after_script may take.
+const afterScriptTimeout = 5 * time.Minute
+
+// runUserScripts runs what the author wrote: script, further steps unless it
+// failed, and after_script in any case.
+func (b *Build) runUserScripts(ctx, script context.Context, a *attempt) error {
+	script, cancel := b.stageTimeout(script, "RUNNER_SCRIPT_TIMEOUT", 0)
+	defer cancel()
+	err := b.runScript(script, a, StageBuildScript)
+	for _, step := range b.job.Steps {
+		if err == nil {
+			err = b.runStep(script, a, step)
+		}
+	}
+	after, cancel := b.stageTimeout(ctx, "RUNNER_AFTER_SCRIPT_TIMEOUT", afterScriptTimeout)
+	defer cancel()
+	_ = b.runScript(after, a, StageAfterScript)
+	return err
+}
+
+// stageTimeout is the time that the author's variable gives a stage; 0 is all that
+// the job has.
+func (b *Build) stageTimeout(ctx context.Context, variable string, timeout time.Duration) (context.Context, context.CancelFunc) {
+	if wish, err := time.ParseDuration(b.job.variable(variable)); err == nil {
+		timeout = wish
+	}
+	if timeout == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, timeout)
+}
+
 // runScript runs a stage's script, if it has one and the job is not canceled.
 func (b *Build) runScript(ctx context.Context, a *attempt, stage string) error {
 	body, ok := b.job.Scripts[stage]
+	if stage == StageCleanupFileVariables && !ok {
+		body, ok = b.removeFileVariables(a)
+	}
 	if !ok {
 		return nil
 	}
+	return b.runBody(ctx, a, stage, body)
+}
+
+func (b *Build) runStep(ctx context.Context, a *attempt, step Step) error {
+	return b.runBody(ctx, a, stageStep+step.Name, step.Script)
+}
+
+func (b *Build) runBody(ctx context.Context, a *attempt, stage, body string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -200,15 +331,25 @@ func (b *Build) runScript(ctx context.Context, a *attempt, stage string) error {
 	return e.failure()
 }
 
+// removeFileVariables is what removes the files of file variables, if there are
+// any.
+func (b *Build) removeFileVariables(a *attempt) (body string, ok bool) {
+	project := b.directories(a).project(b.job.ProjectPath)
+	for _, v := range b.job.Variables {
+		if v.File {
+			body += "rm -f " + shellescape.Quote(fileOf(v, project)) + "\n"
+		}
+	}
+	return body, body != "" && !isPowerShell(a.config.Shell)
+}
+
 // cleanup runs also when the job is canceled, and its failure changes nothing.
 // Its output is the admin's. Then the attempt's directory goes.
 func (b *Build) cleanup(a *attempt) {
-	var text lockedBuilder
 	e := b.execute(context.Background(), a, execution{
-		stage: "cleanup", timeout: b.runner.StageTimeout, stdout: &text, stderr: &text,
+		stage: "cleanup", timeout: b.runner.StageTimeout, stdout: &b.runnerLog, stderr: &b.runnerLog,
 		env: b.environment(a, b.directories(a)),
 	})
-	b.runnerLog.WriteString(text.String())
 	if err := e.failure(); err != nil {
 		fmt.Fprintf(b.log, "WARNING: Cleanup script failed: %v\n", err)
 	}

@@ -37,6 +37,7 @@ func (b *Build) execute(ctx context.Context, a *attempt, x execution) Execution 
 	}
 	setDefault(&x.verb, x.stage)
 	record := Execution{Stage: x.stage, Attempt: a.number, Dir: a.dir, ExitCode: -1}
+	place := b.place(record)
 	cmd := exec.Command(b.runner.Exec, slices.Concat(b.runner.Args, []string{x.verb}, x.args)...)
 	cmd.Dir, cmd.Env = a.dir, x.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: b.runner.Credential}
@@ -44,7 +45,7 @@ func (b *Build) execute(ctx context.Context, a *attempt, x execution) Execution 
 	out, err := newOutput(x.stdout, x.stderr)
 	if err != nil {
 		record.Err = err
-		return b.record(record)
+		return b.record(place, record)
 	}
 	cmd.Stdout, cmd.Stderr = out.stdout.w, out.stderr.w
 	begin := time.Now()
@@ -52,7 +53,7 @@ func (b *Build) execute(ctx context.Context, a *attempt, x execution) Execution 
 		record.Err = fmt.Errorf("start the driver: %w", err)
 		out.start()
 		out.wait(b.runner.OutputTimeout)
-		return b.record(record)
+		return b.record(place, record)
 	}
 	b.setCurrent(cmd.Process)
 	out.start()
@@ -65,11 +66,21 @@ func (b *Build) execute(ctx context.Context, a *attempt, x execution) Execution 
 	if code, err := os.ReadFile(a.codeFile()); err == nil {
 		record.CodeFile = string(code)
 	}
-	return b.record(record)
+	return b.record(place, record)
 }
 
-func (b *Build) record(e Execution) Execution {
+// place is where in the result an execution stands that begins now.
+func (b *Build) place(e Execution) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.result.Executions = append(b.result.Executions, e)
+	return len(b.result.Executions) - 1
+}
+
+func (b *Build) record(place int, e Execution) Execution {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.result.Executions[place] = e
 	return e
 }
 

@@ -36,6 +36,8 @@ type Job struct {
 
 	// Script is the job's "script:" and AfterScript its "after_script:".
 	Script, AfterScript string
+	// Steps are further steps after script.
+	Steps []Step
 	// Scripts are the bodies of further stages, by stage; a stage without one is
 	// left out, as GitLab Runner leaves out those with nothing to do.
 	Scripts map[string]string
@@ -43,6 +45,10 @@ type Job struct {
 	// Timeout of the whole job.
 	Timeout time.Duration
 }
+
+// A Step is one that GitLab adds to a job, such as release: its stage is called
+// step_NAME.
+type Step struct{ Name, Script string }
 
 // An Image is a job's image in the API of GitLab.
 type Image struct {
@@ -142,6 +148,27 @@ func (j Job) variables(dirs directories) []Variable {
 		variables = append(variables, public("CI_JOB_IMAGE", j.Image.Name))
 	}
 	return append(variables, j.Variables...)
+}
+
+// variable is the value of a variable of the author's; empty if there is none.
+func (j Job) variable(key string) string {
+	for _, v := range slices.Backward(j.Variables) {
+		if v.Key == key {
+			return v.Value
+		}
+	}
+	return ""
+}
+
+// secrets are what the job log does not show.
+func (j Job) secrets() []string {
+	var secrets []string
+	for _, v := range j.variables(directories{}) {
+		if v.Masked && v.Value != "" {
+			secrets = append(secrets, v.Value)
+		}
+	}
+	return secrets
 }
 
 const jobToken = "64_job-token-of-this-job"

@@ -3,6 +3,7 @@ package gitlab
 import (
 	"context"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -46,6 +47,9 @@ type Runner struct {
 	// GracefulKillTimeout and ForceKillTimeout are what a stage gets from SIGTERM
 	// to SIGKILL, and after it (10 min each).
 	GracefulKillTimeout, ForceKillTimeout time.Duration
+	// FinishTimeout is how long the stages of a canceled job may take to end before
+	// cleanup is started beside them (5 min).
+	FinishTimeout time.Duration
 	// PrepareWait is the time between two attempts to prepare. It is 3 s in GitLab
 	// Runner and 0 here, where no test wants to wait.
 	PrepareWait time.Duration
@@ -63,12 +67,14 @@ func (r Runner) Run(ctx context.Context, job Job) Result {
 func (r Runner) Start(ctx context.Context, job Job) *Build {
 	ctx, cancel := context.WithCancel(ctx)
 	b := &Build{
-		runner: r.withDefaults(),
-		job:    job.withDefaults(),
-		cancel: cancel,
-		log:    newTrace(),
-		done:   make(chan struct{}),
+		runner:    r.withDefaults(),
+		job:       job.withDefaults(),
+		cancel:    cancel,
+		done:      make(chan struct{}),
+		canceling: make(chan struct{}),
 	}
+	b.cancelGraceful = sync.OnceFunc(func() { close(b.canceling) })
+	b.log = newTrace(b.job.secrets()...)
 	go func() {
 		defer close(b.done)
 		defer cancel()
@@ -102,6 +108,7 @@ func (r Runner) withDefaults() Runner {
 	setDefault(&r.StageTimeout, time.Hour)
 	setDefault(&r.GracefulKillTimeout, 10*time.Minute)
 	setDefault(&r.ForceKillTimeout, 10*time.Minute)
+	setDefault(&r.FinishTimeout, 5*time.Minute)
 	setDefault(&r.OutputTimeout, time.Minute)
 	return r
 }

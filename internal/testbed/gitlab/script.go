@@ -1,6 +1,7 @@
 package gitlab
 
 import (
+	"path"
 	"strings"
 
 	"al.essio.dev/pkg/shellescape"
@@ -10,6 +11,7 @@ import (
 const (
 	StagePrepareScript            = "prepare_script"
 	StageGetSources               = "get_sources"
+	StageClearWorktree            = "clear_worktree"
 	StageRestoreCache             = "restore_cache"
 	StageDownloadArtifacts        = "download_artifacts"
 	StageBuildScript              = "build_script"
@@ -19,7 +21,14 @@ const (
 	StageUploadArtifacts          = "upload_artifacts_on_success"
 	StageUploadArtifactsOnFailure = "upload_artifacts_on_failure"
 	StageCleanupFileVariables     = "cleanup_file_variables"
+
+	stageStep = "step_"
 )
+
+func isPowerShell(shell string) bool { return shell == "pwsh" || shell == "powershell" }
+
+// fileOf is the file in the guest that a file variable names.
+func fileOf(v Variable, projectDir string) string { return path.Join(projectDir+".tmp", v.Key) }
 
 // script writes what GitLab Runner makes of a stage for the shell that config names,
 // and how it calls the file. An empty name is bash's.
@@ -42,7 +51,14 @@ func powerShellScript(body, projectDir string, variables []Variable) string {
 	const check = "if(!$?) { Exit &{if($LASTEXITCODE) {$LASTEXITCODE} else {1}} }\n\n"
 	var commands strings.Builder
 	for _, v := range variables {
-		commands.WriteString("$" + v.Key + "=" + quotePowerShell(v.Value) + "\n$env:" + v.Key + "=$" + v.Key + "\n")
+		value := quotePowerShell(v.Value)
+		if v.File {
+			file := quotePowerShell(fileOf(v, projectDir))
+			commands.WriteString("New-Item -ItemType directory -Force -Path " + quotePowerShell(projectDir+".tmp") + " | out-null\n" +
+				"[System.IO.File]::WriteAllText(" + file + ", " + value + ")\n")
+			value = file
+		}
+		commands.WriteString("$" + v.Key + "=" + value + "\n$env:" + v.Key + "=$" + v.Key + "\n")
 	}
 	if projectDir != "" {
 		dir := quotePowerShell(projectDir)
@@ -61,11 +77,18 @@ func quotePowerShell(text string) string { return `"` + powerShellEscapes.Replac
 // bashScript writes what GitLab Runner's bash shell makes of a stage: it is
 // self-contained, sets the options that fail a job at the first failing command,
 // exports every variable and changes to the project's directory. GitLab Runner
-// evaluates one quoted string too.
+// evaluates one quoted string too. The value of a file variable is put into a file,
+// of which the script gets the path.
 func bashScript(body, projectDir string, variables []Variable) string {
 	var commands strings.Builder
 	for _, v := range variables {
-		commands.WriteString("export " + v.Key + "=" + shellescape.Quote(v.Value) + "\n")
+		value := shellescape.Quote(v.Value)
+		if v.File {
+			file := shellescape.Quote(fileOf(v, projectDir))
+			commands.WriteString("mkdir -p " + shellescape.Quote(projectDir+".tmp") + "\nprintf '%s' " + value + " > " + file + "\n")
+			value = file
+		}
+		commands.WriteString("export " + v.Key + "=" + value + "\n")
 	}
 	if projectDir != "" {
 		dir := shellescape.Quote(projectDir)

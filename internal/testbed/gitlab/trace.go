@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 )
 
@@ -12,9 +13,17 @@ type Trace struct {
 	mu      sync.Mutex
 	text    bytes.Buffer
 	changed chan struct{} // closed, and made anew, with each change
+	mask    *strings.Replacer
 }
 
-func newTrace() *Trace { return &Trace{changed: make(chan struct{})} }
+// newTrace makes one that shows none of the secrets.
+func newTrace(secrets ...string) *Trace {
+	var pairs []string
+	for _, secret := range secrets {
+		pairs = append(pairs, secret, "[MASKED]")
+	}
+	return &Trace{changed: make(chan struct{}), mask: strings.NewReplacer(pairs...)}
+}
 
 // Write appends.
 func (t *Trace) Write(p []byte) (int, error) {
@@ -29,14 +38,14 @@ func (t *Trace) Write(p []byte) (int, error) {
 func (t *Trace) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.text.String()
+	return t.mask.Replace(t.text.String())
 }
 
 // WaitFor waits until text stands in the log.
 func (t *Trace) WaitFor(ctx context.Context, text string) error {
 	for {
 		t.mu.Lock()
-		found, changed := bytes.Contains(t.text.Bytes(), []byte(text)), t.changed
+		found, changed := strings.Contains(t.mask.Replace(t.text.String()), text), t.changed
 		t.mu.Unlock()
 		if found {
 			return nil
