@@ -87,6 +87,17 @@ func JobFromEnv(environ []string) (Job, error) {
 	return job, nil
 }
 
+// ForgetJobVariables takes the variables of jobs out of the environment of this
+// process. What it starts needs none of them and may outlive the job, as passt
+// does a stage; and they can be so large that there is no room for arguments.
+func ForgetJobVariables() {
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, jobVariablePrefix) {
+			os.Unsetenv(name)
+		}
+	}
+}
+
 // response is what we read of the payload that GitLab sends for a job.
 type response struct {
 	ID      json.Number `json:"id"`

@@ -94,6 +94,7 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	if err != nil {
 		return finish(log, err)
 	}
+	executor.ForgetJobVariables()
 	began := time.Now()
 	driver := &executor.Driver{Version: programVersion(), Settings: settings, Job: job, Log: log, Admin: admin}
 	err = run(driver)
