@@ -268,7 +268,7 @@ func TestWhoSeesWhat(t *testing.T) {
 	runner := shell(t, map[string]string{
 		"config":  `echo config-err >&2; ` + shellConfig,
 		"prepare": `echo prepare-out; echo prepare-err >&2; echo "$CUSTOM_ENV_SECRET $CUSTOM_ENV_CI_JOB_TOKEN"`,
-		"run":     `echo run-out; echo run-err >&2; printf 'se'; sleep 0.1; echo 'same'`,
+		"run":     `echo run-out; echo run-err >&2; sleep 0.1; printf 'se'; sleep 0.1; echo 'same'`,
 		"cleanup": `echo cleanup-out; echo cleanup-err >&2; exit 2`,
 	})
 	result := runner.Run(deadline(t), Job{Script: "true", Variables: []Variable{{Key: "SECRET", Value: "sesame", Masked: true}}})
