@@ -36,6 +36,7 @@ type Guest struct {
 	name    string
 	record  Record
 	jobDir  string
+	cache   chosenCache
 	network network // nil for a guest that was looked up
 	client  *ssh.Client
 }

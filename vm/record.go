@@ -33,6 +33,8 @@ type Record struct {
 	// Image and Digest say what it was made of.
 	Image  string `xml:"image,omitempty" json:"image,omitempty"`
 	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
+	// Cache is the name of the cache that the machine has; empty for none.
+	Cache string `xml:"cache,omitempty" json:"cache,omitempty"`
 	// Created is when prepare began; from Expires on nobody needs it any more.
 	Created time.Time `xml:"created" json:"created"`
 	Expires time.Time `xml:"expires" json:"expires"`

@@ -63,6 +63,9 @@ type Spec struct {
 	// Seed tells the guest, while it boots, how we log in; nil if its image does.
 	Seed *Seed
 
+	// Cache is what the machine shares with earlier and later ones; nil for none.
+	Cache *Cache
+
 	// Admission says when the host has room for the machine.
 	Admission Admission
 

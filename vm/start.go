@@ -123,6 +123,11 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 		return err
 	}
 	undo.add(release)
+	unlock, err := g.addCache(ctx, d, spec)
+	if err != nil {
+		return err
+	}
+	undo.add(unlock)
 	network, warnings, err := newNetwork(ctx, g.host, spec)
 	if err != nil {
 		return err
@@ -145,7 +150,8 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 	if err := network.started(ctx); err != nil {
 		return err
 	}
-	return release() // from now on libvirt counts the machine
+	// From now on libvirt counts the machine, and says that its cache is in use.
+	return errors.Join(unlock(), release())
 }
 
 // makeFiles makes the directories and overlays of a machine.

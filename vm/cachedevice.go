@@ -1,0 +1,177 @@
+package vm
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"libvirt.org/go/libvirtxml"
+)
+
+// firstLibvirtWithUserShares: before, libvirt refuses virtiofs in qemu:///session.
+const firstLibvirtWithUserShares = 10_000_000
+
+// addCache gives the machine its cache, and says so in its record. unlock has to be
+// called when libvirt knows the machine, or when nothing comes of it.
+func (g *Guest) addCache(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (unlock func() error, err error) {
+	if spec.Cache == nil {
+		return func() error { return nil }, nil
+	}
+	unlock, err = lockCaches(ctx, spec.Cache.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			unlock()
+		}
+	}()
+	if g.cache, err = spec.Cache.choose(ctx, g.host); err != nil {
+		return nil, err
+	}
+	if spec.Cache.Mode == CacheDisk {
+		addCacheDisk(d, g.cache.path)
+	} else {
+		addCacheShare(d, g.cache.path)
+	}
+	spec.Record.Cache = g.cache.name
+	g.record = spec.Record
+	d.Metadata, err = spec.Record.metadata()
+	return unlock, err
+}
+
+// addCacheDisk adds the disk after those of the image, so that these keep their
+// names in the guest. Other than those it has to survive the machine, and so what
+// the guest forces to the disk is forced to the disk. Its format is named: guests
+// write what they like to it. If the host is full, the guest gets an error, and goes
+// on without having saved its cache; by default it would be stopped.
+func addCacheDisk(d *libvirtxml.Domain, path string) {
+	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
+		Device: "disk",
+		Driver: &libvirtxml.DomainDiskDriver{
+			Name: "qemu", Type: "raw", Cache: "writeback", ErrorPolicy: "report", Discard: "unmap", DetectZeros: "unmap",
+		},
+		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}},
+		Target: &libvirtxml.DomainDiskTarget{Dev: freeTarget(d, "vd"), Bus: "virtio"},
+		Serial: CacheLabel,
+		Alias:  &libvirtxml.DomainAlias{Name: "ua-sardine-cache"},
+	})
+}
+
+// addCacheShare adds the directory. virtiofsd reads and writes the guest's memory,
+// which therefore has to be shared.
+func addCacheShare(d *libvirtxml.Domain, path string) {
+	if d.MemoryBacking == nil {
+		d.MemoryBacking = &libvirtxml.DomainMemoryBacking{}
+	}
+	d.MemoryBacking.MemorySource = &libvirtxml.DomainMemorySource{Type: "memfd"}
+	d.MemoryBacking.MemoryAccess = &libvirtxml.DomainMemoryAccess{Mode: "shared"}
+	d.Devices.Filesystems = append(d.Devices.Filesystems, libvirtxml.DomainFilesystem{
+		Driver:  &libvirtxml.DomainFilesystemDriver{Type: "virtiofs"},
+		Source:  &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Dir: path}},
+		Target:  &libvirtxml.DomainFilesystemTarget{Dir: CacheLabel},
+		Address: shareAddress(d),
+	})
+}
+
+// shareAddress is a place on the root bus that nothing has. Left to itself, libvirt
+// places file systems before network cards, and a guest that knows its card by its
+// place (enp1s0) would not find it. nil leaves it to libvirt all the same: on
+// machines without PCI.
+func shareAddress(d *libvirtxml.Domain) *libvirtxml.DomainAddress {
+	if d.OS == nil || d.OS.Type == nil || d.OS.Type.Arch == "s390x" {
+		return nil
+	}
+	taken := explicitRootSlots(d)
+	// Below 0x10 libvirt puts its own; above 0x1a are parts of the chip set.
+	for slot := uint(0x10); slot <= 0x1a; slot++ {
+		if !taken[slot] {
+			zero := uint(0)
+			return &libvirtxml.DomainAddress{PCI: &libvirtxml.DomainAddressPCI{Domain: &zero, Bus: &zero, Slot: &slot, Function: &zero}}
+		}
+	}
+	return nil
+}
+
+// explicitRootSlots are the slots of bus 0 that the domain names.
+func explicitRootSlots(d *libvirtxml.Domain) map[uint]bool {
+	taken := make(map[uint]bool)
+	note := func(a *libvirtxml.DomainAddress) {
+		if a != nil && a.PCI != nil && a.PCI.Slot != nil && (a.PCI.Bus == nil || *a.PCI.Bus == 0) {
+			taken[*a.PCI.Slot] = true
+		}
+	}
+	for _, x := range d.Devices.Controllers {
+		note(x.Address)
+	}
+	for _, x := range d.Devices.Disks {
+		note(x.Address)
+	}
+	for _, x := range d.Devices.Interfaces {
+		note(x.Address)
+	}
+	for _, x := range d.Devices.Inputs {
+		note(x.Address)
+	}
+	for _, x := range d.Devices.Videos {
+		note(x.Address)
+	}
+	for _, x := range d.Devices.Sounds {
+		note(x.Address)
+	}
+	for _, x := range d.Devices.RNGs {
+		note(x.Address)
+	}
+	for _, x := range d.Devices.Filesystems {
+		note(x.Address)
+	}
+	for _, x := range d.Devices.Hostdevs {
+		note(x.Address)
+	}
+	if balloon := d.Devices.MemBalloon; balloon != nil {
+		note(balloon.Address)
+	}
+	if dog := d.Devices.Watchdogs; len(dog) > 0 {
+		note(dog[0].Address)
+	}
+	return taken
+}
+
+// vhostUserDirs are where programs like virtiofsd announce themselves (QEMU's
+// docs/interop/vhost-user.json); libvirt looks there.
+var vhostUserDirs = []string{"/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user"}
+
+// CheckShares says why machines here can have no [CacheShare]; nil if they can. The
+// error is an [ErrSpec].
+func (h *Host) CheckShares() error {
+	if version := h.version(); !h.System() && version < firstLibvirtWithUserShares {
+		return fmt.Errorf("%w: cache = \"share\" needs the system's libvirt, or libvirt 10: %s is libvirt %d.%d.%d, "+
+			"which has no virtiofs for users (cache = \"disk\" works there)", ErrSpec, h.uri, version/1e6, version/1e3%1e3, version%1e3)
+	}
+	for _, dir := range vhostUserDirs {
+		files, _ := filepath.Glob(filepath.Join(dir, "*.json"))
+		for _, file := range files {
+			if servesFiles(file) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("%w: cache = \"share\" needs virtiofsd, and none is announced in %q "+
+		"(Debian 12: qemu-system-common has it; later: virtiofsd)", ErrSpec, vhostUserDirs)
+}
+
+// servesFiles says whether the file announces a virtiofsd that is there.
+func servesFiles(file string) bool {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	var program struct{ Type, Binary string }
+	if json.Unmarshal(text, &program) != nil || program.Type != "fs" {
+		return false
+	}
+	_, err = os.Stat(program.Binary)
+	return err == nil
+}
