@@ -80,7 +80,8 @@ func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs Dirs) {
 			d.metrics.Set("sardine_image_bytes", float64(size))
 		}
 	}
-	if err := errors.Join(err, storeErr); err != nil {
+	cacheErr := d.gaugeCaches(dirs)
+	if err := errors.Join(err, storeErr, cacheErr); err != nil {
 		d.admin().Warn("metrics are incomplete", "error", err)
 	}
 }
@@ -170,6 +171,7 @@ func (d *Driver) cleanup(ctx context.Context, dirs Dirs) error {
 	if kept, err := d.keep(ctx, host, o); kept || err != nil {
 		return err
 	}
+	d.flushCache(ctx, host, dirs)
 	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
 		return err
 	}

@@ -23,6 +23,8 @@ type FetchAndCloneOptions struct {
 	// Size of the machine, and when the host has room for it.
 	Size      machineSize
 	Admission vm.Admission
+	// Cache of the machine; nil for none.
+	Cache *vm.Cache
 	// Record of the job; image and digest are filled in.
 	Record vm.Record
 	// Log hears how it goes on.
@@ -132,6 +134,7 @@ func specFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		CloneDir:         o.Dirs.Clones,
 		JobDir:           filepath.Join(o.Dirs.Jobs, o.Name),
 		SSHPort:          image.Guest.SSHPort(),
+		Cache:            o.Cache,
 		Record:           o.Record,
 	}
 }

@@ -33,6 +33,8 @@ type Job struct {
 	Server string
 	// Project is the path of the project, for people.
 	Project string
+	// Owner is whose job it is, by what only GitLab can have written.
+	Owner Owner
 	// Image as the job names it, with variables expanded; empty if it names none.
 	Image string
 	// PullPolicies the job asks for in image: pull_policy.
@@ -46,6 +48,20 @@ type Job struct {
 	Timeout time.Duration
 
 	variables map[string]string
+}
+
+// An Owner is whose a job is, as far as that decides which other jobs it may meet in
+// a cache. None of it comes from a variable: an author can set CI_PROJECT_ID, and
+// can even get it to stand before GitLab's own in the payload.
+type Owner struct {
+	// Instance is the URL of the GitLab server, Project GitLab's number of the
+	// project. One of them is empty if GitLab did not say it.
+	Instance, Project string
+	// Path of the project, for people.
+	Path string
+	// Protected says that the job's branch or tag is a protected one, to which only
+	// some can push. A GitLab that does not say it (before 18.3) has none.
+	Protected bool
 }
 
 // errNotGitLab: the environment is not that of a stage.
@@ -102,8 +118,13 @@ func ForgetJobVariables() {
 type response struct {
 	ID      json.Number `json:"id"`
 	JobInfo struct {
-		ProjectFullPath string `json:"project_full_path"`
+		ProjectID       json.Number `json:"project_id"`
+		ProjectFullPath string      `json:"project_full_path"`
 	} `json:"job_info"`
+	GitInfo struct {
+		RepoURL   string `json:"repo_url"`
+		Protected bool   `json:"protected"`
+	} `json:"git_info"`
 	RunnerInfo struct {
 		Timeout int `json:"timeout"` // seconds
 	} `json:"runner_info"`
@@ -140,6 +161,7 @@ func (j *Job) readResponse(path string) error {
 		j.Server = server
 	}
 	j.Project = cmp.Or(r.JobInfo.ProjectFullPath, r.predefined("CI_PROJECT_PATH"), j.Project)
+	j.Owner = r.owner()
 	if r.RunnerInfo.Timeout > 0 {
 		j.Timeout = time.Duration(r.RunnerInfo.Timeout) * time.Second
 	}
@@ -150,6 +172,23 @@ func (j *Job) readResponse(path string) error {
 		}
 	}
 	return nil
+}
+
+// owner is whose job it is.
+func (r *response) owner() Owner {
+	owner := Owner{Path: r.JobInfo.ProjectFullPath, Protected: r.GitInfo.Protected}
+	if id := r.JobInfo.ProjectID.String(); id != "0" {
+		owner.Project = id
+	}
+	if repo, err := url.Parse(r.GitInfo.RepoURL); err == nil && repo.Host != "" {
+		// https://gitlab-ci-token:TOKEN@HOST[/PREFIX]/GROUP/PROJECT.git
+		instance := url.URL{Scheme: repo.Scheme, Host: strings.ToLower(repo.Host)}
+		if prefix, ok := strings.CutSuffix(repo.Path, "/"+owner.Path+".git"); ok && owner.Path != "" {
+			instance.Path = prefix
+		}
+		owner.Instance = instance.String()
+	}
+	return owner
 }
 
 // predefined is the value that GitLab gave a variable of its own. It lists its

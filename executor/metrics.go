@@ -30,6 +30,8 @@ var metricHelp = map[string]string{
 	"sardine_swept_total":        "Machines and leftovers removed because no job owned them.",
 	"sardine_images":             "Images in the store.",
 	"sardine_image_bytes":        "Size of the files of all images in the store.",
+	"sardine_caches":             "Caches that jobs left to later jobs, by mode.",
+	"sardine_cache_disk_bytes":   "What cache disks take on this host.",
 	"sardine_machines":           "Machines of jobs that run.",
 }
 

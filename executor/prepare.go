@@ -55,6 +55,11 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		return err
 	}
 	defer host.Close()
+	if *p.settings.Cache == string(vm.CacheShare) {
+		if err := host.CheckShares(); err != nil {
+			return err
+		}
+	}
 	d.sweep(ctx, host, p.dirs)
 	if err := d.clearWay(ctx, host, p.dirs); err != nil {
 		return err
@@ -71,7 +76,11 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	}
 	defer machine.Guest.Close()
 	defer d.gauge(ctx, host, p.dirs)
-	return d.handOver(ctx, machine, p)
+	err = d.handOver(ctx, machine, p)
+	if err != nil && ctx.Err() == nil {
+		d.dropCache(machine.Guest)
+	}
+	return err
 }
 
 // start makes the job's machine and starts it.
@@ -101,6 +110,7 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 		Settings:  p.settings,
 		Size:      size,
 		Admission: admission,
+		Cache:     d.cache(p.settings, p.dirs),
 		Record:    d.record(time.Now()),
 		Log:       d.Log,
 		Phase:     d.phase,
@@ -130,6 +140,9 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 		return err
 	}
 	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(began)))
+	if err := d.mountCache(ctx, machine.Guest, *p.settings.GuestCacheDir); err != nil {
+		return err
+	}
 	if err := d.makeGuestDirs(ctx, machine.Guest, p.settings); err != nil {
 		return err
 	}

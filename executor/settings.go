@@ -51,6 +51,11 @@ type DefaultsTable struct {
 	OCIDir   string `toml:"ocidir"`
 	VMDir    string `toml:"vmdir"`
 	CloneDir string `toml:"clonedir"`
+	// CacheDir is the directory for what jobs leave to later jobs (PerImage.Cache),
+	// CacheSize the size of a cache disk. These are the host's and not an image's: a
+	// cache belongs to a project.
+	CacheDir  string `toml:"cachedir"`
+	CacheSize *Bytes `toml:"cache_size"`
 	// Image for jobs that name none.
 	Image string `toml:"image"`
 	// AllowedImages are globs; none means that every image is allowed.
@@ -113,6 +118,7 @@ type PerImage struct {
 	Shell          *string   `toml:"shell"`
 	GuestBuildsDir *string   `toml:"guest_builds_dir"`
 	GuestCacheDir  *string   `toml:"guest_cache_dir"`
+	Cache          *string   `toml:"cache"`
 	PrepareScript  *string   `toml:"prepare_script"`
 	RunnerBinary   *string   `toml:"runner_binary"`
 	KeepOnFailure  *Duration `toml:"keep_on_failure"`
@@ -152,6 +158,7 @@ func builtIn(connect string) PerImage {
 		Shell:          ptr("bash"),
 		GuestBuildsDir: ptr("/var/tmp/builds"),
 		GuestCacheDir:  ptr("/var/tmp/cache"),
+		Cache:          ptr(cacheNone),
 		PrepareScript:  ptr(""),
 		RunnerBinary:   ptr(runnerAuto),
 		KeepOnFailure:  ptr(Duration(0)),
@@ -175,7 +182,16 @@ func (p PerImage) over(base PerImage) PerImage {
 const (
 	defaultHostReserve  = Bytes(512 << 20)
 	defaultQueueTimeout = Duration(30 * time.Minute)
+	defaultCacheSize    = Bytes(20 << 30)
 )
+
+// cacheSize is the size of a cache disk.
+func (t DefaultsTable) cacheSize() int64 {
+	if t.CacheSize == nil {
+		return int64(defaultCacheSize)
+	}
+	return int64(*t.CacheSize)
+}
 
 // admission is when the host has room for another machine.
 func (t DefaultsTable) admission() vm.Admission {
@@ -389,6 +405,9 @@ func (s *Settings) check() error {
 			return fmt.Errorf("[defaults]: allowed_job_variables: %q is none of %s", name, strings.Join(JobVariables, ", "))
 		}
 	}
+	if size := s.Defaults.cacheSize(); size < minCacheSize {
+		return fmt.Errorf("[defaults]: cache_size is %d bytes: no file system fits in less than %s", size, units.BytesSize(minCacheSize))
+	}
 	for _, pattern := range s.Defaults.AllowedImages {
 		if !doublestar.ValidatePattern(pattern) {
 			return fmt.Errorf("[defaults]: allowed_images: %q is not a glob", pattern)
@@ -433,6 +452,9 @@ func (p PerImage) check() error {
 	}
 	if p.OmitBacking != nil && !slices.Contains([]string{vm.OmitAuto, vm.OmitYes, vm.OmitNo}, *p.OmitBacking) {
 		return fmt.Errorf("omit_backingstore is %q: want auto, yes or no", *p.OmitBacking)
+	}
+	if p.Cache != nil && !slices.Contains([]string{cacheNone, string(vm.CacheDisk), string(vm.CacheShare)}, *p.Cache) {
+		return fmt.Errorf("cache is %q: want none, disk or share", *p.Cache)
 	}
 	if p.Shell != nil {
 		if _, ok := shells[*p.Shell]; !ok {
@@ -540,6 +562,7 @@ type Dirs struct {
 	Store  string // unpacked images
 	Clones string // overlays
 	Jobs   string // what belongs to one job each
+	Caches string // what jobs leave to later jobs
 	// Consoles holds the console logs of guests that did not come up.
 	Consoles string
 }
@@ -558,10 +581,11 @@ func (s *Settings) Dirs() (Dirs, error) {
 		Store:  cmp.Or(s.Defaults.VMDir, root),
 		Clones: cmp.Or(s.Defaults.CloneDir, filepath.Join(root, "clones")),
 		Jobs:   filepath.Join(root, "jobs"),
+		Caches: cmp.Or(s.Defaults.CacheDir, filepath.Join(root, "caches")),
 
 		Consoles: filepath.Join(root, "consoles"),
 	}
-	for _, dir := range []*string{&dirs.OCI, &dirs.Store, &dirs.Clones, &dirs.Jobs, &dirs.Consoles} {
+	for _, dir := range []*string{&dirs.OCI, &dirs.Store, &dirs.Clones, &dirs.Jobs, &dirs.Caches, &dirs.Consoles} {
 		if !filepath.IsAbs(*dir) {
 			return Dirs{}, fmt.Errorf("%w: %q is not an absolute path", ErrSettings, *dir)
 		}

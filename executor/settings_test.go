@@ -39,7 +39,7 @@ func TestExampleTellsTheTruth(t *testing.T) {
 	example.Defaults.PerImage = PerImage{}
 	if diff := cmp.Diff(DefaultsTable{
 		AllowedImages: []string{}, AllowedJobVariables: []string{},
-		HostReserve: ptr(defaultHostReserve), QueueTimeout: ptr(defaultQueueTimeout),
+		HostReserve: ptr(defaultHostReserve), QueueTimeout: ptr(defaultQueueTimeout), CacheSize: ptr(defaultCacheSize),
 		LogFormat: "text",
 	}, example.Defaults); diff != "" {
 		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)

@@ -43,6 +43,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 			ID:      strconv.FormatUint(rand.Uint64N(1<<40)+1, 10),
 			Server:  "try://" + host,
 			Project: "try",
+			Owner:   Owner{Instance: "try://" + host, Project: "0", Path: "try"},
 			Image:   o.Image,
 			Timeout: defaultJobTimeout,
 		},

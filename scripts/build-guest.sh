@@ -148,6 +148,8 @@ tree() {
 	done
 	rm "$root/etc/modules.paths"
 	chmod 600 "$root/etc/shadow"
+	# su is one of busybox's programs; for the others it gives root's rights up.
+	chmod 4755 "$root/usr/bin/busybox"
 }
 
 initramfs() {

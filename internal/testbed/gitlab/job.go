@@ -21,6 +21,9 @@ type Job struct {
 	// ProjectID and ProjectPath ("group/project") name the project.
 	ProjectID   int64
 	ProjectPath string
+	// Protected says whether the job's branch is protected; nil for a GitLab before
+	// 18.3, which does not say it.
+	Protected *bool
 	// Concurrent is the number of the slot in which the runner runs the job.
 	Concurrent int
 
@@ -221,6 +224,7 @@ func (j Job) response() ([]byte, error) {
 			"repo_url": fmt.Sprintf("%s/%s.git", j.ServerURL, j.ProjectPath), "ref": "main", "ref_type": "branch",
 			"sha": "1ecfd275763eff1d6b4844ea3168962458c9f27a", "before_sha": strings.Repeat("0", 40),
 			"refspecs": []string{"+refs/heads/main:refs/remotes/origin/main"}, "depth": 20,
+			"protected": j.Protected,
 		},
 		"runner_info":  object{"timeout": int(j.Timeout.Seconds())},
 		"variables":    j.variables(directories{}),

@@ -1,0 +1,208 @@
+package executor
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	_ "embed" // the guest's part
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"al.essio.dev/pkg/shellescape"
+
+	"gitlab-sardine-executor/vm"
+)
+
+// cacheNone is the value of the setting cache that is no [vm.CacheMode].
+const cacheNone = "none"
+
+// minCacheSize, in bytes, is less than which the setting cache_size cannot be.
+const minCacheSize = 16 << 20
+
+const (
+	// mountTimeout bounds what the guest does to have its cache: a file system to
+	// check or to make, the owner of many files to change.
+	mountTimeout = 3 * time.Minute
+	// flushTimeout bounds what it does before its end for the cache to be complete.
+	flushTimeout = 5 * time.Second
+)
+
+// The guest's parts of the work, which nobody else can do: this host never looks
+// into a cache.
+var (
+	//go:embed mountcache.sh
+	mountScript string
+	//go:embed flushcache.sh
+	flushScript string
+)
+
+// cacheKey tells the caches of different owners apart. It is one way, so that it can
+// name a directory whatever the URL holds.
+func (o Owner) cacheKey() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %t", o.Instance, o.Project, o.Protected))
+	return fmt.Sprintf("%x", sum[:16])
+}
+
+// String says to people whose cache it is.
+func (o Owner) String() string {
+	refs := "unprotected refs"
+	if o.Protected {
+		refs = "protected refs"
+	}
+	return fmt.Sprintf("%s of %s (project %s), %s", o.Path, o.Instance, o.Project, refs)
+}
+
+// cache is the cache of the job's machine; nil for none. A job of which nobody knows
+// whose it is gets none.
+func (d *Driver) cache(settings ImageSettings, dirs Dirs) *vm.Cache {
+	if *settings.Cache == cacheNone {
+		return nil
+	}
+	owner := d.Job.Owner
+	if owner.Instance == "" || owner.Project == "" {
+		d.Log.Warn("this job has no cache on this host: its payload (JOB_RESPONSE_FILE) does not say which project of which GitLab it belongs to")
+		return nil
+	}
+	return &vm.Cache{
+		Mode:  vm.CacheMode(*settings.Cache),
+		Dir:   dirs.Caches,
+		Key:   owner.cacheKey(),
+		Owner: owner.String(),
+		Size:  d.Settings.Defaults.cacheSize(),
+	}
+}
+
+// mountCache has the guest mount its cache. A guest that cannot has its cache
+// directory on its own disk, as without this setting: that is a warning. So is a
+// cache that is of no use; no later job will meet it again.
+func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) error {
+	mode := guest.CacheMode()
+	if mode == "" {
+		return nil
+	}
+	mounting, cancel := context.WithTimeout(ctx, mountTimeout)
+	defer cancel()
+	fresh := "no"
+	if guest.CacheIsFresh() {
+		fresh = "yes"
+	}
+	var said beginning
+	status, err := guest.Run(mounting, vm.Command{
+		Line:   "sh -s " + shellescape.QuoteCommand([]string{string(mode), vm.CacheLabel, dir, fresh}),
+		Stdin:  strings.NewReader(mountScript),
+		Stdout: &said,
+	})
+	d.relay(said.String())
+	late := errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil
+	if err != nil && !late {
+		return fmt.Errorf("mount the cache in the guest: %w", err)
+	}
+	if late {
+		d.Log.Warn("the guest could not mount its cache within %s: this job goes on without it", mountTimeout)
+	}
+	if late || status != 0 {
+		d.dropCache(guest)
+	}
+	return nil
+}
+
+// A beginning keeps the first kilobytes of what is written to it: a guest can say
+// anything.
+type beginning struct{ bytes.Buffer }
+
+func (b *beginning) Write(p []byte) (int, error) {
+	const most = 16 << 10
+	b.Buffer.Write(p[:min(len(p), max(0, most-b.Len()))])
+	return len(p), nil
+}
+
+// relay passes on what the guest's part says: lines that begin with "say " or
+// "warn ".
+func (d *Driver) relay(text string) {
+	const most = 10 // lines
+	for _, line := range strings.SplitN(text, "\n", most+1)[:min(most, strings.Count(text, "\n"))] {
+		if text, ok := strings.CutPrefix(line, "warn "); ok {
+			d.Log.Warn("%.500s", text)
+		} else if text, ok := strings.CutPrefix(line, "say "); ok {
+			d.Log.Say("%.500s", text)
+		}
+	}
+}
+
+// dropCache sees to it that no other job meets a cache disk with which something went
+// wrong: a file system can be what a guest dies of, at boot or when it is mounted, and
+// would be that for every job of the project.
+func (d *Driver) dropCache(guest *vm.Guest) {
+	if guest.CacheMode() != vm.CacheDisk {
+		return
+	}
+	name := guest.Record().Cache
+	if err := guest.DropCache(); err != nil {
+		d.admin().Warn("a cache disk that may be damaged stays", "cache", name, "error", err)
+		return
+	}
+	d.admin().Warn("dropped a cache disk that may be damaged", "cache", name)
+}
+
+// flushCache has the guest write what it still holds in its memory to its cache disk:
+// the machine is about to be ended as if its power failed. A guest that cannot do that
+// soon has its end all the same.
+func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs Dirs) {
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	guest, err := vm.Find(ctx, host, d.Job.VMName(), d.jobDir(dirs))
+	if err != nil || guest.CacheMode() != vm.CacheDisk || guest.Record().Address == "" {
+		return // an error is vm.Remove's to report
+	}
+	login, err := vm.LoadLogin(d.jobDir(dirs))
+	if err == nil {
+		err = guest.Connect(ctx, login)
+	}
+	if err == nil {
+		defer guest.Close()
+		_, err = guest.Run(ctx, vm.Command{
+			Line:  "sh -s " + shellescape.Quote(*d.Settings.For(d.Job.Image).GuestCacheDir),
+			Stdin: strings.NewReader(flushScript),
+		})
+	}
+	if err != nil {
+		d.admin().Warn("the cache may lack what the job wrote last", "cache", guest.Record().Cache, "error", err)
+	}
+}
+
+// gaugeCaches counts the caches. What shares take would take too long to add up.
+func (d *Driver) gaugeCaches(dirs Dirs) error {
+	caches, err := vm.Caches(dirs.Caches)
+	if err != nil || len(caches) == 0 {
+		return err
+	}
+	count, size := map[vm.CacheMode]float64{}, float64(0)
+	for _, c := range caches {
+		count[c.Mode]++
+		size += float64(c.Size)
+	}
+	for _, mode := range []vm.CacheMode{vm.CacheDisk, vm.CacheShare} {
+		d.metrics.Set("sardine_caches", count[mode], "mode", string(mode))
+	}
+	d.metrics.Set("sardine_cache_disk_bytes", size)
+	return nil
+}
+
+// PruneCaches removes caches that no machine has and that were not used within
+// o.OlderThan, and returns them. Where libvirt cannot be asked, nothing is removed.
+func PruneCaches(ctx context.Context, settings *Settings, o PruneOptions) ([]vm.StoredCache, error) {
+	dirs, err := settings.Dirs()
+	if err != nil {
+		return nil, err
+	}
+	opening, cancel := context.WithTimeout(ctx, libvirtTimeout)
+	defer cancel()
+	host, err := openLibvirt(opening, settings)
+	if err != nil {
+		return nil, fmt.Errorf("find out which caches are in use: %w", err)
+	}
+	defer host.Close()
+	return vm.PruneCaches(ctx, host, dirs.Caches, vm.CachePruneOptions{UnusedSince: o.Now.Add(-o.OlderThan), DryRun: o.DryRun})
+}
