@@ -158,6 +158,7 @@ func (d *doctor) libvirt(ctx context.Context) {
 		return
 	}
 	d.say("libvirt", Good, "%s: %d CPUs, %s of memory", host.URI(), size.CPUs, units.BytesSize(float64(size.Memory)))
+	d.caches(host)
 	network := *d.settings.For("").Network
 	if network == vm.UserNetwork {
 		d.say("network", Good, "user: a private one for each guest")
@@ -168,6 +169,27 @@ func (d *doctor) libvirt(ctx context.Context) {
 		return
 	}
 	d.say("network", Good, "%s, of libvirt", network)
+}
+
+// caches looks whether machines here can have the caches that the settings want.
+func (d *doctor) caches(host *vm.Host) {
+	share := string(vm.CacheShare)
+	everywhere, somewhere := *d.settings.For("").Cache == share, false
+	for _, section := range d.settings.Images {
+		somewhere = somewhere || section.Cache != nil && *section.Cache == share
+	}
+	if !everywhere && !somewhere {
+		return
+	}
+	err := host.CheckShares()
+	switch {
+	case err == nil:
+		d.say("cache", Good, "share: by virtiofs")
+	case everywhere:
+		d.say("cache", Broken, "%v", err)
+	default:
+		d.say("cache", Worse, "images that want a share cannot be used: %v", err)
+	}
 }
 
 func (d *doctor) kvm(ctx context.Context, dirs Dirs) {

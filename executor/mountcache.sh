@@ -116,6 +116,7 @@ failed=
 own() {
 	[ "$(stat -c %u "$dir" 2>/dev/null)" = "$(id -u)" ] ||
 		root chown -R -h "$(id -u):$(id -g)" "$dir" 2>/dev/null
+	root chmod u+rwx "$dir" 2>/dev/null
 	:
 }
 

@@ -76,11 +76,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	}
 	defer machine.Guest.Close()
 	defer d.gauge(ctx, host, p.dirs)
-	err = d.handOver(ctx, machine, p)
-	if err != nil && ctx.Err() == nil {
-		d.dropCache(machine.Guest)
-	}
-	return err
+	return d.handOver(ctx, machine, p)
 }
 
 // start makes the job's machine and starts it.
@@ -132,17 +128,21 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	defer end()
 	booted := d.phase("boot")
 	login := machine.Login
-	if err := d.waitReady(ctx, machine, login, p.settings); err != nil {
+	err := d.waitReady(ctx, machine, login, p.settings)
+	if err == nil {
+		booted()
+		err = d.mountCache(ctx, machine.Guest, *p.settings.GuestCacheDir)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			d.dropCache(machine.Guest)
+		}
 		return err
 	}
-	booted()
 	if err := vm.SaveLogin(d.jobDir(p.dirs), login); err != nil {
 		return err
 	}
 	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(began)))
-	if err := d.mountCache(ctx, machine.Guest, *p.settings.GuestCacheDir); err != nil {
-		return err
-	}
 	if err := d.makeGuestDirs(ctx, machine.Guest, p.settings); err != nil {
 		return err
 	}

@@ -146,9 +146,9 @@ func pruneCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:     "prune",
 		Category: imageCategory,
-		Usage:    "remove images that no machine stands on",
+		Usage:    "remove images and caches that no machine uses",
 		Description: "At least one of --older-than and --keep-storage is needed; with both, images go only while both say so.\n" +
-			"Those that were not used for the longest time go first.",
+			"Those that were not used for the longest time go first. Caches of projects go by --older-than alone.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "older-than", Usage: "remove what no job has used for `TIME`, such as 12h or 30d", Destination: &f.olderThan},
 			&cli.StringFlag{Name: "keep-storage", Usage: "stop as soon as the images take no more than `SIZE`, such as 50GiB", Destination: &f.keepStorage},
@@ -195,6 +195,22 @@ func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Wri
 		what = "Would remove"
 	}
 	fmt.Fprintf(stdout, "%s %d images, %s\n", what, len(removed), units.BytesSize(float64(freed)))
+	if f.olderThan == "" {
+		return err
+	}
+	return errors.Join(err, pruneCaches(ctx, settings, o, what, stdout))
+}
+
+func pruneCaches(ctx context.Context, settings *executor.Settings, o executor.PruneOptions, what string, stdout io.Writer) error {
+	removed, err := executor.PruneCaches(ctx, settings, o)
+	var freed int64
+	for _, cache := range removed {
+		freed += cache.Size
+		fmt.Fprintf(stdout, "%s  %s  %s\n", cache.Name, units.BytesSize(float64(cache.Size)), cache.Owner)
+	}
+	if len(removed) > 0 {
+		fmt.Fprintf(stdout, "%s %d caches, %s\n", what, len(removed), units.BytesSize(float64(freed)))
+	}
 	return err
 }
 
