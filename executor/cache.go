@@ -65,6 +65,9 @@ func (d *Driver) cache(settings ImageSettings, dirs Dirs) *vm.Cache {
 		d.Log.Warn("this job has no cache on this host: its payload (JOB_RESPONSE_FILE) does not say which project of which GitLab it belongs to")
 		return nil
 	}
+	if owner.RefUnknown {
+		d.admin().Warn("protected refs of the project share a cache with all others: GitLab or its runner does not say which are protected (18.3 and newer do)")
+	}
 	return &vm.Cache{
 		Mode:  vm.CacheMode(*settings.Cache),
 		Dir:   dirs.Caches,

@@ -43,16 +43,16 @@ func TestOwner(t *testing.T) {
 		name, project, repo, protected string
 		want                           Owner
 	}{
-		{"unprotected", "42", repo, "false", Owner{"https://gitlab.example.com", "42", "group/project", false}},
-		{"protected", "42", repo, "true", Owner{"https://gitlab.example.com", "42", "group/project", true}},
-		{"an old GitLab", "42", repo, "null", Owner{"https://gitlab.example.com", "42", "group/project", false}},
+		{"unprotected", "42", repo, "false", Owner{"https://gitlab.example.com", "42", "group/project", false, false}},
+		{"protected", "42", repo, "true", Owner{"https://gitlab.example.com", "42", "group/project", true, false}},
+		{"an old GitLab", "42", repo, "null", Owner{"https://gitlab.example.com", "42", "group/project", false, true}},
 		{
 			"a port and a prefix", "42", "http://gitlab-ci-token:s3cret@host:8080/gitlab/group/project.git", "false",
-			Owner{"http://host:8080/gitlab", "42", "group/project", false},
+			Owner{"http://host:8080/gitlab", "42", "group/project", false, false},
 		},
-		{"another path", "42", "https://host/elsewhere.git", "false", Owner{"https://host", "42", "group/project", false}},
-		{"no project", "0", repo, "true", Owner{"https://gitlab.example.com", "", "group/project", true}},
-		{"no repository", "42", "", "true", Owner{"", "42", "group/project", true}},
+		{"another path", "42", "https://host/elsewhere.git", "false", Owner{"https://host", "42", "group/project", false, false}},
+		{"no project", "0", repo, "true", Owner{"https://gitlab.example.com", "", "group/project", true, false}},
+		{"no repository", "42", "", "true", Owner{"", "42", "group/project", true, false}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := ownerIn(t, fmt.Sprintf(ownedPayload, test.project, test.repo, test.protected))
@@ -64,7 +64,7 @@ func TestOwner(t *testing.T) {
 			}
 		})
 	}
-	if got := ownerIn(t, `{"id": 1, "variables": []}`); got != (Owner{}) {
+	if got := ownerIn(t, `{"id": 1, "variables": []}`); got != (Owner{RefUnknown: true}) {
 		t.Errorf("of a payload without project: got %+v", got)
 	}
 }

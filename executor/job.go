@@ -60,8 +60,9 @@ type Owner struct {
 	// Path of the project, for people.
 	Path string
 	// Protected says that the job's branch or tag is a protected one, to which only
-	// some can push. A GitLab that does not say it (before 18.3) has none.
-	Protected bool
+	// some can push. RefUnknown says that GitLab or its runner did not say (before
+	// 18.3); then it is not.
+	Protected, RefUnknown bool
 }
 
 // errNotGitLab: the environment is not that of a stage.
@@ -123,7 +124,7 @@ type response struct {
 	} `json:"job_info"`
 	GitInfo struct {
 		RepoURL   string `json:"repo_url"`
-		Protected bool   `json:"protected"`
+		Protected *bool  `json:"protected"`
 	} `json:"git_info"`
 	RunnerInfo struct {
 		Timeout int `json:"timeout"` // seconds
@@ -176,7 +177,12 @@ func (j *Job) readResponse(path string) error {
 
 // owner is whose job it is.
 func (r *response) owner() Owner {
-	owner := Owner{Path: r.JobInfo.ProjectFullPath, Protected: r.GitInfo.Protected}
+	protected := r.GitInfo.Protected
+	owner := Owner{
+		Path:       r.JobInfo.ProjectFullPath,
+		Protected:  protected != nil && *protected,
+		RefUnknown: protected == nil,
+	}
 	if id := r.JobInfo.ProjectID.String(); id != "0" {
 		owner.Project = id
 	}

@@ -138,10 +138,6 @@ func (c *Cache) chooseDisk(inUse map[string]bool) (chosenCache, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = makeSparse(chosen.path, c.Size)
 	}
-	if err == nil {
-		// A disk that was not used counts from today, too.
-		err = os.Chtimes(chosen.path, time.Now(), time.Now())
-	}
 	if err != nil {
 		return chosen, fmt.Errorf("make a cache disk: %w", err)
 	}

@@ -24,7 +24,8 @@ type StoredCache struct {
 	// Size is what it takes on this host, in bytes. [Caches] leaves that of shares
 	// out, for which every file has to be looked at.
 	Size int64
-	// LastUsed is when a machine last got it, or last wrote to it.
+	// LastUsed is when a machine last wrote to the disk, which mounting does, or last
+	// got the share.
 	LastUsed time.Time
 }
 
