@@ -51,6 +51,7 @@ func TestJobFromEnv(t *testing.T) {
 	}
 	want := Job{
 		ID: "4711", Server: "https://gitlab.example.com", Project: "group/project", Image: "debian:12",
+		Owner:        Owner{Path: "group/project", RefUnknown: true},
 		PullPolicies: []oci.PullPolicy{oci.PullIfNotPresent},
 		Accounts: []oci.Account{
 			{Registry: "registry.example.com", Username: "gitlab-ci-token", Password: "t0ken"},
