@@ -160,36 +160,29 @@ func (s *site) endJob(t *testing.T, job gitlab.Job) {
 	}
 }
 
-// What a job does to its cache disk costs the next job what was there, and no more;
-// and only once.
+// What a job does to its cache disk costs the next job what was there, and no more.
 func TestHostileCacheDisk(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		const (
-			look    = "cat /cache/file 2>/dev/null || echo nothing; echo mine >/cache/file; df -P /cache | grep -c ^/dev/vd"
+			look    = "cat /cache/file 2>/dev/null || echo nothing; df -P /cache | grep -c ^/dev/vd; echo mine >/cache/file\n"
 			damaged = "made anew"
 		)
-		for _, test := range []struct{ name, script, says string }{
-			{"garbage", "sudo umount /cache; sudo dd if=/dev/urandom of=/dev/vdb bs=1M count=8", damaged},
-			{"header of a qcow2 file", "sudo umount /cache; { printf 'QFI\\373\\0\\0\\0\\003'; dd if=/dev/zero bs=1M count=1; } | sudo dd of=/dev/vdb bs=1M", damaged},
-			{"errors that e2fsck cannot repair by itself", "sudo umount /cache; sudo dd if=/dev/urandom of=/dev/vdb bs=1024 seek=2 count=64", damaged},
-			{"full", "dd if=/dev/zero of=/cache/big bs=1M || true", "full: it is emptied"},
-			{"not writable", "sudo chattr +i /cache 2>/dev/null || sudo chmod 0 /cache; sudo chown 7:7 /cache", ""},
+		s := newSite(t, mode, `cache = "disk"`, `cache_size = "32MiB"`, `accel = "tcg"`)
+		found, says := "nothing\n1\n", ""
+		for i, test := range []struct{ name, script, found, says string }{
+			{"garbage", "sudo umount /cache; sudo dd if=/dev/urandom of=/dev/vdb bs=1M count=8", "nothing\n1\n", damaged},
+			{"header of a qcow2 file", "sudo umount /cache; { printf 'QFI\\373\\0\\0\\0\\003'; dd if=/dev/zero bs=1M count=1; } | sudo dd of=/dev/vdb bs=1M", "nothing\n1\n", damaged},
+			{"errors that e2fsck cannot repair by itself", "sudo umount /cache; sudo dd if=/dev/urandom of=/dev/vdb bs=1024 seek=2 count=64", "nothing\n1\n", damaged},
+			{"full", "dd if=/dev/zero of=/cache/big bs=1M || true", "nothing\n1\n", "full: it is emptied"},
+			{"somebody else's", "sudo chown -R 7:7 /cache; sudo chmod 0 /cache", "mine\n1\n", ""},
+			{"nothing", "true", "mine\n1\n", ""},
+			{"nothing again", "true", "", ""},
 		} {
-			t.Run(test.name, func(t *testing.T) {
-				s := newSite(t, mode, `cache = "disk"`, `cache_size = "32MiB"`, `accel = "tcg"`)
-				s.runCacheJob(t, s.cacheJob(1, 42, false, "echo evil >/cache/file\n"+test.script))
-				got, log := s.runCacheJob(t, s.cacheJob(2, 42, false, look))
-				if !strings.HasSuffix(got, "\n1\n") || !strings.Contains(log, test.says) {
-					t.Errorf("the next job found %q, and was not told of %q:\n%s", got, test.says, log)
-				}
-				if test.says != "" && !strings.HasPrefix(got, "nothing\n") {
-					t.Errorf("the next job found %q", got)
-				}
-				got, log = s.runCacheJob(t, s.cacheJob(3, 42, false, look))
-				if got != "mine\n1\n" || strings.Contains(log, "cache disk of the project") {
-					t.Errorf("the job after that found %q; its log:\n%s", got, log)
-				}
-			})
+			got, log := s.runCacheJob(t, s.cacheJob(int64(i+1), 42, false, look+test.script))
+			if got != found || !strings.Contains(log, says) || says == "" && strings.Contains(log, "cache disk") {
+				t.Errorf("the job before %q found %q, want %q and to be told of %q; its log:\n%s", test.name, got, found, says, log)
+			}
+			found, says = test.found, test.says
 		}
 	})
 }
@@ -262,8 +255,7 @@ echo started`))
 		if got, log := s.runCacheJob(t, s.cacheJob(2, 42, false, "cat /cache/file")); got != "busy\n" || strings.Contains(log, "WARNING") {
 			t.Errorf("after a job that kept its cache busy, the next found %q; its log:\n%s", got, log)
 		}
-		hangs := s.cacheJob(3, 42, false, `printf '#!/usr/bin/busybox sh\nsleep 1000\n' >/tmp/hang; chmod 755 /tmp/hang
-sudo cp /tmp/hang /usr/bin/hang; sudo mv /usr/bin/hang /usr/bin/sudo`)
+		hangs := s.cacheJob(3, 42, false, hangingSudo)
 		result := s.runner(t).Run(deadline(t), hangs)
 		cleanup, _ := result.Find("cleanup")
 		if result.Status != gitlab.Success || cleanup.ExitCode != 0 || cleanup.Duration > 9*time.Second || !strings.Contains(result.RunnerLog, "may lack") {
@@ -290,3 +282,35 @@ func TestNoShareForUsers(t *testing.T) {
 		}
 	})
 }
+
+// A cleanup that is told to end while it waits for a guest to flush does so at once;
+// the next one does all of it.
+func TestSignalDuringCacheFlush(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode, `cache = "disk"`, `cache_size = "32MiB"`)
+		job := s.cacheJob(1, 42, false, "")
+		if e := s.runner(t).Stage(deadline(t), job, "prepare"); e.ExitCode != 0 {
+			t.Fatal(e)
+		}
+		login := mode.Command(deadline(t), s.driver, "--config", s.config, "login", "1")
+		login.Stdin = strings.NewReader(hangingSudo + "\n")
+		if output, err := login.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, output)
+		}
+		cleanup := s.background(t, job, "cleanup")
+		until(t, "cleanup runs", func() bool { return len(processes(s.isDriver("cleanup"))) == 1 })
+		time.Sleep(time.Second) // it has logged in by then, and has four more seconds to wait
+		told(t, one(t, "driver", s.isDriver("cleanup")), syscall.SIGTERM)
+		checkTold(t, <-cleanup)
+		if e := s.runner(t).Stage(deadline(t), job, "cleanup"); e.ExitCode != 0 {
+			t.Error(e)
+		}
+		if left := s.left(t); left != "nothing" {
+			t.Errorf("the second cleanup has left: %s", left)
+		}
+	})
+}
+
+// hangingSudo is a script after which a guest never again becomes root.
+const hangingSudo = `printf '#!/usr/bin/busybox sh\nsleep 1000\n' >/tmp/hang; chmod 755 /tmp/hang
+sudo cp /tmp/hang /usr/bin/hang; sudo mv /usr/bin/hang /usr/bin/sudo`
