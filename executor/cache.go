@@ -60,6 +60,10 @@ func (d *Driver) cache(settings ImageSettings, dirs Dirs) *vm.Cache {
 	if *settings.Cache == cacheNone {
 		return nil
 	}
+	if settings.Windows() { // which knows neither its file system nor sh
+		d.admin().Warn("guests that run Windows have no cache on this host", "image", settings.Image)
+		return nil
+	}
 	owner := d.Job.Owner
 	if owner.Instance == "" || owner.Project == "" {
 		d.Log.Warn("this job has no cache on this host: its payload (JOB_RESPONSE_FILE) does not say which project of which GitLab it belongs to")

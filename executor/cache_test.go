@@ -114,6 +114,18 @@ func TestNoOwnerNoCache(t *testing.T) {
 	}
 }
 
+// A guest that runs Windows could not mount a cache.
+func TestNoCacheForWindows(t *testing.T) {
+	owner := Owner{Instance: "https://gitlab.example.com", Project: "42", Path: "group/project"}
+	for section, want := range map[string]bool{"shell = 'bash'": true, "shell = 'pwsh'": true, "shell = 'powershell'": false} {
+		settings := parse(t, "[defaults]\ncache = 'disk'\n[[image]]\nmatch = '**'\n"+section)
+		d := &Driver{Settings: settings, Job: Job{ID: "1", Owner: owner}}
+		if got := d.cache(settings.For("x"), Dirs{Caches: "/caches"}); (got != nil) != want {
+			t.Errorf("%s: cache %+v", section, got)
+		}
+	}
+}
+
 // What a guest says of its cache is passed on in part: it can say anything.
 func TestRelay(t *testing.T) {
 	var said beginning
