@@ -4,14 +4,13 @@ PREFIX  ?= /usr/local
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 BINARY  := bin/gitlab-sardine-executor
 
-# Tests that boot machines share the processors with each other badly.
 GOTEST := go test -count=1 -timeout 60m
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest demo test test-full test-faults bench bench-oci lint install
+.PHONY: help deps build guest full-guest demo test test-session test-system test-packages test-faults test-soak bench bench-oci lint install
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages that are missing
 	@scripts/deps.sh
@@ -22,17 +21,27 @@ build: ## build bin/gitlab-sardine-executor
 guest: ## make the test guest from Debian packages, once
 	@scripts/build-guest.sh
 
+full-guest: ## make a whole Debian with cloud-init for one of the tests, once
+	@scripts/build-full-guest.sh
+
 demo: deps build guest ## push the test guest to a registry and run a job in it
 	@scripts/demo.sh
 
-test: deps guest ## run every test, end to end ones included
-	$(GOTEST) ./...
+# Each part has a host of its own, and waits for its machines most of the time.
+test: deps guest full-guest ## run every test, end to end ones included
+	@$(MAKE) --no-print-directory --keep-going -j3 test-session test-system test-packages
 
-test-full: deps guest ## boot a whole Debian with cloud-init: 5 minutes where it is emulated
-	TESTBED_FULL_GUEST=$$(scripts/build-full-guest.sh) $(GOTEST) -run '^TestFullGuest$$' ./vm/boottest
+test-session test-system: test-%:
+	$(GOTEST) ./e2e -mode $*
+
+test-packages:
+	$(GOTEST) -p 1 $$(go list ./... | grep -v /e2e$$)
 
 test-faults: deps guest ## kill each part at each moment of a job: docs/reliability.md
 	$(GOTEST) ./e2e -run TestFaults -faults -v
+
+test-soak: deps guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
+	$(GOTEST) ./e2e -run TestSoak -soak 200 -soak-at-once 40 -timeout 2h -v
 
 bench: deps build guest ## measure against virsh, ssh, skopeo
 	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...

@@ -2,7 +2,7 @@
 # build-full-guest.sh makes the full test guest: a Debian as people run it in
 # clouds, with systemd, cloud-init, OpenSSH and the guest agent. It has no user who
 # could log in: the driver must bring its own. A minute of work and a minute of
-# emulated boot: one test uses it (make test-full).
+# emulated boot: one test uses it.
 #
 #   scripts/build-full-guest.sh          build unless it is there; print its path
 #   scripts/build-full-guest.sh --path   print the path where it is or would be

@@ -19,6 +19,7 @@ build=(
 test=(
 	docker-registry skopeo umoci         # a registry, and the peers
 	mtools syslinux cpio lz4             # the test guest
+	mmdebstrap e2fsprogs fdisk           # the full guest
 	openssh-client                       # the peer of the benchmark
 	genisoimage ovmf swtpm swtpm-tools   # CD-ROMs, UEFI and TPMs of machines
 	btrfs-progs xfsprogs                 # file systems whose files share blocks

@@ -13,8 +13,9 @@ import (
 
 // What tests get from outside their host.
 const (
-	guestVariable    = "TESTBED_GUEST"    // path of the test guest's disk
-	programsVariable = "TESTBED_PROGRAMS" // directory of the programs built for tests
+	guestVariable     = "TESTBED_GUEST"      // path of the test guest's disk
+	fullGuestVariable = "TESTBED_FULL_GUEST" // path of the full guest's
+	programsVariable  = "TESTBED_PROGRAMS"   // directory of the programs built for tests
 )
 
 // Main runs the tests of a package on a host of its own, and does not return.
@@ -42,12 +43,14 @@ func run(m *testing.M, programs []string) (int, error) {
 		if err := build(dir, programs); err != nil {
 			return 1, err
 		}
-		guest, err := guestPath()
-		if err != nil {
-			return 1, err
-		}
 		os.Setenv(programsVariable, dir)
-		os.Setenv(guestVariable, guest)
+		for variable, script := range guestScripts {
+			path, err := guestPath(script)
+			if err != nil {
+				return 1, err
+			}
+			os.Setenv(variable, path)
+		}
 	}
 	return host.Rerun()
 }
@@ -84,32 +87,47 @@ func Program(t testing.TB, name string) string {
 	return path
 }
 
+// guestScripts build the guests, and say where they put them.
+var guestScripts = map[string]string{guestVariable: "build-guest.sh", fullGuestVariable: "build-full-guest.sh"}
+
 // Guest is the path of the test guest's disk, a qcow2 file (scripts/guest). User
 // and password are "vagrant".
 func Guest(t testing.TB) string {
 	t.Helper()
-	path := os.Getenv(guestVariable)
+	return guest(t, guestVariable, "make guest")
+}
+
+// FullGuest is the path of the disk of a whole Debian with cloud-init, which knows
+// no user that could log in (scripts/build-full-guest.sh).
+func FullGuest(t testing.TB) string {
+	t.Helper()
+	return guest(t, fullGuestVariable, "make full-guest")
+}
+
+func guest(t testing.TB, variable, target string) string {
+	t.Helper()
+	path := os.Getenv(variable)
 	if path == "" {
 		var err error
-		if path, err = guestPath(); err != nil {
+		if path, err = guestPath(guestScripts[variable]); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("the test guest is missing; run: make guest (%v)", err)
+		t.Fatalf("a guest is missing; run: %s (%v)", target, err)
 	}
 	return path
 }
 
-// guestPath asks the script that builds the guest where it puts it.
-func guestPath() (string, error) {
+// guestPath asks a script that builds a guest where it puts it.
+func guestPath(script string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
-	path, err := exec.Command(filepath.Join(root, "scripts", "build-guest.sh"), "--path").Output()
+	path, err := exec.Command(filepath.Join(root, "scripts", script), "--path").Output()
 	if err != nil {
-		return "", fmt.Errorf("ask scripts/build-guest.sh for the test guest: %w", err)
+		return "", fmt.Errorf("ask scripts/%s for its guest: %w", script, err)
 	}
 	return strings.TrimSpace(string(path)), nil
 }

@@ -10,27 +10,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
 )
 
-// fullGuestVariable is the path of the disk that scripts/build-full-guest.sh
-// makes; make test-full sets it.
-const fullGuestVariable = "TESTBED_FULL_GUEST"
-
 // A Debian with cloud-init, systemd and OpenSSH, as people run it in clouds, in
 // which nobody can log in: the seed must let us in, and be gone then.
 func TestFullGuest(t *testing.T) {
-	path := os.Getenv(fullGuestVariable)
-	if path == "" && os.Getenv(modeVariable) == "" {
-		t.Skip("the full guest is tested by make test-full")
-	}
-	if path != "" { // QEMU's user cannot look where it was built
+	if os.Getenv(modeVariable) == "" { // QEMU's user cannot look where it was built
 		within := filepath.Join(host.TempDir, "full-guest.qcow2")
 		if err := os.WriteFile(within, nil, 0o444); err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.Mount(path, within, "", unix.MS_BIND, ""); err != nil {
+		if err := unix.Mount(testbed.FullGuest(t), within, "", unix.MS_BIND, ""); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { unix.Unmount(within, unix.MNT_DETACH) })
