@@ -54,8 +54,9 @@ type knocker struct {
 	direct  bool
 	answers chan answer
 
-	underWay int          // attempts
-	accepted atomic.Int64 // when the last direct one was, in Unix nanoseconds; 0: none is under way
+	underWay   int          // attempts
+	forgetting atomic.Bool  // see forgetNeighbour
+	accepted   atomic.Int64 // when the last direct one was, in Unix nanoseconds; 0: none is under way
 }
 
 type answer struct {
@@ -73,7 +74,7 @@ func (k *knocker) run(ctx context.Context) (net.Conn, error) {
 		interval := max(knockInterval, time.Since(began)/knockPart)
 		if k.underWay < knockIntervals && !k.waitsForGreeting() {
 			if k.direct && k.underWay > 0 {
-				forgetNeighbour(k.addr)
+				k.forgetNeighbour()
 			}
 			k.underWay++
 			go func() {

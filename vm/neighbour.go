@@ -3,8 +3,10 @@ package vm
 import (
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // forgetNeighbour makes the kernel ask anew for the link-layer address of a guest
@@ -14,23 +16,46 @@ import (
 // its answer is lost; the kernel asks again after a second
 // (net.ipv4.neigh.default.retrans_time_ms), and until then every connection waits.
 // Only root may do it; for others it stays as it is.
+//
+// It returns at once, for a busy kernel can lose its answer (netlink(7)).
+func (k *knocker) forgetNeighbour() {
+	if !k.forgetting.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		defer k.forgetting.Store(false)
+		forgetNeighbour(k.addr)
+	}()
+}
+
+// netlinkTimeout bounds each exchange with the kernel.
+const netlinkTimeout = time.Second
+
 func forgetNeighbour(addr string) {
 	ap, err := netip.ParseAddrPort(addr)
 	if err != nil {
+		return
+	}
+	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return
+	}
+	defer kernel.Close()
+	if err := kernel.SetSocketTimeout(netlinkTimeout); err != nil {
 		return
 	}
 	family := netlink.FAMILY_V4
 	if ap.Addr().Is6() {
 		family = netlink.FAMILY_V6
 	}
-	neighbours, err := netlink.NeighList(0, family)
+	neighbours, err := kernel.NeighList(0, family)
 	if err != nil {
 		return
 	}
 	for i := range neighbours {
 		n := &neighbours[i]
 		if n.State&netlink.NUD_INCOMPLETE != 0 && n.IP.Equal(net.IP(ap.Addr().AsSlice())) {
-			_ = netlink.NeighDel(n)
+			_ = kernel.NeighDel(n) // it is asked for again anyway, later
 		}
 	}
 }
