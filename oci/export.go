@@ -10,11 +10,10 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 
-	"github.com/containers/image/v5/oci/layout"
-	"github.com/containers/image/v5/pkg/blobinfocache/none"
-	"github.com/containers/image/v5/types"
+	"github.com/docker/go-units"
 	"github.com/klauspost/pgzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -64,9 +63,11 @@ type ExportDisk struct {
 	CDROM  bool
 }
 
-// Export packs disk files as an image and puts it into the OCI layout to, which is made if there is none. The tag, "latest" if to
-// names none, then stands for the new image. The disk files are only read, and
-// must not change meanwhile. It returns the manifest digest.
+// Export packs disk files as an image and puts it into the OCI layout to, which is
+// made if there is none. The tag, "latest" if to names none, then stands for the
+// new image; until then, and after an error, it stands for what it stood for
+// before. The disk files are only read, and must not change meanwhile. It returns
+// the manifest digest.
 func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, error) {
 	if !to.IsLayout() || to.digest != "" {
 		return "", fmt.Errorf("%w: %s: export writes to a layout: oci:PATH or oci:PATH:TAG", ErrReference, to)
@@ -78,49 +79,56 @@ func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, 
 	if err != nil {
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
-	dest, err := layoutDestination(ctx, to)
+	tag := to.tag
+	if tag == "" {
+		tag = "latest"
+	}
+	progress := progressOrSilent(o.Progress)
+	dest, err := openLayoutWriter(ctx, to.layout, tag, func() {
+		progress.Waiting("for another process that writes to " + to.layout)
+	})
 	if err != nil {
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
-	e := &exporter{dest: dest, options: o, created: o.Created.UTC(), progress: progressOrSilent(o.Progress)}
+	e := &exporter{dest: dest, options: o, created: o.Created.UTC(), progress: progress}
 	if o.Created.IsZero() {
 		e.created = time.Now().UTC()
 	}
 	d, err := e.run(ctx, files)
+	if err != nil {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			// How well they compress nobody knows yet.
+			err = fmt.Errorf("%w (as much as %s may be needed in %s)", err, units.BytesSize(float64(packedSize(files))), to.layout)
+		}
+		// Nobody could go on with the blobs of a part of an image.
+		err = errors.Join(err, dest.Discard())
+	}
 	if err := errors.Join(err, dest.Close()); err != nil {
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
 	return d, nil
 }
 
+// minPiece is the least size of a piece in bytes. The first must hold the whole
+// header of the gzip stream with the file's name: tools look for it there.
+const minPiece = 1 << 10
+
 func (o ExportOptions) check() error {
 	switch {
 	case o.Format != "" && o.Format != format.Sardinecake && o.Format != format.Chunked:
 		return fmt.Errorf("format %q: want %s or %s", o.Format, format.Sardinecake, format.Chunked)
-	case o.ChunkSize < 0:
-		return fmt.Errorf("chunks of %d bytes", o.ChunkSize)
+	case o.ChunkSize < 0 || o.ChunkSize > 0 && o.ChunkSize < minPiece:
+		return fmt.Errorf("chunks of %d bytes: want at least %d", o.ChunkSize, minPiece)
 	case o.Format == format.Chunked && (o.ChunkSize%format.ChunkUnit != 0 || o.ChunkSize > format.MaxChunkSize):
 		return fmt.Errorf("chunks of %d bytes: want a multiple of %d, at most %d", o.ChunkSize, format.ChunkUnit, format.MaxChunkSize)
 	}
 	return nil
 }
 
-func layoutDestination(ctx context.Context, to Reference) (types.ImageDestination, error) {
-	tag := to.tag
-	if tag == "" {
-		tag = "latest"
-	}
-	ref, err := layout.NewReference(to.layout, tag)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrReference, err)
-	}
-	return ref.NewImageDestination(ctx, &types.SystemContext{})
-}
-
 // An exporter collects the parts of the manifest and the config as it writes the
 // layers.
 type exporter struct {
-	dest     types.ImageDestination
+	dest     *layoutWriter
 	options  ExportOptions
 	created  time.Time
 	progress Progress
@@ -183,11 +191,11 @@ func (e *exporter) addFile(diffID digest.Digest, by string) {
 }
 
 func (e *exporter) put(ctx context.Context, mediaType string, r io.Reader) (v1.Descriptor, error) {
-	info, err := e.dest.PutBlob(ctx, contextReader{ctx, r}, types.BlobInfo{Size: -1}, none.NoCache, false)
+	d, size, err := e.dest.AddBlob(ctx, r)
 	if err != nil {
-		return v1.Descriptor{}, fmt.Errorf("writing layer: %w", err)
+		return v1.Descriptor{}, err
 	}
-	return v1.Descriptor{MediaType: mediaType, Digest: info.Digest, Size: info.Size}, nil
+	return v1.Descriptor{MediaType: mediaType, Digest: d, Size: size}, nil
 }
 
 // addDisk compresses a disk in goroutines of its own and writes the layers as
@@ -216,7 +224,7 @@ func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
 		}
 		var piece io.Reader = buffered
 		if e.options.ChunkSize > 0 {
-			piece = io.LimitReader(buffered, e.options.ChunkSize)
+			piece = &pieceReader{buffered, e.options.ChunkSize}
 		}
 		desc, err := e.put(ctx, mediaType, piece)
 		if err != nil {
@@ -231,6 +239,28 @@ func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
 	}
 	e.addFile(hash.Digest(), "gzip "+file.name)
 	return nil
+}
+
+// A pieceReader reads the next piece of a gzip stream. That is left bytes, or one
+// more where the next piece would begin like a gzip stream: the Python tool would
+// take it for another disk.
+type pieceReader struct {
+	stream *bufio.Reader
+	left   int64
+}
+
+func (p *pieceReader) Read(b []byte) (int, error) {
+	if p.left <= 0 {
+		// At the end of the stream there are fewer bytes, and an error that the next to
+		// read meets, too.
+		if next, _ := p.stream.Peek(len(magicGzip)); !bytes.Equal(next, magicGzip) {
+			return 0, io.EOF
+		}
+		p.left = 1
+	}
+	n, err := p.stream.Read(b[:min(int64(len(b)), p.left)])
+	p.left -= int64(n)
+	return n, err
 }
 
 // compress writes r as one gzip stream with the header that the Python tool
@@ -277,17 +307,14 @@ func (e *exporter) commit(ctx context.Context, arch, system string) (digest.Dige
 	if len(manifest) > maxManifest {
 		return "", fmt.Errorf("a manifest of %d bytes for %d layers: registries accept %d; use larger chunks", len(manifest), len(e.layers), maxManifest)
 	}
-	if err := e.dest.PutManifest(ctx, manifest, nil); err != nil {
-		return "", fmt.Errorf("writing manifest: %w", err)
+	top := rawManifest{raw: manifest, mediaType: v1.MediaTypeImageManifest, digest: digest.FromBytes(manifest)}
+	if err := e.dest.Commit(ctx, top); err != nil {
+		return "", err
 	}
-	if err := e.dest.Commit(ctx, nil); err != nil {
-		return "", fmt.Errorf("writing index of the layout: %w", err)
-	}
-	return digest.FromBytes(manifest), nil
+	return top.digest, nil
 }
 
-// contextReader makes a copy end when its context does: the layout destination
-// does not look at it.
+// contextReader makes a copy end when its context does.
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader

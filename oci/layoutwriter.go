@@ -31,7 +31,8 @@ type layoutWriter struct {
 	lock *flock.Flock // of the directory itself
 
 	mu      sync.Mutex
-	written []string // paths of the blobs that were not there before
+	written []string // paths of the blobs that were not there before; no tag leads to them
+	gone    bool     // another process may have the directory by now
 }
 
 // partialBlobs is the directory, in the layout's own, for blobs in the making.
@@ -45,27 +46,54 @@ func openLayoutWriter(ctx context.Context, dir, tag string, waiting func()) (_ *
 			err = fmt.Errorf("writing to the OCI layout %s: %w", dir, err)
 		}
 	}()
-	if err := os.MkdirAll(filepath.Join(dir, v1.ImageBlobsDir), 0o755); err != nil {
-		return nil, err
-	}
-	w := &layoutWriter{dir: dir, tag: tag, lock: flock.New(dir, flock.SetFlag(os.O_RDONLY))}
-	locked, err := w.lock.TryLock()
-	if err == nil && !locked {
-		waiting()
-		_, err = w.lock.TryLockContext(ctx, lockPoll)
-	}
+	lock, err := lockDir(ctx, dir, waiting)
 	if err != nil {
 		return nil, err
 	}
+	w := &layoutWriter{dir: dir, tag: tag, lock: lock}
 	if err := w.prepare(); err != nil {
 		return nil, errors.Join(err, w.lock.Close())
 	}
 	return w, nil
 }
 
+// lockDir makes the directory if there is none, and locks it.
+func lockDir(ctx context.Context, dir string, waiting func()) (*flock.Flock, error) {
+	for {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+		lock := flock.New(dir, flock.SetFlag(os.O_RDONLY))
+		locked, err := lock.TryLock()
+		if err == nil && !locked {
+			if waiting != nil {
+				waiting()
+				waiting = nil
+			}
+			_, err = lock.TryLockContext(ctx, lockPoll)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, errors.Join(err, lock.Close())
+		}
+		// Whoever had the lock may have removed the directory, see [layoutWriter.Discard],
+		// and somebody else made a new one: then we hold what nobody else asks for.
+		if is, err := os.Stat(dir); err == nil {
+			if have, err := lock.Stat(); err == nil && lock.Locked() && os.SameFile(have, is) {
+				return lock, nil
+			}
+		}
+		if err := errors.Join(lock.Close(), ctx.Err()); err != nil {
+			return nil, err
+		}
+	}
+}
+
 // prepare checks that the directory is a layout, or can become one, before
 // anything large is written, and removes what a killed process left.
 func (w *layoutWriter) prepare() error {
+	if err := os.MkdirAll(filepath.Join(w.dir, v1.ImageBlobsDir), 0o755); err != nil {
+		return err
+	}
 	if _, err := w.readIndex(); err != nil {
 		return err
 	}
@@ -113,35 +141,67 @@ func (w *layoutWriter) Has(ctx context.Context, desc v1.Descriptor) (bool, error
 }
 
 func (w *layoutWriter) PutBlob(ctx context.Context, desc v1.Descriptor, content io.Reader) error {
-	path, err := w.blobPath(desc.Digest)
+	if err := w.writeBlob(ctx, content, func() digest.Digest { return desc.Digest }); err != nil {
+		return fmt.Errorf("writing blob %s: %w", desc.Digest, err)
+	}
+	return nil
+}
+
+// AddBlob stores a blob whose digest is not known before its end. Like PutBlob, it is
+// safe for concurrent use.
+func (w *layoutWriter) AddBlob(ctx context.Context, content io.Reader) (digest.Digest, int64, error) {
+	hash := digest.Canonical.Digester()
+	counted := &countedReader{r: io.TeeReader(content, hash.Hash())}
+	if err := w.writeBlob(ctx, counted, hash.Digest); err != nil {
+		return "", 0, fmt.Errorf("writing blob: %w", err)
+	}
+	return hash.Digest(), counted.n, nil
+}
+
+// writeBlob stores content, whose digest is asked for at its end. What was there
+// under that digest is replaced: it might be damaged.
+func (w *layoutWriter) writeBlob(ctx context.Context, content io.Reader, name func() digest.Digest) (err error) {
+	blob, err := os.CreateTemp(filepath.Join(w.dir, partialBlobs), "blob")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(blob.Name()))
+		}
+	}()
+	_, err = io.CopyBuffer(onlyWriter{blob}, onlyReader{contextReader{ctx, content}}, make([]byte, copyBuffer))
+	if err == nil {
+		err = errors.Join(blob.Chmod(0o444), blob.Sync())
+	}
+	if err = errors.Join(err, blob.Close()); err != nil {
+		return err
+	}
+	path, err := w.blobPath(name())
 	if err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("writing blob %s: %w", desc.Digest, err)
+		return err
 	}
-	blob, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Join(w.dir, partialBlobs)), renameio.WithPermissions(0o444))
-	if err != nil {
-		return fmt.Errorf("writing blob %s: %w", desc.Digest, err)
-	}
-	defer blob.Cleanup()
-	if _, err := io.CopyBuffer(onlyWriter{blob}, onlyReader{contextReader{ctx, content}}, make([]byte, copyBuffer)); err != nil {
-		return fmt.Errorf("writing blob %s: %w", desc.Digest, err)
-	}
-	if err := blob.CloseAtomicallyReplace(); err != nil {
-		return fmt.Errorf("writing blob %s: %w", desc.Digest, err)
-	}
-	w.mu.Lock()
+	w.mu.Lock() // of two equal blobs, one is new
 	defer w.mu.Unlock()
-	w.written = append(w.written, path)
+	_, was := os.Lstat(path)
+	if err := os.Rename(blob.Name(), path); err != nil {
+		return err
+	}
+	if errors.Is(was, fs.ErrNotExist) {
+		w.written = append(w.written, path)
+	}
 	return nil
 }
 
-// Discard removes what was written, which no tag leads to yet, and the layout if it
-// was made for it.
+// Discard removes the blobs that were written and that no tag leads to yet, and the
+// layout if it was made for them.
 func (w *layoutWriter) Discard() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.gone = true
 	failed := []error{os.RemoveAll(filepath.Join(w.dir, partialBlobs))}
 	for _, path := range w.written {
 		failed = append(failed, os.Remove(path))
@@ -163,8 +223,14 @@ func (w *layoutWriter) PutManifest(_ context.Context, m rawManifest) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("writing manifest %s: %w", m.digest, err)
 	}
+	_, was := os.Lstat(path)
 	if err := renameio.WriteFile(path, m.raw, 0o444); err != nil {
 		return fmt.Errorf("writing manifest %s: %w", m.digest, err)
+	}
+	if errors.Is(was, fs.ErrNotExist) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.written = append(w.written, path)
 	}
 	return nil
 }
@@ -205,6 +271,9 @@ func (w *layoutWriter) Commit(ctx context.Context, top rawManifest) error {
 	if err := renameio.WriteFile(filepath.Join(w.dir, v1.ImageIndexFile), raw, 0o644); err != nil {
 		return fmt.Errorf("writing the index of the OCI layout %s: %w", w.dir, err)
 	}
+	w.mu.Lock()
+	w.written = nil // a tag leads to them from here on
+	w.mu.Unlock()
 	return syncDir(w.dir)
 }
 
@@ -237,6 +306,9 @@ func (w *layoutWriter) blobPath(d digest.Digest) (string, error) {
 
 // Close lets others write.
 func (w *layoutWriter) Close() error {
+	if w.gone {
+		return w.lock.Close()
+	}
 	return errors.Join(os.RemoveAll(filepath.Join(w.dir, partialBlobs)), w.lock.Close())
 }
 

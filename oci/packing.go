@@ -25,6 +25,7 @@ type packedFile struct {
 	cdrom    bool
 	top      bool // a disk of the machine, not a backing file
 	modified time.Time
+	size     int64       // of the file, in bytes
 	backing  *packedFile // nil if it stands alone
 }
 
@@ -59,6 +60,14 @@ func packingList(disks []ExportDisk) ([]packedFile, error) {
 		files[i] = *f
 	}
 	return files, nil
+}
+
+// packedSize is the size of the files in bytes, as far as it is known.
+func packedSize(files []packedFile) (sum int64) {
+	for _, f := range files {
+		sum += f.size
+	}
+	return sum
 }
 
 type packing struct {
@@ -103,7 +112,7 @@ func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
 		return nil, err
 	}
 	defer file.Close()
-	f := &packedFile{path: path, format: diskFormat, modified: info.ModTime()}
+	f := &packedFile{path: path, format: diskFormat, modified: info.ModTime(), size: info.Size()}
 	header, err := exportHeader(file, &f.format)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
