@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/docker/go-units"
 	"github.com/klauspost/pgzip"
@@ -82,6 +83,13 @@ func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, 
 	tag := to.tag
 	if tag == "" {
 		tag = "latest"
+	}
+	if o.Format != format.Chunked {
+		for _, file := range files {
+			if err := gzipName(file.name); err != nil {
+				return "", fmt.Errorf("exporting to %s: disk %s: %w", to, file.path, err)
+			}
+		}
 	}
 	progress := progressOrSilent(o.Progress)
 	dest, err := openLayoutWriter(ctx, to.layout, tag, func() {
@@ -261,6 +269,16 @@ func (p *pieceReader) Read(b []byte) (int, error) {
 	n, err := p.stream.Read(b[:min(int64(len(b)), p.left)])
 	p.left -= int64(n)
 	return n, err
+}
+
+// gzipName checks that the header of a gzip stream can hold a name (RFC 1952, 2.3.1).
+func gzipName(name string) error {
+	for _, r := range name {
+		if r > unicode.MaxLatin1 {
+			return fmt.Errorf("the name %q has the letter %q, which gzip has no place for: rename it, or use the format %s", name, r, format.Chunked)
+		}
+	}
+	return nil
 }
 
 // compress writes r as one gzip stream with the header that the Python tool

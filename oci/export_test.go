@@ -2,6 +2,7 @@ package oci
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"gitlab-sardine-executor/oci/format"
 )
 
 func command(t *testing.T, dir string, name string, args ...string) string {
@@ -80,6 +83,92 @@ func TestExportChain(t *testing.T) {
 			copied := filepath.Join(t.TempDir(), "copied")
 			command(t, dir, "skopeo", "--insecure-policy", "copy", "-q", "oci:"+layout+":1", "oci:"+copied+":1")
 		})
+	}
+}
+
+// TestExportNames packs files whose names cannot stay: backing files that could be
+// taken for others, or that no image may have, and one with a directory in it.
+func TestExportNames(t *testing.T) {
+	dir := t.TempDir()
+	create := func(name, backing string) {
+		t.Helper()
+		args := []string{"create", "-q", "-f", "qcow2"}
+		if backing == "" {
+			command(t, dir, "qemu-img", append(args, name, "1M")...)
+		} else {
+			command(t, dir, "qemu-img", append(args, "-F", "qcow2", "-b", backing, name)...)
+		}
+		command(t, dir, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -P %d %dk 64k", len(name), 64*len(name)%1024), name)
+	}
+	disks := func(names ...string) (disks []ExportDisk) {
+		for _, name := range names {
+			disks = append(disks, ExportDisk{Path: filepath.Join(dir, name)})
+		}
+		return disks
+	}
+	create("web.qcow2", "")
+	create("web-1.qcow2", "web.qcow2")
+	create("web-2.qcow2", "web.qcow2")
+	create(".hidden", "")
+	create("on-hidden.qcow2", ".hidden")
+	create("image.json", "")
+	create("on-json.qcow2", "image.json")
+	create("bäse.qcow2", "")
+	create("on-bäse.qcow2", "bäse.qcow2")
+	for name, test := range map[string]struct {
+		disks []ExportDisk
+		want  string
+	}{
+		"clones":            {disks("web-1.qcow2", "web-2.qcow2"), "web_1.qcow2 web-1.qcow2 web-2.qcow2"},
+		"a clone":           {disks("web-1.qcow2"), "web.qcow2 web-1.qcow2"},
+		"names of no image": {disks("on-hidden.qcow2", "on-json.qcow2"), "backing-file on-hidden.qcow2 backing-file_1 on-json.qcow2"},
+		"umlauts":           {disks("on-bäse.qcow2"), "bäse.qcow2 on-bäse.qcow2"},
+		"a directory":       {[]ExportDisk{{Path: filepath.Join(dir, "web.qcow2"), Name: "a/b.qcow2"}}, "b.qcow2"},
+	} {
+		for _, f := range bothFormats {
+			t.Run(name+"/"+f, func(t *testing.T) {
+				to := mustParse(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
+				if _, err := Export(t.Context(), to, ExportOptions{Disks: test.disks, Format: f}); err != nil {
+					t.Fatal(err)
+				}
+				image, err := newStore(t).Pull(t.Context(), to, PullOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var names []string
+				for _, disk := range image.Disks {
+					names = append(names, disk.Name)
+				}
+				if got := strings.Join(names, " "); got != test.want {
+					t.Errorf("got %s, want %s", got, test.want)
+				}
+				for _, disk := range test.disks {
+					name := filepath.Base(disk.Path)
+					if disk.Name != "" {
+						name = filepath.Base(disk.Name)
+					}
+					if rawDigest(t, filepath.Join(image.Dir, name), "qcow2") != rawDigest(t, disk.Path, "qcow2") {
+						t.Errorf("%s: the guest would see other content", name)
+					}
+					if !strings.Contains(string(image.DomainXML), `file="`+name+`"`) {
+						t.Errorf("the domain does not name %s:\n%s", name, image.DomainXML)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestExportNameForGzip: its header knows Latin-1 alone. The other format does not care.
+func TestExportNameForGzip(t *testing.T) {
+	disks := rawDisk(t, 4096)
+	disks[0].Name = "диск.raw"
+	to := mustParse(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
+	if _, err := Export(t.Context(), to, ExportOptions{Disks: disks}); err == nil || !strings.Contains(err.Error(), "диск.raw") || !strings.Contains(err.Error(), "chunked") {
+		t.Errorf("got %v, want that the name cannot be written, and what can be done", err)
+	}
+	if _, err := Export(t.Context(), to, ExportOptions{Disks: disks, Format: format.Chunked}); err != nil {
+		t.Error(err)
 	}
 }
 

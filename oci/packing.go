@@ -37,11 +37,7 @@ func packingList(disks []ExportDisk) ([]packedFile, error) {
 	}
 	p := packing{byPath: map[string]*packedFile{}, names: map[string]bool{}}
 	for _, disk := range disks {
-		name := disk.Name
-		if name == "" {
-			name = filepath.Base(disk.Path)
-		}
-		name, err := diskName(name, len(p.files))
+		name, err := disk.name(len(p.files))
 		if err != nil {
 			return nil, err
 		}
@@ -54,6 +50,9 @@ func packingList(disks []ExportDisk) ([]packedFile, error) {
 		if err := p.addTop(disk); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", disk.Path, err)
 		}
+	}
+	if err := p.disambiguate(); err != nil {
+		return nil, err
 	}
 	files := make([]packedFile, len(p.files))
 	for i, f := range p.files {
@@ -85,11 +84,16 @@ func (p *packing) addTop(disk ExportDisk) error {
 		return errors.New("it is exported twice")
 	}
 	f.top, f.cdrom = true, disk.CDROM
-	f.name = disk.Name
-	if f.name == "" {
-		f.name = filepath.Base(disk.Path)
+	f.name, err = disk.name(0)
+	return err
+}
+
+// name is what the disk is called in the image; i is its number, for errors.
+func (d ExportDisk) name(i int) (string, error) {
+	if d.Name != "" {
+		return diskName(d.Name, i)
 	}
-	return nil
+	return diskName(filepath.Base(d.Path), i)
 }
 
 // add appends a file, after its backing files, under a name of its own.
@@ -127,11 +131,40 @@ func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
 		}
 	}
 	if depth > 0 {
-		f.name = p.freeName(filepath.Base(path))
+		// Nobody has to call a backing file so that it can be in an image.
+		name, err := diskName(filepath.Base(path), depth)
+		if err != nil {
+			name = "backing-file"
+		}
+		f.name = p.freeName(name)
 	}
 	p.byPath[path] = f
 	p.files = append(p.files, f)
 	return f, nil
+}
+
+// disambiguate gives another name to each backing file that a reader, who does not
+// know who made the image, could not tell from a file called like it: see
+// [findBacking].
+func (p *packing) disambiguate() error {
+	before := make([]Disk, len(p.files))
+	for i := 0; i < len(p.files); i++ {
+		f := p.files[i]
+		before[i].Name = f.name
+		if f.backing == nil {
+			continue
+		}
+		_, err := findBacking(before[:i], f.name, f.backing.name)
+		if err == nil {
+			continue
+		}
+		if f.backing.top {
+			return fmt.Errorf("disk %s: its backing file %s is exported as a disk, too, beside one called nearly the same: %w", f.path, f.backing.path, err)
+		}
+		f.backing.name = p.freeName(f.backing.name)
+		i = -1 // others can have it, too
+	}
+	return nil
 }
 
 // exportHeader reads the header of a qcow2 file; it is nil for a raw one. An
