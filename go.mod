@@ -34,6 +34,7 @@ require (
 	golang.org/x/term v0.45.0
 	libvirt.org/go/libvirt v1.11006.0
 	libvirt.org/go/libvirtxml v1.11006.0
+	oras.land/oras-go/v2 v2.6.0
 )
 
 require (

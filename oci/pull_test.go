@@ -76,7 +76,8 @@ func newStore(t *testing.T) *Store {
 	return s
 }
 
-// TestPullSardinecake unpacks what the Python tool wrote, bit for bit.
+// TestPullSardinecake unpacks what the Python tool wrote, bit for bit. All of it is
+// in testdata, so that nothing is skipped where there is nothing but this clone.
 func TestPullSardinecake(t *testing.T) {
 	for _, fixture := range []string{"single", "chunked", "chain", "twodisk", "novmconfig", "multitag"} {
 		t.Run(fixture, func(t *testing.T) {
