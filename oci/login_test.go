@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containers/image/v5/docker/reference"
@@ -262,27 +265,69 @@ func TestCredentialsHidden(t *testing.T) {
 	}
 }
 
-// TestCredentialsNotWritten pulls with a job's password and looks for it in
-// every file that is written.
+// TestCredentialsNotWritten pulls with a job's password and looks for it in every file
+// that is written, the registry's own included but for its htpasswd, and in all
+// that is logged, however much the administrator wants to know.
 func TestCredentialsNotWritten(t *testing.T) {
 	registry := startDockerRegistry(t)
 	registry.trust(t)
+	var log syncBuffer
+	LogTo(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	t.Cleanup(func() { LogTo(slog.New(slog.DiscardHandler)) })
+	temporary := t.TempDir()
+	t.Setenv("TMPDIR", temporary)
 	account := Credentials{Accounts: []Account{{registry.host, registryUser, registryPassword}}}
+	encoded := base64.StdEncoding.EncodeToString([]byte(registryUser + ":" + registryPassword))
+	variable := Credentials{AuthConfig: fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, registry.host, encoded)}
+
 	ref := mustParse(t, registry.host+"/vms/novmconfig:1")
 	if _, err := Push(t.Context(), fixtureRef(t, "novmconfig", "latest"), ref, TransferOptions{Credentials: account}); err != nil {
 		t.Fatal(err)
 	}
-	store := newStore(t)
-	if _, err := store.Pull(t.Context(), ref, PullOptions{Credentials: account}); err != nil {
-		t.Fatal(err)
+	var roots []string
+	for _, creds := range []Credentials{account, variable} {
+		store := newStore(t)
+		layout := filepath.Join(t.TempDir(), "layout")
+		if _, err := store.Pull(t.Context(), ref, PullOptions{Credentials: creds}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Fetch(t.Context(), ref, mustParse(t, "oci:"+layout), TransferOptions{Credentials: creds}); err != nil {
+			t.Fatal(err)
+		}
+		// One that fails says why at length.
+		missing := mustParse(t, registry.host+"/vms/missing:1")
+		if _, err := store.Pull(t.Context(), missing, PullOptions{Credentials: creds}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("got %v, want ErrNotFound", err)
+		} else {
+			fmt.Fprintln(&log, err)
+		}
+		roots = append(roots, store.Root(), layout)
 	}
-	for _, root := range []string{store.Root(), os.Getenv("HOME")} {
+	if _, err := Login(t.Context(), registry.host, registryUser, registryPassword+"x", Credentials{AuthFile: filepath.Join(temporary, "auth.json")}); !errors.Is(err, ErrDenied) {
+		t.Errorf("got %v, want ErrDenied", err)
+	} else {
+		fmt.Fprintln(&log, err)
+	}
+	secrets := [][]byte{[]byte(registryPassword), []byte(url.QueryEscape(registryPassword)), []byte(url.PathEscape(registryPassword)), []byte(encoded)}
+	shows := func(text []byte) bool {
+		return slices.ContainsFunc(secrets, func(secret []byte) bool { return bytes.Contains(text, secret) })
+	}
+	text := log.Bytes()
+	if !bytes.Contains(text, []byte("level=DEBUG")) || !bytes.Contains(text, []byte(registry.host)) {
+		t.Errorf("the log does not tell of the pulls:\n%s", text)
+	}
+	if shows(text) {
+		t.Errorf("the log shows the password:\n%s", text)
+	}
+	files := 0
+	for _, root := range append(roots, os.Getenv("HOME"), temporary, filepath.Dir(registry.ca)) {
 		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || !entry.Type().IsRegular() {
 				return err
 			}
+			files++
 			text, err := os.ReadFile(path)
-			if bytes.Contains(text, []byte(registryPassword)) || bytes.Contains(text, []byte(base64.StdEncoding.EncodeToString([]byte(registryUser+":"+registryPassword)))) {
+			if shows(text) || shows([]byte(path)) {
 				t.Errorf("%s holds the password", path)
 			}
 			return err
@@ -291,4 +336,26 @@ func TestCredentialsNotWritten(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if files < 20 {
+		t.Errorf("only %d files were looked into", files)
+	}
+}
+
+// A syncBuffer is written to by several goroutines.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// Bytes is what was written so far.
+func (b *syncBuffer) Bytes() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return bytes.Clone(b.buf.Bytes())
 }

@@ -171,6 +171,48 @@ func TestPullThroughFaults(t *testing.T) {
 	}
 }
 
+// TestRetryAfter: a registry that says how long to wait is not asked before.
+func TestRetryAfter(t *testing.T) {
+	for what, matches := range map[string]func(*http.Request) bool{
+		"manifest": func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/manifests/") },
+		"blob":     func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/blobs/") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			f := newFaultyRegistry(t)
+			content := noise(1 << 20)
+			ref := pushRaw(t, f.host, content, 0)
+			var mu sync.Mutex
+			refused := map[string]time.Time{}
+			f.fail(func(w http.ResponseWriter, r *http.Request) bool {
+				if !matches(r) {
+					return false
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				at, was := refused[r.URL.Path]
+				if was {
+					if passed := time.Since(at); passed < 900*time.Millisecond {
+						t.Errorf("%s asked again after %v", r.URL.Path, passed)
+					}
+					return false
+				}
+				refused[r.URL.Path] = time.Now()
+				w.Header().Set("Retry-After", "1")
+				w.WriteHeader(http.StatusTooManyRequests)
+				return true
+			})
+			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: hasty})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkContent(t, image, content)
+			if len(refused) == 0 {
+				t.Error("nothing was refused")
+			}
+		})
+	}
+}
+
 // cutAfter ends each response to a request for a large blob after n bytes: by
 // breaking the connection, or by saying nothing more.
 func cutAfter(n int64, times int64, hang bool) func(http.ResponseWriter, *http.Request) bool {
