@@ -36,18 +36,26 @@ var (
 // passt is one passt process: it serves one guest and ends with it.
 type passt struct {
 	pidFile  string // in the job's directory
-	socket   string
-	nameless bool // the guest cannot ask any DNS server
+	socket   string // for QEMU
+	dir      string // where passt starts, from which
+	bound    string // is the path of the socket that it is given, and that the kernel shows
+	nameless bool   // the guest cannot ask any DNS server
 }
 
 // passtFiles are where a machine's passt keeps its socket, and where we keep its
 // pid. The socket is needed only until QEMU has connected, so it lies among the
 // overlays, which go when the machine runs, and to which QEMU's user has a way;
 // the job's directory is open to nobody else.
+//
+// passt of Debian 12 cuts a path off after 98 bytes, without a word, and listens
+// elsewhere: it gets a relative one, which always fits.
 func passtFiles(name, cloneDir, jobDir string) *passt {
+	bound := filepath.Join(name, "passt", "socket")
 	return &passt{
 		pidFile: filepath.Join(jobDir, "passt.pid"),
-		socket:  filepath.Join(cloneDir, name, "passt", "socket"),
+		socket:  filepath.Join(cloneDir, bound),
+		dir:     cloneDir,
+		bound:   bound,
 	}
 }
 
@@ -98,7 +106,7 @@ func (p *passt) start(ctx context.Context, program string, owner passtOwner, por
 	// Ends by itself after its one client (-1); does not map the gateway to this
 	// host's loopback; goes into the background once it is ready, with file
 	// descriptors of its own: a stage's pipes do not stay open because of it.
-	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.socket, "--pid", pidFile,
+	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.bound, "--pid", pidFile,
 		"--tcp-ports", fmt.Sprintf("127.0.0.1/%d:%d", port, guestPort)}
 	if os.Geteuid() == 0 {
 		args = append(args, "--runas", fmt.Sprintf("%d:%d", owner.uid, owner.gid))
@@ -106,7 +114,7 @@ func (p *passt) start(ctx context.Context, program string, owner passtOwner, por
 	resolvers, ok := resolverOptions(resolvConf, uplinkResolvConf)
 	p.nameless = !ok
 	args = append(args, resolvers...)
-	if err := runPasst(ctx, program, args, port); err != nil {
+	if err := runPasst(ctx, program, p.dir, args, port); err != nil {
 		return err
 	}
 	pid, err := os.ReadFile(pidFile)
@@ -134,12 +142,12 @@ func makeOwned(dir string, owner passtOwner) error {
 	return os.Chown(dir, owner.uid, owner.gid)
 }
 
-func runPasst(ctx context.Context, program string, args []string, port int) error {
+func runPasst(ctx context.Context, program, dir string, args []string, port int) error {
 	ctx, cancel := context.WithTimeout(ctx, passtTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Dir = "/"
+	cmd.Dir = dir
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	// The daemon lets go of our pipe when it is ready, and only then.
@@ -175,13 +183,13 @@ func (p *passt) connected(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("see whether QEMU has connected to passt: %w", err)
 		}
-		if hasConnection(string(sockets), p.socket) {
+		if hasConnection(string(sockets), p.bound) {
 			return nil
 		}
 		select {
 		case <-time.After(passtPoll):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: QEMU did not connect to passt's socket %s (does AppArmor or SELinux keep it from that? a libvirt network needs no such socket)", ErrSpec, p.socket)
+			return fmt.Errorf("QEMU did not connect to passt's socket %s within %s (does AppArmor or SELinux keep it from that? a libvirt network needs no such socket)", p.socket, passtTimeout)
 		}
 	}
 }
@@ -241,7 +249,7 @@ func (p *passt) process() (*os.Process, error) {
 		return nil, nil
 	}
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !bytes.Contains(cmdline, []byte("\x00"+p.socket+"\x00")) {
+	if err != nil || !bytes.Contains(cmdline, []byte("\x00"+p.bound+"\x00")) {
 		process.Release()
 		return nil, nil
 	}

@@ -1,10 +1,13 @@
 package vm
 
 import (
+	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -27,6 +30,63 @@ func TestHasConnection(t *testing.T) {
 	}
 }
 
+// passt listens where QEMU looks for it, also where the path is as long as the
+// kernel takes one.
+func TestPasstListensAtALongPath(t *testing.T) {
+	program, err := exec.LookPath("passt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As root, passt becomes another user, which has no way to a test's directory.
+	base, err := os.MkdirTemp("/tmp", "p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	if err := os.Chmod(base, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const name = "sardine-0123abcd-12345678901"
+	clones := filepath.Join(base, strings.Repeat("c", socketPathMax-len(passtFiles(name, base+"/", base).socket)-1))
+	if err := os.MkdirAll(filepath.Join(clones, name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := passtFiles(name, clones, base)
+	if len(p.socket) != socketPathMax {
+		t.Fatalf("the path has %d bytes, want %d", len(p.socket), socketPathMax)
+	}
+	owner := passtOwner{os.Geteuid(), os.Getegid()}
+	if owner.uid == 0 {
+		owner = passtOwner{65534, 65534}
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := listener.Addr().(*net.TCPAddr).Port
+	listener.Close()
+	if err := p.start(t.Context(), program, owner, port, 22); err != nil {
+		t.Fatal(err)
+	}
+	defer p.stop()
+	conn, err := net.Dial("unix", p.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := p.connected(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if !p.runs() {
+		t.Error("the process is not found by its pid file")
+	}
+
+	longer := passtFiles(name, clones+"c", base)
+	if err := longer.start(t.Context(), program, owner, port, 22); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), "shorter storage") {
+		t.Errorf("a byte more: %v", err)
+	}
+}
+
 // The number in the pid file may be another process's by now.
 func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 	dir := t.TempDir()
@@ -36,8 +96,8 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 		argv []string
 		ends bool
 	}{
-		{"passt", []string{"sh", "-c", "read x", "--socket", p.socket, "x"}, true},
-		{"another", []string{"sh", "-c", "read x", "--socket", p.socket + "2"}, false},
+		{"passt", []string{"sh", "-c", "read x", "--socket", p.bound, "x"}, true},
+		{"another", []string{"sh", "-c", "read x", "--socket", p.bound + "2"}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cmd := exec.Command(test.argv[0], test.argv[1:]...)
