@@ -200,7 +200,11 @@ func TestConfig(t *testing.T) {
 			if err := json.Unmarshal([]byte(e.Stdout), &all); err != nil {
 				t.Fatal(err)
 			}
+			if env, _ := all["job_env"].(map[string]any); env["SARDINE_MACHINE"] != machineOf(gitlab.Job{ID: 4711}) {
+				t.Errorf("job_env: %v, want SARDINE_MACHINE", env)
+			}
 			delete(all, "driver")
+			delete(all, "job_env")
 			if fmt.Sprint(all) != fmt.Sprint(test.want) {
 				t.Errorf("%q: got %v, want %v", test.settings, all, test.want)
 			}
@@ -459,18 +463,25 @@ func TestOtherJobsMachine(t *testing.T) {
 		s := newHaltSite(t, mode)
 		victim := s.jobUntil(duringBoot, 1)
 		s.mustPrepare(t, victim)
-		attacker := s.job("hostname")
-		attacker.ID = 2
-		attacker.Variables = []gitlab.Variable{
+		sameProject := s.job("hostname")
+		sameProject.ID = 2
+		sameProject.Variables = []gitlab.Variable{
 			{Key: "CI_JOB_ID", Value: "1"}, {Key: "CI_CONCURRENT_ID", Value: "1"},
 			{Key: "JOB_RESPONSE_FILE", Value: "/dev/null"}, {Key: "GITLAB_SARDINE_EXECUTOR_CONFIG", Value: "/dev/null"},
 			{Key: "CI_PROJECT_PATH", Value: "other/project"}, {Key: "CI_SERVER_URL", Value: "https://gitlab.example.com"},
 		}
-		for _, stage := range []string{"run", "cleanup"} {
-			args := map[string][]string{"run": {mode.WriteFile(t, filepath.Join(mode.Dir(t), "script."), "echo I am in"), gitlab.StageBuildScript}}[stage]
-			e := s.runner(t).Stage(deadline(t), attacker, stage, args...)
-			if strings.Contains(e.Stdout, "I am in") {
-				t.Errorf("a script ran in the machine of another job: %s", e)
+		// A job of the same number on another GitLab that this host serves.
+		otherGitLab := s.job("hostname")
+		otherGitLab.ID, otherGitLab.ServerURL = 1, "https://other.example.com"
+		otherGitLab.FirstVariables = []gitlab.Variable{{Key: "CI_SERVER_URL", Value: "https://gitlab.example.com"}}
+		otherGitLab.Variables = otherGitLab.FirstVariables
+		for _, attacker := range []gitlab.Job{sameProject, otherGitLab} {
+			for _, stage := range []string{"run", "cleanup"} {
+				args := map[string][]string{"run": {mode.WriteFile(t, filepath.Join(mode.Dir(t), "script."), "echo I am in"), gitlab.StageBuildScript}}[stage]
+				e := s.runner(t).Stage(deadline(t), attacker, stage, args...)
+				if strings.Contains(e.Stdout, "I am in") {
+					t.Errorf("a script ran in the machine of another job: %s", e)
+				}
 			}
 		}
 		if len(processes(isGuest(machineOf(victim)))) != 1 {

@@ -92,6 +92,8 @@ type configOutput struct {
 	BuildsDir string     `json:"builds_dir"`
 	CacheDir  string     `json:"cache_dir"`
 	Shell     string     `json:"shell"`
+	// JobEnv is for the later stages alone, not for the job.
+	JobEnv map[string]string `json:"job_env"`
 }
 
 type driverInfo struct {
@@ -108,6 +110,7 @@ func (d *Driver) Config(stdout io.Writer) error {
 		BuildsDir: *settings.GuestBuildsDir,
 		CacheDir:  *settings.GuestCacheDir,
 		Shell:     shells[*settings.Shell].runner,
+		JobEnv:    map[string]string{machineEnv: d.Job.VMName()},
 	})
 }
 

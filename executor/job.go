@@ -20,6 +20,12 @@ import (
 // variable. All of them are under the control of the job's author.
 const jobVariablePrefix = "CUSTOM_ENV_"
 
+// machineEnv is the variable by which config tells the later stages the name of the
+// job's machine (job_env). An author cannot set it: theirs have [jobVariablePrefix].
+// It serves a stage that finds no payload, cleanup for one, which otherwise would
+// have to believe the author's CI_JOB_ID, and remove the machine of that job.
+const machineEnv = "SARDINE_MACHINE"
+
 // defaultJobTimeout is GitLab's, for jobs that do not say theirs.
 const defaultJobTimeout = time.Hour
 
@@ -31,6 +37,9 @@ type Job struct {
 	// together they name the job's machine.
 	ID     string
 	Server string
+	// machine is that name as config left it, where there is no payload to tell it
+	// from; empty otherwise.
+	machine string
 	// Project is the path of the project, for people.
 	Project string
 	// Owner is whose job it is, by what only GitLab can have written.
@@ -73,11 +82,14 @@ var errNotGitLab = errors.New("the job's number is in neither JOB_RESPONSE_FILE 
 // gives it.
 func JobFromEnv(environ []string) (Job, error) {
 	job := Job{Timeout: defaultJobTimeout, variables: map[string]string{}}
-	var responseFile string
+	var responseFile, machine string
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		if name == "JOB_RESPONSE_FILE" {
 			responseFile = value
+		}
+		if name == machineEnv && machineName.MatchString(value) {
+			machine = value
 		}
 		if variable, ok := strings.CutPrefix(name, jobVariablePrefix); ok {
 			job.variables[variable] = value
@@ -90,10 +102,15 @@ func JobFromEnv(environ []string) (Job, error) {
 	services := strings.TrimSpace(job.variables["CI_JOB_SERVICES"])
 	job.Services = services != "" && services != "[]" && services != "null"
 
+	known := false
 	if responseFile != "" {
-		if err := job.readResponse(responseFile); err != nil {
+		var err error
+		if known, err = job.readResponse(responseFile); err != nil {
 			return Job{}, err
 		}
+	}
+	if !known && machine != "" {
+		job.machine, job.ID = machine, machine[strings.LastIndexByte(machine, '-')+1:]
 	}
 	if job.ID == "" {
 		return Job{}, errNotGitLab
@@ -144,25 +161,27 @@ type response struct {
 	} `json:"credentials"`
 }
 
-// readResponse takes what GitLab itself says over what the environment does.
-func (j *Job) readResponse(path string) error {
+// readResponse takes what GitLab itself says over what the environment does. It
+// reports whether there was anything to read.
+func (j *Job) readResponse(path string) (bool, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // runners before 13.9 write none; cleanup may come too late for it
+		return false, nil // runners before 13.9 write none; cleanup may come too late for it
 	}
 	if err != nil {
-		return fmt.Errorf("read the job's payload (JOB_RESPONSE_FILE): %w", err)
+		return false, fmt.Errorf("read the job's payload (JOB_RESPONSE_FILE): %w", err)
 	}
 	var r response
 	if err := json.Unmarshal(text, &r); err != nil {
-		return fmt.Errorf("read the job's payload (JOB_RESPONSE_FILE %s): %w", path, err)
+		return false, fmt.Errorf("read the job's payload (JOB_RESPONSE_FILE %s): %w", path, err)
 	}
 	j.ID = cmp.Or(r.ID.String(), j.ID)
-	if server := r.predefined("CI_SERVER_URL"); server != "" {
-		j.Server = server
-	}
-	j.Project = cmp.Or(r.JobInfo.ProjectFullPath, r.predefined("CI_PROJECT_PATH"), j.Project)
 	j.Owner = r.owner()
+	// Of the variables in the payload some are the author's, and GitLab sorts them:
+	// one that another refers to comes before it. So the first CI_SERVER_URL may be
+	// the author's; the address of the repository is not.
+	j.Server = cmp.Or(j.Owner.Instance, r.first("CI_SERVER_URL"), j.Server)
+	j.Project = cmp.Or(r.JobInfo.ProjectFullPath, r.first("CI_PROJECT_PATH"), j.Project)
 	if r.RunnerInfo.Timeout > 0 {
 		j.Timeout = time.Duration(r.RunnerInfo.Timeout) * time.Second
 	}
@@ -172,7 +191,7 @@ func (j *Job) readResponse(path string) error {
 			j.Accounts = append(j.Accounts, oci.Account{Registry: registryOf(c.URL), Username: c.Username, Password: c.Password})
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // owner is whose job it is.
@@ -197,10 +216,9 @@ func (r *response) owner() Owner {
 	return owner
 }
 
-// predefined is the value that GitLab gave a variable of its own. It lists its
-// own variables first; a later one of the same name is the author's, and wins in
-// the script, but not here.
-func (r *response) predefined(name string) string {
+// first is the value of the first variable of that name: most likely GitLab's own,
+// of which the author's come behind.
+func (r *response) first(name string) string {
 	for _, v := range r.Variables {
 		if v.Key == name {
 			return v.Value
@@ -220,6 +238,9 @@ func registryOf(text string) string {
 // VMName is the name of the job's machine: a function of the job alone, so that
 // cleanup finds the machine whatever became of the stages before.
 func (j Job) VMName() string {
+	if j.machine != "" {
+		return j.machine
+	}
 	sum := sha256.Sum256([]byte(strings.TrimSuffix(j.Server, "/")))
 	return fmt.Sprintf("sardine-%x-%s", sum[:4], j.ID)
 }

@@ -1,6 +1,8 @@
 package executor
 
 import (
+	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,22 +71,65 @@ func TestJobFromEnv(t *testing.T) {
 }
 
 // The author of a job sets variables. They must not lead to somebody else's
-// machine.
+// machine, whether they stand before or behind GitLab's own in the payload, and
+// whether there is a payload.
 func TestAuthorCannotBecomeAnotherJob(t *testing.T) {
-	honest, err := JobFromEnv([]string{"JOB_RESPONSE_FILE=" + writeFile(t, payload)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	liar, err := JobFromEnv([]string{
-		"JOB_RESPONSE_FILE=" + writeFile(t, payload),
+	const gitlabs = `"git_info": {"repo_url": "https://gitlab-ci-token:t@gitlab.example.com/group/project.git"}`
+	honest := jobIn(t, "JOB_RESPONSE_FILE="+writeFile(t, `{"id": 4711, `+gitlabs+`}`))
+	forged := []string{
 		"CUSTOM_ENV_CI_JOB_ID=1", "CUSTOM_ENV_CI_SERVER_URL=https://other.example.com", "CUSTOM_ENV_JOB_RESPONSE_FILE=/dev/null",
-	})
+		"CUSTOM_ENV_SARDINE_MACHINE=sardine-00000000-1",
+	}
+	const first = `"variables": [{"key": "CI_SERVER_URL", "value": "https://other.example.com"}, {"key": "CI_SERVER_URL", "value": "https://gitlab.example.com"}]`
+	const gone = "JOB_RESPONSE_FILE=/nonexistent/response.json"
+	for _, test := range []struct {
+		name string
+		env  []string
+	}{
+		{"variables alone", []string{"JOB_RESPONSE_FILE=" + writeFile(t, payload)}},
+		{"the author's comes first", []string{"JOB_RESPONSE_FILE=" + writeFile(t, `{"id": 4711, `+gitlabs+`, `+first+`}`)}},
+		{"the payload over what config said", []string{"JOB_RESPONSE_FILE=" + writeFile(t, payload), "SARDINE_MACHINE=sardine-00000000-2"}},
+		{"no payload", []string{gone, "SARDINE_MACHINE=" + honest.VMName()}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := jobIn(t, append(test.env, forged...)...)
+			if got.VMName() != honest.VMName() || got.ID != honest.ID {
+				t.Errorf("%s became %s, job %s", honest.VMName(), got.VMName(), got.ID)
+			}
+		})
+	}
+	if got := jobIn(t, gone, "CUSTOM_ENV_CI_JOB_ID=3", "SARDINE_MACHINE=../../etc").VMName(); !strings.HasSuffix(got, "-3") {
+		t.Errorf("a path became the name %s", got)
+	}
+}
+
+// What config tells the later stages is the name that they would find themselves.
+func TestConfigNamesTheMachine(t *testing.T) {
+	job := jobIn(t, "JOB_RESPONSE_FILE="+writeFile(t, payload))
+	var stdout bytes.Buffer
+	if err := (&Driver{Settings: parse(t, ""), Job: job}).Config(&stdout); err != nil {
+		t.Fatal(err)
+	}
+	var output configOutput
+	if err := json.Unmarshal(stdout.Bytes(), &output); err != nil {
+		t.Fatal(err)
+	}
+	later := []string{"JOB_RESPONSE_FILE=/nonexistent/response.json"}
+	for name, value := range output.JobEnv {
+		later = append(later, name+"="+value)
+	}
+	if got := jobIn(t, later...); got.VMName() != job.VMName() {
+		t.Errorf("config says %s, the job is %s", got.VMName(), job.VMName())
+	}
+}
+
+func jobIn(t *testing.T, environ ...string) Job {
+	t.Helper()
+	job, err := JobFromEnv(environ)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if honest.VMName() != liar.VMName() {
-		t.Errorf("%s became %s", honest.VMName(), liar.VMName())
-	}
+	return job
 }
 
 func TestVMName(t *testing.T) {

@@ -34,6 +34,9 @@ type Job struct {
 	// Variables are those of the job's author. They win over predefined ones, as
 	// far as GitLab lets them.
 	Variables []Variable
+	// FirstVariables are the author's, too, and stand before the predefined ones:
+	// GitLab sorts variables so that those which others refer to come first.
+	FirstVariables []Variable
 	// Credentials are the registry logins that GitLab adds by itself.
 	Credentials []Credentials
 
@@ -116,7 +119,7 @@ func (j Job) variables(dirs directories) []Variable {
 		host = u.Hostname()
 	}
 	public := func(key, value string) Variable { return Variable{Key: key, Value: value, Public: true} }
-	variables := []Variable{
+	variables := slices.Concat(j.FirstVariables, []Variable{
 		public("CI", "true"),
 		public("GITLAB_CI", "true"),
 		public("CI_SERVER", "yes"),
@@ -146,7 +149,7 @@ func (j Job) variables(dirs directories) []Variable {
 		public("CI_JOB_SERVICES", j.servicesVariable()),
 		public("FF_NETWORK_PER_BUILD", "false"),
 		public("FF_USE_FASTZIP", "false"),
-	}
+	})
 	if j.Image != nil {
 		variables = append(variables, public("CI_JOB_IMAGE", j.Image.Name))
 	}
