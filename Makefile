@@ -53,5 +53,7 @@ lint: ## gofmt and go vet
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt wants to change: $$unformatted"; exit 1; }
 	go vet ./...
 
-install: build ## install to $(PREFIX)/bin
+# Not after a build of its own: under sudo there may be no go on the PATH.
+install: ## install what make built to $(PREFIX)/bin
+	@[ -x $(BINARY) ] || { echo "$(BINARY) is missing; first run, without sudo: make build"; exit 1; }
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/gitlab-sardine-executor

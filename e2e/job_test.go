@@ -3,8 +3,11 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -59,6 +62,27 @@ func TestJob(t *testing.T) {
 		}
 		if after, _ := result.Find(gitlab.StageAfterScript); after.Stdout != "file\n" {
 			t.Errorf("after_script sees %q, want the file of script", after.Stdout)
+		}
+		prepare, _ := result.Find("prepare")
+		for _, section := range []string{"sardine_pull", "sardine_boot"} {
+			if !sectionOf(prepare.Stderr, section) {
+				t.Errorf("no section %s in:\n%q", section, prepare.Stderr)
+			}
+		}
+		host, err := os.Hostname()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Digest and size are those of the store.
+		what := regexp.MustCompile(`(?m)^Image ` + regexp.QuoteMeta(s.image) + `, (sha256:[0-9a-f]{64}), ([0-9.]+)MiB, on ` + regexp.QuoteMeta(host) + ` \([0-9.]+ s\)$`).FindStringSubmatch(prepare.Stderr)
+		if what == nil {
+			t.Fatalf("no line on image, digest, size and host in:\n%s", prepare.Stderr)
+		}
+		if !exists(filepath.Join(s.storage, "images", strings.Replace(what[1], ":", "-", 1))) {
+			t.Errorf("the store has no image %s", what[1])
+		}
+		if mib, err := strconv.ParseFloat(what[2], 64); err != nil || mib < 5 || mib > 100 {
+			t.Errorf("the guest has %s MiB", what[2])
 		}
 	})
 }

@@ -3,7 +3,9 @@ package executor
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/docker/go-units"
 
@@ -59,14 +61,15 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	if err != nil {
 		return nil, err
 	}
-	end := o.begin("pull", "sardine_pull", "Image "+o.Image.String())
+	end := o.begin("pull", "sardine_pull", "Pulling "+o.Image.String())
+	began := time.Now()
 	image, err := store.Pull(ctx, o.Image, o.Pull)
 	end()
 	if err != nil {
 		return nil, err
 	}
 	defer image.Close() // held until QEMU has its disks open
-	o.Log.Say("Digest %s, %s on this host", image.Digest, units.BytesSize(float64(sizeOf(image))))
+	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(sizeOf(image))), hostname(), seconds(time.Since(began)))
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
 	login, seed, err := loginFor(o.Settings, image.Guest)
 	if err != nil {
@@ -91,6 +94,15 @@ func (o *FetchAndCloneOptions) begin(phase, section, title string) (end func()) 
 		endPhase = o.Phase(phase)
 	}
 	return func() { endPhase(); endSection() }
+}
+
+// hostname is this host's, for the logs of jobs: which of several runners it was.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "this host"
+	}
+	return name
 }
 
 // sizeOf is the size of an image's files, in bytes.

@@ -104,8 +104,7 @@ func (d *Driver) noteOutcome(dirs Dirs, stage string, err error) {
 		return
 	}
 	if o.Keep > 0 {
-		host, _ := os.Hostname()
-		d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor login %s", o.Keep, host, d.Job.ID)
+		d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor login %s", o.Keep, hostname(), d.Job.ID)
 	}
 }
 

@@ -408,6 +408,9 @@ func (s *Settings) check() error {
 	if size := s.Defaults.cacheSize(); size < minCacheSize {
 		return fmt.Errorf("[defaults]: cache_size is %d bytes: no file system fits in less than %s", size, units.BytesSize(minCacheSize))
 	}
+	if t := s.Defaults.QueueTimeout; t != nil && *t == 0 {
+		return errors.New("[defaults]: queue_timeout is 0: a job could not even look whether there is room (1s is short)")
+	}
 	for _, pattern := range s.Defaults.AllowedImages {
 		if !doublestar.ValidatePattern(pattern) {
 			return fmt.Errorf("[defaults]: allowed_images: %q is not a glob", pattern)

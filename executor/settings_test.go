@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,33 @@ func TestExampleTellsTheTruth(t *testing.T) {
 	}
 }
 
+// Somebody who reads docs/ meets every setting, and not a setting that is none.
+func TestDocsNameEverySetting(t *testing.T) {
+	pages, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("%v, %v", pages, err)
+	}
+	var docs strings.Builder
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		docs.Write(text)
+	}
+	known := slices.Concat(tomlKeys(reflect.TypeFor[DefaultsTable]()), tomlKeys(reflect.TypeFor[ImageSection]()))
+	for _, key := range known {
+		if !regexp.MustCompile("`" + key + "\\b").MatchString(docs.String()) {
+			t.Errorf("no page in docs/ names the setting `%s`", key)
+		}
+	}
+	for _, found := range regexp.MustCompile("[Ss]ettings? `([a-z_]+)").FindAllStringSubmatch(docs.String(), -1) {
+		if !slices.Contains(known, found[1]) {
+			t.Errorf("docs/ speak of a setting `%s`, which is none", found[1])
+		}
+	}
+}
+
 func TestBadSettingsSayWhere(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"unknown key", "[defaults]\nconect = 'x'", `line 2: unknown key "defaults.conect" (did you mean "connect"?)`},
@@ -67,6 +95,7 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"wrong type", "[defaults]\nconnect = 7", "line 2: "},
 		{"bad duration", "[defaults]\ntimeout = 'soon'", "line 2: "},
 		{"no time at all", "[defaults]\ntimeout = '0s'", "no guest answers in no time"},
+		{"no time to wait", "[defaults]\nqueue_timeout = '0s'", "queue_timeout is 0"},
 		{"bad size", "[defaults]\nmemory = 'lots'", "line 2: "},
 		{"negative size", "[defaults]\nmemory = '-1'", "line 2: "},
 		{"negative count", "[defaults]\ncpus = -1", "cpus is -1"},

@@ -32,9 +32,12 @@ fi
 work=$(mktemp -d /tmp/demo.XXXXXX)
 registry=
 finish() {
-	local libvirtd=$work/run/libvirt/libvirtd.pid
+	local daemon
 	[[ -z $registry ]] || kill "$registry" 2>/dev/null || true
-	[[ ! -e $libvirtd ]] || kill "$(cat "$libvirtd")" 2>/dev/null || true
+	for daemon in libvirtd virtlogd; do # the user's; libvirt would let them wait two minutes for more to do
+		daemon=$work/run/libvirt/$daemon.pid
+		[[ ! -e $daemon ]] || kill "$(cat "$daemon")" 2>/dev/null || true
+	done
 	wait
 	rm -rf "$work"
 }

@@ -76,7 +76,7 @@ func classifyHandshake(err error, user, banner string) error {
 		// The text of /run/nologin, which systemd removes when it has booted.
 		return fmt.Errorf("%w: %w", errBooting, err)
 	case strings.Contains(err.Error(), "unable to authenticate"):
-		return fmt.Errorf("%w: user %q: %w", ErrLogin, user, err)
+		return fmt.Errorf("%w: user %q: %w (who logs in: the first user in the image's VM config, or the settings username, password and identity_file)", ErrLogin, user, err)
 	}
 	return fmt.Errorf("log in as %q: %w", user, err)
 }

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write docs/commands.md anew")
+
+const commandsHead = `# Commands
+
+What ` + "`gitlab-sardine-executor COMMAND --help`" + ` says. (` + "`go test ./cmd/gitlab-sardine-executor -run TestCommandsPage -update`" + `
+writes this page.)
+
+The four stages are for GitLab Runner to call; all other commands are for people. Those who try an
+image call ` + "`try`" + `; who makes images, ` + "`export`" + ` and ` + "`push`" + `; who looks after a host, ` + "`doctor`, `images`, `prune`" + ` and ` + "`sweep`" + `.
+`
+
+// help is what the program says to a person who asks.
+func help(t *testing.T, args ...string) string {
+	t.Helper()
+	var stdout bytes.Buffer
+	if status := run(append([]string{"gitlab-sardine-executor"}, args...), &stdout, io.Discard); status != 0 {
+		t.Fatalf("%q: status %d", args, status)
+	}
+	return strings.TrimSpace(stdout.String())
+}
+
+// docs/commands.md is the help of every command.
+func TestCommandsPage(t *testing.T) {
+	var page strings.Builder
+	page.WriteString(commandsHead)
+	fence := func(title, text string) { fmt.Fprintf(&page, "\n## %s\n\n```text\n%s\n```\n", title, text) }
+	// Not the version, which is of one build.
+	fence("All", regexp.MustCompile(`(?s)VERSION:\n.*?\n\n`).ReplaceAllString(help(t, "--help"), ""))
+	for _, command := range newApp(io.Discard, io.Discard).Commands {
+		if command.Usage == "" {
+			t.Errorf("%s has no usage", command.Name)
+		}
+		fence(command.Name, help(t, command.Name, "--help"))
+	}
+	const path = "../../docs/commands.md"
+	if *update {
+		if err := os.WriteFile(path, []byte(page.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(page.String(), string(text)); diff != "" {
+		t.Errorf("docs/commands.md is not what --help says (go test -run TestCommandsPage -update):\n%s", diff)
+	}
+}
+
+// README lists every page of docs/, and every link to a file leads to one.
+func TestLinks(t *testing.T) {
+	const root = "../.."
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil || len(pages) < 5 {
+		t.Fatalf("pages: %v, %v", pages, err)
+	}
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range pages {
+		if name := "docs/" + filepath.Base(page); !strings.Contains(string(readme), "| ["+name+"]("+name+") |") {
+			t.Errorf("README.md does not list %s", name)
+		}
+	}
+	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#([^)]*))?\)`)
+	for _, page := range append(pages, filepath.Join(root, "README.md")) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, to := range link.FindAllStringSubmatch(string(text), -1) {
+			target := filepath.Join(filepath.Dir(page), to[1])
+			there, err := os.ReadFile(target)
+			if err != nil {
+				t.Errorf("%s links to %s: %v", page, to[1], err)
+			} else if to[2] != "" && !hasAnchor(string(there), to[2]) {
+				t.Errorf("%s links to %s, which has no heading #%s", page, to[1], to[2])
+			}
+		}
+	}
+}
+
+// hasAnchor says whether a page has a heading of which GitLab makes that anchor.
+func hasAnchor(page, anchor string) bool {
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(page, -1) {
+		made := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		if strings.ReplaceAll(made, " ", "-") == anchor {
+			return true
+		}
+	}
+	return false
+}
