@@ -1,10 +1,13 @@
 package executor
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 
 	"gitlab-sardine-executor/oci"
 )
@@ -18,6 +21,8 @@ type AdminLogOptions struct {
 	// GitLab Runner's own in cleanup, which gets warnings if there is no file.
 	Stderr   io.Writer
 	IsRunner bool
+	// Secrets are not shown: those of the job. Those of the settings never are.
+	Secrets []string
 }
 
 // OpenAdminLog opens the administrator's log: the file log_file of the settings,
@@ -34,25 +39,69 @@ func (s *Settings) OpenAdminLog(o AdminLogOptions) (*slog.Logger, io.Closer, err
 
 func (s *Settings) openAdminLog(o AdminLogOptions) (*slog.Logger, io.Closer, error) {
 	none := io.NopCloser(nil)
+	hide := hideSecrets(append(s.passwords(), o.Secrets...))
 	switch {
 	case o.Debug:
-		return slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})), none, nil
+		return slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: hide})), none, nil
 	case s.Defaults.LogFile != "":
 		file, err := os.OpenFile(s.Defaults.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: log_file: %w", ErrSettings, err)
 		}
-		return slog.New(s.Defaults.logHandler(file)), file, nil
+		return slog.New(s.Defaults.logHandler(file, hide)), file, nil
 	case o.IsRunner:
-		return slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), none, nil
+		return slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: hide})), none, nil
 	}
 	return slog.New(slog.DiscardHandler), none, nil
 }
 
-func (t DefaultsTable) logHandler(w io.Writer) slog.Handler {
-	options := &slog.HandlerOptions{Level: t.LogLevel}
+func (t DefaultsTable) logHandler(w io.Writer, replace replaceAttr) slog.Handler {
+	options := &slog.HandlerOptions{Level: t.LogLevel, ReplaceAttr: replace}
 	if t.LogFormat == "json" {
 		return slog.NewJSONHandler(w, options)
 	}
 	return slog.NewTextHandler(w, options)
+}
+
+const (
+	// masked stands in for a secret, as in GitLab Runner's job logs.
+	masked = "[MASKED]"
+	// secretMin is the least length, in bytes, of what is hidden: something shorter
+	// stands in many a word. GitLab masks no variable of less than 8 characters.
+	secretMin = 4
+)
+
+// A replaceAttr is what [slog.HandlerOptions] calls for each attribute, the message
+// included.
+type replaceAttr = func(groups []string, a slog.Attr) slog.Attr
+
+// hideSecrets replaces the secrets in all that is logged. Nothing here logs a secret
+// knowingly; but a library, or the text of another program's error, can hold one.
+func hideSecrets(secrets []string) replaceAttr {
+	secrets = slices.DeleteFunc(secrets, func(s string) bool { return len(s) < secretMin })
+	// The longest first: one may be a part of another.
+	slices.SortFunc(secrets, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	var pairs []string
+	for _, secret := range secrets {
+		pairs = append(pairs, secret, masked)
+	}
+	replacer := strings.NewReplacer(pairs...)
+	return func(_ []string, a slog.Attr) slog.Attr {
+		text := ""
+		switch a.Value.Kind() {
+		case slog.KindString:
+			text = a.Value.String()
+		case slog.KindAny:
+			if _, isLevel := a.Value.Any().(slog.Level); isLevel || a.Value.Any() == nil {
+				return a
+			}
+			text = fmt.Sprint(a.Value.Any())
+		default:
+			return a
+		}
+		if hidden := replacer.Replace(text); hidden != text {
+			a.Value = slog.StringValue(hidden)
+		}
+		return a
+	}
 }

@@ -79,22 +79,9 @@ func (d *doctor) settingsFile() {
 	}
 	d.say("settings", Good, "%s", d.settings.Path)
 	info, err := os.Stat(d.settings.Path)
-	if err == nil && info.Mode().Perm()&0o044 != 0 && d.settings.hasPassword() {
+	if err == nil && info.Mode().Perm()&0o044 != 0 && len(d.settings.passwords()) > 0 {
 		d.say("settings", Worse, "other users of this host can read the passwords in %s (chmod 600)", d.settings.Path)
 	}
-}
-
-func (s *Settings) hasPassword() bool {
-	tables := []PerImage{s.Defaults.PerImage}
-	for _, section := range s.Images {
-		tables = append(tables, section.PerImage)
-	}
-	for _, table := range tables {
-		if table.Password != nil && *table.Password != "" {
-			return true
-		}
-	}
-	return false
 }
 
 // storage looks whether there is room, and whether this user may use it.

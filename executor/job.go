@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +26,9 @@ const jobVariablePrefix = "CUSTOM_ENV_"
 // It serves a stage that finds no payload, cleanup for one, which otherwise would
 // have to believe the author's CI_JOB_ID, and remove the machine of that job.
 const machineEnv = "SARDINE_MACHINE"
+
+// authConfigVariable holds passwords for registries, as Docker's config.json does.
+const authConfigVariable = "DOCKER_AUTH_CONFIG"
 
 // defaultJobTimeout is GitLab's, for jobs that do not say theirs.
 const defaultJobTimeout = time.Hour
@@ -57,6 +61,7 @@ type Job struct {
 	Timeout time.Duration
 
 	variables map[string]string
+	secrets   []string // of the payload
 }
 
 // An Owner is whose a job is, as far as that decides which other jobs it may meet in
@@ -146,9 +151,11 @@ type response struct {
 	RunnerInfo struct {
 		Timeout int `json:"timeout"` // seconds
 	} `json:"runner_info"`
+	Token     string `json:"token"`
 	Variables []struct {
-		Key   string `json:"key"`
-		Value string `json:"value"`
+		Key    string `json:"key"`
+		Value  string `json:"value"`
+		Masked bool   `json:"masked"`
 	} `json:"variables"`
 	Image struct {
 		PullPolicy []oci.PullPolicy `json:"pull_policy"`
@@ -186,7 +193,14 @@ func (j *Job) readResponse(path string) (bool, error) {
 		j.Timeout = time.Duration(r.RunnerInfo.Timeout) * time.Second
 	}
 	j.PullPolicies = r.Image.PullPolicy
+	j.secrets = append(j.secrets, r.Token)
+	for _, v := range r.Variables {
+		if v.Masked {
+			j.secrets = append(j.secrets, v.Value)
+		}
+	}
 	for _, c := range r.Credentials {
+		j.secrets = append(j.secrets, c.Password)
 		if c.Type == "registry" && c.URL != "" {
 			j.Accounts = append(j.Accounts, oci.Account{Registry: registryOf(c.URL), Username: c.Username, Password: c.Password})
 		}
@@ -243,6 +257,15 @@ func (j Job) VMName() string {
 	}
 	sum := sha256.Sum256([]byte(strings.TrimSuffix(j.Server, "/")))
 	return fmt.Sprintf("sardine-%x-%s", sum[:4], j.ID)
+}
+
+// Secrets are what no log may show: tokens, passwords, masked variables.
+func (j Job) Secrets() []string {
+	secrets := slices.Clone(j.secrets)
+	for _, account := range j.Accounts {
+		secrets = append(secrets, account.Password)
+	}
+	return append(secrets, oci.SecretsIn(j.Variable(authConfigVariable))...)
 }
 
 // Variable is the value of a job variable: the author's word.

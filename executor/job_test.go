@@ -61,6 +61,7 @@ func TestJobFromEnv(t *testing.T) {
 		},
 		Timeout:   30 * time.Minute,
 		variables: job.variables,
+		secrets:   job.secrets,
 	}
 	if diff := cmp.Diff(want, job, cmp.AllowUnexported(Job{})); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

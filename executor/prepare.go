@@ -97,7 +97,7 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 		Image: p.ref,
 		Pull: oci.PullOptions{
 			Policies:    p.policies,
-			Credentials: oci.Credentials{AuthConfig: d.Job.Variable("DOCKER_AUTH_CONFIG"), Accounts: d.Job.Accounts},
+			Credentials: oci.Credentials{AuthConfig: d.Job.Variable(authConfigVariable), Accounts: d.Job.Accounts},
 			MaxDisk:     int64(*p.settings.MaxDisk),
 			Progress:    progress,
 		},

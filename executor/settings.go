@@ -508,6 +508,21 @@ func (s *Settings) For(image string) ImageSettings {
 	return resolved
 }
 
+// passwords are those of guests that stand in the settings.
+func (s *Settings) passwords() []string {
+	tables := []PerImage{s.Defaults.PerImage}
+	for _, section := range s.Images {
+		tables = append(tables, section.PerImage)
+	}
+	var found []string
+	for _, table := range tables {
+		if table.Password != nil && *table.Password != "" {
+			found = append(found, *table.Password)
+		}
+	}
+	return found
+}
+
 // Allowed says whether jobs may use image.
 func (s *Settings) Allowed(image string) bool {
 	if len(s.Defaults.AllowedImages) == 0 {

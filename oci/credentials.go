@@ -129,14 +129,7 @@ func lookupAuthConfig(text string, named reference.Named) (types.DockerAuthConfi
 	if strings.TrimSpace(text) == "" {
 		return types.DockerAuthConfig{}, false, nil
 	}
-	var file struct {
-		Auths map[string]struct {
-			Auth          string `json:"auth"`
-			Username      string `json:"username"`
-			Password      string `json:"password"`
-			IdentityToken string `json:"identitytoken"`
-		} `json:"auths"`
-	}
+	var file authConfig
 	// The error of encoding/json may quote the text, which holds passwords.
 	if json.Unmarshal([]byte(text), &file) != nil {
 		return types.DockerAuthConfig{}, false, fmt.Errorf("%w: DOCKER_AUTH_CONFIG is not the JSON of a Docker config file", ErrDenied)
@@ -153,14 +146,51 @@ func lookupAuthConfig(text string, named reference.Named) (types.DockerAuthConfi
 	entry := file.Auths[best]
 	auth := types.DockerAuthConfig{Username: entry.Username, Password: entry.Password, IdentityToken: entry.IdentityToken}
 	if entry.Auth != "" {
-		plain, err := base64.StdEncoding.DecodeString(entry.Auth)
-		username, password, ok := strings.Cut(string(plain), ":")
-		if err != nil || !ok {
+		username, password, ok := entry.login()
+		if !ok {
 			return types.DockerAuthConfig{}, false, fmt.Errorf("%w: DOCKER_AUTH_CONFIG: auths[%q].auth is not the base64 of user:password", ErrDenied, best)
 		}
-		auth.Username, auth.Password = username, strings.TrimRight(password, "\x00")
+		auth.Username, auth.Password = username, password
 	}
 	return auth, true, nil
+}
+
+// authConfig is what is read of a Docker config.json.
+type authConfig struct {
+	Auths map[string]authEntry `json:"auths"`
+}
+
+type authEntry struct {
+	Auth          string `json:"auth"`
+	Username      string `json:"username"`
+	Password      string `json:"password"`
+	IdentityToken string `json:"identitytoken"`
+}
+
+// login is what the field auth holds.
+func (e authEntry) login() (username, password string, ok bool) {
+	plain, err := base64.StdEncoding.DecodeString(e.Auth)
+	username, password, found := strings.Cut(string(plain), ":")
+	return username, strings.TrimRight(password, "\x00"), found && err == nil
+}
+
+// SecretsIn are the passwords and tokens in the text of a Docker config.json, which
+// [Credentials] take as AuthConfig; none if it is none.
+func SecretsIn(text string) []string {
+	var file authConfig
+	if json.Unmarshal([]byte(text), &file) != nil {
+		return nil
+	}
+	var secrets []string
+	for _, entry := range file.Auths {
+		_, password, _ := entry.login()
+		for _, secret := range []string{entry.Auth, password, entry.Password, entry.IdentityToken} {
+			if secret != "" {
+				secrets = append(secrets, secret)
+			}
+		}
+	}
+	return secrets
 }
 
 func matchesName(key string, named reference.Named) bool {

@@ -83,17 +83,17 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	if err != nil {
 		return finish(log, err)
 	}
+	job, err := executor.JobFromEnv(os.Environ())
+	if err != nil {
+		return finish(log, err)
+	}
 	admin, closer, err := settings.OpenAdminLog(executor.AdminLogOptions{
-		Debug: cfg.debug, Stderr: stderr, IsRunner: c.Command.Name == "cleanup",
+		Debug: cfg.debug, Stderr: stderr, IsRunner: c.Command.Name == "cleanup", Secrets: job.Secrets(),
 	})
 	if err != nil {
 		return finish(log, err)
 	}
 	defer closer.Close()
-	job, err := executor.JobFromEnv(os.Environ())
-	if err != nil {
-		return finish(log, err)
-	}
 	executor.ForgetJobVariables()
 	began := time.Now()
 	driver := &executor.Driver{Version: programVersion(), Settings: settings, Job: job, Log: log, Admin: admin}
