@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -270,6 +271,67 @@ func TestRun(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A gigabyte comes out byte for byte, and takes no more memory than a megabyte.
+func TestLargeOutput(t *testing.T) {
+	s := newSSHServer(t)
+	client, err := logIn(t, s, goodLogin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := make([]byte, 16<<20)
+	rand.Read(block)
+	path := filepath.Join(t.TempDir(), "block")
+	if err := os.WriteFile(path, block, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const blocks = 64
+	stdout := &repeated{block: block}
+	before := heapInUse()
+	began := time.Now()
+	status, err := run(testContext(t), client, Command{Line: fmt.Sprintf("i=0; while [ $i -lt %d ]; do cat %s; i=$((i+1)); done", blocks, path), Stdout: stdout})
+	if err != nil || status != 0 || stdout.n != blocks*int64(len(block)) {
+		t.Fatalf("%d bytes, status %d, error %v", stdout.n, status, err)
+	}
+	if stdout.wrong {
+		t.Error("the bytes are not those that the command wrote")
+	}
+	more := int64(stdout.heap) - int64(before)
+	t.Logf("%d MiB in %v, %d MiB more memory at most", stdout.n>>20, time.Since(began).Round(time.Millisecond), more>>20)
+	if more > 32<<20 {
+		t.Errorf("it took %d MiB of memory", more>>20)
+	}
+}
+
+// repeated compares what is written to it with a block, over and over, and looks
+// now and then how much memory is in use.
+type repeated struct {
+	block []byte
+	n     int64
+	wrong bool
+	heap  uint64 // the most
+}
+
+func (r *repeated) Write(p []byte) (int, error) {
+	written := len(p)
+	for len(p) > 0 {
+		at := int(r.n % int64(len(r.block)))
+		if at == 0 {
+			r.heap = max(r.heap, heapInUse())
+		}
+		n := min(len(p), len(r.block)-at)
+		r.wrong = r.wrong || !bytes.Equal(p[:n], r.block[at:at+n])
+		r.n += int64(n)
+		p = p[n:]
+	}
+	return written, nil
+}
+
+func heapInUse() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse
 }
 
 // A daemon that a script leaves in the background holds the session's pipes; the

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -40,17 +41,24 @@ func running(t *testing.T, guest *vm.Guest, text string, keepalive vm.Keepalive)
 	return ended
 }
 
+// lostTime is how long a job may hang on a guest that is lost.
+const lostTime = 30 * time.Second
+
 // A guest that hangs without a word, as its QEMU does here, is found by the
-// keepalive; one that is gone by libvirt.
+// keepalive that jobs have; one that is gone by libvirt.
 func TestGuestIsLostDuringAScript(t *testing.T) {
 	eachMode(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("lost"))
 		pid := l.qemu(t, guest.Name())
-		ended := running(t, guest, "sleep 1000", vm.Keepalive{Interval: 200 * time.Millisecond, Timeout: time.Second})
+		ended := running(t, guest, "sleep 1000", vm.Keepalive{})
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		began := time.Now()
 		err := <-ended
+		if took := time.Since(began); took > lostTime {
+			t.Errorf("QEMU hangs: that took %v to find", took)
+		}
 		if err2 := syscall.Kill(pid, syscall.SIGCONT); err2 != nil {
 			t.Fatal(err2)
 		}
@@ -66,7 +74,7 @@ func TestGuestIsLostDuringAScript(t *testing.T) {
 		if err := found.Connect(t.Context(), guestLogin); err != nil {
 			t.Fatal(err)
 		}
-		ended = running(t, found, "sleep 1000", vm.DefaultKeepalive)
+		ended = running(t, found, "sleep 1000", vm.Keepalive{})
 		l.virsh(t, "destroy", guest.Name())
 		if err := <-ended; !errors.Is(err, vm.ErrGuestStopped) {
 			t.Errorf("virsh destroy: got %v, want %v", err, vm.ErrGuestStopped)
@@ -136,6 +144,70 @@ func TestLibvirtdRestartsDuringAScript(t *testing.T) {
 		script(t, again, "touch /tmp/go")
 		if err := <-ended; err != nil {
 			t.Errorf("the script ended with %v", err)
+		}
+	})
+}
+
+// The ways to log in that need no password, with programs of OpenSSH's: ssh-keygen
+// made the key, and ssh-agent keeps the other one.
+func TestKeyLogins(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		inFile, inAgent, foreign := filepath.Join(l.dir, "file"), filepath.Join(l.dir, "agent"), filepath.Join(l.dir, "foreign")
+		authorized := ""
+		for _, path := range []string{inFile, inAgent, foreign} {
+			run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path)
+			public, err := os.ReadFile(path + ".pub")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if path != foreign {
+				authorized += string(public)
+			}
+		}
+		socket := filepath.Join(l.dir, "agent.socket")
+		keeper := exec.Command("ssh-agent", "-D", "-a", socket)
+		if err := keeper.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { keeper.Process.Kill(); keeper.Wait() })
+		for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+			if _, err := os.Stat(socket); err == nil {
+				break
+			}
+			if time.Since(began) > 10*time.Second {
+				t.Fatal("ssh-agent does not listen")
+			}
+		}
+		t.Setenv("SSH_AUTH_SOCK", socket)
+		run(t, "ssh-add", "-q", inAgent)
+
+		known := variant{files: map[string]string{"home/vagrant/.ssh/authorized_keys": authorized}}
+		guest := l.ready(t, l.spec("keys", known.of(t, l)))
+		for _, test := range []struct {
+			name  string
+			login vm.Login
+			want  error
+		}{
+			{"key file", vm.Login{User: "vagrant", IdentityFile: inFile}, nil},
+			{"agent", vm.Login{User: "vagrant", Agent: true}, nil},
+			{"agent before a wrong password", vm.Login{User: "vagrant", Agent: true, Password: "guess"}, nil},
+			{"a key that the guest does not know", vm.Login{User: "vagrant", IdentityFile: foreign}, vm.ErrLogin},
+		} {
+			t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
+				found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer found.Close()
+				if err := found.Connect(t.Context(), test.login); !errors.Is(err, test.want) {
+					t.Fatalf("got %v, want %v", err, test.want)
+				} else if err != nil {
+					return
+				}
+				if output, status := script(t, found, "id -un"); output != "vagrant\n" || status != 0 {
+					t.Errorf("the guest says %q, status %d", output, status)
+				}
+			})
 		}
 	})
 }
