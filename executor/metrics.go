@@ -2,6 +2,7 @@ package executor
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,13 @@ import (
 // phaseBuckets are the upper bounds, in seconds, of the histogram of phases: from
 // an empty script to a pull of many gigabytes.
 var phaseBuckets = []float64{0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600}
+
+const (
+	// metricsLockTimeout bounds the wait for other stages, which hold the file for
+	// some milliseconds; one that is stopped must not stop all.
+	metricsLockTimeout = 5 * time.Second
+	metricsLockPoll    = 2 * time.Millisecond
+)
 
 // metricHelp is what Prometheus shows beside each metric; docs/metrics.md lists
 // the same.
@@ -92,9 +100,11 @@ func (m *Metrics) Write(path string) error {
 	if path == "" || len(changes) == 0 {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), metricsLockTimeout)
+	defer cancel()
 	lock := flock.New(path + ".lock")
-	if err := lock.Lock(); err != nil {
-		return fmt.Errorf("write metrics: %w", err)
+	if _, err := lock.TryLockContext(ctx, metricsLockPoll); err != nil {
+		return fmt.Errorf("write metrics: wait for %s: %w", lock.Path(), err)
 	}
 	defer lock.Close()
 	f, err := readFamilies(path)

@@ -1,12 +1,17 @@
 package executor
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gofrs/flock"
 )
 
 func TestMetricsAddUpOverProcesses(t *testing.T) {
@@ -45,6 +50,83 @@ func TestMetricsAddUpOverProcesses(t *testing.T) {
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("missing: %s\nin:\n%s", want, text)
+		}
+	}
+}
+
+// Whoever reads the file while it is written, as node_exporter does, sees all of it.
+func TestMetricsAreComplete(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sardine.prom")
+	write := func() {
+		m := &Metrics{}
+		m.Count("sardine_jobs_total", 1, "result", strings.Repeat("x", 64<<10)) // more than a write call's worth
+		m.Observe("run", time.Second)
+		m.Set("sardine_pulls_total", 1)
+		if err := m.Write(path); err != nil {
+			t.Error(err)
+		}
+	}
+	write()
+	var writers sync.WaitGroup
+	for range 2 {
+		writers.Go(func() {
+			for range 100 {
+				write()
+			}
+		})
+	}
+	written := make(chan struct{})
+	go func() { writers.Wait(); close(written) }()
+	for reads := 0; ; reads++ {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(string(text), "# HELP sardine_jobs_total") || !strings.HasSuffix(string(text), "sardine_pulls_total 1\n") {
+			t.Fatalf("after %d reads: a part of the file, %d bytes", reads, len(text))
+		}
+		select {
+		case <-written:
+			if !strings.Contains(string(text), `sardine_phase_seconds_count{phase="run"} 201`) {
+				continue // the last write came after the read
+			}
+			t.Logf("%d reads", reads)
+			return
+		default:
+		}
+	}
+}
+
+// A stage that holds the lock for ever costs the others their metrics, not the job.
+func TestMetricsDoNotWaitForEver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sardine.prom")
+	lock := flock.New(path + ".lock")
+	if err := lock.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	m := &Metrics{}
+	m.Count("sardine_swept_total", 1)
+	if err := m.Write(path); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// docs/metrics.md lists the metrics that there are.
+func TestMetricsAreDocumented(t *testing.T) {
+	text, err := os.ReadFile("../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed := regexp.MustCompile("`(sardine_[a-z_]+)`").FindAllStringSubmatch(string(text), -1)
+	for _, name := range listed {
+		if metricHelp[name[1]] == "" {
+			t.Errorf("there is no metric %s", name[1])
+		}
+	}
+	for name := range metricHelp {
+		if !strings.Contains(string(text), "`"+name+"`") {
+			t.Errorf("docs/metrics.md lacks %s", name)
 		}
 	}
 }
