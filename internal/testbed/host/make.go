@@ -41,6 +41,7 @@ func makeHost() error {
 		{"mount", mountPrivate},
 		{"make directories", makeDirectories},
 		{"make devices", makeDevices},
+		{"copy settings", ownSettings},
 		{"add user", addUser},
 		{"set up libvirt", setUpLibvirt},
 		{"set up network", setUpNetwork},
@@ -111,7 +112,18 @@ func makeDirectories() error {
 	return nil
 }
 
-// addUser adds [User] to copies of passwd and group, which cover the machine's.
+// ownSettings gives the host an /etc of its own, a copy. Covering single files
+// would not do: a user who is added to the machine meanwhile replaces its passwd,
+// and what covered it here is gone.
+func ownSettings() error {
+	const copied = "/run/etc"
+	if output, err := exec.Command("cp", "-a", "/etc", copied).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy /etc: %w: %s", err, bytes.TrimSpace(output))
+	}
+	return unix.Mount(copied, "/etc", "", unix.MS_BIND, "")
+}
+
+// addUser adds [User] to passwd and group.
 func addUser() error {
 	id := strconv.Itoa(int(User.ID))
 	for path, line := range map[string]string{
@@ -123,24 +135,9 @@ func addUser() error {
 			return err
 		}
 		content = append(bytes.TrimRight(content, "\n"), "\n"+line+"\n"...)
-		if err := cover(path, content); err != nil {
+		if err := os.WriteFile(path, content, 0o644); err != nil {
 			return err
 		}
-	}
-	return nil
-}
-
-// cover puts a file of this host over one of the machine.
-func cover(path string, content []byte) error {
-	copied := filepath.Join("/run/etc", filepath.Base(path))
-	if err := os.MkdirAll(filepath.Dir(copied), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(copied, content, 0o644); err != nil {
-		return err
-	}
-	if err := unix.Mount(copied, path, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("%s over %s: %w", copied, path, err)
 	}
 	return nil
 }
@@ -152,7 +149,7 @@ const qemuConf = "security_driver = \"none\"\n"
 // setUpLibvirt gives libvirt settings of this host: its own defaults, the
 // network that comes with it, and the network filters that a package installed.
 func setUpLibvirt() error {
-	const settings, installed = "/etc/libvirt", "/run/etc/libvirt-installed"
+	const settings, installed = "/etc/libvirt", "/run/libvirt-installed"
 	if _, err := os.Stat(settings); err != nil {
 		return nil // no libvirt on this machine
 	}
