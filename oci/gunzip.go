@@ -19,6 +19,7 @@ import (
 type gunzip struct {
 	in      *bufio.Reader
 	counted *countedReader // beneath in
+	headers *gzip.Reader
 	deflate *inflate.Reader
 	name    string // in the header of the first member
 
@@ -83,13 +84,16 @@ func resumeGunzip(r io.Reader, mark gzipMark, wanted func(compressed int64) bool
 }
 
 func (g *gunzip) header() error {
-	// gzip.Reader takes not a byte more than the header from a bufio.Reader.
-	h, err := gzip.NewReader(g.in)
-	if err != nil {
+	// gzip.Reader takes not a byte more than the header from a bufio.Reader. One is
+	// enough: a stream can have a member in every 20 bytes.
+	if g.headers == nil {
+		g.headers = new(gzip.Reader)
+	}
+	if err := g.headers.Reset(g.in); err != nil {
 		return err
 	}
 	if g.produced == 0 && g.deflate == nil {
-		g.name = h.Name
+		g.name = g.headers.Name
 	}
 	g.crc, g.size = 0, 0
 	if g.deflate == nil {

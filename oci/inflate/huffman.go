@@ -21,13 +21,14 @@ func (r *Reader) dynamicHeader() error {
 		}
 		codeLengths[i] = uint8(r.take(3))
 	}
-	if !buildCode(&r.code, codeLengths[:]) {
+	if !buildCode(&r.own.code, codeLengths[:]) {
 		return r.corrupt("no such code of code lengths")
 	}
 	var lengths [numLit + numDist]uint8
 	if err := r.codeLengths(lengths[:nlit+ndist]); err != nil {
 		return err
 	}
+	r.lit, r.dist = &r.own.lit, &r.own.dist
 	switch {
 	case lengths[256] == 0:
 		return r.corrupt("the end of the block has no code")
@@ -54,7 +55,7 @@ func buildCode(table *codeTable, lengths []uint8) bool {
 // codeLengths reads the lengths of codes, which are compressed themselves.
 func (r *Reader) codeLengths(lengths []uint8) error {
 	for i := 0; i < len(lengths); {
-		e, err := r.symbol(r.code[:], 7)
+		e, err := r.symbol(r.own.code[:], 7)
 		if err != nil {
 			return err
 		}
@@ -151,7 +152,7 @@ const fastInput = 16
 // fast decompresses as long as it need not look where input and buffer end. All
 // that it works with is in local variables.
 func (r *Reader) fast() (end bool, wrong string) {
-	in, out, lit, dist := r.in, &r.out, &r.lit, &r.dist
+	in, out, lit, dist := r.in, &r.out, r.lit, r.dist
 	at, to, bits, nbits := r.at, r.to, r.bits, r.nbits
 	defer func() { r.at, r.to, r.bits, r.nbits = at, to, bits, nbits }()
 	for at+fastInput <= len(in) && to < limit {

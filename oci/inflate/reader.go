@@ -75,9 +75,14 @@ type Reader struct {
 	paused bool
 	err    error
 
-	lit  litTable
-	dist distTable
-	code codeTable // of a dynamic block's header
+	// Of the block at hand: own, or those of the fixed code.
+	lit  *litTable
+	dist *distTable
+	own  struct {
+		lit  litTable
+		dist distTable
+		code codeTable // of a dynamic block's header
+	}
 }
 
 // A state says what comes next in the stream.

@@ -221,7 +221,9 @@ func (t *litTable) pair() {
 }
 
 // fixed is the code of blocks of kind 1 (RFC 1951, 3.2.6).
-var fixed = sync.OnceValues(func() (lit litTable, dist distTable) {
+var fixed = sync.OnceValues(func() (*litTable, *distTable) {
+	var lit litTable
+	var dist distTable
 	var lengths [288]uint8
 	for i := range lengths {
 		switch {
@@ -243,5 +245,5 @@ var fixed = sync.OnceValues(func() (lit litTable, dist distTable) {
 		five[i] = 5
 	}
 	build(dist[:], distBits, five[:], append(distSymbols[:], special, special))
-	return lit, dist
+	return &lit, &dist
 })
