@@ -10,7 +10,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/readahead"
-	"github.com/ulikunitz/xz"
+	"github.com/therootcompany/xz"
 
 	"gitlab-sardine-executor/internal/qcow2"
 	"gitlab-sardine-executor/oci/format"
@@ -140,7 +140,9 @@ func (d decompression) decode(p *plainStream, r *bufio.Reader) (err error) {
 	case d.compression == format.Zstd, bytes.HasPrefix(magic, magicZstd):
 		return d.zstd(p, r)
 	case bytes.HasPrefix(magic, magicXZ):
-		p.Reader, err = xz.ReaderConfig{DictCap: d.window}.NewReader(r)
+		// Of github.com/ulikunitz/xz, which is better kept, DictCap is the least that is
+		// allocated: a header of 12 bytes can ask for 4 GiB.
+		p.Reader, err = xz.NewReader(r, uint32(d.window))
 		return err
 	case d.compression == format.Maybe, qcow2.IsQCOW2(magic):
 		p.Reader = r
