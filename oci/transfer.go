@@ -90,7 +90,7 @@ func transfer(ctx context.Context, from Reference, o TransferOptions, open func(
 		return "", err
 	}
 	defer src.Close()
-	tree := &imageTree{seen: map[digest.Digest]bool{}}
+	tree := &imageTree{seen: map[digest.Digest]bool{}, seenBlobs: map[digest.Digest]bool{}}
 	if err := tree.walk(ctx, src, from.Digest(), 0); err != nil {
 		return "", err
 	}
@@ -110,8 +110,10 @@ const (
 	// maxIndexDepth bounds indexes in indexes; a digest cannot name itself, but
 	// somebody can nest for long.
 	maxIndexDepth = 8
-	// maxManifests bounds the manifests of one image.
-	maxManifests = 1000
+	// maxManifests bounds the manifests of one image, and maxManifestBytes their size:
+	// they are kept in memory until their blobs are copied.
+	maxManifests     = 1000
+	maxManifestBytes = 64 << 20
 )
 
 // An imageTree is everything that one image consists of, each thing once.
@@ -121,7 +123,9 @@ type imageTree struct {
 	manifests []rawManifest
 	blobs     []v1.Descriptor
 
-	seen map[digest.Digest]bool
+	// A manifest can also be a layer, of another image or an artifact.
+	seen, seenBlobs map[digest.Digest]bool
+	size            int // of the manifests, in bytes
 }
 
 func (t *imageTree) top() rawManifest { return t.manifests[len(t.manifests)-1] }
@@ -142,6 +146,9 @@ func (t *imageTree) walk(ctx context.Context, src source, d digest.Digest, depth
 	t.seen[d] = true
 	if len(t.seen) > maxManifests {
 		return fmt.Errorf("%w: more than %d manifests", ErrFormat, maxManifests)
+	}
+	if t.size += len(raw); t.size > maxManifestBytes {
+		return fmt.Errorf("%w: manifests of more than %d bytes", ErrFormat, maxManifestBytes)
 	}
 	if mediaType == "" {
 		mediaType = manifest.GuessMIMEType(raw)
@@ -180,8 +187,8 @@ func (t *imageTree) addBlobs(raw []byte, mediaType string) error {
 		return fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	for _, desc := range append(m.Layers, m.Config) {
-		if !t.seen[desc.Digest] {
-			t.seen[desc.Digest] = true
+		if !t.seenBlobs[desc.Digest] {
+			t.seenBlobs[desc.Digest] = true
 			t.blobs = append(t.blobs, desc)
 		}
 	}

@@ -16,8 +16,12 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// maxTreeEntries bounds the files in all layers of a tree.
-const maxTreeEntries = 1_000_000
+const (
+	// maxTreeEntries bounds the files in all layers of a tree.
+	maxTreeEntries = 1_000_000
+	// maxFound bounds the names in an error.
+	maxFound = 10
+)
 
 const (
 	whiteout       = ".wh."
@@ -60,13 +64,23 @@ func (u *unpacker) unpackTree(ctx context.Context, number int, f *os.File, tree 
 	case len(t.found) == 0:
 		return diskState{}, fmt.Errorf("%w: the image has no file /%s", ErrFormat, tree.Path)
 	case len(t.found) > 1:
-		return diskState{}, fmt.Errorf("%w: several files in /%s/: %q; want one", ErrFormat, tree.Path, t.found)
+		return diskState{}, t.several()
 	}
 	if err := f.Sync(); err != nil {
 		return diskState{}, err
 	}
 	d.state = t.state
 	return d.state, d.remember()
+}
+
+// several is the error for a tree with more than one file. What is found is there for
+// good, for layers are read from the topmost down.
+func (t *treeReader) several() error {
+	more := ""
+	if len(t.found) > maxFound {
+		more = " and others"
+	}
+	return fmt.Errorf("%w: several files in /%s/: %q%s; want one", ErrFormat, t.tree.Path, t.found[:min(len(t.found), maxFound)], more)
 }
 
 // readLayer reads a whole layer, for its digest.
@@ -186,7 +200,10 @@ func (t *treeReader) take(content io.Reader, header *tar.Header, name string) er
 		if slices.Contains(t.found[:len(t.found)-1], path.Base(name)) {
 			return fmt.Errorf("%w: two files /%s in one layer", ErrFormat, name)
 		}
-		return nil // all names, for the error
+		if len(t.found) > maxFound {
+			return t.several()
+		}
+		return nil // more names, for the error
 	}
 	out := &sparseWriter{file: t.file, limit: t.u.fileLimit()}
 	hash := digest.Canonical.Digester()

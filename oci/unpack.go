@@ -62,6 +62,9 @@ func (u *unpacker) run(ctx context.Context) (*Image, error) {
 		Created:      u.plan.Created,
 		Disks:        make([]Disk, len(u.plan.Disks)),
 	}
+	if err := u.checkSizes(); err != nil {
+		return nil, err
+	}
 	if err := u.makeRoom(); err != nil {
 		return nil, err
 	}
@@ -83,6 +86,18 @@ func (u *unpacker) run(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	return image, u.complete(image)
+}
+
+// checkSizes refuses a disk whose blobs alone are larger than any that is accepted.
+// Room on the disk, which is looked at next, may be there another time.
+func (u *unpacker) checkSizes() error {
+	for i, disk := range u.plan.Disks {
+		one := format.Plan{Disks: []format.Disk{disk}}
+		if size := one.TransferSize(); disk.Tree == nil && size > u.fileLimit() {
+			return fmt.Errorf("%w: the layers of disk %d have %d bytes, a disk at most %d (max_disk)", ErrHostile, i, size, u.maxDisk)
+		}
+	}
+	return nil
 }
 
 // complete gives the finished files their names, checks and seals them.
