@@ -74,7 +74,7 @@ func importImage(ctx context.Context, cfg *settingsFlags, f *importFlags, image 
 		return err
 	}
 	for _, path := range imported.Dropped {
-		fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", path)
+		fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", visible(path))
 	}
 	_, err = fmt.Fprintln(stdout, imported.Name)
 	return err

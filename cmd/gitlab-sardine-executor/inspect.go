@@ -53,7 +53,7 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 			return err
 		}
 		for _, path := range dropped {
-			fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", path)
+			fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", visible(path))
 		}
 		_, err = fmt.Fprintln(stdout, doc)
 		return err
@@ -119,7 +119,7 @@ type printer struct {
 
 func (p *printer) line(label, text string) {
 	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, "%-13s %s\n", label, text)
+		_, p.err = fmt.Fprintf(p.w, "%-13s %s\n", label, visible(text))
 	}
 }
 

@@ -47,7 +47,7 @@ func run(args []string, stdout, stderr io.Writer) (status int) {
 	case errors.As(err, &exit):
 		return exit.status
 	}
-	fmt.Fprintf(stderr, "gitlab-sardine-executor: %v\n", err)
+	fmt.Fprintf(stderr, "gitlab-sardine-executor: %s\n", visible(err.Error(), '\n', '\t'))
 	return 1
 }
 

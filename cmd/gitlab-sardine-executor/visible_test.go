@@ -1,0 +1,45 @@
+package main
+
+import (
+	"bytes"
+	"path/filepath"
+	"strings"
+	"testing"
+	"unicode"
+
+	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/oci"
+)
+
+const hostileText = "a\x1b[31m\nStore: b\u009b2J\u202ec"
+
+// TestVisible: no text of an image commands the terminal of whoever inspects it.
+func TestVisible(t *testing.T) {
+	report := &executor.ImageReport{Inspection: &oci.Inspection{}}
+	report.Reference, report.Format, report.OS, report.Architecture = hostileText, hostileText, hostileText, hostileText
+	report.Evidence, report.Prepare = []string{hostileText}, []string{hostileText}
+	report.Disks = []oci.InspectedDisk{{Name: hostileText, Content: hostileText}}
+	report.Guest.Users = []oci.User{{Username: hostileText}}
+	report.Guest.Services = []oci.Service{{Service: hostileText}}
+	var out, stderr bytes.Buffer
+	if err := printReport(&out, report); err != nil {
+		t.Fatal(err)
+	}
+	if status := run([]string{"gitlab-sardine-executor", "inspect", "oci:" + filepath.Join(t.TempDir(), "\x1b[31mnone")}, &out, &stderr); status == 0 {
+		t.Error("inspected what is not there")
+	}
+	if !strings.Contains(stderr.String(), `\x1b[31mnone`) {
+		t.Errorf("the error does not say what was asked for: %q", stderr.String())
+	}
+	for _, text := range []string{out.String(), stderr.String()} {
+		if i := strings.IndexFunc(text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
+			t.Errorf("%q is printed: %q", text[i:][:1], text)
+		}
+	}
+	if n := strings.Count(out.String(), "\nStore:"); n != 1 {
+		t.Errorf("%d lines about the store:\n%s", n, out.String())
+	}
+	if plain := "Größe: 3, „quoted“"; visible(plain) != plain {
+		t.Errorf("%q became %q", plain, visible(plain))
+	}
+}
