@@ -1,0 +1,121 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+)
+
+// The memory of all machines that run, whoever's they are, of the new one and of the
+// host itself is not more than the host has: a machine for which there is none waits
+// until another ends.
+func TestAdmissionByMemory(t *testing.T) {
+	const mib = 1 << 20
+	newcomer := &libvirtxml.Domain{Memory: &libvirtxml.DomainMemory{Value: 1 << 20, Unit: "KiB"}}
+	for _, test := range []struct {
+		name    string
+		reserve int64 // more than what is left to the host by two machines of 1 GiB
+		foreign bool
+		ends    bool // the machine that runs, after a while
+		waits   string
+		err     error
+	}{
+		{name: "fits exactly"},
+		{name: "a byte too little", reserve: 1, ends: true, waits: "job 42 of group/project"},
+		{name: "of another's machine", reserve: 1, foreign: true, ends: true, waits: "none of a job"},
+		{name: "for ever", reserve: 1, waits: "job 42 of group/project", err: ErrQueue},
+		{name: "memory is not counted", reserve: -4 << 30},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := emptyHost(t)
+			running := startTestMachine(t, h, test.foreign)
+			size, err := h.Size(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := make(chan string, 10)
+			spec := &Spec{JobDir: filepath.Join(t.TempDir(), "job"), Admission: Admission{
+				Reserve: int64(size.Memory) - 2048*mib + test.reserve,
+				Timeout: 3 * time.Second,
+				Waiting: func(reason string) { said <- reason },
+			}}
+			if test.ends {
+				spec.Admission.Timeout = time.Minute
+				go func() {
+					said <- <-said // that it waits is known
+					if err := running.Destroy(); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+			release, err := h.admit(t.Context(), newcomer, spec)
+			if !errors.Is(err, test.err) {
+				t.Fatalf("got %v, want %v", err, test.err)
+			}
+			if err != nil && !strings.Contains(err.Error(), "queue_timeout") {
+				t.Errorf("the error does not name the setting: %v", err)
+			}
+			if err == nil {
+				if err := release(); err != nil {
+					t.Error(err)
+				}
+			}
+			if len(said) > 1 || (len(said) == 1) != (test.waits != "") {
+				t.Fatalf("it said %d times that it waits", len(said))
+			}
+			if test.waits != "" {
+				if reason := <-said; !strings.Contains(reason, test.waits) || !strings.Contains(reason, "1GiB of memory are needed") {
+					t.Errorf("it waits for %q, want …%s…", reason, test.waits)
+				}
+			}
+		})
+	}
+}
+
+// Two machines that come at once do not both get the room of one.
+func TestAdmissionIsOneByOne(t *testing.T) {
+	h := emptyHost(t)
+	newcomer := &libvirtxml.Domain{Memory: &libvirtxml.DomainMemory{Value: 1 << 20, Unit: "KiB"}}
+	spec := &Spec{JobDir: filepath.Join(t.TempDir(), "job"), Admission: Admission{Slots: 1, Reserve: -1, Timeout: time.Second}}
+	release, err := h.admit(t.Context(), newcomer, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.admit(t.Context(), newcomer, spec); err == nil {
+		t.Error("two were admitted at once")
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	release, err = h.admit(t.Context(), newcomer, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+}
+
+// startTestMachine starts a machine of 1 GiB: a job's, or somebody else's.
+func startTestMachine(t *testing.T, h *Host, foreign bool) *libvirt.Domain {
+	t.Helper()
+	metadata := ""
+	if !foreign {
+		record, err := Record{Job: "42", Project: "group/project", Expires: time.Now().Add(time.Hour)}.metadata()
+		if err != nil {
+			t.Fatal(err)
+		}
+		metadata = "<metadata>" + record.XML + "</metadata>"
+	}
+	dom, err := h.conn.DomainCreateXML(fmt.Sprintf(
+		"<domain type='test'><name>sardine-0-1</name>%s<memory unit='MiB'>1024</memory><os><type>hvm</type></os></domain>", metadata), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dom.Free() })
+	return dom
+}
