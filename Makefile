@@ -7,7 +7,7 @@ BINARY  := bin/gitlab-sardine-executor
 GOTEST := go test -count=1 -timeout 60m
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo test test-session test-system test-packages test-faults test-soak bench bench-oci lint install
+.PHONY: help deps build guest full-guest demo test test-session test-system test-packages test-faults test-soak fuzz bench bench-oci lint install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,17 @@ test-faults: deps guest ## kill each part at each moment of a job: docs/reliabil
 
 test-soak: deps guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
 	$(GOTEST) ./e2e -run TestSoak -soak 200 -soak-at-once 40 -timeout 2h -v
+
+# Minimising what is merely new takes a minute for each by default, and nothing else
+# is tried meanwhile.
+FUZZTIME ?= 20s
+fuzz: ## let each fuzz target look for FUZZTIME (20s)
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do \
+		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' $$dir/*_test.go | cut -d' ' -f2); do \
+			echo "$$dir $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x $$dir || exit 1; \
+		done; \
+	done
 
 bench: deps build guest ## measure against virsh, ssh, skopeo
 	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -92,7 +93,7 @@ func TestBadInput(t *testing.T) {
 			func(t *testing.T, s *site, job *gitlab.Job) {
 				job.Image.Name = s.pushImage(t, "vms/password:1", testbed.Guest(t), `{"users": [{"username": "vagrant", "password": "wrong"}]}`)
 			},
-			gitlab.BuildFailure, []string{"vagrant"},
+			gitlab.BuildFailure, []string{"vagrant", "VM config", "identity_file"},
 		},
 	}
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
@@ -128,8 +129,10 @@ func failures(result gitlab.Result) (first gitlab.Execution, attempts int) {
 	return first, attempts
 }
 
-// checkErrorLine wants exactly one line that begins with ERROR, and in it what
-// is to be said.
+var errorLine = regexp.MustCompile(`^ERROR: .+ \((build|system) failure\)\n$`)
+
+// checkErrorLine wants exactly one line that begins with ERROR, the last, and in it
+// whose side the failure is on and what is to be said.
 func checkErrorLine(t *testing.T, stderr string, says []string) {
 	t.Helper()
 	var lines []string
@@ -140,6 +143,9 @@ func checkErrorLine(t *testing.T, stderr string, says []string) {
 	}
 	if len(lines) != 1 {
 		t.Fatalf("%d error lines, want 1, in:\n%s", len(lines), stderr)
+	}
+	if !strings.HasSuffix(stderr, lines[0]) || !errorLine.MatchString(lines[0]) {
+		t.Errorf("the last line does not say what failed, and whose side that is on:\n%s", stderr)
 	}
 	for _, text := range says {
 		if !strings.Contains(lines[0], text) {

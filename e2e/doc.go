@@ -23,7 +23,7 @@
 //	a process group of its own                               | TestSignal                        | TestInterruptedScript TestScriptTimeout
 //	output is read until everybody has closed it             | TestOutputHeld                    | TestJob TestScriptEnds TestSignalDuringPrepare
 //	Environment
-//	the runner's, then the stage's, job_env, CUSTOM_ENV_     | TestEnvironmentOrder              | TestOtherJobsMachine executor.TestExitCodes
+//	the runner's, then the stage's, job_env, CUSTOM_ENV_     | TestEnvironmentOrder              | TestOtherJobsMachine executor.TestExitCodes executor.TestConfigNamesTheMachine
 //	job_env is not there in config                           | TestEnvironment                   | TestConfig
 //	every job variable and FF_ as CUSTOM_ENV_                | TestEnvironment TestEnvironmentOrder | TestPrepareScript TestOtherJobsMachine TestVariablesEndWithDriver
 //	config does not know the directories                     | TestEnvironment                   | TestConfig
