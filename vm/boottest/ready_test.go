@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,8 +51,19 @@ func TestGuestThatWillNotBeReady(t *testing.T) {
 func TestGuestWithoutSSH(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, l *lab) {
 		silent := variant{files: map[string]string{"usr/sbin/dropbear": "#!/usr/bin/busybox sh\necho no server here\n"}}
-		guest := l.start(t, l.spec("silent", silent.of(t, l)))
-		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+		spec := l.spec("silent", silent.of(t, l))
+		guest := l.start(t, spec)
+		// However slow the host is, the guest has come as far as it comes.
+		for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+			console, _ := os.ReadFile(filepath.Join(spec.JobDir, vm.ConsoleFile))
+			if strings.Contains(string(console), "no server here") {
+				break
+			}
+			if time.Since(began) > 2*time.Minute {
+				t.Fatalf("the guest does not come up:\n%s", console)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		err := guest.WaitReady(ctx, guestLogin)
 		if !errors.Is(err, vm.ErrNoAnswer) || !strings.Contains(err.Error(), "SSH server") {
