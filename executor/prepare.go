@@ -196,9 +196,6 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs Dirs) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs))
-	if errors.Is(err, vm.ErrEnding) && timeout == undoTimeout {
-		return nil // libvirt has been asked; nobody waits
-	}
 	if errors.Is(err, vm.ErrDisconnected) { // which may be why prepare failed
 		if host, err = d.openHost(ctx); err == nil {
 			defer host.Close()
