@@ -82,26 +82,37 @@ func arpOf(ip string) func([]byte) bool { // the sender's IP address, RFC 826
 	}
 }
 
-func ipFrom(ip string) func([]byte) bool {
+func ipFrom(ip string) func([]byte) bool { return ipAt(26, ip) }
+func ipTo(ip string) func([]byte) bool   { return ipAt(30, ip) }
+
+// ipAt looks for an address at its place in an Ethernet frame with an IPv4 packet,
+// RFC 791.
+func ipAt(offset int, ip string) func([]byte) bool {
 	address := netip.MustParseAddr(ip).AsSlice()
 	return func(frame []byte) bool {
-		return etherType(frame) == unix.ETH_P_IP && len(frame) >= 34 && bytes.Equal(frame[26:30], address)
+		return etherType(frame) == unix.ETH_P_IP && len(frame) >= 34 && bytes.Equal(frame[offset:offset+4], address)
 	}
 }
 
-// What a guest sends from an address that is not its own, and what is neither IPv4
-// nor ARP, does not get as far as the bridge.
+// What a guest sends from an address that is not its own, what is neither IPv4 nor
+// ARP, and what is for another guest, be it by way of the gateway, does not get as
+// far as the bridge.
 func TestFilterDropsWhatIsNotTheGuests(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("liar", asRoot.of(t, l)))
 		own, gateway := addressIn(t, guest)
 		const other, otherMAC = "192.168.122.250", "52:54:00:00:00:01"
+		const neighbour = "192.168.122.251" // the gateway would pass on what is for it
 		s := sniff(t, "virbr0")
 		// A guest with another MAC address cannot answer us, so that all is one script
 		// that puts everything back.
 		out, _ := script(t, guest, fmt.Sprintf(`exec 2>&1
 ping -c 1 -W 1 %[2]s
 arping -c 1 -w 1 -I eth0 %[2]s
+ping -c 1 -W 1 %[5]s
+ip route add %[6]s/32 via %[2]s && echo routed
+ping -c 1 -W 1 %[6]s
+ip route del %[6]s/32
 ip addr add %[3]s/24 dev eth0
 arping -c 1 -w 1 -U -I eth0 %[3]s
 ip route add %[2]s/32 dev eth0 src %[3]s
@@ -114,9 +125,12 @@ ip link set eth0 address %[4]s && arp -s %[2]s $host && echo changed
 ping -c 1 -W 1 %[2]s
 ip link set eth0 address $mac
 arp -d %[2]s
-`, own, gateway, other, otherMAC))
+`, own, gateway, other, otherMAC, hostAddress, neighbour))
 		if !strings.Contains(out, "changed") {
 			t.Fatalf("the guest cannot change its MAC address:\n%s", out)
+		}
+		if !strings.Contains(out, "routed") {
+			t.Fatalf("the guest cannot change its routes:\n%s", out)
 		}
 		time.Sleep(300 * time.Millisecond) // frames on their way
 		for name, match := range map[string]func([]byte) bool{"IP": ipFrom(own), "ARP": arpOf(own)} {
@@ -124,10 +138,15 @@ arp -d %[2]s
 				t.Errorf("nothing came by %s from the guest's own address, so that the rest shows nothing:\n%s", name, out)
 			}
 		}
+		if !s.saw(ipTo(hostAddress)) {
+			t.Errorf("nothing came by way of the gateway, so that the rest shows nothing:\n%s", out)
+
+		}
 		for name, match := range map[string]func([]byte) bool{
 			"by IP from another address":   ipFrom(other),
 			"by ARP about another address": arpOf(other),
 			"from another MAC address":     fromMAC(otherMAC),
+			"for another guest":            ipTo(neighbour),
 			"that is neither IPv4 nor ARP": func(f []byte) bool {
 				return fromMAC(nicOf(t, l, guest.Name()))(f) && etherType(f) != unix.ETH_P_IP && etherType(f) != unix.ETH_P_ARP
 			},
