@@ -21,6 +21,8 @@ const (
 	// drainIdle is the silence after which nothing more is expected of it: more than
 	// a busy guest takes to pass on what lies in its pipes.
 	drainIdle = time.Second
+	// openTimeout is how long a server that has let us in may take to start a command.
+	openTimeout = 30 * time.Second
 	// killTimeout is how long a cancelled command may take to end after SIGTERM.
 	killTimeout = 500 * time.Millisecond
 )
@@ -56,21 +58,12 @@ type Command struct {
 func run(ctx context.Context, client *ssh.Client, cmd Command) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	channel, requests, err := client.OpenChannel("session", nil)
+	lost := cmp.Or(cmd.Keepalive, DefaultKeepalive).watch(ctx, client)
+	channel, exited, err := openCommand(ctx, client, cmd.Line, lost)
 	if err != nil {
-		return 0, fmt.Errorf("%w: open a session: %w", ErrLost, err)
+		return 0, err
 	}
 	defer channel.Close()
-	exited := make(chan exit, 1)
-	go watchExit(requests, exited)
-
-	ok, err := channel.SendRequest("exec", true, ssh.Marshal(struct{ Line string }{cmd.Line}))
-	if err != nil {
-		return 0, fmt.Errorf("%w: run %q: %w", ErrLost, cmd.Line, err)
-	}
-	if !ok {
-		return 0, fmt.Errorf("the guest's SSH server refuses to run %q", cmd.Line)
-	}
 	go func() {
 		if cmd.Stdin != nil {
 			io.Copy(channel, cmd.Stdin) // a command need not read all of its input
@@ -78,7 +71,6 @@ func run(ctx context.Context, client *ssh.Client, cmd Command) (int, error) {
 		channel.CloseWrite()
 	}()
 	output := copyOutput(channel, cmd)
-	lost := cmp.Or(cmd.Keepalive, DefaultKeepalive).watch(ctx, client)
 
 	select {
 	case e := <-exited:
@@ -88,15 +80,59 @@ func run(ctx context.Context, client *ssh.Client, cmd Command) (int, error) {
 		}
 		return e.status, e.err
 	case err := <-lost:
+		client.Close() // whoever does not read, either, would keep channel.Close waiting
 		return 0, err
 	case <-ctx.Done():
-		channel.SendRequest("signal", false, ssh.Marshal(struct{ Name string }{"TERM"}))
+		go channel.SendRequest("signal", false, ssh.Marshal(struct{ Name string }{"TERM"}))
 		select {
 		case <-exited:
 		case <-time.After(killTimeout):
+			client.Close()
 		}
 		return 0, context.Cause(ctx)
 	}
+}
+
+// openCommand has the server start a command. A server may let us in and then say
+// nothing: the wait ends when ctx does, when the guest is lost, and after openTimeout.
+// The connection is of no use any more then.
+func openCommand(ctx context.Context, client *ssh.Client, line string, lost <-chan error) (ssh.Channel, <-chan exit, error) {
+	var channel ssh.Channel
+	opened, exited := make(chan error, 1), make(chan exit, 1)
+	go func() {
+		var requests <-chan *ssh.Request
+		var err error
+		if channel, requests, err = client.OpenChannel("session", nil); err != nil {
+			opened <- fmt.Errorf("%w: open a session: %w", ErrLost, err)
+			return
+		}
+		go watchExit(requests, exited)
+		ok, err := channel.SendRequest("exec", true, ssh.Marshal(struct{ Line string }{line}))
+		if err != nil {
+			err = fmt.Errorf("%w: run %q: %w", ErrLost, line, err)
+		} else if !ok {
+			err = fmt.Errorf("the guest's SSH server refuses to run %q", line)
+		}
+		opened <- err
+	}()
+	var err error
+	select {
+	case err = <-opened:
+		if err == nil {
+			return channel, exited, nil
+		}
+		if channel != nil {
+			channel.Close()
+		}
+		return nil, nil, err
+	case err = <-lost:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-time.After(openTimeout):
+		err = fmt.Errorf("%w: its SSH server did not start %q within %s", ErrLost, line, openTimeout)
+	}
+	client.Close()
+	return nil, nil, err
 }
 
 type exit struct {

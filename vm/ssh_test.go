@@ -394,6 +394,34 @@ func TestRunSaysThatTheGuestIsLost(t *testing.T) {
 	}
 }
 
+// A server that lets us in and then says nothing keeps nobody waiting: not while a
+// command is to start, and not while it is to end.
+func TestRunDoesNotWaitForAMuteServer(t *testing.T) {
+	for name, answers := range map[string]int{"no session": 0, "no command": 1, "no exit": 2} {
+		t.Run(name, func(t *testing.T) {
+			s := newSSHServer(t)
+			s.mute = &answers
+			client, err := logIn(t, s, goodLogin, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cause := errors.New("the cause")
+			ctx, cancel := context.WithTimeoutCause(testContext(t), 100*time.Millisecond, cause)
+			defer cancel()
+			if _, err := run(ctx, client, Command{Line: "true", Stdin: rand.Reader}); !errors.Is(err, cause) {
+				t.Errorf("the time was up: got %v, want %v", err, cause)
+			}
+			if client, err = logIn(t, s, goodLogin, nil); err != nil {
+				t.Fatal(err)
+			}
+			keepalive := Keepalive{Interval: 10 * time.Millisecond, Timeout: 100 * time.Millisecond}
+			if _, err := run(testContext(t), client, Command{Line: "true", Stdin: rand.Reader, Keepalive: keepalive}); !errors.Is(err, ErrLost) {
+				t.Errorf("no sign of life: got %v, want %v", err, ErrLost)
+			}
+		})
+	}
+}
+
 // A cancelled stage must not leave its script running: after_script may follow.
 func TestCancelledRunEndsTheCommand(t *testing.T) {
 	s := newSSHServer(t)

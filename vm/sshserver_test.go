@@ -27,6 +27,9 @@ type sshServer struct {
 	listener net.Listener
 	// pids of the commands that were started.
 	pids chan int
+	// mute has it say nothing more to whom it let in: after 0, 1 or 2 answers (session,
+	// command). nil: never.
+	mute *int
 
 	mu    sync.Mutex
 	conns []net.Conn
@@ -122,6 +125,10 @@ func (s *sshServer) serve(conn net.Conn) {
 		conn.Close()
 		return
 	}
+	if s.mute != nil {
+		s.serveMute(channels)
+		return
+	}
 	go ssh.DiscardRequests(requests)
 	for c := range channels {
 		channel, requests, err := c.Accept()
@@ -129,6 +136,17 @@ func (s *sshServer) serve(conn net.Conn) {
 			return
 		}
 		go s.session(channel, requests)
+	}
+}
+
+// serveMute reads no more of a connection than it answers.
+func (s *sshServer) serveMute(channels <-chan ssh.NewChannel) {
+	if *s.mute == 0 {
+		return
+	}
+	_, requests, err := (<-channels).Accept()
+	if err == nil && *s.mute > 1 {
+		(<-requests).Reply(true, nil)
 	}
 }
 
