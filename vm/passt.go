@@ -94,7 +94,7 @@ func (h *Host) qemuOwner(ctx context.Context) (passtOwner, error) {
 
 // start starts the passt: it forwards 127.0.0.1:port to the guest's guestPort.
 // It returns when passt listens on both sides.
-func (p *passt) start(ctx context.Context, program string, owner passtOwner, port, guestPort int) error {
+func (p *passt) start(ctx context.Context, program string, owner passtOwner, port, guestPort int) (err error) {
 	if len(p.socket) > socketPathMax {
 		return fmt.Errorf("%w: the path of a socket may have %d bytes, %s has more: choose a shorter storage or clonedir", ErrSpec, socketPathMax, p.socket)
 	}
@@ -114,6 +114,11 @@ func (p *passt) start(ctx context.Context, program string, owner passtOwner, por
 	resolvers, ok := resolverOptions(resolvConf, uplinkResolvConf)
 	p.nameless = !ok
 	args = append(args, resolvers...)
+	defer func() {
+		if err != nil { // it may be in the background already
+			err = errors.Join(err, p.stop())
+		}
+	}()
 	if err := runPasst(ctx, program, p.dir, args, port); err != nil {
 		return err
 	}
@@ -206,11 +211,15 @@ func hasConnection(table, path string) bool {
 	return false
 }
 
-// stop ends the passt that the pid file names.
+// stop ends the passt. One that no pid file names, since whoever started it was
+// killed or the disk was full, is found by its command line.
 func (p *passt) stop() error {
-	process, err := p.process()
+	process, _ := p.process()
 	if process == nil {
-		return err
+		var err error
+		if process, err = p.search(); process == nil {
+			return err
+		}
 	}
 	defer process.Release()
 	if err := process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -242,18 +251,41 @@ func (p *passt) process() (*os.Process, error) {
 	if err != nil || pid <= 1 {
 		return nil, fmt.Errorf("find passt: %s holds no process number: %q", p.pidFile, text)
 	}
+	return p.ifOurs(pid), nil
+}
+
+// search looks for it among all processes; nil if there is none.
+func (p *passt) search() (*os.Process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("find passt: %w", err)
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if process := p.ifOurs(pid); process != nil {
+			return process, nil
+		}
+	}
+	return nil, nil
+}
+
+// ifOurs is the process of that number if our socket is on its command line.
+func (p *passt) ifOurs(pid int) *os.Process {
 	// Found before it is looked at: the handle stays with this very process,
 	// whoever gets its number next.
 	process, err := os.FindProcess(pid)
 	if err != nil {
-		return nil, nil
+		return nil
 	}
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || !bytes.Contains(cmdline, []byte("\x00"+p.bound+"\x00")) {
 		process.Release()
-		return nil, nil
+		return nil
 	}
-	return process, nil
+	return process
 }
 
 func lastLine(text string) string {
