@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -38,6 +36,7 @@ type Guest struct {
 	jobDir  string
 	cache   chosenCache
 	network network // nil for a guest that was looked up
+	making  *jobDir // locked while the machine is started
 	client  *ssh.Client
 }
 
@@ -147,17 +146,11 @@ func Remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
 	err := destroy(ctx, h, name)
 	switch {
 	case errors.Is(err, ErrEnding):
-		return errors.Join(err, RemoveFiles(name, cloneDir, jobDir))
+		return errors.Join(err, removeFiles(name, cloneDir, jobDir))
 	case err != nil:
 		return err
 	}
-	return errors.Join(RemoveFiles(name, cloneDir, jobDir), h.undefineGuestFilter(ctx))
-}
-
-// RemoveFiles removes what a machine leaves on the host beside its domain, which
-// must be gone.
-func RemoveFiles(name, cloneDir, jobDir string) error {
-	return errors.Join(passtFiles(name, cloneDir, jobDir).stop(), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
+	return errors.Join(removeFiles(name, cloneDir, jobDir), h.undefineGuestFilter(ctx))
 }
 
 // destroy ends the domain if it is there and a job's. The error is [ErrEnding] if

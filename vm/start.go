@@ -67,7 +67,7 @@ func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 	if err := os.RemoveAll(filepath.Join(spec.CloneDir, spec.Name)); err != nil {
 		return nil, fmt.Errorf("unlink the overlays of %s: %w", spec.Name, err)
 	}
-	return guest, nil
+	return guest, guest.making.unlock()
 }
 
 // design makes the domain of the machine, as far as that takes nothing of the
@@ -99,7 +99,7 @@ func (g *Guest) design(ctx context.Context, spec *Spec) (*libvirtxml.Domain, err
 
 // equip gives the machine its files.
 func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer) error {
-	files, err := makeFiles(ctx, g.host, spec, undo)
+	files, err := g.makeFiles(ctx, spec, undo)
 	if err != nil {
 		return err
 	}
@@ -156,14 +156,15 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 
 // makeFiles makes the directories and overlays of a machine.
 //
-// The job's directory stays locked until this process ends or all is undone.
-func makeFiles(ctx context.Context, h *Host, spec *Spec, undo *undoer) (layout, error) {
+// The job's directory stays locked until the machine runs or all is undone.
+func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (layout, error) {
 	dir, files := machineFiles(spec)
-	files.backingStore = h.version() >= firstLibvirtWithBackingStore
-	job, err := makeJobDir(spec.JobDir)
+	files.backingStore = g.host.version() >= firstLibvirtWithBackingStore
+	job, err := makeJobDir(ctx, spec.JobDir)
 	if err != nil {
 		return files, err
 	}
+	g.making = job
 	undo.add(func() error { return errors.Join(os.RemoveAll(spec.JobDir), job.unlock()) })
 	// The system daemon's QEMU runs as another user, which has to pass through
 	// here; it can list nothing.
