@@ -182,7 +182,7 @@ func (d *doctor) caches(host *vm.Host) {
 func (d *doctor) kvm(ctx context.Context, dirs Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()
-	err := vm.KVMWorks(ctx, dirs.Jobs)
+	err := vm.ProbeKVM(ctx, dirs.Jobs)
 	switch {
 	case err == nil:
 		d.say("KVM", Good, "a boot sector ran on it")

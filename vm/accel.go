@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -27,19 +28,28 @@ const (
 	// kvmProbeExit is the status of a QEMU whose guest wrote 0x10 to the port of
 	// isa-debug-exit: (value << 1) | 1.
 	kvmProbeExit = 0x10<<1 | 1
+	// kvmDoubt is how long it is believed that KVM does not work: the host may have been
+	// too busy for the probe, or its administrator has mended it.
+	kvmDoubt = 10 * time.Minute
 )
 
 // KVMWorks says whether guests can run on this host's processor. The only test
 // that can be believed is to boot one: a boot sector that ends QEMU by writing
-// to a port. Its outcome is kept in the directory cache until the host boots
-// again; an empty cache keeps nothing. The error says why KVM does not work.
+// to a port. Its outcome is kept in the directory cache: until the host boots
+// again if KVM works, for some minutes if not. An empty cache keeps nothing. The
+// error says why KVM does not work.
 func KVMWorks(ctx context.Context, cache string) error {
+	note := kvmNote(cache)
+	if reason, age, known := note.read(); known && (reason == "" || age < kvmDoubt) {
+		return reasonError(reason)
+	}
+	return ProbeKVM(ctx, cache)
+}
+
+// ProbeKVM is [KVMWorks] for who does not believe what was found out before.
+func ProbeKVM(ctx context.Context, cache string) error {
 	if runtime.GOARCH != "amd64" {
 		return kvmOpens()
-	}
-	note := noteIn(cache, fmt.Sprintf("kvm-%d", os.Geteuid()))
-	if reason, known := note.read(); known {
-		return reasonError(reason)
 	}
 	err := probeKVM(ctx)
 	if ctx.Err() == nil {
@@ -47,10 +57,12 @@ func KVMWorks(ctx context.Context, cache string) error {
 		if err != nil {
 			reason = err.Error()
 		}
-		note.write(reason)
+		kvmNote(cache).write(reason)
 	}
 	return err
 }
+
+func kvmNote(cache string) bootNote { return noteIn(cache, fmt.Sprintf("kvm-%d", os.Geteuid())) }
 
 func reasonError(reason string) error {
 	if reason == "" {
@@ -59,8 +71,11 @@ func reasonError(reason string) error {
 	return errors.New(reason)
 }
 
+// kvmDevice is another in tests.
+var kvmDevice = "/dev/kvm"
+
 func kvmOpens() error {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -89,6 +104,10 @@ func probeKVM(ctx context.Context) error {
 		"-display", "none", "-m", "16", "-boot", "c",
 		"-blockdev", "driver=raw,node-name=boot,file.driver=file,file.filename="+strings.ReplaceAll(sector, ",", ",,"),
 		"-device", "ide-hd,drive=boot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1")
+	// A guest that hangs ends with us; with the thread that started it, to be exact.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {

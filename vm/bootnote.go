@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/renameio/v2"
 )
@@ -22,17 +23,22 @@ func noteIn(dir, name string) bootNote {
 	return bootNote{filepath.Join(dir, name)}
 }
 
-// read returns the text of the note, and whether there is one of this boot.
-func (n bootNote) read() (text string, ok bool) {
+// read returns the text of the note and its age, and whether there is one of this
+// boot.
+func (n bootNote) read() (text string, age time.Duration, ok bool) {
 	if n.path == "" {
-		return "", false
+		return "", 0, false
 	}
 	known, err := os.ReadFile(n.path)
 	if err != nil {
-		return "", false
+		return "", 0, false
+	}
+	info, err := os.Stat(n.path)
+	if err != nil {
+		return "", 0, false
 	}
 	id, text, _ := strings.Cut(string(known), "\n")
-	return text, id == bootID()
+	return text, time.Since(info.ModTime()), id == bootID()
 }
 
 // write keeps text. Without the note the next one finds it out again, so that it

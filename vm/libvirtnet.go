@@ -43,7 +43,7 @@ func newLibvirtNetwork(ctx context.Context, h *Host, spec *Spec) (n *libvirtNetw
 			warnings = append(warnings, n.unfiltered(err))
 		}
 	}
-	if why, known := n.noIsolation.read(); known {
+	if why, _, known := n.noIsolation.read(); known {
 		warnings = append(warnings, n.unisolated(why))
 	}
 	return n, warnings, nil
@@ -84,7 +84,7 @@ func (h *Host) describeNetwork(ctx context.Context, name string) (*libvirtxml.Ne
 }
 
 func (n *libvirtNetwork) attach(d *libvirtxml.Domain) error {
-	_, cannotIsolate := n.noIsolation.read()
+	_, _, cannotIsolate := n.noIsolation.read()
 	for i := range d.Devices.Interfaces {
 		nic := &d.Devices.Interfaces[i]
 		nic.Source = &libvirtxml.DomainInterfaceSource{Network: &libvirtxml.DomainInterfaceSourceNetwork{Network: n.name}}

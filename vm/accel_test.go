@@ -1,0 +1,47 @@
+package vm
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// That KVM works is believed until the host boots again; that it does not, for some
+// minutes.
+func TestKVMIsProbedAgain(t *testing.T) {
+	bin, cache := t.TempDir(), t.TempDir()
+	kvmDevice = filepath.Join(bin, "kvm")
+	t.Cleanup(func() { kvmDevice = "/dev/kvm" })
+	if err := os.WriteFile(kvmDevice, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	qemu := func(status string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte("#!/bin/sh\nexit "+status+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	works := func(want bool) {
+		t.Helper()
+		if err := KVMWorks(t.Context(), cache); (err == nil) != want {
+			t.Errorf("want that it works: %v, got %v", want, err)
+		}
+	}
+	age := func() {
+		t.Helper()
+		if err := os.Chtimes(kvmNote(cache).path, time.Time{}, time.Now().Add(-kvmDoubt)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	qemu("1")
+	works(false)
+	qemu("33") // as the boot sector ends it
+	works(false)
+	age()
+	works(true)
+	qemu("1")
+	age()
+	works(true)
+}
