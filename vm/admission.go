@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,29 +65,78 @@ func (h *Host) admit(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (rel
 		ctx, cancel = context.WithTimeout(ctx, a.Timeout)
 		defer cancel()
 	}
-	lock := flock.New(filepath.Join(filepath.Dir(spec.JobDir), ".admission"))
-	said := ""
+	q := &queue{h: h, a: a, need: need, size: size, lock: flock.New(filepath.Join(filepath.Dir(spec.JobDir), ".admission"))}
+	if err := q.wait(ctx); err != nil {
+		return nil, queueError(ctx, q.said, err)
+	}
+	return q.lock.Close, nil
+}
+
+// A queue is one machine's wait for room. Its lock, which a process that dies gives
+// up, is held by the one machine that looks for room, until it has found it and
+// libvirt counts it: were it given up between two looks, a large machine would wait as
+// long as small ones come and go.
+type queue struct {
+	h    *Host
+	a    Admission
+	need uint64
+	size HostSize
+	lock *flock.Flock
+	said string // why it waits, as it was said last
+}
+
+// wait returns with the lock.
+func (q *queue) wait(ctx context.Context) error {
+	if err := q.takeTurn(ctx); err != nil {
+		return err
+	}
 	for {
-		if _, err := lock.TryLockContext(ctx, lockPoll); err != nil {
-			return nil, queueError(ctx, said, err)
-		}
-		reason, err := h.noRoom(ctx, a, need, size)
+		reason, err := q.h.noRoom(ctx, q.a, q.need, q.size)
 		if err == nil && reason == "" {
-			return lock.Close, nil
+			return nil
 		}
-		if err := errors.Join(err, lock.Unlock()); err != nil {
-			return nil, queueError(ctx, said, err)
+		if err != nil {
+			return errors.Join(err, q.lock.Close())
 		}
-		if reason != said && a.Waiting != nil {
-			a.Waiting(reason)
-		}
-		said = reason
+		q.say(reason)
 		select {
 		case <-time.After(admissionPoll):
 		case <-ctx.Done():
-			return nil, queueError(ctx, said, context.Cause(ctx))
+			return errors.Join(context.Cause(ctx), q.lock.Close())
 		}
 	}
+}
+
+// takeTurn waits until no machine that came before looks for room any more; where
+// several wait, any of them may be next.
+func (q *queue) takeTurn(ctx context.Context) error {
+	for began := time.Now(); ; {
+		got, err := q.lock.TryLock()
+		if got || err != nil {
+			return err
+		}
+		if time.Since(began) > admissionPoll { // else the other has just begun
+			reason, err := q.h.noRoom(ctx, q.a, q.need, q.size)
+			if err != nil {
+				return err
+			}
+			q.say(cmp.Or(reason, "a machine that came before this one waits for room"))
+			began = time.Now()
+		}
+		select {
+		case <-time.After(lockPoll):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// say says why the machine waits, unless it was said.
+func (q *queue) say(reason string) {
+	if reason != q.said && q.a.Waiting != nil {
+		q.a.Waiting(reason)
+	}
+	q.said = reason
 }
 
 // queueError says what a machine waited for in vain.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,6 +100,50 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	release()
+}
+
+// A machine that needs all of the room gets it, however many small ones that would
+// fit come after it.
+func TestAdmissionIsFair(t *testing.T) {
+	h := emptyHost(t)
+	size, err := h.Size(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	start := func(name string, mib int) {
+		spec := &Spec{JobDir: filepath.Join(dir, "job"), Admission: Admission{Reserve: int64(size.Memory) - 1<<30, Timeout: time.Minute}}
+		release, err := h.admit(t.Context(), &libvirtxml.Domain{Memory: &libvirtxml.DomainMemory{Value: uint(mib << 10), Unit: "KiB"}}, spec)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			return
+		}
+		defer release()
+		dom, err := h.conn.DomainCreateXML(fmt.Sprintf(
+			"<domain type='test'><name>%s</name><memory unit='MiB'>%d</memory><os><type>hvm</type></os></domain>", name, mib), 0)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			return
+		}
+		time.AfterFunc(200*time.Millisecond, func() { dom.Destroy() })
+	}
+	start("first", 512)
+	var large, small sync.WaitGroup
+	var done atomic.Bool
+	large.Go(func() { start("large", 1024); done.Store(true) })
+	time.Sleep(100 * time.Millisecond) // the first still runs
+	later := 0
+	small.Go(func() {
+		for ; !done.Load() && later < 50; later++ {
+			start(fmt.Sprintf("small-%d", later), 256)
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+	large.Wait()
+	small.Wait()
+	if later > 1 { // which waited meanwhile
+		t.Errorf("%d machines that came later were first", later-1)
+	}
 }
 
 // startTestMachine starts a machine of 1 GiB: a job's, or somebody else's.
