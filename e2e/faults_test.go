@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/gitlab"
+	"gitlab-sardine-executor/vm"
 )
 
 var (
@@ -323,6 +325,62 @@ func TestLibvirtdRestart(t *testing.T) {
 			t.Error(result)
 		}
 	})
+}
+
+// The runner calls cleanup once: one that comes while libvirtd is away waits for it.
+func TestCleanupWhileLibvirtdIsAway(t *testing.T) {
+	s := newHaltSite(t, testbed.System(t)) // a user's daemon starts when somebody asks for it
+	job := s.job("true")
+	s.mustPrepare(t, job)
+	back := s.endLibvirtd(t, syscall.SIGTERM)
+	cleanup := s.background(t, job, "cleanup")
+	time.Sleep(2 * time.Second)
+	back()
+	if e := <-cleanup; e.ExitCode != 0 {
+		t.Error(e)
+	}
+	if left := s.left(t); left != "nothing" {
+		t.Errorf("left is %s", left)
+		s.clear(t)
+	}
+}
+
+// The machine of a dead job that does not end when it is told to, as libvirt gives it
+// 15 s, is no reason for the next job to wait.
+func TestSweepDoesNotHoldPrepareUp(t *testing.T) {
+	mode := testbed.Session(t)
+	log := filepath.Join(mode.Dir(t), "log")
+	s := newHaltSite(t, mode, fmt.Sprintf("log_file = %q", log))
+	dead := s.job("true")
+	dead.ID = 50
+	s.mustPrepare(t, dead)
+	s.expire(t, dead)
+	one(t, "guest", isGuest(machineOf(dead))).signal(t, syscall.SIGSTOP)
+	job := s.job("true")
+	job.ID = 51
+	if result := s.runner(t).Run(deadline(t), job); result.Status != gitlab.Success {
+		t.Error(result)
+	}
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "is still ending") {
+		t.Errorf("prepare waited for the end of another job's machine:\n%s", text)
+	}
+	s.clear(t)
+}
+
+// expire has the time of the job's machine be over.
+func (s *haltSite) expire(t *testing.T, job gitlab.Job) {
+	t.Helper()
+	record := s.mode.Virsh(t, "metadata", machineOf(job), "--uri", vm.RecordNamespace)
+	expired := regexp.MustCompile(`<expires>[^<]*`).ReplaceAllString(record, "<expires>2026-01-01T00:00:00Z")
+	if expired == record {
+		t.Fatalf("the record has no time: %s", record)
+	}
+	s.mode.Virsh(t, "metadata", machineOf(job), "--uri", vm.RecordNamespace, "--key", "sardine", "--live",
+		"--set", strings.Join(strings.Fields(expired), " "))
 }
 
 // sweep says what is left, and what it takes to remove that: "nothing", what the

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -21,6 +22,8 @@ const (
 	// removeTimeout bounds the end of a machine: a QEMU that does not react to
 	// SIGTERM is killed by libvirt after 15 s.
 	removeTimeout = 60 * time.Second
+	// sweepTimeout bounds what a prepare does for others.
+	sweepTimeout = 3 * time.Second
 	// connectTimeout bounds the log-in to a guest that was ready before.
 	connectTimeout = 30 * time.Second
 	// undoTimeout bounds the end of a machine when a stage was told to end: it
@@ -136,8 +139,8 @@ func (d *Driver) jobDir(dirs Dirs) string { return filepath.Join(dirs.Jobs, d.Jo
 // machine is left, also if there never was one; unless it is to be kept for a look
 // inside.
 //
-// The runner does not try it again: when libvirt's daemon is restarted meanwhile,
-// it goes on with the new one.
+// The runner does not try it again: when libvirt's daemon is restarted meanwhile, or
+// is away just then, it goes on with the new one.
 func (d *Driver) Cleanup(ctx context.Context) error {
 	defer d.phase("cleanup")()
 	dirs, err := d.Settings.Dirs()
@@ -148,7 +151,8 @@ func (d *Driver) Cleanup(ctx context.Context) error {
 	defer cancel()
 	for restarted := false; ; {
 		err := d.cleanup(ctx, dirs)
-		restarted = restarted || errors.Is(err, vm.ErrDisconnected)
+		// Without a directory there was never a machine, and nothing to wait for.
+		restarted = restarted || errors.Is(err, vm.ErrDisconnected) || errors.Is(err, vm.ErrUnreachable) && isDir(d.jobDir(dirs))
 		if err == nil || !restarted {
 			return err
 		}
@@ -159,6 +163,11 @@ func (d *Driver) Cleanup(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func (d *Driver) cleanup(ctx context.Context, dirs Dirs) error {

@@ -162,8 +162,10 @@ func (d *Driver) record(now time.Time) vm.Record {
 }
 
 // sweep removes what no job owns any more. That it cannot be done is no reason
-// for this job to fail.
+// for this job to fail, nor to wait long: the next one goes on where this one stopped.
 func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs Dirs) {
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
 	swept, err := Sweep(ctx, host, dirs, SweepOptions{Now: time.Now()})
 	if len(swept) > 0 {
 		d.metrics.Count("sardine_swept_total", float64(len(swept)))

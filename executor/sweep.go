@@ -37,7 +37,8 @@ var machineName = regexp.MustCompile(`^sardine-[0-9a-f]{8}-[0-9]+$`)
 // Sweep removes what no job owns any more: machines whose job ended long ago (a
 // runner that was killed cleans nothing up), and the files of machines that are
 // gone. Machines are known by the record in their domain, never by their name
-// alone. It goes on after an error, and returns what it removed with all errors.
+// alone. It goes on after an error, and returns what it removed with all errors; when
+// ctx ends, what libvirt was asked to end by then ends by itself.
 func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swept, error) {
 	machines, err := vm.Machines(ctx, host)
 	if err != nil {
@@ -46,6 +47,9 @@ func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swe
 	var swept []Swept
 	var failed []error
 	for _, m := range machines {
+		if ctx.Err() != nil {
+			break
+		}
 		reason := "swept with all others"
 		if !o.All {
 			if o.Now.Before(m.Record.Expires) {

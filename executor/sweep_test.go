@@ -44,18 +44,22 @@ func newSweepBed(t *testing.T) *sweepBed {
 // machine starts a domain whose job expires then; one without is nobody's job.
 func (b *sweepBed) machine(name string, expires time.Time) {
 	b.t.Helper()
-	metadata := `<other:job xmlns:other="https://example.com/"><id>1</id></other:job>`
-	if !expires.IsZero() {
-		metadata = fmt.Sprintf(`<sardine:job xmlns:sardine=%q><id>1</id><created>2026-01-01T00:00:00Z</created><expires>%s</expires></sardine:job>`,
-			vm.RecordNamespace, expires.Format(time.RFC3339))
-	}
-	dom, err := b.conn.DomainCreateXML(fmt.Sprintf("<domain type='test'><name>%s</name><metadata>%s</metadata>"+
-		"<memory>1024</memory><os><type>hvm</type></os></domain>", name, metadata), 0)
+	dom, err := b.conn.DomainCreateXML(domainXML(name, expires), 0)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	b.t.Cleanup(func() { dom.Destroy(); dom.Free() })
 	b.files(name)
+}
+
+func domainXML(name string, expires time.Time) string {
+	metadata := `<other:job xmlns:other="https://example.com/"><id>1</id></other:job>`
+	if !expires.IsZero() {
+		metadata = fmt.Sprintf(`<sardine:job xmlns:sardine=%q><id>1</id><created>2026-01-01T00:00:00Z</created><expires>%s</expires></sardine:job>`,
+			vm.RecordNamespace, expires.Format(time.RFC3339))
+	}
+	return fmt.Sprintf("<domain type='test'><name>%s</name><metadata>%s</metadata>"+
+		"<memory>1024</memory><os><type>hvm</type></os></domain>", name, metadata)
 }
 
 // files makes what a machine has on the host.
@@ -160,6 +164,40 @@ func TestSweep(t *testing.T) {
 				if !slices.Equal(lists[0], want) {
 					t.Errorf("%s: got %v, want %v", what, lists[0], want)
 				}
+			}
+		})
+	}
+}
+
+// A copy of a machine that somebody has defined carries the record of the job, and is no
+// machine of a job all the same, whether it runs or not.
+func TestSweepLeavesDefinedCopies(t *testing.T) {
+	for state, runs := range map[string]bool{"off": false, "running": true} {
+		t.Run(state, func(t *testing.T) {
+			b := newSweepBed(t)
+			const name = "sardine-aaaaaaaa-7"
+			dom, err := b.conn.DomainDefineXML(domainXML(name, sweepNow.Add(-time.Hour)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { dom.Undefine(); dom.Free() })
+			if runs {
+				if err := dom.Create(); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { dom.Destroy() })
+			}
+			if swept := b.sweep(SweepOptions{All: true}); len(swept) > 0 {
+				t.Errorf("swept %q", swept)
+			}
+			if err := vm.Remove(t.Context(), b.host, name, b.dirs.Clones, b.dirs.Jobs); !errors.Is(err, vm.ErrNotOurs) {
+				t.Errorf("remove: %v", err)
+			}
+			if domains, _ := b.left(); !slices.Equal(domains, []string{name}) {
+				t.Errorf("there are %q", domains)
+			}
+			if machines, err := vm.Machines(t.Context(), b.host); len(machines) > 0 || err != nil {
+				t.Errorf("it counts as a machine: %v, %v", machines, err)
 			}
 		})
 	}

@@ -18,6 +18,10 @@ var ErrNoDomain = errors.New("no such domain")
 // restarted. Its machines go on; a new connection may find it again.
 var ErrDisconnected = errors.New("the connection to libvirt broke (was its daemon restarted?)")
 
+// ErrUnreachable: there is no connection to a libvirt daemon to be had: none runs, it
+// is being restarted, or this user may not use it.
+var ErrUnreachable = errors.New("libvirt cannot be reached")
+
 // A Host is a connection to the libvirt daemon that runs the machines.
 type Host struct {
 	conn *libvirt.Connect
@@ -44,7 +48,7 @@ func Open(ctx context.Context, uri string) (*Host, error) {
 		return libvirt.NewConnect(uri)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: is libvirtd running, and may this user use it? (try: virsh -c %s list)", err, uri)
+		return nil, fmt.Errorf("%w: %w: is libvirtd running, and may this user use it? (try: virsh -c %s list)", ErrUnreachable, err, uri)
 	}
 	return &Host{conn: conn, uri: uri}, nil
 }

@@ -16,10 +16,10 @@ type Machine struct {
 }
 
 // Machines lists the machines of jobs; other domains are not among them, whatever
-// their names.
+// their names. What libvirt keeps a definition of is no job's: it is somebody's copy.
 func Machines(ctx context.Context, h *Host) ([]Machine, error) {
 	domains, err := await(ctx, "list the domains", func() ([]libvirt.Domain, error) {
-		return h.conn.ListAllDomains(0)
+		return h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE | libvirt.CONNECT_LIST_DOMAINS_TRANSIENT)
 	})
 	if err != nil {
 		return nil, err

@@ -80,8 +80,15 @@ func (r Record) store(ctx context.Context, dom *libvirt.Domain) error {
 }
 
 // readRecord reads the record of a domain; the error is [ErrNotOurs] if it has
-// none.
+// none, or is one that libvirt keeps a definition of: machines of jobs are transient.
 func readRecord(ctx context.Context, dom *libvirt.Domain) (Record, error) {
+	defined, err := await(ctx, "ask whether the domain is defined", dom.IsPersistent)
+	if err != nil {
+		return Record{}, err
+	}
+	if defined {
+		return Record{}, fmt.Errorf("%w: it is a defined domain", ErrNotOurs)
+	}
 	text, err := await(ctx, "read the job's record of the domain", func() (string, error) {
 		return dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, RecordNamespace, libvirt.DOMAIN_AFFECT_CURRENT)
 	})
