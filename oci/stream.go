@@ -121,14 +121,17 @@ func (d *streamDisk) write(ctx context.Context) error {
 		defer close(full)
 		return produce(groupCtx, plain, full, empty)
 	})
+	var consumed error
 	group.Go(func() error {
-		err := d.consume(full, empty)
-		if err != nil {
+		if consumed = d.consume(full, empty); consumed != nil {
 			cancel() // nobody waits for the registry any more
 		}
-		return err
+		return consumed
 	})
 	err = group.Wait()
+	if consumed != nil {
+		err = consumed // and not that the registry was told to stop because of it
+	}
 	// Only after Close is blobs ours again.
 	if err := errors.Join(err, plain.Close()); err != nil {
 		return blobs.explain(err)
