@@ -25,3 +25,11 @@ func TestDisconnected(t *testing.T) {
 		}
 	}
 }
+
+// QEMU's own words are no error inside of anything that a reader could mend.
+func TestErrorOfLibvirt(t *testing.T) {
+	err := clean(libvirt.Error{Code: libvirt.ERR_INTERNAL_ERROR, Message: "internal error: process exited while connecting to monitor"})
+	if got := err.Error(); got != "process exited while connecting to monitor" {
+		t.Errorf("got %q", got)
+	}
+}

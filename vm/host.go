@@ -117,8 +117,12 @@ func (e libvirtError) Error() string {
 	if e.isDisconnect() {
 		return ErrDisconnected.Error()
 	}
-	return e.cause.Message
+	return strings.TrimPrefix(e.cause.Message, internalError)
 }
+
+// internalError is what libvirt begins with where it has no better code, whoever's
+// fault it is (src/util/virerror.c): readers would take it for ours.
+const internalError = "internal error: "
 
 // Is makes it an [ErrDisconnected] where it is one.
 func (e libvirtError) Is(target error) bool { return target == ErrDisconnected && e.isDisconnect() }
