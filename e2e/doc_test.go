@@ -21,6 +21,7 @@ func TestContractTable(t *testing.T) {
 		"e2e":      testsIn(t, "."),
 		"gitlab":   testsIn(t, "../internal/testbed/gitlab"),
 		"executor": testsIn(t, "../executor"),
+		"main":     testsIn(t, "../cmd/gitlab-sardine-executor"),
 	}
 	rows, named := 0, map[string]bool{}
 	for line := range strings.Lines(file.Doc.Text()) {

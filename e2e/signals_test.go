@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
 	"gitlab-sardine-executor/internal/testbed"
@@ -86,6 +87,44 @@ func TestSignalDuringPrepare(t *testing.T) {
 				})
 				checkPrepareTold(t, s, result)
 			})
+		}
+	})
+}
+
+// A prepare that is told to end when its guest is ready, and only its metrics are
+// not written yet, has failed: the job must not go on.
+func TestSignalAtEndOfPrepare(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		metrics := filepath.Join(mode.Dir(t), "sardine.prom")
+		s.configure(t, `accel = "tcg"`, fmt.Sprintf("metrics_textfile = %q", metrics))
+		path := mode.WriteFile(t, metrics+".lock", "")
+		if err := os.Chmod(path, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		lock := flock.New(path)
+		if err := lock.Lock(); err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
+		runner := s.runner(t)
+		runner.PrepareWait = time.Minute // no second attempt
+		build := runner.Start(deadline(t), s.job("echo the job goes on"))
+		if err := build.Log().WaitFor(deadline(t), "Guest ready"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second) // it measures what the host holds
+		driver := one(t, "driver", s.isDriver("prepare"))
+		driver.signal(t, syscall.SIGTERM)
+		time.Sleep(300 * time.Millisecond)
+		lock.Close()
+		until(t, "the driver has ended", driver.ended)
+		build.Cancel()
+		result := build.Wait()
+		prepare, _ := result.Find("prepare")
+		checkTold(t, prepare)
+		if left := s.left(t); left != "nothing" {
+			t.Errorf("left is %s", left)
 		}
 	})
 }

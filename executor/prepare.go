@@ -65,6 +65,9 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() {
+		if err == nil { // it may have been told to end when all was done
+			err = context.Cause(ctx)
+		}
 		if err != nil {
 			d.saveConsole(p.dirs, err)
 			err = errors.Join(err, d.undo(ctx, host, p.dirs))

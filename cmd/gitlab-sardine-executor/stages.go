@@ -101,12 +101,22 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	if err := driver.WriteMetrics(); err != nil {
 		admin.Warn("metrics are lost", "error", err)
 	}
-	if cause := context.Cause(c.Context); err != nil && errors.Is(cause, executor.ErrCancelled) {
+	if err != nil && c.Context.Err() != nil {
 		admin.Debug("what the signal interrupted", "error", err)
-		err = cause
 	}
-	logStage(admin, c.Command.Name, job, time.Since(began), err)
-	return finish(log, err)
+	logStage(admin, c.Command.Name, job, time.Since(began), told(c, err))
+	return finish(log, told(c, err))
+}
+
+// told is how a stage ends for GitLab Runner. One that was told to end has failed,
+// also if all of it succeeded: the job would go on. Only a cleanup that has done all
+// of its work is done: nobody goes on after it, and there is nothing to warn of.
+func told(c *cli.Context, err error) error {
+	cause := context.Cause(c.Context)
+	if !errors.Is(cause, executor.ErrCancelled) || err == nil && c.Command.Name == "cleanup" {
+		return err
+	}
+	return cause
 }
 
 // logStage tells the administrator how a stage ended.

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stageCommand is a stage of job 7, with further arguments; a test's own settings
+// come first.
+func stageCommand(config string, args ...string) *exec.Cmd {
+	cmd := exec.Command("gitlab-sardine-executor", append([]string{"--config", config}, args...)...)
+	cmd.Env = append(os.Environ(), "CUSTOM_ENV_CI_JOB_ID=7", "CUSTOM_ENV_CI_SERVER_URL=https://gitlab.example.com")
+	return cmd
+}
+
+// settingsPipe are settings that a stage waits for: it has begun to read them when
+// opened is called, and goes on when what that returns is called.
+func settingsPipe(t *testing.T) (path string, opened func() (release func())) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "config.toml")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path, func() func() {
+		writer, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() { writer.Close() }
+	}
+}
+
+// endsWith waits for a command, at most for limit, and wants its exit status.
+func endsWith(t *testing.T, cmd *exec.Cmd, limit time.Duration, want int) {
+	t.Helper()
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	select {
+	case <-ended:
+		if got := cmd.ProcessState.ExitCode(); got != want {
+			t.Errorf("ended with %v, want exit status %d", cmd.ProcessState, want)
+		}
+	case <-time.After(limit):
+		t.Errorf("still runs after %v", limit)
+		cmd.Process.Kill()
+		<-ended
+	}
+}
+
+// GitLab Runner believes a stage that succeeds although it was told to end, and
+// would go on with the job.
+func TestNoSuccessAfterSignal(t *testing.T) {
+	config, opened := settingsPipe(t)
+	stage := stageCommand(config, "config")
+	if err := stage.Start(); err != nil {
+		t.Fatal(err)
+	}
+	release := opened()
+	stage.Process.Signal(syscall.SIGTERM)
+	time.Sleep(300 * time.Millisecond)
+	release() // the settings are there after all
+	endsWith(t, stage, 10*time.Second, 2)
+}
