@@ -17,8 +17,12 @@ const stageCategory = "Called by GitLab Runner"
 
 // signalGrace is how long a stage may take to end after a signal. GitLab Runner
 // believes the exit status of a stage even after SIGTERM, so that one which
-// hangs has to end with the right status all the same.
-const signalGrace = 1900 * time.Millisecond
+// hangs has to end with the right status all the same. lastWord is how long it may
+// take to say so.
+const (
+	signalGrace = 1900 * time.Millisecond
+	lastWord    = 50 * time.Millisecond
+)
 
 func configCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
@@ -74,11 +78,7 @@ func cleanupCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 // of the job log and an exit status.
 func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*executor.Driver) error) error {
 	log := executor.NewGitLabLog(stderr)
-	context.AfterFunc(c.Context, func() {
-		time.Sleep(signalGrace)
-		log.Fail(executor.ErrCancelled)
-		os.Exit(executor.ExitCodesFromEnv().System)
-	})
+	context.AfterFunc(c.Context, func() { exitInTime(log) })
 	settings, err := cfg.load()
 	if err != nil {
 		return finish(log, err)
@@ -106,6 +106,15 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	}
 	logStage(admin, c.Command.Name, job, time.Since(began), told(c, err))
 	return finish(log, told(c, err))
+}
+
+// exitInTime ends the program when the time is over that a stage has after a signal,
+// whatever hangs: the log itself may, if nobody reads it.
+func exitInTime(log *executor.JobLog) {
+	time.Sleep(signalGrace)
+	go log.Fail(executor.ErrCancelled)
+	time.Sleep(lastWord)
+	os.Exit(executor.ExitCodesFromEnv().System)
 }
 
 // told is how a stage ends for GitLab Runner. One that was told to end has failed,

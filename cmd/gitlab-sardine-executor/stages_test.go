@@ -19,6 +19,10 @@ func stageCommand(config string, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// slack is what a busy test host gets beyond the two seconds that a stage has after a
+// signal.
+const slack = 2 * time.Second
+
 // settingsPipe are settings that a stage waits for: it has begun to read them when
 // opened is called, and goes on when what that returns is called.
 func settingsPipe(t *testing.T) (path string, opened func() (release func())) {
@@ -66,4 +70,33 @@ func TestNoSuccessAfterSignal(t *testing.T) {
 	time.Sleep(300 * time.Millisecond)
 	release() // the settings are there after all
 	endsWith(t, stage, 10*time.Second, 2)
+}
+
+// A stage ends in two seconds also when nobody reads what it says: its output is a
+// full pipe.
+func TestSignalWithFullOutput(t *testing.T) {
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	fd := int(writer.Fd())
+	if err := unix.SetNonblock(fd, true); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = unix.Write(fd, []byte{'x'})
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		t.Fatal(err)
+	}
+	stage := stageCommand("/nonexistent", "prepare") // which it says, and waits
+	stage.Stderr = writer
+	if err := stage.Start(); err != nil {
+		t.Fatal(err)
+	}
+	writer.Close()
+	time.Sleep(500 * time.Millisecond)
+	stage.Process.Signal(syscall.SIGTERM)
+	endsWith(t, stage, 2*time.Second+slack, 2)
 }
