@@ -72,7 +72,7 @@
 //	Timeouts, cancel, signals
 //	config, prepare and cleanup have a time of their own     | TestStageTimeout                  | TestPrepareTimeout TestSignalDuringConfig TestSignalDuringCleanup
 //	run has that of the job                                  | TestTimeouts TestStageTimeout     | TestJobTimeout
-//	SIGTERM to the group, then SIGKILL                       | TestCancel TestSignal             | TestSignalDuringPrepare TestSignalDuringScript TestInterruptedScript
+//	SIGTERM to the group, then SIGKILL                       | TestCancel TestSignal             | TestSignalDuringPrepare TestSignalsDuringPrepare TestSignalDuringScript TestInterruptedScript
 //	the status after SIGTERM is believed                     | TestStageTimeout                  | TestSignalDuringPrepare TestSignalAtEndOfPrepare TestSignalDuringScript TestSignalDuringCleanup TestSignalDuringConfig main.TestNoSuccessAfterSignal
 //	cleanup beside a run that does not end                   | TestCleanupBesideRun              | TestCleanupBesideRun TestStageBesideOneThatEnds
 //	cancel during a script, abrupt                           | TestCancel                        | TestInterruptedScript

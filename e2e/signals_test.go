@@ -91,6 +91,22 @@ func TestSignalDuringPrepare(t *testing.T) {
 	})
 }
 
+// systemd tells every process of the runner's service to end, and the runner then
+// tells its stage: prepare takes back what it did all the same.
+func TestSignalsDuringPrepare(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		job := s.jobUntil(duringBoot, 1)
+		reached, _ := s.arrange(t, duringBoot, job)
+		result := s.interrupt(t, job, syscall.SIGTERM, func(log *gitlab.Trace) {
+			reached(log)
+			one(t, "driver", s.isDriver("prepare")).signal(t, syscall.SIGTERM)
+			time.Sleep(20 * time.Millisecond) // two at once are one
+		})
+		checkPrepareTold(t, s, result)
+	})
+}
+
 // A prepare that is told to end when its guest is ready, and only its metrics are
 // not written yet, has failed: the job must not go on.
 func TestSignalAtEndOfPrepare(t *testing.T) {

@@ -36,7 +36,7 @@ func run(args []string, stdout, stderr io.Writer) (status int) {
 			status = codes.System
 		}
 	}()
-	ctx, stop := signalContext(codes.System)
+	ctx, stop := signalContext()
 	defer stop()
 	app := newApp(stdout, stderr)
 	err := app.RunContext(ctx, args)
@@ -56,19 +56,16 @@ type exitError struct{ status int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
 
-// signalContext ends with the first SIGTERM or SIGINT; the second ends the
-// program with status.
-func signalContext(status int) (context.Context, func()) {
+// signalContext ends with the first SIGTERM or SIGINT. The second ends the program
+// as if nobody had asked for them, unless somebody else has (stage).
+func signalContext() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 2)
+	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	go func() {
-		if _, ok := <-signals; !ok {
-			return
-		}
-		cancel(executor.ErrCancelled)
 		<-signals
-		os.Exit(status)
+		signal.Stop(signals)
+		cancel(executor.ErrCancelled)
 	}()
 	return ctx, func() {
 		signal.Stop(signals)

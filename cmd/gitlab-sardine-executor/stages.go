@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -78,6 +80,9 @@ func cleanupCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 // of the job log and an exit status.
 func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*executor.Driver) error) error {
 	log := executor.NewGitLabLog(stderr)
+	// A second signal changes nothing: prepare has to undo what it did, and
+	// exitInTime ends what hangs.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(c.Context, func() { exitInTime(log) })
 	settings, err := cfg.load()
 	if err != nil {

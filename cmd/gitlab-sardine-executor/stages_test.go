@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -99,4 +100,26 @@ func TestSignalWithFullOutput(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	stage.Process.Signal(syscall.SIGTERM)
 	endsWith(t, stage, 2*time.Second+slack, 2)
+}
+
+// systemd sends SIGTERM to all processes of the runner's service, and the runner
+// then sends its own: a stage that ends in an orderly way goes on to do so.
+func TestSecondSignal(t *testing.T) {
+	config, opened := settingsPipe(t)
+	stage := stageCommand(config, "config")
+	var stderr strings.Builder
+	stage.Stderr = &stderr
+	if err := stage.Start(); err != nil {
+		t.Fatal(err)
+	}
+	release := opened()
+	for range 3 {
+		stage.Process.Signal(syscall.SIGTERM)
+		time.Sleep(100 * time.Millisecond)
+	}
+	release()
+	endsWith(t, stage, 10*time.Second, 2)
+	if want := "ERROR: cancelled by a signal (system failure)\n"; stderr.String() != want {
+		t.Errorf("said %q, want %q", &stderr, want)
+	}
 }
