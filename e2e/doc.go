@@ -59,7 +59,7 @@
 //	build failure of run: the status in the code file, or 1  | TestExitCodes                     | TestExitCodes TestScriptEnds
 //	system failure of run                                    | TestExitCodes                     | TestInterruptedScript TestFaults
 //	any other status of run, or killed                       | TestExitCodes                     | TestInterruptedScript
-//	the code file is shared by all stages, and not emptied   | TestCodeFileIsShared              | TestExitCodes TestStages
+//	the code file is shared by all stages, and not emptied   | TestCodeFileIsShared              | TestExitCodes TestStages main.TestExitCodeOfNoScript
 //	its first line must be a number                          | TestExitCodes                     | TestExitCodes TestScriptEnds
 //	cleanup after each attempt that failed, config's too     | TestExitCodes                     | TestBadInput TestCleanupAgain
 //	some time between attempts                               | TestAttempts                      | TestPrepareTimeout

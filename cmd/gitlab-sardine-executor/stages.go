@@ -147,21 +147,27 @@ func logStage(admin *slog.Logger, name string, job executor.Job, took time.Durat
 	}
 }
 
+// noScript is the exit code of a job that failed without a script of its having done
+// so: GitLab Runner's own, where no file tells it another.
+const noScript executor.ScriptError = 1
+
 // finish says how a job's stage ended and makes the exit status of it.
 func finish(log *executor.JobLog, err error) error {
 	if err == nil {
 		return nil
 	}
 	codes := executor.ExitCodesFromEnv()
-	var script executor.ScriptError
-	if errors.As(err, &script) {
-		if err := executor.WriteExitCode(os.Getenv("BUILD_EXIT_CODE_FILE"), int(script)); err != nil {
-			log.Fail(err)
-			return exitError{codes.System}
+	status := noScript
+	isScript := errors.As(err, &status)
+	if codes.Of(err) == codes.Build {
+		// Whatever failed: an earlier stage may have left its status there.
+		if failed := executor.WriteExitCode(os.Getenv("BUILD_EXIT_CODE_FILE"), int(status)); failed != nil {
+			err, isScript = failed, false
 		}
-		return exitError{codes.Build}
 	}
-	log.Fail(err)
+	if !isScript {
+		log.Fail(err)
+	}
 	return exitError{codes.Of(err)}
 }
 

@@ -123,3 +123,21 @@ func TestSecondSignal(t *testing.T) {
 		t.Errorf("said %q, want %q", &stderr, want)
 	}
 }
+
+// GitLab Runner reads the exit code of the job in a file that all stages share. It
+// must not take that of an earlier script for one that never ran.
+func TestExitCodeOfNoScript(t *testing.T) {
+	code := filepath.Join(t.TempDir(), "code")
+	if err := os.WriteFile(code, []byte("42\n"), 0o600); err != nil { // of get_sources
+		t.Fatal(err)
+	}
+	stage := stageCommand("/nonexistent", "run", "/dev/null", "build_script")
+	stage.Env = append(stage.Env, "BUILD_EXIT_CODE_FILE="+code)
+	if err := stage.Start(); err != nil {
+		t.Fatal(err)
+	}
+	endsWith(t, stage, 10*time.Second, 1)
+	if text, err := os.ReadFile(code); string(text) != "1\n" {
+		t.Errorf("the file says %q, %v", text, err)
+	}
+}
