@@ -539,17 +539,44 @@ func (s *Settings) allowsLayout(image string) bool {
 	})
 }
 
-// matchImage matches a reference as it was written, and in full: "debian:*"
-// means docker.io/library/debian:12 as well.
+// matchImage matches a reference as it was written, and in full: "debian:*" and
+// "docker.io/library/debian:*" both match debian:12. A layout is matched by its path
+// without its "..".
+//
+// A reference with a digest is matched as NAME@DIGEST, whichever tag was written
+// beside it: the digest is what is pulled, and can be that of any manifest in the
+// repository.
 func matchImage(pattern, image string) bool {
 	ref, err := oci.ParseReference(image)
 	if err != nil {
 		return false
 	}
-	if ref.IsLayout() { // a path means what it means without its ..
-		return doublestar.MatchUnvalidated(pattern, ref.String())
+	full := ref.String()
+	switch {
+	case ref.Digest() != "":
+		return !forTags(pattern) && (doublestar.MatchUnvalidated(pattern, full) || doublestar.MatchUnvalidated(pattern, familiar(full)))
+	case ref.IsLayout():
+		return doublestar.MatchUnvalidated(pattern, full)
 	}
-	return doublestar.MatchUnvalidated(pattern, image) || doublestar.MatchUnvalidated(pattern, ref.String())
+	return doublestar.MatchUnvalidated(pattern, image) || doublestar.MatchUnvalidated(pattern, full)
+}
+
+// forTags says whether a pattern is about tags: it has a colon behind its last slash
+// and no @. The colon in a digest is not what it means.
+func forTags(pattern string) bool {
+	last := pattern[strings.LastIndexByte(pattern, '/')+1:]
+	return strings.Contains(last, ":") && !strings.Contains(last, "@")
+}
+
+// familiar is a reference in full without what is added to one that names no
+// registry, unless that would be another image: docker.io/localhost/x is not
+// localhost/x.
+func familiar(full string) string {
+	short := strings.TrimPrefix(strings.TrimPrefix(full, "docker.io/"), "library/")
+	if ref, err := oci.ParseReference(short); err != nil || ref.String() != full {
+		return full
+	}
+	return short
 }
 
 // Login is how to log in to a guest of an image that says guest: the image's own

@@ -239,6 +239,55 @@ func TestAllowedImages(t *testing.T) {
 	}
 }
 
+// What is pulled by a digest may be any manifest of its repository: the tag beside it
+// says nothing, and a pattern for tags matches no digest.
+func TestMatchImageWithDigest(t *testing.T) {
+	sum := "@sha256:" + strings.Repeat("12", 32)
+	for _, test := range []struct {
+		image   string
+		matches []string
+		not     []string
+	}{
+		{
+			image:   "registry.example.com/vms/debian:12" + sum,
+			matches: []string{"registry.example.com/vms/debian" + sum, "registry.example.com/vms/debian@*", "registry.example.com/vms/debian*", "registry.example.com/**", "*.example.com/vms/*"},
+			not: []string{
+				"registry.example.com/vms/debian:12*", "registry.example.com/vms/debian:*", "registry.example.com/vms/*:*", "registry.example.com/vms/*:12*",
+				"registry.example.com/vms/debian?sha256:*", "registry.example.com/vms/debian", "registry.example.com/vms/debian:12" + sum, "registry.example.com/vms/debian:12@*",
+			},
+		},
+		{image: "docker://registry.example.com/vms/debian:12" + sum, matches: []string{"registry.example.com/vms/debian@*"}, not: []string{"docker://**", "docker:**"}},
+		{image: "registry.example.com/vms/debian" + sum, matches: []string{"registry.example.com/vms/debian@*"}, not: []string{"registry.example.com/vms/debian*:12*"}},
+		{image: "registry.example.com:5000/vms/debian:12" + sum, matches: []string{"registry.example.com:5000/**", "registry.example.com:*/vms/debian@*"}, not: []string{"registry.example.com/**", "registry.example.com:5000/vms/debian:12*"}},
+		{image: "REGISTRY.example.com/vms/debian:12" + sum, not: []string{"registry.example.com/**"}},
+		{image: "debian:12" + sum, matches: []string{"debian@*", "debian*", "docker.io/library/debian@*"}, not: []string{"debian:*", "docker.io/library/debian:*"}},
+		{image: "docker.io/library/debian:12" + sum, matches: []string{"debian@*", "docker.io/**"}, not: []string{"debian:*", "library/**"}},
+		{image: "index.docker.io/vms/debian:12" + sum, matches: []string{"vms/debian@*", "docker.io/vms/*"}, not: []string{"index.docker.io/**", "vms/debian:*"}},
+		// Without its registry that would be the name of an image in another one.
+		{image: "docker.io/localhost/debian" + sum, matches: []string{"docker.io/localhost/*"}, not: []string{"localhost/**"}},
+		{image: "docker.io/registry.example.com/debian" + sum, matches: []string{"docker.io/**"}, not: []string{"registry.example.com/**"}},
+		{image: "oci:/srv/images/debian" + sum, matches: []string{"oci:/srv/images/debian@*", "oci:/srv/images/*"}, not: []string{"oci:/srv/images/debian:*"}},
+	} {
+		for _, pattern := range test.matches {
+			if !matchImage(pattern, test.image) {
+				t.Errorf("%s does not match %s", pattern, test.image)
+			}
+		}
+		for _, pattern := range test.not {
+			if matchImage(pattern, test.image) {
+				t.Errorf("%s matches %s", pattern, test.image)
+			}
+		}
+	}
+	const tagOnly = "registry.example.com/vms/debian:12*"
+	s := parse(t, "[defaults]\nallowed_images = ['"+tagOnly+"']\n[[image]]\nmatch = '"+tagOnly+"'\ntrusted = true")
+	for image, want := range map[string]bool{"registry.example.com/vms/debian:12.4": true, "registry.example.com/vms/debian:12" + sum: false} {
+		if s.Allowed(image) != want || s.For(image).Trusted != want {
+			t.Errorf("%s: allowed is %v, trusted %v, want %v", image, s.Allowed(image), s.For(image).Trusted, want)
+		}
+	}
+}
+
 // Who wins: image section > image > [defaults].
 func TestLogin(t *testing.T) {
 	image := oci.GuestConfig{Users: []oci.User{{Username: "vagrant", Password: "v"}, {Username: "second", Password: "2"}}}
