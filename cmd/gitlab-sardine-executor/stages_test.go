@@ -141,3 +141,17 @@ func TestExitCodeOfNoScript(t *testing.T) {
 		t.Errorf("the file says %q, %v", text, err)
 	}
 }
+
+// No job fails of an administrator's log that cannot be opened, nor does its author
+// read of it.
+func TestStageWithoutItsLog(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(config, []byte("[defaults]\nlog_file = '/dev/full/log'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stage := stageCommand(config, "config")
+	output, err := stage.CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(output), "{") || strings.Contains(string(output), "log") {
+		t.Errorf("%v: %s", err, output)
+	}
+}
