@@ -180,12 +180,15 @@ func (d *Driver) cleanup(ctx context.Context, dirs Dirs) error {
 	if err != nil {
 		d.admin().Warn("cleanup goes on", "error", err)
 	}
-	if kept, err := d.keep(ctx, host, o); kept || err != nil {
+	kept, err := d.keep(ctx, host, o)
+	if err != nil {
 		return err
 	}
-	d.flushCache(ctx, host, dirs)
-	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
-		return err
+	if !kept {
+		d.flushCache(ctx, host, dirs)
+		if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
+			return err
+		}
 	}
 	if o != nil {
 		d.metrics.Count("sardine_jobs_total", 1, "result", o.Result)

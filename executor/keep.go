@@ -34,6 +34,8 @@ const outcomeFile = "outcome.json"
 
 // An outcome is how a job ended, as far as its scripts went.
 type outcome struct {
+	// Stage that ended the job so; empty if none did yet.
+	Stage string `json:"stage,omitempty"`
 	// Result is a value of the label result of the metric sardine_jobs_total.
 	Result string `json:"result"`
 	// Keep is how long the machine is to be kept.
@@ -42,16 +44,20 @@ type outcome struct {
 
 // The results of jobs.
 const (
-	resultSuccess = "success"
-	resultScript  = "script_failure" // the job's own doing
-	resultBuild   = "build_failure"
-	resultSystem  = "system_failure"
+	resultSuccess   = "success"
+	resultScript    = "script_failure" // the job's own doing
+	resultBuild     = "build_failure"
+	resultSystem    = "system_failure"
+	resultCancelled = "cancelled" // told to end: by somebody, or because its time was over
 )
 
-// resultOf is the result of a job that ended with err.
-func resultOf(err error) string {
+// resultOf is the result of a job whose stage ended with err. Of one that was told to
+// end, by ctx, err says only what the signal interrupted.
+func resultOf(ctx context.Context, err error) string {
 	var script ScriptError
 	switch {
+	case errors.Is(err, ErrCancelled) || errors.Is(context.Cause(ctx), ErrCancelled):
+		return resultCancelled
 	case err == nil:
 		return resultSuccess
 	case errors.As(err, &script):
@@ -62,13 +68,11 @@ func resultOf(err error) string {
 	return resultSystem
 }
 
-// decisiveStages are those whose failure is the job's; the scripts of the other
-// stages only warn.
-var decisiveStages = []string{"prepare_script", "get_sources", "download_artifacts", "build_script"}
-
-func decisive(stage string) bool {
-	return slices.Contains(decisiveStages, stage) || strings.HasPrefix(stage, "step_")
-}
+// harmlessStages are those whose failure changes nothing about the job. That of any
+// other fails it, if nothing did before.
+//
+// Source: executeScript and pickPriorityError in GitLab Runner's common/build.go.
+var harmlessStages = []string{"after_script", "cleanup_file_variables"}
 
 // keepTime is how long the machine of this job is kept if it fails.
 func (d *Driver) keepTime(settings ImageSettings) (time.Duration, error) {
@@ -86,34 +90,54 @@ func (d *Driver) keepTime(settings ImageSettings) (time.Duration, error) {
 	return keep, nil
 }
 
-// noteOutcome remembers for cleanup how a decisive stage ended, and tells the
-// author of a failed job how to look inside.
-func (d *Driver) noteOutcome(dirs Dirs, stage string, err error) {
-	if !decisive(stage) {
-		return
+// noteStage remembers for cleanup that a stage of the job has begun, and end how it
+// ended. In between it counts as failed: the driver may be killed. At the end it tells
+// the author of a failed job how to look inside.
+func (d *Driver) noteStage(dirs Dirs, stage string) (end func(context.Context, error)) {
+	if stage == "clear_worktree" {
+		stage = "get_sources" // of which it begins another attempt
 	}
-	o := outcome{Result: resultOf(err)}
-	if err != nil && !errors.Is(err, ErrCancelled) {
-		if keep, err := d.keepTime(d.Settings.For(d.Job.Image)); err == nil {
-			o.Keep = keep
+	before, err := d.outcome(dirs)
+	decided := err == nil && before != nil && before.Stage != "" && before.Result != resultSuccess &&
+		before.Stage != stage // unless this is another attempt
+	if slices.Contains(harmlessStages, stage) || decided || !d.note(dirs, outcome{Stage: stage, Result: resultSystem}) {
+		return func(context.Context, error) {}
+	}
+	return func(ctx context.Context, err error) {
+		o := outcome{Stage: stage, Result: resultOf(ctx, err)}
+		if o.Result != resultSuccess && o.Result != resultCancelled {
+			if keep, err := d.keepTime(d.Settings.For(d.Job.Image)); err == nil {
+				o.Keep = keep
+			}
 		}
-	}
-	text, _ := json.Marshal(o)
-	if err := os.WriteFile(filepath.Join(d.jobDir(dirs), outcomeFile), text, 0o600); err != nil {
-		d.admin().Warn("cleanup will not know how the job ended", "error", err)
-		return
-	}
-	if o.Keep > 0 {
-		d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor login %s", o.Keep, hostname(), d.Job.ID)
+		if d.note(dirs, o) && o.Keep > 0 {
+			d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor login %s", o.Keep, hostname(), d.Job.ID)
+		}
 	}
 }
 
-// outcome is how the job ended; nil if it has no machine.
+// notePrepared remembers that the job has a machine: if no script follows, somebody
+// has cancelled it.
+func (d *Driver) notePrepared(dirs Dirs) { d.note(dirs, outcome{Result: resultCancelled}) }
+
+// note writes the outcome so far, and reports whether it could.
+func (d *Driver) note(dirs Dirs, o outcome) bool {
+	text, _ := json.Marshal(o)
+	err := os.WriteFile(filepath.Join(d.jobDir(dirs), outcomeFile), text, 0o600)
+	if err != nil {
+		d.admin().Warn("cleanup will not know how the job ended", "error", err)
+	}
+	return err == nil
+}
+
+// outcome is how the job ended; nil if it has no machine. Without a word of prepare,
+// or with half of one, its driver was killed.
 func (d *Driver) outcome(dirs Dirs) (*outcome, error) {
+	killed := &outcome{Result: resultSystem}
 	text, err := os.ReadFile(filepath.Join(d.jobDir(dirs), outcomeFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(d.jobDir(dirs)); err == nil {
-			return &outcome{Result: resultSuccess}, nil // it had nothing to do
+			return killed, nil
 		}
 		return nil, nil
 	}
@@ -122,7 +146,7 @@ func (d *Driver) outcome(dirs Dirs) (*outcome, error) {
 	}
 	o := &outcome{}
 	if err := json.Unmarshal(text, o); err != nil {
-		return nil, fmt.Errorf("see how the job ended: %w", err)
+		return killed, fmt.Errorf("see how the job ended: %w", err)
 	}
 	return o, nil
 }

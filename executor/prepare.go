@@ -39,7 +39,7 @@ func (d *Driver) plan() (p plan, err error) {
 func (d *Driver) Prepare(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
-			d.metrics.Count("sardine_jobs_total", 1, "result", resultOf(err))
+			d.metrics.Count("sardine_jobs_total", 1, "result", resultOf(ctx, err))
 		}
 	}()
 	defer d.phase("prepare")()
@@ -150,7 +150,11 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 		return err
 	}
 	end()
-	return d.runPrepareScript(ctx, machine.Guest, p.settings)
+	if err := d.runPrepareScript(ctx, machine.Guest, p.settings); err != nil {
+		return err
+	}
+	d.notePrepared(p.dirs)
+	return nil
 }
 
 // record is what the machine's domain will say of the job.

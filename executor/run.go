@@ -23,26 +23,25 @@ func (e ScriptError) Error() string {
 // name is GitLab's name of the part of the job. The script's output goes to stdout
 // and stderr as it comes, unchanged. The error is a [ScriptError] if the script
 // itself failed.
-func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.Writer) error {
+func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.Writer) (err error) {
+	dirs, err := d.Settings.Dirs()
+	if err != nil {
+		return err
+	}
+	noted := d.noteStage(dirs, name)
+	defer func() { noted(ctx, err) }()
 	script, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open the script of the stage: %w", err)
 	}
 	defer script.Close()
-	dirs, err := d.Settings.Dirs()
-	if err != nil {
-		return err
-	}
 	host, err := d.openHost(ctx)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	end := d.phase("run")
-	err = d.runIn(ctx, host, dirs, script, name, stdout, stderr)
-	end()
-	d.noteOutcome(dirs, name, err)
-	return err
+	defer d.phase("run")()
+	return d.runIn(ctx, host, dirs, script, name, stdout, stderr)
 }
 
 // runIn runs the script of the stage called name in the job's machine.

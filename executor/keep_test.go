@@ -1,0 +1,162 @@
+package executor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// outcomeBed is a driver whose job has a machine, and where it counts jobs.
+func outcomeBed(t *testing.T, settings string) (d *Driver, dirs Dirs, metrics string) {
+	t.Helper()
+	root := t.TempDir()
+	metrics = filepath.Join(root, "sardine.prom")
+	d = &Driver{
+		Settings: parse(t, "[defaults]\nconnect = 'test:///default'\nstorage = '"+root+"'\nmetrics_textfile = '"+metrics+"'\n"+settings),
+		Log:      NewJobLog(&bytes.Buffer{}),
+		Job:      Job{ID: "7", Server: "https://gitlab.example.com", Image: "debian:12"},
+	}
+	dirs, err := d.Settings.Dirs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newSweepBed(t)
+	b.dirs = dirs
+	b.machine(d.Job.VMName(), time.Now().Add(time.Hour))
+	return d, dirs, metrics
+}
+
+// counted are the results that cleanup counts, and how often.
+func counted(t *testing.T, d *Driver, metrics string) string {
+	t.Helper()
+	if err := d.Cleanup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.WriteMetrics(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, match := range regexp.MustCompile(`(?m)^sardine_jobs_total\{result="(.*)"\} (.*)$`).FindAllStringSubmatch(string(text), -1) {
+		found = append(found, match[1]+" "+match[2])
+	}
+	return strings.Join(found, ", ")
+}
+
+// How a job ended, by how its stages did, is what GitLab Runner makes of them.
+func TestOutcome(t *testing.T) {
+	type ended struct {
+		stage string
+		err   error
+	}
+	killed := errors.New("its driver was killed")
+	failed := ScriptError(9)
+	for _, test := range []struct {
+		name   string
+		stages []ended
+		want   string
+	}{
+		{"success", []ended{{"prepare_script", nil}, {"get_sources", nil}, {"build_script", nil}, {"archive_cache", nil}, {"upload_artifacts_on_success", nil}}, "success"},
+		{"a script that failed", []ended{{"get_sources", nil}, {"build_script", failed}}, "script_failure"},
+		{"what follows it succeeds", []ended{{"build_script", failed}, {"after_script", nil}, {"archive_cache_on_failure", nil}, {"upload_artifacts_on_failure", nil}, {"cleanup_file_variables", nil}}, "script_failure"},
+		{"what follows it fails otherwise", []ended{{"build_script", failed}, {"archive_cache_on_failure", vm.ErrLost}, {"upload_artifacts_on_failure", killed}}, "script_failure"},
+		{"a step", []ended{{"build_script", nil}, {"step_release", failed}}, "script_failure"},
+		{"only after_script", []ended{{"build_script", nil}, {"after_script", failed}}, "success"},
+		{"only the removal of file variables", []ended{{"build_script", nil}, {"cleanup_file_variables", failed}}, "success"},
+		{"the driver of after_script was killed", []ended{{"build_script", nil}, {"after_script", killed}}, "success"},
+		{"restore_cache", []ended{{"get_sources", nil}, {"restore_cache", failed}}, "script_failure"},
+		{"archive_cache", []ended{{"build_script", nil}, {"archive_cache", failed}}, "script_failure"},
+		{"an upload", []ended{{"build_script", nil}, {"archive_cache", nil}, {"upload_artifacts_on_success", failed}}, "script_failure"},
+		{"the guest died before an upload", []ended{{"build_script", nil}, {"upload_artifacts_on_success", vm.ErrGuestStopped}}, "system_failure"},
+		{"a stage that nobody knows yet", []ended{{"build_script", nil}, {"sign_artifacts", failed}}, "script_failure"},
+		{"another attempt succeeds", []ended{{"get_sources", failed}, {"clear_worktree", nil}, {"get_sources", nil}, {"build_script", nil}}, "success"},
+		{"no attempt succeeds", []ended{{"get_sources", vm.ErrLost}, {"clear_worktree", nil}, {"get_sources", failed}, {"archive_cache_on_failure", nil}}, "script_failure"},
+		{"an attempt is spent on clear_worktree", []ended{{"get_sources", failed}, {"clear_worktree", vm.ErrLost}, {"upload_artifacts_on_failure", nil}}, "system_failure"},
+		{"the settings are wrong", []ended{{"get_sources", nil}, {"build_script", ErrSettings}}, "build_failure"},
+		{"killed", []ended{{"get_sources", nil}, {"build_script", killed}}, "system_failure"},
+		{"killed, and what follows succeeds", []ended{{"build_script", killed}, {"after_script", nil}, {"archive_cache_on_failure", nil}}, "system_failure"},
+		{"cancelled", []ended{{"get_sources", nil}, {"build_script", ErrCancelled}, {"after_script", nil}, {"archive_cache_on_failure", nil}}, "cancelled"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d, dirs, metrics := outcomeBed(t, "")
+			for _, stage := range test.stages {
+				if end := d.noteStage(dirs, stage.stage); stage.err != killed {
+					end(t.Context(), stage.err)
+				}
+			}
+			if got := counted(t, d, metrics); got != test.want+" 1" {
+				t.Errorf("counted %s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
+// A script that ends because its stage was told to has not failed by itself, whatever
+// it looks like.
+func TestOutcomeOfASignal(t *testing.T) {
+	told, cancel := context.WithCancelCause(t.Context())
+	cancel(ErrCancelled)
+	for _, err := range []error{nil, ScriptError(143), vm.ErrLost, oci.ErrNotFound, context.Canceled} {
+		if got := resultOf(told, err); got != resultCancelled {
+			t.Errorf("%v: %s", err, got)
+		}
+	}
+}
+
+// Without a script the job did not come so far.
+func TestOutcomeWithoutScripts(t *testing.T) {
+	d, dirs, metrics := outcomeBed(t, "")
+	if got := counted(t, d, metrics); got != "system_failure 1" {
+		t.Errorf("prepare was killed: counted %s", got)
+	}
+	d, dirs, metrics = outcomeBed(t, "")
+	d.notePrepared(dirs)
+	if got := counted(t, d, metrics); got != "cancelled 1" {
+		t.Errorf("nothing came after prepare: counted %s", got)
+	}
+	d, dirs, metrics = outcomeBed(t, "")
+	d.notePrepared(dirs)
+	d.noteStage(dirs, "get_sources")(t.Context(), nil)
+	if got := counted(t, d, metrics); got != "success 1" {
+		t.Errorf("prepared and run: counted %s", got)
+	}
+}
+
+// The machine of a job that failed is kept, in whichever stage it did, and the job is
+// counted; that of another is not.
+func TestKeepOnFailure(t *testing.T) {
+	for _, test := range []struct {
+		stage string
+		err   error
+		want  string
+		kept  bool
+	}{
+		{"build_script", ScriptError(9), "script_failure 1", true},
+		{"restore_cache", vm.ErrLost, "system_failure 1", true},
+		{"upload_artifacts_on_success", ScriptError(1), "script_failure 1", true},
+		{"build_script", ErrCancelled, "cancelled 1", false},
+		{"build_script", nil, "success 1", false},
+	} {
+		t.Run(test.stage+" "+test.want, func(t *testing.T) {
+			d, dirs, metrics := outcomeBed(t, "keep_on_failure = '30m'")
+			d.noteStage(dirs, test.stage)(t.Context(), test.err)
+			got := counted(t, d, metrics)
+			_, err := os.Stat(d.jobDir(dirs))
+			if kept := err == nil; got != test.want || kept != test.kept {
+				t.Errorf("counted %s, kept: %v", got, kept)
+			}
+		})
+	}
+}
