@@ -173,10 +173,7 @@ func (d *Driver) record(now time.Time) vm.Record {
 func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
-	swept, err := Sweep(ctx, host, dirs, SweepOptions{Now: time.Now()})
-	if len(swept) > 0 {
-		d.metrics.Count("sardine_swept_total", float64(len(swept)))
-	}
+	swept, err := Sweep(ctx, host, dirs, SweepOptions{Now: time.Now(), Metrics: &d.metrics})
 	for _, s := range swept {
 		d.admin().Warn("swept a machine that no job owns", "swept", s.Machine, "reason", s.Reason)
 	}

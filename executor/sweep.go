@@ -21,6 +21,8 @@ type SweepOptions struct {
 	DryRun bool
 	// Now is compared with what the machines' records say.
 	Now time.Time
+	// Metrics count what is removed; nil for none.
+	Metrics *Metrics
 }
 
 // Swept is something that no job owns any more.
@@ -69,7 +71,11 @@ func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swe
 	if !o.DryRun {
 		failed = append(failed, sweepConsoles(dirs, o.Now))
 	}
-	return append(swept, abandoned...), errors.Join(append(failed, err)...)
+	swept = append(swept, abandoned...)
+	if o.Metrics != nil && !o.DryRun && len(swept) > 0 {
+		o.Metrics.Count("sardine_swept_total", float64(len(swept)))
+	}
+	return swept, errors.Join(append(failed, err)...)
 }
 
 // sweepFiles removes the files of machines that do not run.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -47,10 +48,11 @@ func sweep(ctx context.Context, cfg *settingsFlags, o executor.SweepOptions, std
 		return err
 	}
 	defer host.Close()
-	o.Now = time.Now()
+	metrics := &executor.Metrics{}
+	o.Now, o.Metrics = time.Now(), metrics
 	swept, err := executor.Sweep(ctx, host, dirs, o)
 	for _, s := range swept {
 		fmt.Fprintf(stdout, "%s\t%s\n", s.Machine, s.Reason)
 	}
-	return err
+	return errors.Join(err, metrics.Write(settings.Defaults.MetricsTextfile))
 }
