@@ -51,7 +51,7 @@
 //	cleanup_file_variables                                   | TestFileVariables                 | TestStages
 //	a script is a 0700 file, self-contained                  | TestScripts                       | TestScriptEnds
 //	a .ps1 for PowerShell                                    | TestPowerShellScripts             | TestPowerShellScript TestPowerShellJob
-//	cache and artifacts call gitlab-runner in the guest      | TestStageOrder                    | TestRunnerBinary TestPowerShellJob
+//	cache and artifacts call gitlab-runner in the guest      | TestStageOrder                    | TestRunnerBinary TestRunnerBinaryInAGuestThatGreets TestPowerShellJob
 //	Exit codes
 //	build failure of config or prepare: no other attempt     | TestExitCodes                     | TestBadInput TestRefused
 //	system failure of config or prepare: three attempts      | TestExitCodes TestAttempts        | TestBadInput TestPrepareTimeout

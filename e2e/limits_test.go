@@ -293,6 +293,25 @@ func TestRunnerBinary(t *testing.T) {
 	})
 }
 
+// So does one in a guest whose profile says something, as many do: this host's
+// gitlab-runner is copied, for it runs what the guest does.
+func TestRunnerBinaryInAGuestThatGreets(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		stub := mode.WriteFile(t, filepath.Join(s.tools, "gitlab-runner"), "#!/bin/sh\necho stand-in \"$@\"\n")
+		if err := os.Chmod(stub, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		job := s.job("echo 'echo Welcome' >>~/.profile")
+		job.Scripts = map[string]string{gitlab.StageUploadArtifacts: "gitlab-runner artifacts-uploader"}
+		result := s.runner(t).Run(deadline(t), job)
+		upload, _ := result.Find(gitlab.StageUploadArtifacts)
+		if result.Status != gitlab.Success || !strings.HasSuffix(upload.Stdout, "stand-in artifacts-uploader\n") {
+			t.Error(result)
+		}
+	})
+}
+
 // What the administrator sees of jobs: metrics, the log, the console of a guest
 // that did not come up.
 func TestObserved(t *testing.T) {

@@ -73,18 +73,34 @@ func (d *Driver) bringRunner(ctx context.Context, guest *vm.Guest, settings Imag
 	return copyRunner(ctx, guest, path, copyCommand(settings), d.Log)
 }
 
+// answerMark goes before what a guest is asked for: its shell may print what its
+// profile says as well. The scripts in guest/ have it, too.
+const answerMark = "gitlab-sardine-executor: "
+
+// answer is the line behind [answerMark]; empty if there is none.
+func answer(stdout string) string {
+	_, behind, _ := strings.Cut(stdout, answerMark)
+	line, _, _ := strings.Cut(behind, "\n")
+	return strings.TrimSpace(line)
+}
+
 // guestPlatform is what the guest's uname says of itself, such as "Linux x86_64",
 // or "Windows AMD64"; empty if it has a gitlab-runner already.
 func guestPlatform(ctx context.Context, guest *vm.Guest, settings ImageSettings) (string, error) {
-	command, script := "sh -l", pathPrefix+"command -v gitlab-runner >/dev/null 2>&1 || uname -sm\n"
-	if settings.Windows() {
-		command, script = shells[*settings.Shell].command, platform
-	}
+	command, script := platformQuestion(settings)
 	var stdout bytes.Buffer
 	if _, err := guest.Run(ctx, vm.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout}); err != nil {
 		return "", fmt.Errorf("look for gitlab-runner in the guest: %w", err)
 	}
-	return strings.TrimSpace(stdout.String()), nil
+	return answer(stdout.String()), nil
+}
+
+// platformQuestion is what has the guest answer that.
+func platformQuestion(settings ImageSettings) (command, script string) {
+	if settings.Windows() {
+		return shells[*settings.Shell].command, platform
+	}
+	return "sh -l", pathPrefix + "command -v gitlab-runner >/dev/null 2>&1 || echo '" + answerMark + "'$(uname -sm)\n"
 }
 
 // unames are what guests call the platforms of Go.
@@ -112,14 +128,14 @@ func hostRunner(setting, platform string) (string, error) {
 }
 
 // copyCommand is what makes a gitlab-runner in the guest of what comes on standard
-// input, and prints its checksum. It renames it when it is complete: a stage that
+// input, and answers with its checksum. It renames it when it is complete: a stage that
 // is cancelled leaves no half binary.
 func copyCommand(settings ImageSettings) string {
 	if settings.Windows() {
 		return powerShell(*settings.Shell, copyRunnerPS)
 	}
 	return `sh -c 'umask 022; cd "$HOME" && mkdir -p ` + guestBin + ` && cd ` + guestBin +
-		` && cat > new && chmod 755 new && { sha256sum new 2>/dev/null || shasum -a 256 new; } && mv new gitlab-runner'`
+		` && cat > new && chmod 755 new && printf "%s" "` + answerMark + `" && { sha256sum new 2>/dev/null || shasum -a 256 new; } && mv new gitlab-runner'`
 }
 
 // copyRunner copies a binary into the guest with a [copyCommand] and compares the
@@ -140,7 +156,7 @@ func copyRunner(ctx context.Context, guest *vm.Guest, path, command string, log 
 		return fmt.Errorf("copy gitlab-runner into the guest: %w", err)
 	}
 	want := hex.EncodeToString(sum.Sum(nil))
-	if got, _, _ := strings.Cut(strings.TrimSpace(stdout.String()), " "); status != 0 || got != want {
+	if got, _, _ := strings.Cut(answer(stdout.String()), " "); status != 0 || got != want {
 		return fmt.Errorf("copy gitlab-runner into the guest: status %d, checksum %q instead of %q: %s", status, got, want, oneLine(stderr.String()))
 	}
 	return nil

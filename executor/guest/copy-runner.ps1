@@ -1,4 +1,4 @@
-# Makes a gitlab-runner of what comes on standard input, and prints its checksum.
+# Makes a gitlab-runner of what comes on standard input, and answers with its checksum.
 # It is renamed when it is complete: a stage that is cancelled leaves no half binary.
 $ErrorActionPreference = 'Stop'
 try {
@@ -6,7 +6,7 @@ try {
   [void][IO.Directory]::CreateDirectory($dir)
   $new = [IO.File]::Create("$dir/new")
   try { [Console]::OpenStandardInput().CopyTo($new) } finally { $new.Close() }
-  (Get-FileHash -Algorithm SHA256 "$dir/new").Hash.ToLower()
+  "gitlab-sardine-executor: " + (Get-FileHash -Algorithm SHA256 "$dir/new").Hash.ToLower()
   Move-Item -Force "$dir/new" "$dir/gitlab-runner.exe"
 } catch {
   [Console]::Error.WriteLine($_.Exception.Message)

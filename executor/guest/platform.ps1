@@ -1,4 +1,4 @@
 # Says what the guest is, unless it has a gitlab-runner.
 if (-not (Get-Command gitlab-runner -ErrorAction SilentlyContinue)) {
-  "Windows $env:PROCESSOR_ARCHITECTURE"
+  "gitlab-sardine-executor: Windows $env:PROCESSOR_ARCHITECTURE"
 }
