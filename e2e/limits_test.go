@@ -86,6 +86,7 @@ func TestRefused(t *testing.T) {
 			{"CPUs", []string{`allowed_job_variables = ["SARDINE_MEMORY"]`}, gitlab.Variable{Key: "SARDINE_CPUS", Value: "2"}, []string{"SARDINE_CPUS", "allowed_job_variables"}},
 			{"keeping", nil, gitlab.Variable{Key: "SARDINE_KEEP_ON_FAILURE", Value: "5h"}, []string{"SARDINE_KEEP_ON_FAILURE", "allowed_job_variables"}},
 			{"nonsense", []string{`allowed_job_variables = ["SARDINE_CPUS"]`}, gitlab.Variable{Key: "SARDINE_CPUS", Value: "-1"}, []string{"SARDINE_CPUS", "-1"}},
+			{"memory without its unit", []string{`allowed_job_variables = ["SARDINE_MEMORY"]`}, gitlab.Variable{Key: "SARDINE_MEMORY", Value: "512"}, []string{"SARDINE_MEMORY", "512", "16MiB"}},
 			{"a host that is too small", []string{`host_reserve = "8TiB"`}, gitlab.Variable{}, []string{"host_reserve", "memory"}},
 			{"a pull policy", nil, gitlab.Variable{}, []string{"never", "allowed_pull_policies"}},
 		} {

@@ -3,6 +3,7 @@ package executor
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 
@@ -17,6 +18,10 @@ var sizeVariables = []string{"SARDINE_CPUS", "SARDINE_MEMORY", "SARDINE_DISK"}
 // JobVariables are all variables by which the author of a job may choose, if
 // the administrator lists them in allowed_job_variables.
 var JobVariables = []string{"SARDINE_CPUS", "SARDINE_MEMORY", "SARDINE_DISK", keepVariable}
+
+// minSize is the least memory and the least disk, in bytes, that a job may ask for. No
+// guest runs in less: what was forgotten is the unit.
+const minSize = 16 << 20
 
 // A machineSize is what a job's machine gets; 0 means what the image asks for.
 type machineSize struct {
@@ -66,14 +71,14 @@ func (s *machineSize) grant(name, wish string) error {
 	if name == "SARDINE_CPUS" {
 		n, err := strconv.ParseUint(wish, 10, 16)
 		if err != nil || n == 0 {
-			return fmt.Errorf("want a number of CPUs")
+			return fmt.Errorf("want a number of CPUs, 1 to %d", math.MaxUint16)
 		}
 		s.cpus = uint(n)
 		return nil
 	}
 	n, err := units.RAMInBytes(wish)
-	if err != nil || n <= 0 {
-		return fmt.Errorf("want a size such as 4GiB")
+	if err != nil || n < minSize { // negative if it is more than there are numbers for
+		return fmt.Errorf("want a size such as 4GiB, at least %s", units.BytesSize(minSize))
 	}
 	if name == "SARDINE_MEMORY" {
 		s.memory = uint64(n)

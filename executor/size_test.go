@@ -2,6 +2,7 @@ package executor
 
 import (
 	"io"
+	"strings"
 	"testing"
 
 	"gitlab-sardine-executor/vm"
@@ -34,6 +35,14 @@ func TestSize(t *testing.T) {
 		{name: "no CPU", toml: all, variables: map[string]string{"SARDINE_CPUS": "0"}, refused: true},
 		{name: "negative", toml: all, variables: map[string]string{"SARDINE_MEMORY": "-1"}, refused: true},
 		{name: "overflow", toml: all, variables: map[string]string{"SARDINE_CPUS": "18446744073709551616"}, refused: true},
+		{name: "bytes in place of MiB", toml: all, variables: map[string]string{"SARDINE_MEMORY": "512"}, refused: true},
+		{name: "hardly any memory", toml: all, variables: map[string]string{"SARDINE_MEMORY": "15MiB"}, refused: true},
+		{name: "the least memory", toml: all, variables: map[string]string{"SARDINE_MEMORY": "16m"}, want: machineSize{memory: 16 << 20}},
+		{name: "bytes in place of GiB", toml: all, variables: map[string]string{"SARDINE_DISK": "40"}, refused: true},
+		{name: "no disk", toml: all, variables: map[string]string{"SARDINE_DISK": "0"}, refused: true},
+		{name: "the most that there is", toml: all, variables: map[string]string{"SARDINE_CPUS": "65535", "SARDINE_MEMORY": "8191PiB", "SARDINE_DISK": "8191PiB"}, want: machineSize{65535, 8191 << 50, 1 << 40}},
+		{name: "more CPUs than there are numbers for", toml: all, variables: map[string]string{"SARDINE_CPUS": "65536"}, refused: true},
+		{name: "not a number", toml: all, variables: map[string]string{"SARDINE_MEMORY": "NaN"}, refused: true},
 		{name: "no size", toml: all, variables: map[string]string{"SARDINE_DISK": "huge"}, refused: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -43,5 +52,9 @@ func TestSize(t *testing.T) {
 				t.Errorf("got %+v, %v; want %+v, refused: %v", got, err, test.want, test.refused)
 			}
 		})
+	}
+	err := (&machineSize{}).grant("SARDINE_MEMORY", "1m")
+	if err == nil || !strings.Contains(err.Error(), "16MiB") {
+		t.Errorf("the error does not name the least: %v", err)
 	}
 }
