@@ -17,7 +17,7 @@ var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // exports are statements that export the job's variables. Their values are the
 // author's, and so are quoted, whatever they hold; names that no shell knows are
-// left out.
+// left out, and those that a shell keeps to itself stay as they are.
 func (j Job) exports(sh shell) string {
 	names := make([]string, 0, len(j.variables))
 	for name := range j.variables {

@@ -134,7 +134,7 @@ func FuzzQuotePowerShell(f *testing.F) {
 func TestExports(t *testing.T) {
 	job := Job{variables: map[string]string{"B": "it's ‘quoted’\nand $HOME", "A": "", "BAD-NAME": "x", "BAD;rm": "x", "1ST": "x"}}
 	for _, test := range []struct{ shell, want string }{
-		{"bash", "export A=''\nexport B='it'\"'\"'s ‘quoted’\nand $HOME'\n"},
+		{"bash", "command export A='' 2>/dev/null\ncommand export B='it'\"'\"'s ‘quoted’\nand $HOME' 2>/dev/null\n"},
 		{"pwsh", "$env:A = ''\n$env:B = 'it''s ‘‘quoted’’\nand $HOME'\n"},
 		{"powershell", "$env:A = ''\n$env:B = 'it''s ‘‘quoted’’\nand $HOME'\n"},
 	} {

@@ -16,7 +16,8 @@ type shell struct {
 	// prefix goes before a script of GitLab's, on standard input.
 	prefix string
 	// export is a statement of the shell that puts a variable into the environment
-	// of what the script starts.
+	// of what the script starts, if the shell lets it: some names are readonly, and
+	// a guest's profile may add to them.
 	export func(name, value string) string
 	// powerShell: see powershell.go.
 	powerShell bool
@@ -27,13 +28,20 @@ type shell struct {
 var shells = map[string]shell{
 	"bash":       {command: "bash --login", runner: "bash", prefix: pathPrefix, export: exportPOSIX},
 	"sh":         {command: "sh -l", runner: "sh", prefix: pathPrefix, export: exportPOSIX},
-	"zsh":        {command: "zsh --login", runner: "bash", prefix: pathPrefix, export: exportPOSIX},
+	"zsh":        {command: "zsh --login", runner: "bash", prefix: pathPrefix, export: exportZsh},
 	"pwsh":       {command: powerShell("pwsh", bootstrap), runner: "pwsh", export: exportPowerShell, powerShell: true},
 	"powershell": {command: powerShell("powershell", bootstrap), runner: "powershell", export: exportPowerShell, powerShell: true},
 }
 
+// exportPOSIX exports by way of command: a special builtin that fails would end the
+// shell (POSIX.1-2017, XCU 2.8.1 and "command").
 func exportPOSIX(name, value string) string {
-	return fmt.Sprintf("export %s=%s\n", name, shellescape.Quote(value))
+	return fmt.Sprintf("command export %s=%s 2>/dev/null\n", name, shellescape.Quote(value))
+}
+
+// exportZsh does without command, which in zsh looks for a program.
+func exportZsh(name, value string) string {
+	return fmt.Sprintf("{ { export %s=%s; } always { TRY_BLOCK_ERROR=0; } } 2>/dev/null\n", name, shellescape.Quote(value))
 }
 
 func exportPowerShell(name, value string) string {
