@@ -27,17 +27,17 @@ func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings Im
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var failed, stderr bytes.Buffer
-	status, err := guest.Run(ctx, vm.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &failed, Stderr: &stderr})
+	var stdout, stderr bytes.Buffer
+	status, err := guest.Run(ctx, vm.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		return fmt.Errorf("make the directories for builds and cache in the guest: %w", err)
 	}
 	if status != 0 {
 		shell, _, _ := strings.Cut(command, " ")
 		d.Log.Warn("the guest cannot run %s (exit status %d: %s), and so has no directories for builds and cache: %s", shell, status, oneLine(stderr.String()), wrongSystem(settings))
-	} else if failed.Len() > 0 {
+	} else if failed := answers(stdout.String()); len(failed) > 0 {
 		d.Log.Warn("the guest's user can neither make nor write %s, which GitLab's scripts will want: "+
-			"choose others for this image with guest_builds_dir and guest_cache_dir", strings.Join(nonEmptyLines(failed.String()), " and "))
+			"choose others for this image with guest_builds_dir and guest_cache_dir", strings.Join(failed, " and "))
 	}
 	return nil
 }
@@ -54,22 +54,11 @@ func makeDirsPOSIX(dirs []string) string {
 	return `for dir in ` + shellescape.QuoteCommand(dirs) + `; do
 	mkdir -p "$dir" 2>/dev/null && test -w "$dir" ||
 	{ sudo -n mkdir -p "$dir" && sudo -n chown "$(id -u)" "$dir"; } 2>/dev/null ||
-	echo "$dir"
+	echo "` + answerMark + `$dir"
 done
 `
 }
 
 func makeDirsWindows(dirs []string) string {
 	return "$dirs = " + quoteAllPowerShell(dirs, ", ") + "\n" + mkdirs
-}
-
-// nonEmptyLines are the lines of a text, without the white space around them.
-func nonEmptyLines(text string) []string {
-	var lines []string
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line != "" {
-			lines = append(lines, line)
-		}
-	}
-	return lines
 }

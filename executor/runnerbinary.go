@@ -77,11 +77,22 @@ func (d *Driver) bringRunner(ctx context.Context, guest *vm.Guest, settings Imag
 // profile says as well. The scripts in guest/ have it, too.
 const answerMark = "gitlab-sardine-executor: "
 
-// answer is the line behind [answerMark]; empty if there is none.
+// answers are the lines behind each [answerMark].
+func answers(stdout string) []string {
+	var lines []string
+	for _, behind := range strings.Split(stdout, answerMark)[1:] {
+		line, _, _ := strings.Cut(behind, "\n")
+		lines = append(lines, strings.TrimSpace(line))
+	}
+	return lines
+}
+
+// answer is the first of them; empty if there is none.
 func answer(stdout string) string {
-	_, behind, _ := strings.Cut(stdout, answerMark)
-	line, _, _ := strings.Cut(behind, "\n")
-	return strings.TrimSpace(line)
+	if lines := answers(stdout); len(lines) > 0 {
+		return lines[0]
+	}
+	return ""
 }
 
 // guestPlatform is what the guest's uname says of itself, such as "Linux x86_64",

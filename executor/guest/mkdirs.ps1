@@ -6,6 +6,6 @@ foreach ($dir in $dirs) {
     [IO.File]::WriteAllText($probe, '')
     [IO.File]::Delete($probe)
   } catch {
-    $dir
+    'gitlab-sardine-executor: ' + $dir
   }
 }
