@@ -29,15 +29,20 @@ type Guest struct {
 	// settings asked for, one line each.
 	Notes, Warnings []string
 
-	host    *Host
-	dom     *libvirt.Domain
-	name    string
-	record  Record
-	jobDir  string
-	cache   chosenCache
-	network network // nil for a guest that was looked up
-	making  *jobDir // locked while the machine is started
-	client  *ssh.Client
+	host   *Host
+	dom    *libvirt.Domain
+	name   string
+	record Record
+	jobDir string
+	cache  chosenCache
+	// overlays are the files of its disks, by the names of the disks; while it is
+	// started.
+	overlays map[string]string
+	// snapshot is what it was started from; nil if it booted.
+	snapshot *snapshot
+	network  network // nil for a guest that was looked up
+	making   *jobDir // locked while the machine is started
+	client   *ssh.Client
 }
 
 // Find finds the machine of that name. The error is [ErrNoDomain] if there is
@@ -59,6 +64,27 @@ func (g *Guest) Name() string { return g.name }
 
 // Record is what the domain says of its job.
 func (g *Guest) Record() Record { return g.record }
+
+// Resumed says whether the machine goes on from a snapshot, and has not booted.
+func (g *Guest) Resumed() bool { return g.snapshot != nil }
+
+// SnapshotTime is when the snapshot was made from which the machine goes on; zero if
+// it booted.
+func (g *Guest) SnapshotTime() time.Time {
+	if g.snapshot == nil {
+		return time.Time{}
+	}
+	return g.snapshot.Made
+}
+
+// Login is how to log in to the guest, where login would let in one that booted: a guest
+// that was given a key at boot still has that one.
+func (g *Guest) Login(login Login) Login {
+	if g.snapshot != nil && g.snapshot.Seed != nil {
+		login.Key, login.Late = g.snapshot.Seed, false
+	}
+	return login
+}
 
 // Close ends the connections to the guest, which goes on.
 func (g *Guest) Close() error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
@@ -23,6 +24,19 @@ func takeBack(disks []Disk) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// takeBackAll is [takeBack] for all files in a directory.
+func takeBackAll(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	disks := make([]Disk, len(entries))
+	for i, entry := range entries {
+		disks[i] = Disk{Name: entry.Name(), Path: filepath.Join(dir, entry.Name())}
+	}
+	return takeBack(disks)
 }
 
 // owners are those of files before somebody else's machine was started on them:

@@ -32,7 +32,8 @@ var errMoved = errors.New("the guest has another address now")
 // in, and writes address, host key and user into the domain's record. The
 // deadline of ctx is the only one; when it passes, the error is [ErrNoAnswer]. A
 // guest that stops ([ErrGuestStopped]) or refuses the credentials ([ErrLogin])
-// ends the wait at once, the latter unless login is late. Errors hold what the
+// ends the wait at once, the latter unless login is late. A guest that goes on from
+// a snapshot has its clock set. Errors hold what the
 // guest last wrote to its console: see [ConsoleOf].
 func (g *Guest) WaitReady(ctx context.Context, login Login) error {
 	waiting, giveUp := context.WithCancelCause(ctx)
@@ -78,6 +79,9 @@ func (g *Guest) becomeReady(ctx context.Context, login Login) error {
 			g.client = client
 			g.record.User = login.User
 			g.record.HostKey = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+			if g.Resumed() {
+				return errors.Join(g.wake(ctx), g.record.store(ctx, g.dom))
+			}
 			if err := awaitDone(ctx, "eject the seed of "+g.name, func() error { return ejectSeed(g.dom) }); err != nil {
 				g.warn(err.Error()) // it holds nothing that the guest's root does not have
 			}

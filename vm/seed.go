@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
@@ -37,6 +38,8 @@ type Seed struct {
 	user    string
 	key     ed25519.PrivateKey
 	hostKey ed25519.PrivateKey
+	// hostname of the guest; empty for the domain's name.
+	hostname string
 }
 
 // userName is what useradd(8) takes everywhere; a user's name goes into files of
@@ -92,7 +95,7 @@ func (s *Seed) attach(d *libvirtxml.Domain, dir string) error {
 	if err != nil {
 		return err
 	}
-	iso, err := s.iso(d.Name, string(private))
+	iso, err := s.iso(cmp.Or(s.hostname, d.Name), string(private))
 	if err != nil {
 		return fmt.Errorf("make the seed for cloud-init: %w", err)
 	}

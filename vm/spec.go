@@ -53,6 +53,11 @@ type Spec struct {
 	// outlive the process: secrets, the console log. [Start] creates it, 0700.
 	JobDir string
 
+	// SnapshotDir is where the snapshots of the image lie, if it has some: [Start]
+	// makes machines of them, [MakeSnapshot] makes them. It must be on the file system of
+	// CloneDir, and belong to this image alone. Empty: machines boot.
+	SnapshotDir string
+
 	// OmitBackingStore says whether the domain's XML leaves it to libvirt to find
 	// out what the overlays stand on: OmitAuto (and empty), OmitYes or OmitNo.
 	OmitBackingStore string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,17 +38,25 @@ func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
 // of anything leaves no disk behind. It does not wait for the guest: see
 // [Guest.WaitReady].
 //
+// The machine goes on from the snapshot in [Spec.SnapshotDir] if there is one of
+// the same kind of machine, and boots otherwise.
+//
 // If Start fails, nothing of the machine is left. The error is [ErrExists] if
 // there is a domain of that name, [ErrSpec] or a [domainxml.RefusedError] if the
 // machine cannot be made from that image on this host.
 func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
-	if spec.SSHPort == 0 {
-		spec.SSHPort = 22
-	}
-	guest := &Guest{host: h, name: spec.Name, record: spec.Record, jobDir: spec.JobDir}
+	spec.normalise()
+	guest := newGuest(h, &spec)
 	domain, err := guest.design(ctx, &spec)
 	if err != nil {
 		return nil, err
+	}
+	resumed, err := guest.resumeIfPossible(ctx, domain, &spec)
+	if err != nil {
+		return nil, err
+	}
+	if resumed {
+		return guest, nil
 	}
 	undo := &undoer{}
 	defer func() {
@@ -55,19 +64,44 @@ func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 			err = errors.Join(err, undo.all())
 		}
 	}()
-	if err := guest.equip(ctx, domain, &spec, undo); err != nil {
+	if err := guest.boot(ctx, domain, &spec, undo); err != nil {
 		return nil, err
 	}
-	if err := guest.launch(ctx, domain, &spec, undo); err != nil {
+	if err := guest.letGo(&spec); err != nil {
 		return nil, err
 	}
+	return guest, nil
+}
+
+// normalise fills in what a spec leaves out.
+func (s *Spec) normalise() {
+	if s.SSHPort == 0 {
+		s.SSHPort = 22
+	}
+}
+
+func newGuest(h *Host, spec *Spec) *Guest {
+	return &Guest{host: h, name: spec.Name, record: spec.Record, jobDir: spec.JobDir}
+}
+
+// boot starts the machine from its beginning. Its files are still where they were
+// made.
+func (g *Guest) boot(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer) error {
+	if err := g.equip(ctx, d, spec, undo); err != nil {
+		return err
+	}
+	return g.launch(ctx, d, spec, undo, g.create)
+}
+
+// letGo unlinks the files of a machine that runs: QEMU has them open.
+func (g *Guest) letGo(spec *Spec) error {
 	if err := takeBack(spec.Disks); err != nil {
-		return nil, err
+		return err
 	}
 	if err := os.RemoveAll(filepath.Join(spec.CloneDir, spec.Name)); err != nil {
-		return nil, fmt.Errorf("unlink the overlays of %s: %w", spec.Name, err)
+		return fmt.Errorf("unlink the overlays of %s: %w", spec.Name, err)
 	}
-	return guest, guest.making.unlock()
+	return g.making.unlock()
 }
 
 // design makes the domain of the machine, as far as that takes nothing of the
@@ -103,6 +137,7 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 	if err != nil {
 		return err
 	}
+	g.overlays = files.overlays
 	if err := copyNVRAM(d.OS, files.nvram, ""); err != nil {
 		return err
 	}
@@ -117,7 +152,8 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 }
 
 // launch waits for room on the host, gives the machine its network and starts it.
-func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer) error {
+func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer,
+	start func(context.Context, *libvirtxml.Domain) error) error {
 	release, err := g.host.admit(ctx, d, spec)
 	if err != nil {
 		return err
@@ -138,13 +174,14 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 	if err := network.attach(d); err != nil {
 		return err
 	}
+	undo.add(func() error { return ignoring(takeBack(spec.Disks), fs.ErrNotExist) })
 	// Also when we give up waiting for the daemon, it may start the machine.
 	undo.add(func() error {
 		ctx, cancel := undoing(ctx)
 		defer cancel()
 		return destroy(ctx, g.host, spec.Name)
 	})
-	if err := g.create(ctx, d); err != nil {
+	if err := start(ctx, d); err != nil {
 		return err
 	}
 	if err := network.started(ctx); err != nil {
@@ -234,6 +271,14 @@ func (g *Guest) create(ctx context.Context, d *libvirtxml.Domain) error {
 		}
 		g.warn(warning)
 	}
+}
+
+// ignoring is err, unless it is fine.
+func ignoring(err, fine error) error {
+	if errors.Is(err, fine) {
+		return nil
+	}
+	return err
 }
 
 // An undoer remembers how to take back what was done.

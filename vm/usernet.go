@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,6 +18,8 @@ import (
 const (
 	// userNetdev is the QEMU id of the network back end that we add.
 	userNetdev = "sardine0"
+	// userNIC is the alias of the network card that it belongs to.
+	userNIC = "ua-sardine-nic"
 	// portTries is how often a port that somebody else was faster to take is
 	// replaced by another.
 	portTries = 5
@@ -96,7 +99,7 @@ func (n *userNetwork) attach(d *libvirtxml.Domain) error {
 	d.Devices.Interfaces = d.Devices.Interfaces[:1]
 	nic := &d.Devices.Interfaces[0]
 	nic.Source = &libvirtxml.DomainInterfaceSource{User: &libvirtxml.DomainInterfaceSourceUser{}}
-	nic.Alias = &libvirtxml.DomainAlias{Name: "ua-sardine-nic"}
+	nic.Alias = &libvirtxml.DomainAlias{Name: userNIC}
 
 	if d.QEMUCommandline == nil {
 		d.QEMUCommandline = &libvirtxml.DomainQEMUCommandline{}
@@ -114,6 +117,25 @@ func (n *userNetwork) attach(d *libvirtxml.Domain) error {
 		}},
 	})
 	return nil
+}
+
+// detachUserNetwork takes back what attach did to a domain, which was that of another
+// machine.
+func detachUserNetwork(d *libvirtxml.Domain) {
+	if d.QEMUCommandline != nil {
+		args := d.QEMUCommandline.Args
+		for i := 1; i < len(args); i++ {
+			if args[i-1].Value == "-netdev" && strings.Contains(args[i].Value, ",id="+userNetdev+",") {
+				d.QEMUCommandline.Args = slices.Delete(args, i-1, i+1)
+				break
+			}
+		}
+	}
+	if d.QEMUOverride != nil {
+		d.QEMUOverride.Devices = slices.DeleteFunc(d.QEMUOverride.Devices, func(o libvirtxml.DomainQEMUOverrideDevice) bool {
+			return o.Alias == userNIC
+		})
+	}
 }
 
 func (n *userNetwork) netdev() string {

@@ -2,6 +2,8 @@ package boottest
 
 import (
 	"context"
+	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,28 +17,43 @@ import (
 	"gitlab-sardine-executor/vm"
 )
 
+// fullGuestName is the name of the disk of a full guest.
+const fullGuestName = "full-guest.qcow2"
+
+// showFullGuest puts the disk where QEMU's user may look.
+func showFullGuest(t *testing.T) {
+	t.Helper()
+	if os.Getenv(modeVariable) != "" {
+		return
+	}
+	within := filepath.Join(host.TempDir, fullGuestName)
+	if err := os.WriteFile(within, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(testbed.FullGuest(t), within, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(within, unix.MNT_DETACH) })
+}
+
+// fullGuest is a machine of it.
+func fullGuest(seed *vm.Seed) func(*vm.Spec) {
+	return func(s *vm.Spec) {
+		s.Disks = []vm.Disk{{Name: fullGuestName, Path: filepath.Join(host.TempDir, fullGuestName), Format: "qcow2", VirtualSize: 1466 << 20}}
+		s.Memory, s.CPUs, s.Seed = 1<<30, 2, seed
+	}
+}
+
 // A Debian with cloud-init, systemd and OpenSSH, as people run it in clouds, in
 // which nobody can log in: the seed must let us in, and be gone then.
 func TestFullGuest(t *testing.T) {
-	if os.Getenv(modeVariable) == "" { // QEMU's user cannot look where it was built
-		within := filepath.Join(host.TempDir, "full-guest.qcow2")
-		if err := os.WriteFile(within, nil, 0o444); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Mount(testbed.FullGuest(t), within, "", unix.MS_BIND, ""); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { unix.Unmount(within, unix.MNT_DETACH) })
-	}
+	showFullGuest(t)
 	systemOnly(t, func(t *testing.T, l *lab) {
 		seed, err := vm.NewSeed("")
 		if err != nil {
 			t.Fatal(err)
 		}
-		spec := l.spec("full", func(s *vm.Spec) {
-			s.Disks = []vm.Disk{{Name: "full-guest.qcow2", Path: filepath.Join(host.TempDir, "full-guest.qcow2"), Format: "qcow2", VirtualSize: 1466 << 20}}
-			s.Memory, s.CPUs, s.Seed = 1<<30, 2, seed
-		})
+		spec := l.spec("full", fullGuest(seed))
 		guest := l.start(t, spec)
 		pinned := guest.Record().HostKey
 		began := time.Now()
@@ -71,6 +88,60 @@ func TestFullGuest(t *testing.T) {
 		if out, _ := script(t, guest, "systemctl is-active cloud-init"); out == "active\n" {
 			out, _ = script(t, guest, "sudo cloud-init status --wait --long")
 			t.Log(out)
+		}
+	})
+}
+
+var fullSnapshotFlag = flag.Bool("full-snapshot", false, "start a full guest from a snapshot as well, which takes some minutes")
+
+// Clones of such a guest let us in by the key that it was given when it booted for its
+// snapshot, and not by their own; nothing in it bears the name of a job.
+func TestFullGuestFromASnapshot(t *testing.T) {
+	if os.Getenv(modeVariable) == "" && !*fullSnapshotFlag {
+		return
+	}
+	showFullGuest(t)
+	systemOnly(t, func(t *testing.T, l *lab) {
+		newSeed := func() *vm.Seed {
+			seed, err := vm.NewSeed("")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return seed
+		}
+		seed := newSeed()
+		spec := l.spec("maker", withSnapshots(l), fullGuest(seed))
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+		defer cancel()
+		began := time.Now()
+		if err := vm.MakeSnapshot(ctx, l.host, spec, seed.Login(), 5*time.Minute, func() {}); err != nil {
+			t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+		}
+		t.Logf("made a snapshot in %s", time.Since(began).Round(time.Second))
+		for _, name := range []string{"one", "two"} {
+			seed := newSeed()
+			guest := l.start(t, l.spec(name, withSnapshots(l), fullGuest(seed)))
+			began := time.Now()
+			if err := waitReady(t, guest, guest.Login(seed.Login())); err != nil {
+				t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+			}
+			t.Logf("%s ready after %s", name, time.Since(began).Round(time.Millisecond))
+			if !guest.Resumed() {
+				t.Fatalf("%s has booted: %q", name, guest.Notes)
+			}
+			out, _ := script(t, guest, "id -un; sudo -n id -un; hostname; systemctl is-system-running; date +%s; ls ~; touch ~/"+name)
+			var user, root, hostname, state string
+			var seconds int64
+			if n, err := fmt.Sscan(out, &user, &root, &hostname, &state, &seconds); n != 5 {
+				t.Fatalf("%s says %q: %v", name, out, err)
+			}
+			if user != "ci" || root != "root" || hostname != "sardine" || state == "starting" || strings.Contains(out, "one") {
+				t.Errorf("%s says %q", name, out)
+			}
+			if off := time.Since(time.Unix(seconds, 0)).Abs(); off > 10*time.Second {
+				t.Errorf("the clock of %s is off by %s", name, off)
+			}
+			scripts(t, guest)
 		}
 	})
 }

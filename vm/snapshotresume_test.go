@@ -1,0 +1,81 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab-sardine-executor/vm/savefile"
+)
+
+// Whoever reads the pipe gets all of it and then its end, be it late.
+func TestFeed(t *testing.T) {
+	for name, size := range map[string]int{"less than a pipe holds": 100, "more": 8 << 20} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "memory")
+			pipe, err := makePipe(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fed := make(chan error, 1)
+			go func() {
+				fed <- feed(t.Context(), pipe, &savefile.Head{XML: "<domain/>"}, strings.NewReader(strings.Repeat("m", size)))
+			}()
+			time.Sleep(50 * time.Millisecond)
+			reader, err := os.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer reader.Close()
+			if _, err := savefile.Read(reader); err != nil {
+				t.Fatal(err)
+			}
+			if rest, err := io.ReadAll(reader); len(rest) != size || err != nil {
+				t.Errorf("read %d bytes of %d: %v", len(rest), size, err)
+			}
+			if err := <-fed; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Nobody who opens the pipe waits for us, whether or not we go on; nor do we wait for
+// a reader that never comes, or that leaves.
+func TestFeedWithoutReader(t *testing.T) {
+	for name, read := range map[string]bool{"never comes": false, "leaves": true} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "memory")
+			pipe, err := makePipe(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			fed := make(chan error, 1)
+			go func() {
+				fed <- feed(ctx, pipe, &savefile.Head{XML: "<domain/>"}, strings.NewReader(strings.Repeat("m", 8<<20)))
+			}()
+			if read {
+				reader, err := os.Open(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				reader.Close()
+			}
+			cancel()
+			select {
+			case err := <-fed:
+				if !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("got %v", err)
+				}
+			case <-time.After(patience):
+				t.Fatal("it waits")
+			}
+		})
+	}
+}
