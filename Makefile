@@ -40,8 +40,9 @@ test-packages:
 test-faults: deps guest ## kill each part at each moment of a job: docs/reliability.md
 	$(GOTEST) ./e2e -run TestFaults -faults -v
 
-test-soak: deps guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
+test-soak: deps guest full-guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
 	$(GOTEST) ./e2e -run TestSoak -soak 200 -soak-at-once 40 -timeout 2h -v
+	$(GOTEST) ./vm/boottest -run TestFullGuestFromASnapshot -full-snapshot -v
 
 # Minimising what is merely new takes a minute for each by default, and nothing else
 # is tried meanwhile.

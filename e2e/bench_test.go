@@ -64,6 +64,41 @@ func benchmarkStages(b *testing.B, mode *testbed.Mode) {
 	compare(b, times, "cleanup", "virsh destroy")
 }
 
+// BenchmarkSnapshot measures prepare of a machine that goes on from a snapshot against
+// one that boots, on the user network of both modes.
+func BenchmarkSnapshot(b *testing.B) {
+	b.Run("session", func(b *testing.B) { benchmarkSnapshot(b, testbed.Session(b)) })
+	b.Run("system", func(b *testing.B) { benchmarkSnapshot(b, testbed.System(b)) })
+}
+
+func benchmarkSnapshot(b *testing.B, mode *testbed.Mode) {
+	s := newSite(b, mode)
+	settings := []string{`pull_policy = "if-not-present"`, `network = "user"`}
+	runner, job := s.runner(b), s.job("")
+	times := map[string][]time.Duration{}
+	prepare := func(name string, settings ...string) {
+		s.configure(b, settings...)
+		e := runner.Stage(b.Context(), job, "prepare")
+		if e.ExitCode != 0 {
+			b.Fatal(e)
+		}
+		times[name] = append(times[name], e.Duration+e.OutputDelay)
+		if e := runner.Stage(b.Context(), job, "cleanup"); e.ExitCode != 0 {
+			b.Fatal(e)
+		}
+	}
+	snapshot := append(slices.Clone(settings), "memory_snapshot = true")
+	for b.Loop() {
+		prepare("making", snapshot...)
+		for range rounds {
+			prepare("boot", settings...)
+			prepare("snapshot", snapshot...)
+		}
+	}
+	b.Logf("the job that makes the snapshot: %.3f s", times["making"][0].Seconds())
+	compare(b, times, "snapshot", "boot")
+}
+
 // compare reports the medians of a stage and of what it is measured against.
 func compare(b *testing.B, times map[string][]time.Duration, stage, peer string) {
 	ours := median(times[stage])

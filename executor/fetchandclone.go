@@ -34,6 +34,8 @@ type FetchAndCloneOptions struct {
 	// Phase is called when a phase begins, and what it returns when it ends; nil is
 	// fine.
 	Phase func(name string) (end func())
+	// Detail is told what only an administrator can use; nil is fine.
+	Detail func(text string)
 }
 
 // A Machine is a running clone of an image.
@@ -52,7 +54,11 @@ type Machine struct {
 // it unless that was done, clones it copy-on-write and starts the clone, an
 // ephemeral machine. It returns the configuration of the guest, with the name of
 // its domain; it does not wait for the guest. If it fails, nothing of the machine
-// is left; an image that was unpacked stays.
+// is left but what [vm.Remove] removes: the log of its console, if it booted for a snapshot
+// in vain. An image that was unpacked stays.
+//
+// With the setting memory_snapshot the clone goes on from a snapshot of a machine that has
+// booted, which is made if it is not there.
 //
 // The clone is [vm.Start]'s, not [vm.Clone]'s: no domain has to be defined that
 // holds the image, and nothing that the image brings is believed.
@@ -77,6 +83,12 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	}
 	spec := specFor(image, o)
 	spec.Seed = seed
+	if *o.Settings.MemorySnapshot && !o.Size.chosen {
+		spec.SnapshotDir = o.Dirs.snapshot(image.Digest)
+		if err := o.snapshot(ctx, host, spec, login); err != nil {
+			return nil, fmt.Errorf("make a snapshot of %s: %w", o.Image, err)
+		}
+	}
 	guest, err := vm.Start(ctx, host, spec)
 	if err != nil {
 		return nil, fmt.Errorf("start a machine of %s: %w", o.Image, err)
@@ -84,7 +96,16 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	for _, warning := range guest.Warnings {
 		o.Log.Warn("%s", warning)
 	}
-	return &Machine{Name: o.Name, Config: image.Guest, Image: image, Guest: guest, Login: login}, nil
+	for _, note := range guest.Notes {
+		o.detail(note)
+	}
+	return &Machine{Name: o.Name, Config: image.Guest, Image: image, Guest: guest, Login: guest.Login(login)}, nil
+}
+
+func (o *FetchAndCloneOptions) detail(text string) {
+	if o.Detail != nil {
+		o.Detail(text)
+	}
 }
 
 // begin begins a phase, with a section of the log.

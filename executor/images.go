@@ -2,6 +2,7 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -52,8 +53,8 @@ type PruneOptions struct {
 }
 
 // PruneImages removes images that nothing stands on, those first that were not
-// used for the longest time, and returns them. Where libvirt cannot be asked,
-// nothing is removed.
+// used for the longest time, and returns them. Their snapshots go with them. Where
+// libvirt cannot be asked, nothing is removed.
 func PruneImages(ctx context.Context, settings *Settings, o PruneOptions) ([]oci.StoredImage, error) {
 	store, err := storeOf(settings)
 	if err != nil {
@@ -63,12 +64,16 @@ func PruneImages(ctx context.Context, settings *Settings, o PruneOptions) ([]oci
 	if err != nil {
 		return nil, fmt.Errorf("find out which images are in use: %w", err)
 	}
-	return store.Prune(ctx, oci.PruneOptions{
+	removed, err := store.Prune(ctx, oci.PruneOptions{
 		UnusedSince: o.Now.Add(-o.OlderThan),
 		Keep:        o.KeepStorage,
 		InUse:       func(d digest.Digest) bool { return len(domains[d]) > 0 },
 		DryRun:      o.DryRun,
 	})
+	if !o.DryRun {
+		err = errors.Join(err, pruneSnapshots(ctx, settings, store))
+	}
+	return removed, err
 }
 
 // domainsByImage are the names of the domains that stand on each image.

@@ -35,6 +35,7 @@ var metricHelp = map[string]string{
 	"sardine_phase_seconds":      "Seconds that a phase of a job took.",
 	"sardine_pulls_total":        "Images pulled because a job wanted them.",
 	"sardine_pulled_bytes_total": "Bytes that pulls transferred.",
+	"sardine_starts_total":       "Machines that jobs got, by how they started.",
 	"sardine_swept_total":        "Machines and leftovers removed because no job owned them.",
 	"sardine_images":             "Images in the store.",
 	"sardine_image_bytes":        "Size of the files of all images in the store.",

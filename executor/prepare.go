@@ -73,12 +73,21 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 			err = errors.Join(err, d.undo(ctx, host, p.dirs))
 		}
 	}()
+	defer d.gauge(ctx, host, p.dirs)
+	err = d.prepareMachine(ctx, host, p)
+	if errors.Is(err, errNotResumed) {
+		err = d.prepareAnew(ctx, host, p, err)
+	}
+	return err
+}
+
+// prepareMachine starts the job's machine and makes it ready for the job.
+func (d *Driver) prepareMachine(ctx context.Context, host *vm.Host, p plan) error {
 	machine, err := d.start(ctx, host, p)
 	if err != nil {
 		return err
 	}
 	defer machine.Guest.Close()
-	defer d.gauge(ctx, host, p.dirs)
 	return d.handOver(ctx, machine, p)
 }
 
@@ -113,6 +122,7 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 		Record:    d.record(time.Now()),
 		Log:       d.Log,
 		Phase:     d.phase,
+		Detail:    func(text string) { d.admin().Debug(text) },
 	})
 }
 
@@ -145,6 +155,12 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	if err := vm.SaveLogin(d.jobDir(p.dirs), login); err != nil {
 		return err
 	}
+	from := "boot"
+	if machine.Guest.Resumed() {
+		from = "snapshot"
+		d.Log.Say("Guest goes on from a snapshot of %s", machine.Guest.SnapshotTime().Format(time.RFC3339))
+	}
+	d.metrics.Count("sardine_starts_total", 1, "from", from)
 	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(began)))
 	if err := d.makeGuestDirs(ctx, machine.Guest, p.settings); err != nil {
 		return err
@@ -216,6 +232,9 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs Dirs) error {
 
 // waitReady gives the guest the time that the settings allow it.
 func (d *Driver) waitReady(ctx context.Context, machine *Machine, login vm.Login, settings ImageSettings) error {
+	if machine.Guest.Resumed() {
+		return d.resumed(ctx, machine)
+	}
 	timeout := time.Duration(*settings.Timeout)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

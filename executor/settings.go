@@ -122,6 +122,7 @@ type PerImage struct {
 	PrepareScript  *string   `toml:"prepare_script"`
 	RunnerBinary   *string   `toml:"runner_binary"`
 	KeepOnFailure  *Duration `toml:"keep_on_failure"`
+	MemorySnapshot *bool     `toml:"memory_snapshot"`
 }
 
 // withBuiltIn are the settings with the defaults of the defaults. Where guests keep
@@ -162,6 +163,7 @@ func builtIn(connect string) PerImage {
 		PrepareScript:  ptr(""),
 		RunnerBinary:   ptr(runnerAuto),
 		KeepOnFailure:  ptr(Duration(0)),
+		MemorySnapshot: ptr(false),
 	}
 }
 

@@ -28,6 +28,8 @@ type machineSize struct {
 	cpus   uint
 	memory uint64 // bytes
 	disk   int64  // bytes
+	// chosen says that the job has chosen any of it.
+	chosen bool
 }
 
 // size of the job's machine: the settings, or the job's own wishes where it may
@@ -48,6 +50,7 @@ func (d *Driver) size(settings ImageSettings, host vm.HostSize) (machineSize, er
 		if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, name) {
 			return size, d.refuseVariable(name)
 		}
+		size.chosen = true
 		if err := size.grant(name, wish); err != nil {
 			return size, jobFault(fmt.Errorf("the job's variable %s is %q: %w", name, wish, err))
 		}

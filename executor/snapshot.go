@@ -1,0 +1,104 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// resumeTimeout is how long a guest may take to answer that goes on from a snapshot:
+// it was ready already.
+const resumeTimeout = 30 * time.Second
+
+// errNotResumed: a machine that went on from its snapshot did not become ready.
+var errNotResumed = errors.New("the machine did not go on from its snapshot")
+
+// snapshotsDir holds the snapshots of the images, each named after the image's digest.
+// They are overlays, and so are kept where those are.
+func (d Dirs) snapshotsDir() string { return filepath.Join(d.Clones, "snapshots") }
+
+func (d Dirs) snapshot(image digest.Digest) string {
+	return filepath.Join(d.snapshotsDir(), image.Encoded())
+}
+
+// snapshot makes the snapshot of the machine that spec describes unless it is there.
+// That there can be none is no reason for the job to fail: it boots.
+func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec vm.Spec, login vm.Login) error {
+	timeout := time.Duration(*o.Settings.Timeout)
+	end := func() {}
+	err := vm.MakeSnapshot(ctx, host, spec, login, timeout, func() {
+		end = o.begin("snapshot", "sardine_snapshot", "Booting a machine for a snapshot, from which this and later jobs start")
+	})
+	end()
+	if errors.Is(err, vm.ErrNoSnapshot) {
+		o.detail("the machine boots: " + err.Error())
+		return nil
+	}
+	if errors.Is(err, vm.ErrNoAnswer) {
+		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
+	}
+	return err
+}
+
+// pruneSnapshots removes the snapshots of images that are not in the store any more.
+func pruneSnapshots(ctx context.Context, settings *Settings, store *oci.Store) error {
+	dirs, err := settings.Dirs()
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dirs.snapshotsDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("prune snapshots: %w", err)
+	}
+	stored, err := store.Inventory(ctx)
+	if err != nil {
+		return err
+	}
+	kept := make(map[string]bool)
+	for _, image := range stored {
+		kept[image.Digest.Encoded()] = true
+	}
+	var failed []error
+	for _, entry := range entries {
+		if !kept[entry.Name()] {
+			failed = append(failed, vm.RemoveSnapshots(filepath.Join(dirs.snapshotsDir(), entry.Name())))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// resumed waits for a guest that goes on from a snapshot. If it does not, the error is
+// an [errNotResumed], and nobody uses that snapshot any more.
+func (d *Driver) resumed(ctx context.Context, machine *Machine) error {
+	waiting, cancel := context.WithTimeout(ctx, resumeTimeout)
+	defer cancel()
+	err := machine.Guest.WaitReady(waiting, machine.Login)
+	if err == nil || ctx.Err() != nil || errors.Is(err, vm.ErrDisconnected) {
+		return err
+	}
+	return errors.Join(fmt.Errorf("%w: %w", errNotResumed, err), machine.Guest.DistrustSnapshot(err))
+}
+
+// prepareAnew prepares a machine that boots, in place of one that did not go on from
+// its snapshot because of cause.
+func (d *Driver) prepareAnew(ctx context.Context, host *vm.Host, p plan, cause error) error {
+	d.Log.Warn("%s: a machine boots in its place", oneLine(cause.Error()))
+	if err := d.clearWay(ctx, host, p.dirs); err != nil {
+		return err
+	}
+	no := false
+	p.settings.MemorySnapshot = &no
+	return d.prepareMachine(ctx, host, p)
+}
