@@ -47,7 +47,7 @@ func TestSlots(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		mode.WriteFile(t, impatient, string(text)+"queue_timeout = \"1s\"\n")
+		mode.WriteFile(t, impatient, string(text)+"queue_timeout = \"3s\"\n")
 		third := s.job("true")
 		third.ID = 3
 		runner := s.runner(t)

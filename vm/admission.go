@@ -18,6 +18,9 @@ import (
 const (
 	// admissionPoll is how often a machine that waits for room looks again.
 	admissionPoll = time.Second
+	// turnPause is how long a machine waits for another that looks for room before it
+	// says so.
+	turnPause = 200 * time.Millisecond
 	// lockPoll is how often it tries to be the one that looks.
 	lockPoll = 20 * time.Millisecond
 	// holdersShown is how many of the machines in the way are named.
@@ -110,18 +113,18 @@ func (q *queue) wait(ctx context.Context) error {
 // takeTurn waits until no machine that came before looks for room any more; where
 // several wait, any of them may be next.
 func (q *queue) takeTurn(ctx context.Context) error {
-	for began := time.Now(); ; {
+	for next := time.Now().Add(turnPause); ; {
 		got, err := q.lock.TryLock()
 		if got || err != nil {
 			return err
 		}
-		if time.Since(began) > admissionPoll { // else the other has just begun
+		if time.Now().After(next) { // else the other has just begun
 			reason, err := q.h.noRoom(ctx, q.a, q.need, q.size)
 			if err != nil {
 				return err
 			}
 			q.say(cmp.Or(reason, "a machine that came before this one waits for room"))
-			began = time.Now()
+			next = time.Now().Add(admissionPoll)
 		}
 		select {
 		case <-time.After(lockPoll):

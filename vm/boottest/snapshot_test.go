@@ -54,7 +54,7 @@ func TestSnapshotThatIsOfNoUse(t *testing.T) {
 			{name: "no XML", says: "the XML", damage: rewriteFile("memory", func(m []byte) []byte {
 				return bytes.Replace(m, []byte("<domain"), []byte("<nomain"), 1)
 			}), forgotten: true},
-			{name: "no disk", says: "No such file", damage: removeFile("*.qcow2"), forgotten: true},
+			{name: "no disk", says: "no such file", damage: removeFile("*.qcow2"), forgotten: true},
 			{name: "a disk on another file", says: "it stands on", damage: rebase, forgotten: true},
 			{name: "a note that is none", says: "damaged", damage: rewriteFile("snapshot.json", func([]byte) []byte { return []byte("{") })},
 			{name: "a disk elsewhere", says: "no disk", damage: rewriteFile("snapshot.json", func(m []byte) []byte {
