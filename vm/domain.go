@@ -14,6 +14,9 @@ import (
 // ConsoleFile is the log of the guest's serial console, in the job directory.
 const ConsoleFile = "console.log"
 
+// nvramFile has the UEFI variables of a machine, among its files.
+const nvramFile = "nvram.fd"
+
 // firstLibvirtWithBackingStore: older ones write what they read from the
 // overlays' headers themselves, and refuse some chains that are given to them.
 // The Python tool draws the same line.
@@ -192,7 +195,7 @@ func logConsole(d *libvirtxml.Domain, path string) {
 func machineFiles(spec *Spec) (dir string, files layout) {
 	dir = filepath.Join(spec.CloneDir, spec.Name)
 	return dir, layout{
-		nvram:   filepath.Join(dir, "nvram.fd"),
+		nvram:   filepath.Join(dir, nvramFile),
 		console: filepath.Join(spec.JobDir, ConsoleFile),
 	}
 }

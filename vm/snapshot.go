@@ -84,7 +84,6 @@ const halfMade = ".new"
 const (
 	snapshotNote   = "snapshot.json"
 	snapshotMemory = "memory"
-	snapshotNVRAM  = "nvram.fd"
 )
 
 // ErrNoSnapshot: the machine cannot be started from a snapshot, or none can be made
@@ -232,7 +231,7 @@ func snapshotLock(dir string) (*flock.Flock, error) {
 
 // open reads the snapshot and holds it until it is closed; the error is an [ErrNoSnapshot]
 // if there is none.
-func (s *snapshot) open() (err error) {
+func (s *snapshot) open() error {
 	lock, err := snapshotLock(s.dir)
 	if err != nil {
 		return err

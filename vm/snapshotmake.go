@@ -223,7 +223,7 @@ func (s *snapshot) gather(g *Guest, spec *Spec, dir string) error {
 		}
 		s.Disks = append(s.Disks, snapshotDisk{Name: disk.Name, File: file, Was: path})
 	}
-	for _, file := range []string{snapshotNVRAM, hostKeyFile} {
+	for _, file := range []string{nvramFile, hostKeyFile} {
 		err := os.Rename(filepath.Join(machine, file), filepath.Join(dir, file))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

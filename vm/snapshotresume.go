@@ -129,7 +129,7 @@ func (s *snapshot) copyNVRAM(d *libvirtxml.Domain, to string) error {
 	if !hasNVRAM(d.OS) {
 		return nil
 	}
-	err := copyFile(s.path(snapshotNVRAM), to, maxNVRAM)
+	err := copyFile(s.path(nvramFile), to, maxNVRAM)
 	if errors.Is(err, fs.ErrNotExist) {
 		return noSnapshot("its UEFI variables are missing")
 	}
