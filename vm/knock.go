@@ -125,6 +125,7 @@ func (k *knocker) once(ctx context.Context, timeout time.Duration) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
+	resetOnClose(conn, true)
 	if k.direct {
 		timeout = greetingTimeout
 		at := time.Now().UnixNano()
@@ -146,7 +147,23 @@ func (k *knocker) once(ctx context.Context, timeout time.Duration) (net.Conn, er
 		conn.Close()
 		return nil, err
 	}
+	resetOnClose(conn, false)
 	return &greetedConn{Conn: conn, sent: len(clientVersion) + 2, received: greeting[:n]}, nil
+}
+
+// resetOnClose has the kernel, when it closes the connection, whoever ends, send a
+// reset in place of an end of file, or not. passt, as in Debian 12, does not take
+// the end of a connection in that it has not handed to a guest yet: it asks for it
+// again and again, with all of a processor, for the 10 s that it waits for the
+// guest. On a reset it forgets the connection.
+func resetOnClose(conn net.Conn, reset bool) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		seconds := -1 // an orderly end
+		if reset {
+			seconds = 0
+		}
+		tcp.SetLinger(seconds) // it costs time only if that fails
+	}
 }
 
 // greetedConn is a connection on which the version lines have gone over the

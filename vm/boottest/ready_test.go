@@ -3,6 +3,7 @@ package boottest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,6 +74,49 @@ func TestGuestWithoutSSH(t *testing.T) {
 			t.Errorf("console:\n%s", console)
 		}
 	})
+}
+
+// What connects to a guest that still boots is held by passt. It must not cost a
+// processor, which the guest needs, neither while a driver waits nor when it has
+// given up.
+func TestWaitingCostsNoProcessor(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		spec := l.spec("mute", variant{arguments: "rdinit=/usr/bin/sleep -- 1000"}.of(t, l))
+		guest := l.start(t, spec)
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+		defer cancel()
+		if err := guest.WaitReady(ctx, guestLogin); !errors.Is(err, vm.ErrNoAnswer) {
+			t.Errorf("got %v, want %v", err, vm.ErrNoAnswer)
+		}
+		time.Sleep(2 * time.Second)
+		used := passtTime(t, spec)
+		t.Logf("passt used %v", used)
+		if used > 500*time.Millisecond {
+			t.Errorf("passt has used %v of the processor for connections that it holds, in 6 s", used)
+		}
+	})
+}
+
+// passtTime is how long the machine's passt has had a processor.
+func passtTime(t *testing.T, spec vm.Spec) time.Duration {
+	t.Helper()
+	pid, err := os.ReadFile(filepath.Join(spec.JobDir, "passt.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(string(pid)), "stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// proc(5): utime and stime are fields 14 and 15, in ticks, of which Linux has 100
+	// in a second on all that we run on; the second field may hold spaces.
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	var user, system int64
+	if _, err := fmt.Sscan(fields[11]+" "+fields[12], &user, &system); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(user+system) * time.Second / 100
 }
 
 // QEMU pauses a guest whose overlay cannot grow: it would wait for ever.
