@@ -38,7 +38,7 @@ test-packages:
 	$(GOTEST) -p 1 $$(go list ./... | grep -v /e2e$$)
 
 test-faults: deps guest ## kill each part at each moment of a job: docs/reliability.md
-	$(GOTEST) ./e2e -run TestFaults -faults -v
+	$(GOTEST) ./e2e -run 'TestFaults|TestSnapshotInterrupted' -faults -v
 
 test-soak: deps guest full-guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
 	$(GOTEST) ./e2e -run TestSoak -soak 200 -soak-at-once 40 -timeout 2h -v

@@ -16,7 +16,7 @@ import (
 func TestEightGuestsAtOnce(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		const guests = 8
-		s := newSite(t, mode, `memory = "256MiB"`, `timeout = "150s"`, `cpus = 1`)
+		s := newSite(t, mode, `memory = "256MiB"`, `cpus = 1`)
 		jobs := make([]gitlab.Job, guests)
 		for i := range jobs {
 			jobs[i] = s.job("")

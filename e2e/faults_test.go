@@ -91,7 +91,7 @@ type effect struct {
 // docs/reliability.md says. Without its flags it does so while a script runs only.
 func TestFaults(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
-		s := newHaltSite(t, mode, `timeout = "25s"`)
+		s := newHaltSite(t, mode)
 		for i, c := range matrix {
 			chosen := map[string]bool{"session": c.session, "system": c.system}[mode.Name]
 			if !*faultsFlag && c.at != duringScript {

@@ -18,10 +18,14 @@ import (
 	"gitlab-sardine-executor/internal/testbed/gitlab"
 )
 
+// patience is how long a test waits for one thing: far more than any needs, also on
+// a host that does much else.
+const patience = 10 * time.Minute
+
 // deadline ends a test that waits for what never comes.
 func deadline(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -55,7 +55,7 @@ func (s *site) configure(t testing.TB, settings ...string) {
 		fmt.Sprintf("connect = %q", s.mode.Connect),
 		fmt.Sprintf("network = %q", s.mode.Network),
 		fmt.Sprintf("storage = %q", s.storage),
-		`timeout = "60s"`,
+		`timeout = "5m"`,
 		`guest_builds_dir = "/builds"`,
 		`guest_cache_dir = "/cache"`,
 	}

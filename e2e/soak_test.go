@@ -39,7 +39,7 @@ func TestSoak(t *testing.T) {
 }
 
 func soak(t *testing.T, mode *testbed.Mode, jobs, width int) {
-	s := newHaltSite(t, mode, `memory = "400MiB"`, `pull_policy = "if-not-present"`, `timeout = "3m"`)
+	s := newHaltSite(t, mode, `memory = "400MiB"`, `pull_policy = "if-not-present"`)
 	s.soakJob(t, 1) // from here on everything is there once
 	before := s.openFiles(t)
 	began := time.Now()
