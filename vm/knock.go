@@ -16,14 +16,13 @@ const (
 	// and attempts must not be all that it does.
 	knockInterval = 150 * time.Millisecond
 	knockPart     = 80
-	// knockIntervals is how many intervals an attempt may wait for the server's
-	// greeting. One made while the guest boots is not refused but lost: passt
-	// accepts it at once and finds nobody to hand it to. As many attempts can be
-	// under way, so that they follow each other without a gap; OpenSSH has 10 log
-	// in at once (MaxStartups).
+	// knockIntervals is how many intervals an attempt may wait that nobody has taken.
+	// One made while the guest boots is not refused but lost: passt accepts it at once
+	// and finds nobody to hand it to. As many attempts can be under way, so that they
+	// follow each other without a gap; OpenSSH has 10 log in at once (MaxStartups).
 	knockIntervals = 8
 	// greetingTimeout is how long an attempt may wait once it is known that the
-	// guest itself has accepted the connection, and greetingInterval the time after
+	// guest itself has taken the connection, and greetingInterval the time after
 	// which another one is made all the same. The sshd of an emulated guest takes
 	// seconds to greet, and the more the more of them it has to start.
 	greetingTimeout  = 20 * time.Second
@@ -37,8 +36,7 @@ const (
 // passt, as in Debian 12, delivers nothing of the guest until the client has
 // sent something, so that whoever waits for the banner first waits for ever.
 func knock(ctx context.Context, addr string) (net.Conn, error) {
-	k := &knocker{addr: addr, direct: !isLoopback(addr), answers: make(chan answer, knockIntervals)}
-	return k.run(ctx)
+	return newKnocker(addr, !isLoopback(addr)).run(ctx)
 }
 
 // isLoopback says whether addr is a port that somebody on this host forwards.
@@ -53,15 +51,26 @@ type knocker struct {
 	// direct says that a connection is accepted by the guest, not by a forwarder.
 	direct  bool
 	answers chan answer
+	taken   chan int // numbers of attempts that the guest has taken
 
-	underWay   int          // attempts
-	forgetting atomic.Bool  // see forgetNeighbour
-	accepted   atomic.Int64 // when the last direct one was, in Unix nanoseconds; 0: none is under way
+	underWay   map[int]time.Time // attempts, and when the guest took them; zero: not yet
+	forgetting atomic.Bool       // see forgetNeighbour
 }
 
+// An answer is how an attempt ended.
 type answer struct {
-	conn net.Conn
-	err  error
+	attempt int
+	conn    net.Conn
+	err     error
+}
+
+func newKnocker(addr string, direct bool) *knocker {
+	return &knocker{
+		addr: addr, direct: direct,
+		answers:  make(chan answer, knockIntervals),
+		taken:    make(chan int),
+		underWay: map[int]time.Time{},
+	}
 }
 
 func (k *knocker) run(ctx context.Context) (net.Conn, error) {
@@ -70,27 +79,31 @@ func (k *knocker) run(ctx context.Context) (net.Conn, error) {
 	defer k.abandon()
 	began := time.Now()
 	var last error
-	for {
+	for attempt := 0; ; attempt++ {
 		interval := max(knockInterval, time.Since(began)/knockPart)
-		if k.underWay < knockIntervals && !k.waitsForGreeting() {
-			if k.direct && k.underWay > 0 {
+		if len(k.underWay) < knockIntervals && !k.waitsForGreeting() {
+			if k.direct && len(k.underWay) > 0 {
 				k.forgetNeighbour()
 			}
-			k.underWay++
+			k.underWay[attempt] = time.Time{}
 			go func() {
-				conn, err := k.once(ctx, knockIntervals*interval)
-				k.answers <- answer{conn, err}
+				conn, err := k.once(ctx, attempt, knockIntervals*interval)
+				k.answers <- answer{attempt, conn, err}
 			}()
 		}
 		next := time.After(interval)
 		for waiting := true; waiting; {
 			select {
 			case a := <-k.answers:
-				k.underWay--
+				delete(k.underWay, a.attempt)
 				if a.err == nil {
 					return a.conn, nil
 				}
 				last = a.err
+			case taken := <-k.taken:
+				if _, still := k.underWay[taken]; still {
+					k.underWay[taken] = time.Now()
+				}
 			case <-ctx.Done():
 				return nil, errors.Join(context.Cause(ctx), last)
 			case <-next:
@@ -100,11 +113,15 @@ func (k *knocker) run(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// waitsForGreeting says whether the guest has accepted a connection not long ago,
-// so that it is its turn.
+// waitsForGreeting says whether the guest has taken a connection not long ago, so
+// that it is its turn.
 func (k *knocker) waitsForGreeting() bool {
-	at := k.accepted.Load()
-	return at != 0 && time.Since(time.Unix(0, at)) < greetingInterval
+	for _, at := range k.underWay {
+		if !at.IsZero() && time.Since(at) < greetingInterval {
+			return true
+		}
+	}
+	return false
 }
 
 // abandon closes what answers after all and is not needed any more.
@@ -115,29 +132,37 @@ func (k *knocker) abandon() {
 				a.conn.Close()
 			}
 		}
-	}(k.underWay)
+	}(len(k.underWay))
 }
 
-// once makes one attempt.
-func (k *knocker) once(ctx context.Context, timeout time.Duration) (net.Conn, error) {
+// once makes one attempt, which nobody takes for longer than timeout.
+func (k *knocker) once(ctx context.Context, attempt int, timeout time.Duration) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: timeout}
 	conn, err := dialer.DialContext(ctx, "tcp", k.addr)
 	if err != nil {
 		return nil, err
 	}
 	resetOnClose(conn, true)
-	if k.direct {
-		timeout = greetingTimeout
-		at := time.Now().UnixNano()
-		k.accepted.Store(at)
-		defer k.accepted.CompareAndSwap(at, 0)
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	giveUp := time.AfterFunc(timeout, cancel)
+	defer giveUp.Stop()
+	taken := func() {
+		giveUp.Reset(greetingTimeout)
+		select {
+		case k.taken <- attempt:
+		case <-ctx.Done():
+		}
+	}
 	greeting := make([]byte, 256)
 	n := 0
 	if _, err = conn.Write([]byte(clientVersion + "\r\n")); err == nil {
+		if k.direct {
+			taken()
+		} else {
+			go whenHandedOver(ctx, conn, taken)
+		}
 		n, err = conn.Read(greeting)
 	}
 	if !stop() && err == nil {
@@ -149,6 +174,25 @@ func (k *knocker) once(ctx context.Context, timeout time.Duration) (net.Conn, er
 	}
 	resetOnClose(conn, false)
 	return &greetedConn{Conn: conn, sent: len(clientVersion) + 2, received: greeting[:n]}, nil
+}
+
+// whenHandedOver calls then when whoever forwards the connection has got rid of what
+// we sent: passt leaves it in its socket until the guest has taken the connection. It
+// returns when ctx ends.
+func whenHandedOver(ctx context.Context, conn net.Conn, then func()) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(knockInterval):
+		}
+		if left, err := unreadByPeer(conn); err != nil {
+			return // no such thing in this kernel, or the connection is over
+		} else if left == 0 {
+			then()
+			return
+		}
+	}
 }
 
 // resetOnClose has the kernel, when it closes the connection, whoever ends, send a

@@ -119,6 +119,38 @@ func passtTime(t *testing.T, spec vm.Spec) time.Duration {
 	return time.Duration(user+system) * time.Second / 100
 }
 
+// A server that needs long for its greeting, as an emulated guest's sshd does, gets the
+// time for it, and not a call after the other.
+func TestGuestThatGreetsLate(t *testing.T) {
+	eachMode(t, func(t *testing.T, l *lab) {
+		late := variant{
+			arguments: "rdinit=/usr/bin/late-init",
+			files: map[string]string{
+				"usr/bin/late-init": `#!/usr/bin/busybox sh
+sed 's,^dropbear .*,nc -ll -p 22 -e /usr/bin/late \&,' /init >/tmp/init
+exec sh /tmp/init
+`,
+				"usr/bin/late": `#!/usr/bin/busybox sh
+echo "guest: a call" >/dev/console
+sleep 5
+exec dropbear -i
+`,
+			},
+		}
+		spec := l.spec("late", late.of(t, l))
+		l.ready(t, spec)
+		console, err := os.ReadFile(filepath.Join(spec.JobDir, vm.ConsoleFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := strings.Count(string(console), "guest: a call")
+		t.Logf("%d calls", calls)
+		if calls > 2*8 { // those that were under way, and some after
+			t.Errorf("the guest was called %d times", calls)
+		}
+	})
+}
+
 // QEMU pauses a guest whose overlay cannot grow: it would wait for ever.
 func TestGuestOnAFullDisk(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {

@@ -31,19 +31,44 @@ func (k *knocker) forgetNeighbour() {
 // netlinkTimeout bounds each exchange with the kernel.
 const netlinkTimeout = time.Second
 
+// openNetlink opens a socket to a part of the kernel.
+func openNetlink(family int) (*netlink.Handle, error) {
+	kernel, err := netlink.NewHandle(family)
+	if err != nil {
+		return nil, err
+	}
+	if err := kernel.SetSocketTimeout(netlinkTimeout); err != nil {
+		kernel.Close()
+		return nil, err
+	}
+	return kernel, nil
+}
+
+// unreadByPeer is how many bytes a process on this host, at the other end of conn,
+// has not read yet (sock_diag(7)). Every user may ask.
+func unreadByPeer(conn net.Conn) (uint32, error) {
+	kernel, err := openNetlink(unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return 0, err
+	}
+	defer kernel.Close()
+	peer, err := kernel.SocketGet(conn.RemoteAddr(), conn.LocalAddr())
+	if err != nil {
+		return 0, err
+	}
+	return peer.RQueue, nil
+}
+
 func forgetNeighbour(addr string) {
 	ap, err := netip.ParseAddrPort(addr)
 	if err != nil {
 		return
 	}
-	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	kernel, err := openNetlink(unix.NETLINK_ROUTE)
 	if err != nil {
 		return
 	}
 	defer kernel.Close()
-	if err := kernel.SetSocketTimeout(netlinkTimeout); err != nil {
-		return
-	}
 	family := netlink.FAMILY_V4
 	if ap.Addr().Is6() {
 		family = netlink.FAMILY_V6
