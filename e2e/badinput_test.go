@@ -96,7 +96,7 @@ func TestBadInput(t *testing.T) {
 			gitlab.BuildFailure, []string{"vagrant", "VM config", "identity_file"},
 		},
 	}
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		for _, test := range tests {
 			t.Run(test.name, func(t *testing.T) {
 				s := newSite(t, mode)

@@ -73,22 +73,18 @@ func TestScriptEnds(t *testing.T) {
 // canceled gracefully, is followed by the stages that a failed job has, in the
 // same machine; and so is one that somebody else ends.
 func TestScriptTimeout(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newHaltSite(t, mode)
 		for _, test := range []struct {
 			name      string
 			timeout   string // of the script
 			interrupt func(*gitlab.Build)
 			status    gitlab.Status
-			systemToo bool
 		}{
-			{"its time is over", "3s", func(*gitlab.Build) {}, gitlab.SystemFailure, false},
-			{"graceful cancel", "", (*gitlab.Build).CancelGracefully, gitlab.Canceled, true},
-			{"SIGTERM", "", func(b *gitlab.Build) { _ = b.Signal(syscall.SIGTERM) }, gitlab.SystemFailure, false},
+			{"its time is over", "3s", func(*gitlab.Build) {}, gitlab.SystemFailure},
+			{"graceful cancel", "", (*gitlab.Build).CancelGracefully, gitlab.Canceled},
+			{"SIGTERM", "", func(b *gitlab.Build) { _ = b.Signal(syscall.SIGTERM) }, gitlab.SystemFailure},
 		} {
-			if mode.Name == "system" && !test.systemToo {
-				continue
-			}
 			t.Run(test.name, func(t *testing.T) {
 				job := s.jobUntil(duringScript, 1)
 				job.Script = "echo state >/tmp/state\n" + job.Script
@@ -403,7 +399,7 @@ func TestPayload(t *testing.T) {
 // job, and an environment that is just small enough for GitLab Runner to start the
 // driver has no room for longer arguments.
 func TestVariablesEndWithDriver(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newHaltSite(t, mode)
 		job := s.jobUntil(duringBoot, 1)
 		job.Variables = []gitlab.Variable{{Key: "SECRET", Value: "sesame-of-this-job", Masked: true}}

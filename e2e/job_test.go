@@ -92,7 +92,7 @@ func TestJob(t *testing.T) {
 }
 
 func TestExitCodes(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode)
 		job := s.job("echo fails; exit 7")
 		job.AfterScript = "kill -KILL $$"
@@ -134,10 +134,10 @@ func TestInterruptedScript(t *testing.T) {
 		{"SIGKILL", func(b *gitlab.Build) error { return b.Signal(syscall.SIGKILL) }, gitlab.SystemFailure, -1},
 		{"cancel", func(b *gitlab.Build) error { b.Cancel(); return nil }, gitlab.Canceled, gitlab.SystemFailureExitCode},
 	}
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newSite(t, mode)
 		for _, test := range tests {
 			t.Run(test.name, func(t *testing.T) {
-				s := newSite(t, mode)
 				build := s.runner(t).Start(deadline(t), s.job("echo script runs\nsleep 1000"))
 				if err := build.Log().WaitFor(deadline(t), "script runs"); err != nil {
 					t.Fatal(err)
@@ -158,7 +158,7 @@ func TestInterruptedScript(t *testing.T) {
 
 // prepare is told to end while the guest boots: no further attempt, nothing left.
 func TestCanceledPrepare(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode)
 		build := s.runner(t).Start(deadline(t), s.job("echo script runs"))
 		for !strings.Contains(mode.Virsh(t, "list", "--name"), "sardine-") {
@@ -183,7 +183,7 @@ func TestCanceledPrepare(t *testing.T) {
 
 // Two jobs want one image that is not here yet: both run, and it is pulled once.
 func TestTwoJobsAtOnce(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode)
 		pushed := len(s.blobsSent(t))
 		results := make([]gitlab.Result, 2)
@@ -246,7 +246,7 @@ func TestCleanupAgain(t *testing.T) {
 // An image that is in the store already is not imported again, and needs no
 // registry if the settings say so.
 func TestSecondJob(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode, `pull_policy = "if-not-present"`)
 		for i := range 2 {
 			result := s.runner(t).Run(deadline(t), s.job("echo done"))

@@ -27,7 +27,7 @@ func sessionOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
 // A host that is for one machine: the second job waits, says for whom, and gets its
 // turn; a third that cannot wait so long is the host's failure, not the job's.
 func TestSlots(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newHaltSite(t, mode, "slots = 1")
 		first := s.jobUntil(duringScript, 1)
 		holder := s.runner(t).Start(deadline(t), first)
@@ -136,7 +136,7 @@ func TestBounded(t *testing.T) {
 // The machine of a failed job is kept for a look inside, however the job asked for
 // that, until sweep ends it; a domain that only looks like one of ours stays.
 func TestKeptMachine(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newHaltSite(t, mode, `keep_on_failure = "30m"`)
 		foreign := s.startForeignDomain(t)
 		job := s.job("echo evidence >/tmp/evidence; exit 9")

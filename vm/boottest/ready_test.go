@@ -122,7 +122,7 @@ func passtTime(t *testing.T, spec vm.Spec) time.Duration {
 // A server that needs long for its greeting, as an emulated guest's sshd does, gets the
 // time for it, and not a call after the other.
 func TestGuestThatGreetsLate(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
 		late := variant{
 			arguments: "rdinit=/usr/bin/late-init",
 			files: map[string]string{
