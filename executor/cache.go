@@ -182,7 +182,7 @@ func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs Dirs) {
 // gaugeCaches counts the caches. What shares take would take too long to add up.
 func (d *Driver) gaugeCaches(dirs Dirs) error {
 	caches, err := vm.Caches(dirs.Caches)
-	if err != nil || len(caches) == 0 {
+	if err != nil {
 		return err
 	}
 	count, size := map[vm.CacheMode]float64{}, float64(0)

@@ -83,8 +83,12 @@ func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs Dirs) {
 			d.metrics.Set("sardine_image_bytes", float64(size))
 		}
 	}
-	cacheErr := d.gaugeCaches(dirs)
-	if err := errors.Join(err, storeErr, cacheErr); err != nil {
+	snapshots, size, snapshotErr := vm.SnapshotUse(dirs.snapshotsDir())
+	if snapshotErr == nil {
+		d.metrics.Set("sardine_snapshots", float64(snapshots))
+		d.metrics.Set("sardine_snapshot_bytes", float64(size))
+	}
+	if err := errors.Join(err, storeErr, d.gaugeCaches(dirs), snapshotErr); err != nil {
 		d.admin().Warn("metrics are incomplete", "error", err)
 	}
 }

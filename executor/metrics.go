@@ -41,6 +41,8 @@ var metricHelp = map[string]string{
 	"sardine_image_bytes":        "Size of the files of all images in the store.",
 	"sardine_caches":             "Caches that jobs left to later jobs, by mode.",
 	"sardine_cache_disk_bytes":   "What cache disks take on this host.",
+	"sardine_snapshots":          "Snapshots of machines that booted.",
+	"sardine_snapshot_bytes":     "What snapshots take on this host.",
 	"sardine_machines":           "Machines of jobs that run.",
 }
 

@@ -379,6 +379,30 @@ func (s *snapshot) distrust(reason error) error {
 // this one has not become ready, for reason.
 func (g *Guest) DistrustSnapshot(reason error) error { return g.snapshot.distrust(reason) }
 
+// SnapshotUse is how many snapshots there are below dir, in which each image that has
+// some has a directory, and how many bytes they take of the disk. Those that are being
+// made are not counted, but measured.
+func SnapshotUse(dir string) (count int, size int64, err error) {
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // there is none, or it is gone since it was listed
+		}
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		if entry.Name() == snapshotMemory && filepath.Ext(filepath.Dir(path)) != halfMade {
+			count++
+		}
+		bytes, err := allocatedBytes(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		size += bytes
+		return err
+	})
+	return count, size, err
+}
+
 // RemoveSnapshots removes the snapshots of an image, whose directory is dir, but those
 // that somebody makes, or starts a machine from, at this moment. Machines that were
 // started from them go on.

@@ -326,6 +326,11 @@ func TestSnapshotsOfSeveralMachines(t *testing.T) {
 			}
 		}
 		dir := l.spec("maker", withSnapshots(l)).SnapshotDir
+		for path, want := range map[string]int{filepath.Dir(dir): 2, filepath.Join(l.dir, "nowhere"): 0} {
+			if count, size, err := vm.SnapshotUse(path); count != want || (size > 20<<20) != (want > 0) || err != nil {
+				t.Errorf("%d snapshots of %d bytes, %v; want %d", count, size, err, want)
+			}
+		}
 		for _, name := range []string{"third", "fourth"} {
 			run(t, "cp", "-a", firstOf(t, filepath.Join(dir, "*", "snapshot.json")), filepath.Join(dir, name))
 		}
