@@ -57,7 +57,10 @@ func Doctor(ctx context.Context, s *Settings) []Finding {
 		return d.findings
 	}
 	d.storage(dirs)
+	d.written("log_file", s.Defaults.LogFile, false)
+	d.written("metrics_textfile", s.Defaults.MetricsTextfile, true)
 	d.programs()
+	d.snapshots()
 	d.libvirt(ctx)
 	d.kvm(ctx, dirs)
 	return d.findings
@@ -109,6 +112,55 @@ func (d *doctor) storage(dirs Dirs) {
 		if dirs.Store == filepath.Dir(dirs.Clones) {
 			return
 		}
+	}
+}
+
+// written looks whether this user can write the file of a setting; replaced says that
+// it is replaced by another each time, and so wants a directory to write to. No file
+// is made: it would be this user's, who may not be the runner's.
+func (d *doctor) written(setting, path string, replaced bool) {
+	if path == "" {
+		return
+	}
+	where := filepath.Dir(path) + "/" // by which the kernel takes nothing but a directory
+	if _, err := os.Stat(path); err == nil && !replaced {
+		where = path
+	}
+	if err := unix.Access(where, unix.W_OK); err != nil {
+		d.say(setting, Worse, "jobs run, but nothing is written to %s: this user may not write to %s (%v)", path, where, err)
+		return
+	}
+	d.say(setting, Good, "%s", path)
+}
+
+// snapshots looks whether machines can start from snapshots where the settings want
+// that.
+func (d *doctor) snapshots() {
+	defaults := d.settings.Defaults.PerImage
+	tables, names := []PerImage{defaults}, []string{""}
+	for _, section := range d.settings.Images {
+		tables = append(tables, section.PerImage.over(defaults))
+		names = append(names, " of "+section.Match)
+	}
+	wanted, needs := false, []string(nil)
+	for i, table := range tables {
+		table = table.withBuiltIn(d.settings.Defaults.Connect)
+		if !*table.MemorySnapshot {
+			continue
+		}
+		wanted = true
+		if *table.Network != vm.UserNetwork {
+			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs network = %q, and theirs is %q", names[i], vm.UserNetwork, *table.Network))
+		}
+		if *table.Cache != cacheNone {
+			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs cache = %q, and theirs is %q", names[i], cacheNone, *table.Cache))
+		}
+	}
+	for _, text := range needs {
+		d.say("memory_snapshot", Worse, "%s", text)
+	}
+	if wanted && len(needs) == 0 {
+		d.say("memory_snapshot", Good, "machines start from others that have booted")
 	}
 }
 

@@ -1,0 +1,74 @@
+package executor
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// findings are what doctor says about a part, a line each.
+func findings(t *testing.T, part, settings string, look func(*doctor)) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte(settings), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := LoadSettings(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &doctor{settings: s}
+	look(d)
+	var text strings.Builder
+	for _, f := range d.findings {
+		if f.Part == part {
+			text.WriteString(f.Level.String() + ": " + f.Text + "\n")
+		}
+	}
+	return text.String()
+}
+
+// A file that nobody can write fails no job, so that only doctor tells of it.
+func TestDoctorLooksAtWrittenFiles(t *testing.T) {
+	dir := t.TempDir()
+	there := filepath.Join(dir, "there")
+	if err := os.WriteFile(there, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ path, want string }{
+		{there, "ok"},
+		{filepath.Join(dir, "not-yet"), "ok"},
+		{filepath.Join(dir, "no-directory", "file"), "warning"},
+		{filepath.Join(there, "file"), "warning"},
+	} {
+		for setting, replaced := range map[string]bool{"log_file": false, "metrics_textfile": true} {
+			got := findings(t, setting, "", func(d *doctor) { d.written(setting, test.path, replaced) })
+			if !strings.HasPrefix(got, test.want+": ") || strings.Count(got, "\n") != 1 || !strings.Contains(got, test.path) {
+				t.Errorf("%s = %s: want %s, got %q", setting, test.path, test.want, got)
+			}
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "not-yet")); err == nil {
+		t.Error("doctor has made a file, which is its user's now")
+	}
+	if got := findings(t, "log_file", "", func(d *doctor) { d.written("log_file", "", false) }); got != "" {
+		t.Errorf("without the setting: %q", got)
+	}
+}
+
+func TestDoctorLooksAtSnapshots(t *testing.T) {
+	for _, test := range []struct{ settings, want string }{
+		{"", ""},
+		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\n", "ok: machines start"},
+		{"[defaults]\nmemory_snapshot = true\nnetwork = \"default\"\n", "warning: machines boot, for it needs network = \"user\""},
+		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\ncache = \"disk\"\n", "warning: machines boot, for it needs cache"},
+		{"[defaults]\nnetwork = \"user\"\n[[image]]\nmatch = \"a/*\"\nmemory_snapshot = true\n", "ok: machines start"},
+		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\n[[image]]\nmatch = \"a/*\"\nnetwork = \"lan\"\n", "warning: machines of a/* boot, for it needs network"},
+	} {
+		got := findings(t, "memory_snapshot", test.settings, (*doctor).snapshots)
+		if !strings.HasPrefix(got, test.want) || test.want == "" && got != "" || strings.Count(got, "\n") > 1 {
+			t.Errorf("settings\n%s\nwant %q, got %q", test.settings, test.want, got)
+		}
+	}
+}
