@@ -177,8 +177,8 @@ func (k *knocker) once(ctx context.Context, attempt int, timeout time.Duration) 
 }
 
 // whenHandedOver calls then when whoever forwards the connection has got rid of what
-// we sent: passt leaves it in its socket until the guest has taken the connection. It
-// returns when ctx ends.
+// we sent: passt and QEMU's slirp leave it in their socket until the guest has taken
+// the connection. It returns when ctx ends.
 func whenHandedOver(ctx context.Context, conn net.Conn, then func()) {
 	for {
 		select {
