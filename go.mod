@@ -29,6 +29,7 @@ require (
 	github.com/urfave/cli/v2 v2.27.7
 	github.com/vbauerster/mpb/v8 v8.10.2
 	github.com/vishvananda/netlink v1.3.1
+	github.com/vishvananda/netns v0.0.5
 	golang.org/x/crypto v0.54.0
 	golang.org/x/sync v0.16.0
 	golang.org/x/sys v0.47.0
@@ -38,10 +39,7 @@ require (
 	oras.land/oras-go/v2 v2.6.0
 )
 
-require (
-	github.com/kr/pretty v0.3.1 // indirect
-	github.com/vishvananda/netns v0.0.5 // indirect
-)
+require github.com/kr/pretty v0.3.1 // indirect
 
 require (
 	github.com/BurntSushi/toml v1.5.0 // indirect

@@ -73,6 +73,9 @@ func TestCache(t *testing.T) {
 			{"protected ref", s.cacheJob(3, 42, true, look), "nothing\n"},
 			{"another project, with the variables of ours", forged, "nothing\n"},
 		} {
+			if kind == "disk" && s.mode.Name != "session" && test.job.ID != 2 {
+				continue // whose it is does not depend on the mode
+			}
 			if got, log := s.runCacheJob(t, test.job); got != test.want || strings.Contains(log, "WARNING") {
 				t.Errorf("%s: the job found %q, want %q; its log:\n%s", test.name, got, test.want, log)
 			}

@@ -1,7 +1,8 @@
 // Package e2e tests the program from the outside: the built binary, called by
 // GitLab Runner's part, with a real registry, a real libvirtd and a guest that
-// boots. Every test runs as an ordinary user (session mode) and as root (system
-// mode), and ends with a look for anything left behind.
+// boots. Tests run as an ordinary user (session mode) and, where that makes a
+// difference to the code, as root (system mode), and end with a look for anything left
+// behind.
 //
 //	go test -count=1 ./e2e [-mode session|system]
 //

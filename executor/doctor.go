@@ -60,7 +60,6 @@ func Doctor(ctx context.Context, s *Settings) []Finding {
 	d.written("log_file", s.Defaults.LogFile, false)
 	d.written("metrics_textfile", s.Defaults.MetricsTextfile, true)
 	d.programs()
-	d.snapshots()
 	d.libvirt(ctx)
 	d.kvm(ctx, dirs)
 	return d.findings
@@ -122,20 +121,33 @@ func (d *doctor) written(setting, path string, replaced bool) {
 	if path == "" {
 		return
 	}
-	where := filepath.Dir(path) + "/" // by which the kernel takes nothing but a directory
-	if _, err := os.Stat(path); err == nil && !replaced {
-		where = path
-	}
-	if err := unix.Access(where, unix.W_OK); err != nil {
-		d.say(setting, Worse, "jobs run, but nothing is written to %s: this user may not write to %s (%v)", path, where, err)
+	// A directory with a slash: the kernel takes nothing else for it.
+	directory := filepath.Dir(path) + "/"
+	needs := map[string]uint32{}
+	switch info, err := os.Stat(path); {
+	case err == nil && info.IsDir():
+		d.say(setting, Worse, "jobs run, but nothing is written to %s: it is a directory", path)
 		return
+	case err == nil && !replaced:
+		needs[path] = unix.W_OK
+	default:
+		needs[directory] = unix.W_OK | unix.X_OK
+	}
+	if _, err := os.Stat(path + lockSuffix); err == nil && replaced {
+		needs[path+lockSuffix] = unix.R_OK | unix.W_OK
+	}
+	for where, mode := range needs {
+		if err := unix.Access(where, mode); err != nil {
+			d.say(setting, Worse, "jobs run, but nothing is written to %s: this user may not write to %s (%v)", path, where, err)
+			return
+		}
 	}
 	d.say(setting, Good, "%s", path)
 }
 
 // snapshots looks whether machines can start from snapshots where the settings want
-// that.
-func (d *doctor) snapshots() {
+// that; system says that libvirt is the system's.
+func (d *doctor) snapshots(system bool) {
 	defaults := d.settings.Defaults.PerImage
 	tables, names := []PerImage{defaults}, []string{""}
 	for _, section := range d.settings.Images {
@@ -156,11 +168,14 @@ func (d *doctor) snapshots() {
 			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs cache = %q, and theirs is %q", names[i], cacheNone, *table.Cache))
 		}
 	}
+	if wanted && system && os.Geteuid() != 0 {
+		needs = append(needs, "machines boot, for only root may read what the system's libvirt saves, and this user is not root")
+	}
 	for _, text := range needs {
 		d.say("memory_snapshot", Worse, "%s", text)
 	}
 	if wanted && len(needs) == 0 {
-		d.say("memory_snapshot", Good, "machines start from others that have booted")
+		d.say("memory_snapshot", Good, "machines start from others that have booted, if image and domain allow it")
 	}
 }
 
@@ -198,6 +213,7 @@ func (d *doctor) libvirt(ctx context.Context) {
 	}
 	d.say("libvirt", Good, "%s: %d CPUs, %s of memory", host.URI(), size.CPUs, units.BytesSize(float64(size.Memory)))
 	d.caches(host)
+	d.snapshots(host.System())
 	network := *d.settings.For("").Network
 	if network == vm.UserNetwork {
 		d.say("network", Good, "user: a private one for each guest")

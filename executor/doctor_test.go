@@ -38,6 +38,7 @@ func TestDoctorLooksAtWrittenFiles(t *testing.T) {
 	}
 	for _, test := range []struct{ path, want string }{
 		{there, "ok"},
+		{dir, "warning"},
 		{filepath.Join(dir, "not-yet"), "ok"},
 		{filepath.Join(dir, "no-directory", "file"), "warning"},
 		{filepath.Join(there, "file"), "warning"},
@@ -66,7 +67,7 @@ func TestDoctorLooksAtSnapshots(t *testing.T) {
 		{"[defaults]\nnetwork = \"user\"\n[[image]]\nmatch = \"a/*\"\nmemory_snapshot = true\n", "ok: machines start"},
 		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\n[[image]]\nmatch = \"a/*\"\nnetwork = \"lan\"\n", "warning: machines of a/* boot, for it needs network"},
 	} {
-		got := findings(t, "memory_snapshot", test.settings, (*doctor).snapshots)
+		got := findings(t, "memory_snapshot", test.settings, func(d *doctor) { d.snapshots(false) })
 		if !strings.HasPrefix(got, test.want) || test.want == "" && got != "" || strings.Count(got, "\n") > 1 {
 			t.Errorf("settings\n%s\nwant %q, got %q", test.settings, test.want, got)
 		}

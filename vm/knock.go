@@ -6,7 +6,10 @@ import (
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -16,13 +19,13 @@ const (
 	// and attempts must not be all that it does.
 	knockInterval = 150 * time.Millisecond
 	knockPart     = 80
-	// knockIntervals is how many intervals an attempt may wait that nobody has taken.
-	// One made while the guest boots is not refused but lost: passt accepts it at once
-	// and finds nobody to hand it to. As many attempts can be under way, so that they
+	// knockIntervals is how many intervals an attempt may wait that the guest does not
+	// take. One made while it boots is not refused but lost: passt accepts it at once
+	// and finds nobody to hand it to. As many of them can be under way, so that they
 	// follow each other without a gap; OpenSSH has 10 log in at once (MaxStartups).
 	knockIntervals = 8
-	// greetingTimeout is how long an attempt may wait once it is known that the
-	// guest itself has taken the connection, and greetingInterval the time after
+	// greetingTimeout is how long an attempt may wait at least once it is known that
+	// the guest itself has taken the connection, and greetingInterval the time after
 	// which another one is made all the same. The sshd of an emulated guest takes
 	// seconds to greet, and the more the more of them it has to start.
 	greetingTimeout  = 20 * time.Second
@@ -81,8 +84,9 @@ func (k *knocker) run(ctx context.Context) (net.Conn, error) {
 	var last error
 	for attempt := 0; ; attempt++ {
 		interval := max(knockInterval, time.Since(began)/knockPart)
-		if len(k.underWay) < knockIntervals && !k.waitsForGreeting() {
-			if k.direct && len(k.underWay) > 0 {
+		untaken, waits := k.count(max(greetingInterval, interval))
+		if untaken < knockIntervals && !waits {
+			if k.direct && untaken > 0 {
 				k.forgetNeighbour()
 			}
 			k.underWay[attempt] = time.Time{}
@@ -113,15 +117,18 @@ func (k *knocker) run(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// waitsForGreeting says whether the guest has taken a connection not long ago, so
-// that it is its turn.
-func (k *knocker) waitsForGreeting() bool {
+// count counts the attempts that the guest has not taken; waits says whether it has
+// taken one not long ago, so that it is its turn. Those that it took earlier may
+// be lost: it can have started anew since.
+func (k *knocker) count(notLong time.Duration) (untaken int, waits bool) {
 	for _, at := range k.underWay {
-		if !at.IsZero() && time.Since(at) < greetingInterval {
-			return true
+		if at.IsZero() {
+			untaken++
+		} else if time.Since(at) < notLong {
+			waits = true
 		}
 	}
-	return false
+	return untaken, waits
 }
 
 // abandon closes what answers after all and is not needed any more.
@@ -137,19 +144,18 @@ func (k *knocker) abandon() {
 
 // once makes one attempt, which nobody takes for longer than timeout.
 func (k *knocker) once(ctx context.Context, attempt int, timeout time.Duration) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: timeout}
+	dialer := net.Dialer{Timeout: timeout, Control: resetOnClose}
 	conn, err := dialer.DialContext(ctx, "tcp", k.addr)
 	if err != nil {
 		return nil, err
 	}
-	resetOnClose(conn, true)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	giveUp := time.AfterFunc(timeout, cancel)
 	defer giveUp.Stop()
 	taken := func() {
-		giveUp.Reset(greetingTimeout)
+		giveUp.Reset(max(greetingTimeout, timeout))
 		select {
 		case k.taken <- attempt:
 		case <-ctx.Done():
@@ -172,13 +178,14 @@ func (k *knocker) once(ctx context.Context, attempt int, timeout time.Duration) 
 		conn.Close()
 		return nil, err
 	}
-	resetOnClose(conn, false)
+	endOrderly(conn)
 	return &greetedConn{Conn: conn, sent: len(clientVersion) + 2, received: greeting[:n]}, nil
 }
 
 // whenHandedOver calls then when whoever forwards the connection has got rid of what
 // we sent: passt and QEMU's slirp leave it in their socket until the guest has taken
-// the connection. It returns when ctx ends.
+// the connection. It returns when ctx ends. Where the kernel does not tell, it does
+// not call then.
 func whenHandedOver(ctx context.Context, conn net.Conn, then func()) {
 	for {
 		select {
@@ -186,27 +193,29 @@ func whenHandedOver(ctx context.Context, conn net.Conn, then func()) {
 			return
 		case <-time.After(knockInterval):
 		}
-		if left, err := unreadByPeer(conn); err != nil {
-			return // no such thing in this kernel, or the connection is over
-		} else if left == 0 {
+		if left, err := unreadByPeer(conn); err == nil && left == 0 {
 			then()
 			return
 		}
 	}
 }
 
-// resetOnClose has the kernel, when it closes the connection, whoever ends, send a
-// reset in place of an end of file, or not. passt, as in Debian 12, does not take
-// the end of a connection in that it has not handed to a guest yet: it asks for it
-// again and again, with all of a processor, for the 10 s that it waits for the
-// guest. On a reset it forgets the connection.
-func resetOnClose(conn net.Conn, reset bool) {
+// resetOnClose has the kernel, when the connection is closed, whoever ends, send a
+// reset in place of an end of file. passt, as in Debian 12, does not take the end of
+// a connection in that it has not handed to a guest yet: it asks for it again and
+// again, with all of a processor, for the 10 s that it waits for the guest. On a
+// reset it forgets the connection. It is for [net.Dialer.Control].
+func resetOnClose(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) {
+		// It costs time only if that fails.
+		_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	})
+}
+
+// endOrderly takes resetOnClose back.
+func endOrderly(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		seconds := -1 // an orderly end
-		if reset {
-			seconds = 0
-		}
-		tcp.SetLinger(seconds) // it costs time only if that fails
+		tcp.SetLinger(-1)
 	}
 }
 

@@ -40,6 +40,80 @@ func TestKnockDoesNotStarveASlowServer(t *testing.T) {
 	}
 }
 
+// A guest that has taken many attempts and then started anew has lost them. It is
+// called again long before they are given up.
+func TestKnockAfterAttemptsAreLost(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			conn.Write([]byte("SSH-2.0-test\r\n"))
+		}
+	}()
+	k := newKnocker(l.Addr().String(), false)
+	for lost := range knockIntervals {
+		k.underWay[-1-lost] = time.Now()
+		defer func() { k.answers <- answer{attempt: -1 - lost} }() // for whoever waits for them
+	}
+	ctx, cancel := context.WithTimeout(testContext(t), greetingTimeout-greetingInterval)
+	defer cancel()
+	conn, err := k.run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+}
+
+// The kernel says what the other end of a connection has not read.
+func TestUnreadByPeer(t *testing.T) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		// The kernel has accepted it, and holds what was sent.
+		if n, err := unreadByPeer(conn); n != 5 || err != nil {
+			t.Errorf("%s, not accepted: %d, %v", address, n, err)
+		}
+		peer, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer peer.Close()
+		for unread := uint32(5); unread > 0; unread-- {
+			if n, err := unreadByPeer(conn); n != unread || err != nil {
+				t.Errorf("%s: %d, %v; want %d", address, n, err, unread)
+			}
+			peer.Read(make([]byte, 1))
+		}
+		if n, err := unreadByPeer(conn); n != 0 || err != nil {
+			t.Errorf("%s, all read: %d, %v", address, n, err)
+		}
+		peer.(*net.TCPConn).SetLinger(0)
+		peer.Close()
+		if n, err := unreadByPeer(conn); err == nil {
+			t.Errorf("%s, reset: %d", address, n)
+		}
+	}
+}
+
 // BenchmarkKnock measures how long a server that is ready goes unnoticed: one
 // whose host refuses connections before, as on a libvirt network, and one whose
 // connections are accepted and lost before, as passt does.

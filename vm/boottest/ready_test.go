@@ -81,20 +81,39 @@ func TestGuestWithoutSSH(t *testing.T) {
 // given up.
 func TestWaitingCostsNoProcessor(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, l *lab) {
-		spec := l.spec("mute", variant{arguments: "rdinit=/usr/bin/sleep -- 1000"}.of(t, l))
+		mute := variant{
+			arguments: "rdinit=/usr/bin/mute", // which the kernel hands arguments of its own
+			files:     map[string]string{"usr/bin/mute": "#!/usr/bin/busybox sh\nexec sleep 1000\n"},
+		}
+		spec := l.spec("mute", mute.of(t, l))
 		guest := l.start(t, spec)
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 		defer cancel()
+		before := ownTime(t)
 		if err := guest.WaitReady(ctx, guestLogin); !errors.Is(err, vm.ErrNoAnswer) {
 			t.Errorf("got %v, want %v", err, vm.ErrNoAnswer)
 		}
+		own := ownTime(t) - before
 		time.Sleep(2 * time.Second)
 		used := passtTime(t, spec)
-		t.Logf("passt used %v", used)
+		t.Logf("passt used %v, the driver %v", used, own)
 		if used > 500*time.Millisecond {
 			t.Errorf("passt has used %v of the processor for connections that it holds, in 6 s", used)
 		}
+		if own > 250*time.Millisecond {
+			t.Errorf("the driver has used %v of the processor to wait for 4 s", own)
+		}
 	})
+}
+
+// ownTime is how long this process has had a processor.
+func ownTime(t *testing.T) time.Duration {
+	t.Helper()
+	var usage unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 // passtTime is how long the machine's passt has had a processor.

@@ -75,7 +75,11 @@ func TestSnapshotThatIsOfNoUse(t *testing.T) {
 			if test.change != nil {
 				test.change(&spec)
 			}
-			for range 2 {
+			tries := 1
+			if test.name == "no memory" { // one stands for all: the note that is left is the same
+				tries = 2
+			}
+			for range tries {
 				guest, err := vm.Start(t.Context(), l.host, spec)
 				if err != nil {
 					t.Fatalf("%s: %v", test.name, err)
@@ -156,7 +160,7 @@ func TestSnapshot(t *testing.T) {
 		if left := l.virsh(t, "list", "--all", "--name"); strings.TrimSpace(left) != "" {
 			t.Errorf("domains that are left: %q", left)
 		}
-		var random sync.Map
+		var random, boots sync.Map
 		var running sync.WaitGroup
 		for n := range 3 {
 			running.Go(func() {
@@ -174,7 +178,7 @@ func TestSnapshot(t *testing.T) {
 				if !guest.Resumed() {
 					t.Errorf("%s has booted: %q", name, guest.Notes)
 				}
-				out, _ := script(t, guest, `cut -d. -f1 /proc/uptime; date +%s; head -c 16 /dev/urandom | md5sum
+				out, _ := script(t, guest, `cat /proc/sys/kernel/random/boot_id; date +%s; head -c 16 /dev/urandom | md5sum
 sudo -n sh -c 'until [ -b /dev/vda ]; do sleep 0.1; done; dd if=/dev/vda bs=512 skip=98000 count=1 2>/dev/null | tr -d "\0"
 echo `+name+` | dd of=/dev/vda bs=512 seek=98000 conv=notrunc 2>/dev/null; sync
 dd if=/dev/vda bs=512 skip=98000 count=1 2>/dev/null | tr -d "\0"'`)
@@ -182,9 +186,7 @@ dd if=/dev/vda bs=512 skip=98000 count=1 2>/dev/null | tr -d "\0"'`)
 				if len(lines) < 4 {
 					t.Fatalf("%s says %q", name, out)
 				}
-				if uptime, err := strconv.Atoi(lines[0]); err != nil || time.Duration(uptime)*time.Second < time.Since(began) {
-					t.Errorf("%s has run for %s s, which is less than we know it", name, lines[0])
-				}
+				boots.Store(lines[0], name)
 				if seconds, err := strconv.ParseInt(lines[1], 10, 64); err != nil || time.Since(time.Unix(seconds, 0)).Abs() > 5*time.Second {
 					t.Errorf("%s has the time %s, it is %d", name, lines[1], time.Now().Unix())
 				}
@@ -203,6 +205,11 @@ dd if=/dev/vda bs=512 skip=98000 count=1 2>/dev/null | tr -d "\0"'`)
 			})
 		}
 		running.Wait()
+		count := 0
+		boots.Range(func(_, _ any) bool { count++; return true })
+		if count != 1 {
+			t.Errorf("the clones are of %d boots, want one", count)
+		}
 	})
 }
 

@@ -47,7 +47,7 @@ const lostTime = 30 * time.Second
 // A guest that hangs without a word, as its QEMU does here, is found by the
 // keepalive that jobs have; one that is gone by libvirt.
 func TestGuestIsLostDuringAScript(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("lost"))
 		pid := l.qemu(t, guest.Name())
 		ended := running(t, guest, "sleep 1000", vm.Keepalive{})
