@@ -122,25 +122,23 @@ func TestFullGuestFromASnapshot(t *testing.T) {
 			seed := newSeed()
 			guest := l.start(t, l.spec(name, withSnapshots(l), fullGuest(seed)))
 			began := time.Now()
+			if !guest.Resumed() {
+				t.Fatalf("%s boots: %q", name, guest.Notes)
+			}
 			if err := waitReady(t, guest, guest.Login(seed.Login())); err != nil {
 				t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
 			}
 			t.Logf("%s ready after %s", name, time.Since(began).Round(time.Millisecond))
-			if !guest.Resumed() {
-				t.Fatalf("%s has booted: %q", name, guest.Notes)
-			}
+			asked := time.Now()
 			out, _ := script(t, guest, "id -un; sudo -n id -un; hostname; systemctl is-system-running; date +%s; ls ~; touch ~/"+name)
-			var user, root, hostname, state string
-			var seconds int64
+			var user, root, hostname, state, seconds string
 			if n, err := fmt.Sscan(out, &user, &root, &hostname, &state, &seconds); n != 5 {
 				t.Fatalf("%s says %q: %v", name, out, err)
 			}
 			if user != "ci" || root != "root" || hostname != "sardine" || state == "starting" || strings.Contains(out, "one") {
 				t.Errorf("%s says %q", name, out)
 			}
-			if off := time.Since(time.Unix(seconds, 0)).Abs(); off > 10*time.Second {
-				t.Errorf("the clock of %s is off by %s", name, off)
-			}
+			checkClock(t, name, seconds, asked)
 			scripts(t, guest)
 		}
 	})
