@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -101,8 +102,11 @@ func TestFilterDropsWhatIsNotTheGuests(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("liar", asRoot.of(t, l)))
 		own, gateway := addressIn(t, guest)
-		const other, otherMAC = "192.168.122.250", "52:54:00:00:00:01"
-		const neighbour = "192.168.122.251" // the gateway would pass on what is for it
+		const otherMAC = "52:54:00:00:00:01"
+		// Addresses that are not the guest's own, which can be any of the network. The
+		// gateway would pass on what is for the neighbour.
+		free := slices.DeleteFunc([]string{"192.168.122.250", "192.168.122.251", "192.168.122.252"}, func(a string) bool { return a == own })
+		other, neighbour := free[0], free[1]
 		s := sniff(t, "virbr0")
 		// A guest with another MAC address cannot answer us, so that all is one script
 		// that puts everything back.
