@@ -9,29 +9,36 @@ import (
 	"time"
 )
 
+// startGreeter starts a server that greets one client after the other, each after
+// some time.
+func startGreeter(t *testing.T, after time.Duration) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			conn.Read(make([]byte, 256))
+			time.Sleep(after)
+			conn.Write([]byte("SSH-2.0-test\r\n"))
+		}
+	}()
+	return l.Addr().String()
+}
+
 // An emulated guest's sshd needs its processor for every connection, also for those
 // that were given up since. Who connects too often gets no greeting at all.
 func TestKnockDoesNotStarveASlowServer(t *testing.T) {
 	for name, direct := range map[string]bool{"direct": true, "forwarded": false} {
 		t.Run(name, func(t *testing.T) {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer l.Close()
-			go func() {
-				for {
-					conn, err := l.Accept()
-					if err != nil {
-						return
-					}
-					conn.Read(make([]byte, 256))
-					time.Sleep(2 * time.Second) // one after the other
-					conn.Write([]byte("SSH-2.0-test\r\n"))
-					defer conn.Close()
-				}
-			}()
-			conn, err := newKnocker(l.Addr().String(), direct).run(testContext(t))
+			conn, err := newKnocker(startGreeter(t, 2*time.Second), direct).run(testContext(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -43,22 +50,7 @@ func TestKnockDoesNotStarveASlowServer(t *testing.T) {
 // A guest that has taken many attempts and then started anew has lost them. It is
 // called again long before they are given up.
 func TestKnockAfterAttemptsAreLost(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			defer conn.Close()
-			conn.Write([]byte("SSH-2.0-test\r\n"))
-		}
-	}()
-	k := newKnocker(l.Addr().String(), false)
+	k := newKnocker(startGreeter(t, 0), false)
 	for lost := range knockIntervals {
 		k.underWay[-1-lost] = time.Now()
 		defer func() { k.answers <- answer{attempt: -1 - lost} }() // for whoever waits for them
