@@ -183,7 +183,7 @@ func (s *haltSite) runs(name string) bool {
 }
 
 // orphanTime is what the processes of a machine get to end after it.
-const orphanTime = 5 * time.Second
+const orphanTime = 15 * time.Second
 
 // left is what there is of the machines of jobs: "nothing", or a list of "machine"
 // (a domain), "process" (QEMU or passt) and "files".

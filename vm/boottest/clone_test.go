@@ -164,7 +164,7 @@ func (l *lab) state(t *testing.T) string {
 // moment after virsh returns.
 func (l *lab) awaitState(t *testing.T, want string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for {
 		got := l.state(t)
