@@ -226,10 +226,13 @@ func (b *Build) runStages(ctx context.Context, a *attempt) error {
 	if err != nil {
 		last = []string{StageArchiveCacheOnFailure, StageUploadArtifactsOnFailure}
 	}
-	for _, stage := range append(last, StageCleanupFileVariables) {
+	for _, stage := range last {
 		if failed := b.runScript(ctx, a, stage); err == nil {
 			err = failed
 		}
+	}
+	if failed := b.runScript(ctx, a, StageCleanupFileVariables); failed != nil {
+		fmt.Fprintf(b.log, "WARNING: Error while executing file based variables removal script: %v\n", failed)
 	}
 	return err
 }

@@ -197,6 +197,13 @@ func TestStageOrder(t *testing.T) {
 			}
 		})
 	}
+	// What removes file variables fails no job.
+	all[StageCleanupFileVariables] = "exit 3"
+	inGuest := inShell(t)
+	result := inGuest.Run(deadline(t), Job{Scripts: all, Script: "true"})
+	if result.Status != Success || !strings.Contains(result.JobLog, "WARNING: Error while executing file based variables removal script") {
+		t.Errorf("a failed removal of file variables: %s\n%s", result, result.JobLog)
+	}
 	// The status comes after cleanup.
 	runner := shell(t, map[string]string{"cleanup": "sleep 0.3"})
 	began := time.Now()
