@@ -21,7 +21,7 @@ const (
 	// turnPause is how long a machine waits for another that looks for room before it
 	// says so.
 	turnPause = 200 * time.Millisecond
-	// lockPoll is how often it tries to be the one that looks.
+	// lockPoll is how often a lock is tried that another process has.
 	lockPoll = 20 * time.Millisecond
 	// holdersShown is how many of the machines in the way are named.
 	holdersShown = 5
@@ -110,27 +110,34 @@ func (q *queue) wait(ctx context.Context) error {
 	}
 }
 
-// takeTurn waits until no machine that came before looks for room any more; where
-// several wait, any of them may be next.
+// takeTurn waits until no machine that came before looks for room any more. The
+// kernel gives the lock to those who wait for it in their order, more or less; who
+// tried it again and again, and asked libvirt in between, could miss its turn for
+// minutes on a busy host.
 func (q *queue) takeTurn(ctx context.Context) error {
-	for next := time.Now().Add(turnPause); ; {
-		got, err := q.lock.TryLock()
-		if got || err != nil {
-			return err
+	got := make(chan error, 1)
+	go func() { got <- q.lock.Lock() }()
+	// A wait for a lock cannot be called off: the turn is given to the next.
+	leave := func() {
+		if <-got == nil {
+			q.lock.Close()
 		}
-		if time.Now().After(next) { // else the other has just begun
-			reason, err := q.h.noRoom(ctx, q.a, q.need, q.size)
-			if err != nil {
-				return err
-			}
-			q.say(cmp.Or(reason, "a machine that came before this one waits for room"))
-			next = time.Now().Add(admissionPoll)
-		}
+	}
+	for pause := turnPause; ; pause = admissionPoll { // at first the other has just begun
 		select {
-		case <-time.After(lockPoll):
+		case err := <-got:
+			return err
+		case <-time.After(pause):
 		case <-ctx.Done():
+			go leave()
 			return context.Cause(ctx)
 		}
+		reason, err := q.h.noRoom(ctx, q.a, q.need, q.size)
+		if err != nil {
+			go leave()
+			return err
+		}
+		q.say(cmp.Or(reason, "a machine that came before this one waits for room"))
 	}
 }
 
