@@ -96,14 +96,8 @@ func TestBadInput(t *testing.T) {
 			gitlab.BuildFailure, []string{"vagrant", "VM config", "identity_file"},
 		},
 	}
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		for _, test := range tests {
-			if mode.Name == "system" {
-				if test.name != "guest that never answers" {
-					continue // one mode stands for both
-				}
-				test.says = []string{"3s", "got no address from the network"}
-			}
 			t.Run(test.name, func(t *testing.T) {
 				s := newSite(t, mode)
 				job := s.job("echo script runs")
@@ -120,6 +114,22 @@ func TestBadInput(t *testing.T) {
 				checkErrorLine(t, failed.Stderr, test.says)
 			})
 		}
+	})
+}
+
+// On a libvirt network a guest can fail to get an address.
+func TestGuestWithoutAddress(t *testing.T) {
+	systemOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newSite(t, mode, `timeout = "3s"`)
+		job := s.job("true")
+		job.Image.Name = s.pushBlankDisk(t)
+		result := s.runner(t).Run(deadline(t), job)
+		checkOutputs(t, result)
+		failed, attempts := failures(result)
+		if result.Status != gitlab.SystemFailure || attempts != gitlab.PrepareAttempts {
+			t.Errorf("%d attempts, want %d: %s", attempts, gitlab.PrepareAttempts, result)
+		}
+		checkErrorLine(t, failed.Stderr, []string{"3s", "got no address from the network"})
 	})
 }
 

@@ -196,10 +196,7 @@ func TestHostileCacheDisk(t *testing.T) {
 // A share is a directory of this host, of which the guests' root is root: what lies
 // there leads nowhere, whoever mounts, prunes or measures it.
 func TestHostileShare(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
-		if mode.Name != "system" {
-			return
-		}
+	systemOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode, `cache = "share"`, `accel = "tcg"`)
 		outside := mode.Dir(t)
 		sentinel := mode.WriteFile(t, filepath.Join(outside, "sentinel"), "stays")

@@ -49,7 +49,7 @@
 //	clear_worktree after a failed get_sources                | TestScriptAttempts                | TestStages
 //	step_NAME, and stages that nobody knows yet              | TestStageOrder                    | TestStages TestScriptEnds
 //	after_script whatever the script's end                   | TestScripts TestStageOrder        | TestJob TestExitCodes TestScriptTimeout
-//	cleanup_file_variables, whose failure is one warning      | TestFileVariables TestStageOrder  | TestStages executor.TestOutcome
+//	cleanup_file_variables, whose failure is one warning     | TestFileVariables TestStageOrder  | TestStages executor.TestOutcome
 //	a script is a 0700 file, self-contained                  | TestScripts                       | TestScriptEnds
 //	a .ps1 for PowerShell                                    | TestPowerShellScripts             | TestPowerShellScript TestPowerShellJob
 //	cache and artifacts call gitlab-runner in the guest      | TestStageOrder                    | TestRunnerBinary TestRunnerBinaryInAGuestThatGreets TestPowerShellJob

@@ -14,16 +14,6 @@ import (
 	"gitlab-sardine-executor/internal/testbed/gitlab"
 )
 
-// sessionOnly runs a test in session mode alone, where that stands for both.
-func sessionOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
-	t.Helper()
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
-		if mode.Name == "session" {
-			test(t, mode)
-		}
-	})
-}
-
 // A host that is for one machine: the second job waits, says for whom, and gets its
 // turn; a third that cannot wait so long is the host's failure, not the job's.
 func TestSlots(t *testing.T) {

@@ -17,6 +17,27 @@ const program = "gitlab-sardine-executor"
 
 func TestMain(m *testing.M) { testbed.Main(m, "gitlab-sardine-executor/cmd/"+program) }
 
+// sessionOnly runs a test in session mode alone, where that stands for both.
+func sessionOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
+	t.Helper()
+	inModeOnly(t, "session", test)
+}
+
+// systemOnly runs a test of what is there in system mode alone.
+func systemOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
+	t.Helper()
+	inModeOnly(t, "system", test)
+}
+
+func inModeOnly(t *testing.T, name string, test func(t *testing.T, mode *testbed.Mode)) {
+	t.Helper()
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		if mode.Name == name {
+			test(t, mode)
+		}
+	})
+}
+
 // A site is an installation: a registry with the test guest, settings, storage,
 // and somebody who looks after each test what it has left behind.
 type site struct {

@@ -133,8 +133,8 @@ func (d *doctor) written(setting, path string, replaced bool) {
 	default:
 		needs[directory] = unix.W_OK | unix.X_OK
 	}
-	if _, err := os.Stat(path + lockSuffix); err == nil && replaced {
-		needs[path+lockSuffix] = unix.R_OK | unix.W_OK
+	if _, err := os.Stat(path + metricsLockSuffix); err == nil && replaced {
+		needs[path+metricsLockSuffix] = unix.R_OK | unix.W_OK
 	}
 	for where, mode := range needs {
 		if err := unix.Access(where, mode); err != nil {

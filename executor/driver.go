@@ -83,12 +83,7 @@ func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs Dirs) {
 			d.metrics.Set("sardine_image_bytes", float64(size))
 		}
 	}
-	snapshots, size, snapshotErr := vm.SnapshotUse(dirs.snapshotsDir())
-	if snapshotErr == nil {
-		d.metrics.Set("sardine_snapshots", float64(snapshots))
-		d.metrics.Set("sardine_snapshot_bytes", float64(size))
-	}
-	if err := errors.Join(err, storeErr, d.gaugeCaches(dirs), snapshotErr); err != nil {
+	if err := errors.Join(err, storeErr, d.gaugeCaches(dirs), d.gaugeSnapshots(dirs)); err != nil {
 		d.admin().Warn("metrics are incomplete", "error", err)
 	}
 }

@@ -26,8 +26,8 @@ const (
 	// some milliseconds; one that is stopped must not stop all.
 	metricsLockTimeout = 5 * time.Second
 	metricsLockPoll    = 2 * time.Millisecond
-	// lockSuffix names the file beside the one of metrics that is locked.
-	lockSuffix = ".lock"
+	// metricsLockSuffix names the file beside the one of metrics that is locked.
+	metricsLockSuffix = ".lock"
 )
 
 // metricHelp is what Prometheus shows beside each metric; docs/metrics.md lists
@@ -107,7 +107,7 @@ func (m *Metrics) Write(path string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), metricsLockTimeout)
 	defer cancel()
-	lock := flock.New(path + lockSuffix)
+	lock := flock.New(path + metricsLockSuffix)
 	if _, err := lock.TryLockContext(ctx, metricsLockPoll); err != nil {
 		return fmt.Errorf("write metrics: wait for %s: %w", lock.Path(), err)
 	}

@@ -100,7 +100,7 @@ func TestMetricsAreComplete(t *testing.T) {
 // A stage that holds the lock for ever costs the others their metrics, not the job.
 func TestMetricsDoNotWaitForEver(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sardine.prom")
-	lock := flock.New(path + lockSuffix)
+	lock := flock.New(path + metricsLockSuffix)
 	if err := lock.Lock(); err != nil {
 		t.Fatal(err)
 	}

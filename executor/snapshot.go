@@ -79,6 +79,17 @@ func pruneSnapshots(ctx context.Context, settings *Settings, store *oci.Store) e
 	return errors.Join(failed...)
 }
 
+// gaugeSnapshots counts the snapshots.
+func (d *Driver) gaugeSnapshots(dirs Dirs) error {
+	count, size, err := vm.SnapshotUse(dirs.snapshotsDir())
+	if err != nil {
+		return err
+	}
+	d.metrics.Set("sardine_snapshots", float64(count))
+	d.metrics.Set("sardine_snapshot_bytes", float64(size))
+	return nil
+}
+
 // resumed waits for a guest that goes on from a snapshot. If it does not, the error is
 // an [errNotResumed], and nobody uses that snapshot any more.
 func (d *Driver) resumed(ctx context.Context, machine *Machine) error {

@@ -146,6 +146,42 @@ func TestAdmissionIsFair(t *testing.T) {
 	}
 }
 
+// A machine whose turn comes while it looks at the host, or says why it waits, which
+// can take seconds on a busy one, has its turn all the same.
+func TestTurnIsNotMissed(t *testing.T) {
+	h := emptyHost(t)
+	dir := t.TempDir()
+	admit := func(a Admission) (func() error, error) {
+		a.Slots, a.Reserve = 1, -1
+		return h.admit(t.Context(), &libvirtxml.Domain{}, &Spec{JobDir: filepath.Join(dir, "job"), Admission: a})
+	}
+	leave, err := admit(Admission{Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waits, goOn := make(chan bool), make(chan bool)
+	var first sync.WaitGroup
+	first.Go(func() {
+		release, err := admit(Admission{Timeout: time.Minute, Waiting: func(string) { close(waits); <-goOn }})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		release()
+	})
+	<-waits
+	leave()
+	time.Sleep(100 * time.Millisecond) // the kernel wakes who waits
+	if release, err := admit(Admission{Timeout: 500 * time.Millisecond}); !errors.Is(err, ErrQueue) {
+		t.Errorf("a machine that came later: %v, want %v", err, ErrQueue)
+		if err == nil {
+			release()
+		}
+	}
+	close(goOn)
+	first.Wait()
+}
+
 // startTestMachine starts a machine of 1 GiB: a job's, or somebody else's.
 func startTestMachine(t *testing.T, h *Host, foreign bool) *libvirt.Domain {
 	t.Helper()

@@ -142,7 +142,7 @@ func (k *knocker) abandon() {
 	}(len(k.underWay))
 }
 
-// once makes one attempt, which nobody takes for longer than timeout.
+// once makes one attempt; timeout is how long the guest has to take it.
 func (k *knocker) once(ctx context.Context, attempt int, timeout time.Duration) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: timeout, Control: resetOnClose}
 	conn, err := dialer.DialContext(ctx, "tcp", k.addr)

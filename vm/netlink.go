@@ -36,6 +36,35 @@ func (k *knocker) forgetNeighbour() {
 // netlinkTimeout bounds each exchange with the kernel.
 const netlinkTimeout = time.Second
 
+func forgetNeighbour(addr string) {
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return
+	}
+	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return
+	}
+	defer kernel.Close()
+	if err := kernel.SetSocketTimeout(netlinkTimeout); err != nil {
+		return
+	}
+	family := netlink.FAMILY_V4
+	if ap.Addr().Is6() {
+		family = netlink.FAMILY_V6
+	}
+	neighbours, err := kernel.NeighList(0, family)
+	if err != nil {
+		return
+	}
+	for i := range neighbours {
+		n := &neighbours[i]
+		if n.State&netlink.NUD_INCOMPLETE != 0 && n.IP.Equal(net.IP(ap.Addr().AsSlice())) {
+			_ = kernel.NeighDel(n) // it is asked for again anyway, later
+		}
+	}
+}
+
 // A socketID is struct inet_diag_sockid of linux/inet_diag.h, a diagRequest struct
 // inet_diag_req_v2, and a diagReply the beginning of struct inet_diag_msg.
 type (
@@ -112,33 +141,4 @@ func unreadByPeer(conn net.Conn) (uint32, error) {
 		}
 	}
 	return 0, fmt.Errorf("nobody has accepted the connection to %s", local)
-}
-
-func forgetNeighbour(addr string) {
-	ap, err := netip.ParseAddrPort(addr)
-	if err != nil {
-		return
-	}
-	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return
-	}
-	defer kernel.Close()
-	if err := kernel.SetSocketTimeout(netlinkTimeout); err != nil {
-		return
-	}
-	family := netlink.FAMILY_V4
-	if ap.Addr().Is6() {
-		family = netlink.FAMILY_V6
-	}
-	neighbours, err := kernel.NeighList(0, family)
-	if err != nil {
-		return
-	}
-	for i := range neighbours {
-		n := &neighbours[i]
-		if n.State&netlink.NUD_INCOMPLETE != 0 && n.IP.Equal(net.IP(ap.Addr().AsSlice())) {
-			_ = kernel.NeighDel(n) // it is asked for again anyway, later
-		}
-	}
 }

@@ -199,8 +199,7 @@ func TestStageOrder(t *testing.T) {
 	}
 	// What removes file variables fails no job.
 	all[StageCleanupFileVariables] = "exit 3"
-	inGuest := inShell(t)
-	result := inGuest.Run(deadline(t), Job{Scripts: all, Script: "true"})
+	result := inShell(t).Run(deadline(t), Job{Scripts: all, Script: "true"})
 	if result.Status != Success || !strings.Contains(result.JobLog, "WARNING: Error while executing file based variables removal script") {
 		t.Errorf("a failed removal of file variables: %s\n%s", result, result.JobLog)
 	}
