@@ -13,6 +13,7 @@ import (
 	"al.essio.dev/pkg/shellescape"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // cacheNone is the value of the setting cache that is no [vm.CacheMode].
@@ -96,7 +97,7 @@ func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) er
 		fresh = "yes"
 	}
 	var said beginning
-	status, err := guest.Run(mounting, vm.Command{
+	status, err := guest.Run(mounting, guestssh.Command{
 		Line:   "sh -s " + shellescape.QuoteCommand([]string{string(mode), vm.CacheLabel, dir, fresh}),
 		Stdin:  strings.NewReader(mountScript),
 		Stdout: &said,
@@ -163,13 +164,13 @@ func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs Dirs) {
 	if err != nil || guest.CacheMode() != vm.CacheDisk || guest.Record().Address == "" {
 		return // an error is vm.Remove's to report
 	}
-	login, err := vm.LoadLogin(d.jobDir(dirs))
+	login, err := guestssh.LoadLogin(d.jobDir(dirs))
 	if err == nil {
 		err = guest.Connect(ctx, login)
 	}
 	if err == nil {
 		defer guest.Close()
-		_, err = guest.Run(ctx, vm.Command{
+		_, err = guest.Run(ctx, guestssh.Command{
 			Line:  "sh -s " + shellescape.Quote(*d.Settings.For(d.Job.Image).GuestCacheDir),
 			Stdin: strings.NewReader(flushScript),
 		})

@@ -10,6 +10,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // A Class says whose side a failure is on, and so what GitLab Runner does next.
@@ -64,7 +65,7 @@ func Classify(err error) Class {
 	}
 	for _, final := range []error{
 		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrHostile,
-		vm.ErrLogin, vm.ErrSpec, ErrSettings, errNotGitLab,
+		guestssh.ErrLogin, vm.ErrSpec, ErrSettings, errNotGitLab,
 	} {
 		if errors.Is(err, final) {
 			return BuildFailure

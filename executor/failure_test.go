@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 func TestClassify(t *testing.T) {
@@ -24,7 +25,7 @@ func TestClassify(t *testing.T) {
 		{oci.ErrDenied, BuildFailure},
 		{oci.ErrFormat, BuildFailure},
 		{oci.ErrHostile, BuildFailure},
-		{vm.ErrLogin, BuildFailure},
+		{guestssh.ErrLogin, BuildFailure},
 		{vm.ErrSpec, BuildFailure},
 		{&domainxml.RefusedError{Element: "os/kernel"}, BuildFailure},
 		{ErrSettings, BuildFailure},
@@ -33,8 +34,8 @@ func TestClassify(t *testing.T) {
 		{other, SystemFailure},
 		{vm.ErrNoAnswer, SystemFailure},
 		{vm.ErrGuestStopped, SystemFailure},
-		{vm.ErrLost, SystemFailure},
-		{vm.ErrHostKey, SystemFailure},
+		{guestssh.ErrLost, SystemFailure},
+		{guestssh.ErrHostKey, SystemFailure},
 		{vm.ErrNoDomain, SystemFailure},
 		{vm.ErrNotOurs, SystemFailure},
 		{context.DeadlineExceeded, SystemFailure},
@@ -90,7 +91,7 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 	codes := ExitCodes{Build: 41, System: 42}
-	for err, want := range map[error]int{ScriptError(7): 41, oci.ErrNotFound: 41, vm.ErrLost: 42, ErrCancelled: 42} {
+	for err, want := range map[error]int{ScriptError(7): 41, oci.ErrNotFound: 41, guestssh.ErrLost: 42, ErrCancelled: 42} {
 		if got := codes.Of(err); got != want {
 			t.Errorf("%v: %d, want %d", err, got, want)
 		}

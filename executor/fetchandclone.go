@@ -11,6 +11,7 @@ import (
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // FetchAndCloneOptions say what [FetchAndClone] makes a machine of, and how.
@@ -47,7 +48,7 @@ type Machine struct {
 	Image *oci.Image
 	Guest *vm.Guest
 	// Login is how to log in to the guest.
-	Login vm.Login
+	Login guestssh.Login
 }
 
 // FetchAndClone does all in one: it fetches an image unless it is there, unpacks

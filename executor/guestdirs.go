@@ -10,6 +10,7 @@ import (
 	"al.essio.dev/pkg/shellescape"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // windowsTimeout bounds what is asked of a Windows guest: its first PowerShell can
@@ -28,7 +29,7 @@ func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings Im
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	status, err := guest.Run(ctx, vm.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout, Stderr: &stderr})
+	status, err := guest.Run(ctx, guestssh.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		return fmt.Errorf("make the directories for builds and cache in the guest: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // shellName is a name that every shell takes for a variable's.
@@ -53,7 +54,7 @@ func (d *Driver) runPrepareScript(ctx context.Context, guest *vm.Guest, settings
 		return fmt.Errorf("%w: prepare_script: %w", ErrSettings, err)
 	}
 	output, sh := d.Log.Writer(), shells[*settings.Shell]
-	status, err := guest.Run(ctx, vm.Command{
+	status, err := guest.Run(ctx, guestssh.Command{
 		Line:   sh.command,
 		Stdin:  io.MultiReader(strings.NewReader(d.Job.exports(sh)), text),
 		Stdout: output,

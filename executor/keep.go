@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // keepVariable is the variable by which a job may ask that its machine be kept.
@@ -169,7 +170,7 @@ func (d *Driver) keep(ctx context.Context, host *vm.Host, o *outcome) (bool, err
 // saveConsole keeps the console log of a guest that did not come up. Its last
 // lines are in the job's log; the rest is for the administrator.
 func (d *Driver) saveConsole(dirs Dirs, cause error) {
-	if !errors.Is(cause, vm.ErrNoAnswer) && !errors.Is(cause, vm.ErrGuestStopped) && !errors.Is(cause, vm.ErrLogin) {
+	if !errors.Is(cause, vm.ErrNoAnswer) && !errors.Is(cause, vm.ErrGuestStopped) && !errors.Is(cause, guestssh.ErrLogin) {
 		return
 	}
 	from, err := os.Open(filepath.Join(d.jobDir(dirs), vm.ConsoleFile))

@@ -13,6 +13,7 @@ import (
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // outcomeBed is a driver whose job has a machine, and where it counts jobs.
@@ -71,7 +72,7 @@ func TestOutcome(t *testing.T) {
 		{"success", []ended{{"prepare_script", nil}, {"get_sources", nil}, {"build_script", nil}, {"archive_cache", nil}, {"upload_artifacts_on_success", nil}}, "success"},
 		{"a script that failed", []ended{{"get_sources", nil}, {"build_script", failed}}, "script_failure"},
 		{"what follows it succeeds", []ended{{"build_script", failed}, {"after_script", nil}, {"archive_cache_on_failure", nil}, {"upload_artifacts_on_failure", nil}, {"cleanup_file_variables", nil}}, "script_failure"},
-		{"what follows it fails otherwise", []ended{{"build_script", failed}, {"archive_cache_on_failure", vm.ErrLost}, {"upload_artifacts_on_failure", killed}}, "script_failure"},
+		{"what follows it fails otherwise", []ended{{"build_script", failed}, {"archive_cache_on_failure", guestssh.ErrLost}, {"upload_artifacts_on_failure", killed}}, "script_failure"},
 		{"a step", []ended{{"build_script", nil}, {"step_release", failed}}, "script_failure"},
 		{"only after_script", []ended{{"build_script", nil}, {"after_script", failed}}, "success"},
 		{"only the removal of file variables", []ended{{"build_script", nil}, {"cleanup_file_variables", failed}}, "success"},
@@ -82,8 +83,8 @@ func TestOutcome(t *testing.T) {
 		{"the guest died before an upload", []ended{{"build_script", nil}, {"upload_artifacts_on_success", vm.ErrGuestStopped}}, "system_failure"},
 		{"a stage that nobody knows yet", []ended{{"build_script", nil}, {"sign_artifacts", failed}}, "script_failure"},
 		{"another attempt succeeds", []ended{{"get_sources", failed}, {"clear_worktree", nil}, {"get_sources", nil}, {"build_script", nil}}, "success"},
-		{"no attempt succeeds", []ended{{"get_sources", vm.ErrLost}, {"clear_worktree", nil}, {"get_sources", failed}, {"archive_cache_on_failure", nil}}, "script_failure"},
-		{"an attempt is spent on clear_worktree", []ended{{"get_sources", failed}, {"clear_worktree", vm.ErrLost}, {"upload_artifacts_on_failure", nil}}, "system_failure"},
+		{"no attempt succeeds", []ended{{"get_sources", guestssh.ErrLost}, {"clear_worktree", nil}, {"get_sources", failed}, {"archive_cache_on_failure", nil}}, "script_failure"},
+		{"an attempt is spent on clear_worktree", []ended{{"get_sources", failed}, {"clear_worktree", guestssh.ErrLost}, {"upload_artifacts_on_failure", nil}}, "system_failure"},
 		{"the settings are wrong", []ended{{"get_sources", nil}, {"build_script", ErrSettings}}, "build_failure"},
 		{"killed", []ended{{"get_sources", nil}, {"build_script", killed}}, "system_failure"},
 		{"killed, and what follows succeeds", []ended{{"build_script", killed}, {"after_script", nil}, {"archive_cache_on_failure", nil}}, "system_failure"},
@@ -108,7 +109,7 @@ func TestOutcome(t *testing.T) {
 func TestOutcomeOfASignal(t *testing.T) {
 	told, cancel := context.WithCancelCause(t.Context())
 	cancel(ErrCancelled)
-	for _, err := range []error{nil, ScriptError(143), vm.ErrLost, oci.ErrNotFound, context.Canceled} {
+	for _, err := range []error{nil, ScriptError(143), guestssh.ErrLost, oci.ErrNotFound, context.Canceled} {
 		if got := resultOf(told, err); got != resultCancelled {
 			t.Errorf("%v: %s", err, got)
 		}
@@ -144,7 +145,7 @@ func TestKeepOnFailure(t *testing.T) {
 		kept  bool
 	}{
 		{"build_script", ScriptError(9), "script_failure 1", true},
-		{"restore_cache", vm.ErrLost, "system_failure 1", true},
+		{"restore_cache", guestssh.ErrLost, "system_failure 1", true},
 		{"upload_artifacts_on_success", ScriptError(1), "script_failure 1", true},
 		{"build_script", ErrCancelled, "cancelled 1", false},
 		{"build_script", nil, "success 1", false},

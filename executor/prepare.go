@@ -8,6 +8,7 @@ import (
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // A plan is what the settings and the job say before anything is asked or made.
@@ -152,7 +153,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 		}
 		return err
 	}
-	if err := vm.SaveLogin(d.jobDir(p.dirs), login); err != nil {
+	if err := guestssh.SaveLogin(d.jobDir(p.dirs), login); err != nil {
 		return err
 	}
 	from := "boot"
@@ -231,7 +232,7 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs Dirs) error {
 }
 
 // waitReady gives the guest the time that the settings allow it.
-func (d *Driver) waitReady(ctx context.Context, machine *Machine, login vm.Login, settings ImageSettings) error {
+func (d *Driver) waitReady(ctx context.Context, machine *Machine, login guestssh.Login, settings ImageSettings) error {
 	if machine.Guest.Resumed() {
 		return d.resumed(ctx, machine)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // ScriptError is the status of a script that did not end with 0.
@@ -56,7 +57,7 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs Dirs, script io.
 		return err
 	}
 	sh := shells[*settings.Shell]
-	status, err := guest.Run(ctx, vm.Command{
+	status, err := guest.Run(ctx, guestssh.Command{
 		Line:   sh.command,
 		Stdin:  io.MultiReader(strings.NewReader(sh.prefix), script),
 		Stdout: stdout,
@@ -82,7 +83,7 @@ func connect(ctx context.Context, host *vm.Host, name, jobDir string) (*vm.Guest
 	if err != nil {
 		return nil, err
 	}
-	login, err := vm.LoadLogin(jobDir)
+	login, err := guestssh.LoadLogin(jobDir)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/docker/go-units"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // The values of the setting runner_binary that are not a path.
@@ -100,7 +101,7 @@ func answer(stdout string) string {
 func guestPlatform(ctx context.Context, guest *vm.Guest, settings ImageSettings) (string, error) {
 	command, script := platformQuestion(settings)
 	var stdout bytes.Buffer
-	if _, err := guest.Run(ctx, vm.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout}); err != nil {
+	if _, err := guest.Run(ctx, guestssh.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout}); err != nil {
 		return "", fmt.Errorf("look for gitlab-runner in the guest: %w", err)
 	}
 	return answer(stdout.String()), nil
@@ -162,7 +163,7 @@ func copyRunner(ctx context.Context, guest *vm.Guest, path, command string, log 
 	}
 	sum := sha256.New()
 	var stdout, stderr bytes.Buffer
-	status, err := guest.Run(ctx, vm.Command{Line: command, Stdin: io.TeeReader(file, sum), Stdout: &stdout, Stderr: &stderr})
+	status, err := guest.Run(ctx, guestssh.Command{Line: command, Stdin: io.TeeReader(file, sum), Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
 		return fmt.Errorf("copy gitlab-runner into the guest: %w", err)
 	}

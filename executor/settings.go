@@ -23,6 +23,7 @@ import (
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // ErrSettings: the administrator's settings cannot be used.
@@ -583,8 +584,8 @@ func familiar(full string) string {
 
 // Login is how to log in to a guest of an image that says guest: the image's own
 // section of the settings wins over the image, and the image over [defaults].
-func (s ImageSettings) Login(guest oci.GuestConfig) vm.Login {
-	login := vm.Login{User: *s.Username, Password: *s.Password, IdentityFile: *s.IdentityFile, Agent: *s.SSHAgent}
+func (s ImageSettings) Login(guest oci.GuestConfig) guestssh.Login {
+	login := guestssh.Login{User: *s.Username, Password: *s.Password, IdentityFile: *s.IdentityFile, Agent: *s.SSHAgent}
 	if len(guest.Users) == 0 {
 		return login
 	}

@@ -13,6 +13,7 @@ import (
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // resumeTimeout is how long a guest may take to answer that goes on from a snapshot:
@@ -32,7 +33,7 @@ func (d Dirs) snapshot(image digest.Digest) string {
 
 // snapshot makes the snapshot of the machine that spec describes unless it is there.
 // That there can be none is no reason for the job to fail: it boots.
-func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec vm.Spec, login vm.Login) error {
+func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec vm.Spec, login guestssh.Login) error {
 	timeout := time.Duration(*o.Settings.Timeout)
 	end := func() {}
 	err := vm.MakeSnapshot(ctx, host, spec, login, timeout, func() {

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"time"
 
-	"golang.org/x/crypto/ssh"
 	"libvirt.org/go/libvirt"
+
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 const (
@@ -42,7 +45,7 @@ type Guest struct {
 	snapshot *snapshot
 	network  network // nil for a guest that was looked up
 	making   *jobDir // locked while the machine is started
-	client   *ssh.Client
+	client   *guestssh.Client
 }
 
 // Find finds the machine of that name. The error is [ErrNoDomain] if there is
@@ -79,7 +82,7 @@ func (g *Guest) SnapshotTime() time.Time {
 
 // Login is how to log in to the guest, where login would let in one that booted: a guest
 // that was given a key at boot still has that one.
-func (g *Guest) Login(login Login) Login {
+func (g *Guest) Login(login guestssh.Login) guestssh.Login {
 	if g.snapshot != nil && g.snapshot.Seed != nil {
 		login.Key, login.Late = g.snapshot.Seed, false
 	}
@@ -98,22 +101,22 @@ func (g *Guest) Close() error {
 
 // Connect logs in to a guest that [Guest.WaitReady] found ready before, in this
 // process or another, and insists on the host key that it saw.
-func (g *Guest) Connect(ctx context.Context, login Login) error {
+func (g *Guest) Connect(ctx context.Context, login guestssh.Login) error {
 	if g.client != nil {
 		return nil
 	}
 	if g.record.Address == "" || g.record.HostKey == "" {
 		return fmt.Errorf("machine %s was never ready: its record has no address", g.name)
 	}
-	pinned, err := parseHostKey(g.record.HostKey)
+	pinned, err := guestssh.ParseHostKey(g.record.HostKey)
 	if err != nil {
 		return fmt.Errorf("machine %s: %w", g.name, err)
 	}
-	conn, err := knock(ctx, g.record.Address)
+	conn, err := guestssh.Dial(ctx, g.record.Address)
 	if err != nil {
-		return fmt.Errorf("%w: connect to %s: %w", ErrLost, g.record.Address, err)
+		return fmt.Errorf("%w: connect to %s: %w", guestssh.ErrLost, g.record.Address, err)
 	}
-	client, _, err := handshake(ctx, conn, login, pinned)
+	client, err := guestssh.Handshake(ctx, conn, login, pinned)
 	if err != nil {
 		return err
 	}
@@ -123,13 +126,13 @@ func (g *Guest) Connect(ctx context.Context, login Login) error {
 
 // Run runs a command in the guest, to which [Guest.Connect] or
 // [Guest.WaitReady] have connected, and returns its exit status; 128+n if
-// signal n ended it. The error is [ErrLost] if the connection broke and
+// signal n ended it. The error is [guestssh.ErrLost] if the connection broke and
 // [ErrGuestStopped] if the guest did.
-func (g *Guest) Run(ctx context.Context, cmd Command) (int, error) {
+func (g *Guest) Run(ctx context.Context, cmd guestssh.Command) (int, error) {
 	running, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	go g.watch(running, runPoll, nil, giveUp)
-	status, err := run(running, g.client, cmd)
+	status, err := g.client.Run(running, cmd)
 	if err == nil {
 		return status, nil
 	}
@@ -141,11 +144,17 @@ func (g *Guest) Run(ctx context.Context, cmd Command) (int, error) {
 	return 0, g.withConsole(err)
 }
 
+// Shell opens the login shell of the user on a terminal, until it ends: see
+// [guestssh.Client.Shell].
+func (g *Guest) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Writer) (int, error) {
+	return g.client.Shell(ctx, stdin, stdout, stderr)
+}
+
 // stopped is the [ErrGuestStopped] of a guest to which the connection was lost
 // because it stopped; nil if there is another cause. The connection breaks before
 // libvirt notices that QEMU has ended.
 func (g *Guest) stopped(ctx context.Context, lost error) error {
-	if !errors.Is(lost, ErrLost) {
+	if !errors.Is(lost, guestssh.ErrLost) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopGrace)

@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	"libvirt.org/go/libvirt"
+
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 const (
@@ -31,11 +32,11 @@ var errMoved = errors.New("the guest has another address now")
 // WaitReady waits until the guest has an address and its SSH server lets login
 // in, and writes address, host key and user into the domain's record. The
 // deadline of ctx is the only one; when it passes, the error is [ErrNoAnswer]. A
-// guest that stops ([ErrGuestStopped]) or refuses the credentials ([ErrLogin])
+// guest that stops ([ErrGuestStopped]) or refuses the credentials ([guestssh.ErrLogin])
 // ends the wait at once, the latter unless login is late. A guest that goes on from
 // a snapshot has its clock set. Errors hold what the
 // guest last wrote to its console: see [ConsoleOf].
-func (g *Guest) WaitReady(ctx context.Context, login Login) error {
+func (g *Guest) WaitReady(ctx context.Context, login guestssh.Login) error {
 	waiting, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	console := &panicWatch{path: filepath.Join(g.jobDir, ConsoleFile)}
@@ -61,11 +62,11 @@ func (g *Guest) WaitReady(ctx context.Context, login Login) error {
 
 // becomeReady tries until the guest lets us in or ctx ends; then the error holds
 // that of the last try as well.
-func (g *Guest) becomeReady(ctx context.Context, login Login) error {
+func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 	var pinned ssh.PublicKey
 	if g.record.HostKey != "" { // given to the guest by us
 		var err error
-		if pinned, err = parseHostKey(g.record.HostKey); err != nil {
+		if pinned, err = guestssh.ParseHostKey(g.record.HostKey); err != nil {
 			return err
 		}
 	}
@@ -74,11 +75,11 @@ func (g *Guest) becomeReady(ctx context.Context, login Login) error {
 		if err != nil {
 			return err
 		}
-		client, key, err := handshake(ctx, conn, login, pinned)
+		client, err := guestssh.Handshake(ctx, conn, login, pinned)
 		if err == nil {
 			g.client = client
 			g.record.User = login.User
-			g.record.HostKey = strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+			g.record.HostKey = guestssh.FormatKey(client.HostKey)
 			if g.Resumed() {
 				return errors.Join(g.wake(ctx), g.record.store(ctx, g.dom))
 			}
@@ -99,11 +100,11 @@ func (g *Guest) becomeReady(ctx context.Context, login Login) error {
 }
 
 // final says whether a log-in that failed with err would fail for ever.
-func final(err error, login Login) bool {
+func final(err error, login guestssh.Login) bool {
 	switch {
-	case errors.Is(err, errBooting):
+	case errors.Is(err, guestssh.ErrBooting):
 		return false
-	case errors.Is(err, ErrLogin), errors.Is(err, ErrHostKey):
+	case errors.Is(err, guestssh.ErrLogin), errors.Is(err, guestssh.ErrHostKey):
 		return !login.Late
 	}
 	return errors.Is(err, ErrSpec)
@@ -120,7 +121,7 @@ func (g *Guest) greeting(ctx context.Context) (net.Conn, error) {
 		g.record.Address = addr
 		here, leave := context.WithCancelCause(ctx)
 		go g.watchAddress(here, addr, leave)
-		conn, err := knock(here, addr)
+		conn, err := guestssh.Dial(here, addr)
 		leave(nil)
 		if !errors.Is(err, errMoved) {
 			return conn, err
@@ -161,7 +162,7 @@ func (g *Guest) watchAddress(ctx context.Context, addr string, leave context.Can
 // what the last try failed with.
 func (g *Guest) noAnswer(last error) error {
 	switch {
-	case errors.Is(last, ErrLogin), errors.Is(last, ErrHostKey):
+	case errors.Is(last, guestssh.ErrLogin), errors.Is(last, guestssh.ErrHostKey):
 		return fmt.Errorf("%w (it was given a key at boot; does the image have cloud-init, or systemd 252 or later?)", last)
 	case g.record.Address == "":
 		return fmt.Errorf("%w: it runs, but got no address from the network (does it use DHCP?)", ErrNoAnswer)

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/crypto/ssh"
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // SeedUser is the user that a guest gets when nobody says who shall log in. It is
@@ -66,7 +68,7 @@ func NewSeed(user string) (*Seed, error) {
 }
 
 // Login is how to log in to the guest.
-func (s *Seed) Login() Login { return Login{User: s.user, Key: s.key, Late: true} }
+func (s *Seed) Login() guestssh.Login { return guestssh.Login{User: s.user, Key: s.key, Late: true} }
 
 // hostKeyLine is the public host key as in known_hosts, without the host.
 func (s *Seed) hostKeyLine() string { return publicLine(s.hostKey) }
@@ -76,7 +78,7 @@ func publicLine(key ed25519.PrivateKey) string {
 	if err != nil {
 		panic(err) // it is an ed25519 key
 	}
-	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(public)))
+	return guestssh.FormatKey(public)
 }
 
 // privatePEM is the host key as sshd reads it.

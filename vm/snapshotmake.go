@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 const (
@@ -48,7 +50,7 @@ var wakeScript string
 // The machine has the name and the record of the job for which it is made, so that
 // whoever sweeps knows it. If it did not come up, it is left to [Remove], with the log
 // of its console; otherwise nothing of it is left when MakeSnapshot returns.
-func MakeSnapshot(ctx context.Context, h *Host, spec Spec, login Login, timeout time.Duration, begin func()) (err error) {
+func MakeSnapshot(ctx context.Context, h *Host, spec Spec, login guestssh.Login, timeout time.Duration, begin func()) (err error) {
 	spec.normalise()
 	guest := newGuest(h, &spec)
 	domain, err := guest.design(ctx, &spec)
@@ -91,7 +93,7 @@ func MakeSnapshot(ctx context.Context, h *Host, spec Spec, login Login, timeout 
 }
 
 // make makes the snapshot of the machine that guest will be.
-func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain, spec *Spec, login Login, timeout time.Duration) (err error) {
+func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain, spec *Spec, login guestssh.Login, timeout time.Duration) (err error) {
 	if spec.Seed != nil {
 		seed := *spec.Seed // the caller's is for the job's own machine
 		seed.hostname = snapshotHostname
@@ -257,7 +259,7 @@ const asRoot = `sh -c 'if [ "$(id -u)" = 0 ]; then exec sh; else exec sudo -n sh
 // tell runs one of our own scripts in the guest, as root.
 func (g *Guest) tell(ctx context.Context, script string) error {
 	var said strings.Builder
-	status, err := g.Run(ctx, Command{Line: asRoot, Stdin: strings.NewReader(script), Stdout: io.Discard, Stderr: &said})
+	status, err := g.Run(ctx, guestssh.Command{Line: asRoot, Stdin: strings.NewReader(script), Stdout: io.Discard, Stderr: &said})
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,9 @@
 package vm
 
 import (
-	"crypto/ed25519"
 	"errors"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 // A Spec describes a machine to start.
@@ -94,27 +95,8 @@ type Disk struct {
 	CDROM       bool
 }
 
-// A Login says how to log in to a guest. Every method that is set is tried.
-type Login struct {
-	User     string
-	Password string `json:",omitempty"`
-	// IdentityFile is the path of a private key on this host.
-	IdentityFile string `json:",omitempty"`
-	// Agent says to ask the ssh-agent of this user ($SSH_AUTH_SOCK).
-	Agent bool `json:",omitempty"`
-	// Key is the key of this one job.
-	Key ed25519.PrivateKey `json:",omitempty"`
-	// Late says that the guest learns of the key only while it boots: until it is
-	// ready, a refusal is not final.
-	Late bool `json:",omitempty"`
-}
-
 // What can go wrong with a machine, as far as somebody decides on it.
 var (
-	// ErrLogin: the guest's SSH server rejects the credentials.
-	ErrLogin = errors.New("the guest rejects the credentials")
-	// ErrHostKey: the SSH server is not the one that prepare saw.
-	ErrHostKey = errors.New("the guest's SSH host key is not the one that was seen at prepare")
 	// ErrGuestStopped: the guest stopped, crashed or paused by itself.
 	ErrGuestStopped = errors.New("the guest stopped")
 	// ErrNoAnswer: the guest runs, but its SSH server did not answer in time.
@@ -123,5 +105,5 @@ var (
 	ErrExists = errors.New("domain exists already")
 	// ErrSpec: the machine that was asked for cannot be: an unknown network, a
 	// missing program, a value out of range.
-	ErrSpec = errors.New("the machine cannot be made")
+	ErrSpec = errdefs.ErrInvalid
 )

@@ -17,6 +17,7 @@ import (
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // benchLab is a lab of root in this process.
@@ -94,7 +95,7 @@ func BenchmarkOutput(b *testing.B) {
 		runtime.ReadMemStats(&before)
 		for b.Loop() {
 			w := &countingWriter{}
-			if _, err := guest.Run(b.Context(), vm.Command{Line: line, Stdout: w}); err != nil || w.n != size {
+			if _, err := guest.Run(b.Context(), guestssh.Command{Line: line, Stdout: w}); err != nil || w.n != size {
 				b.Fatalf("%d bytes, error %v", w.n, err)
 			}
 		}

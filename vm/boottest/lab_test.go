@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 const guestVariable = "BOOTTEST_GUEST" // path of the test guest's disk
 
 // guestLogin is how to log in to the test guest.
-var guestLogin = vm.Login{User: "vagrant", Password: "vagrant"}
+var guestLogin = guestssh.Login{User: "vagrant", Password: "vagrant"}
 
 // A lab is where a test makes its machines: libvirt of the mode that it runs in,
 // and directories.
@@ -108,7 +109,7 @@ func (l *lab) ready(t testing.TB, spec vm.Spec) *vm.Guest {
 	return guest
 }
 
-func waitReady(t testing.TB, guest *vm.Guest, login vm.Login) error {
+func waitReady(t testing.TB, guest *vm.Guest, login guestssh.Login) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -119,7 +120,7 @@ func waitReady(t testing.TB, guest *vm.Guest, login vm.Login) error {
 func script(t testing.TB, guest *vm.Guest, text string) (string, int) {
 	t.Helper()
 	var output bytes.Buffer
-	status, err := guest.Run(t.Context(), vm.Command{Line: "sh", Stdin: strings.NewReader(text), Stdout: &output, Stderr: &output})
+	status, err := guest.Run(t.Context(), guestssh.Command{Line: "sh", Stdin: strings.NewReader(text), Stdout: &output, Stderr: &output})
 	if err != nil {
 		t.Fatalf("run %q in %s: %v", text, guest.Name(), err)
 	}

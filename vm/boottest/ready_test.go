@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // A guest that cannot become ready ends the wait at once, long before the
@@ -21,14 +22,14 @@ func TestGuestThatWillNotBeReady(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		guest   variant
-		login   vm.Login
+		login   guestssh.Login
 		want    error
 		console string
 	}{
 		{"powers off", variant{arguments: "rdinit=/usr/bin/poweroff -- -f"}, guestLogin, vm.ErrGuestStopped, "reboot: Power down"},
 		{"panics", variant{arguments: "rdinit=/usr/bin/false panic=0"}, guestLogin, vm.ErrGuestStopped, "Kernel panic"},
 		{"panics and restarts", variant{arguments: "rdinit=/usr/bin/false"}, guestLogin, vm.ErrGuestStopped, ""},
-		{"has another password", variant{}, vm.Login{User: "vagrant", Password: "guess"}, vm.ErrLogin, "guest:"},
+		{"has another password", variant{}, guestssh.Login{User: "vagrant", Password: "guess"}, guestssh.ErrLogin, "guest:"},
 	} {
 		t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
 			sessionOnly(t, func(t *testing.T, l *lab) {

@@ -16,16 +16,17 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // running starts a script in the guest that says "running" and goes on; how it
 // ends is sent to the channel.
-func running(t *testing.T, guest *vm.Guest, text string, keepalive vm.Keepalive) <-chan error {
+func running(t *testing.T, guest *vm.Guest, text string, keepalive guestssh.Keepalive) <-chan error {
 	t.Helper()
 	r, w := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		status, err := guest.Run(t.Context(), vm.Command{
+		status, err := guest.Run(t.Context(), guestssh.Command{
 			Line: "sh", Stdin: strings.NewReader("echo running\n" + text), Stdout: w, Keepalive: keepalive,
 		})
 		if err == nil && status != 0 {
@@ -50,7 +51,7 @@ func TestGuestIsLostDuringAScript(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("lost"))
 		pid := l.qemu(t, guest.Name())
-		ended := running(t, guest, "sleep 1000", vm.Keepalive{})
+		ended := running(t, guest, "sleep 1000", guestssh.Keepalive{})
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
@@ -62,8 +63,8 @@ func TestGuestIsLostDuringAScript(t *testing.T) {
 		if err2 := syscall.Kill(pid, syscall.SIGCONT); err2 != nil {
 			t.Fatal(err2)
 		}
-		if !errors.Is(err, vm.ErrLost) {
-			t.Errorf("QEMU hangs: got %v, want %v", err, vm.ErrLost)
+		if !errors.Is(err, guestssh.ErrLost) {
+			t.Errorf("QEMU hangs: got %v, want %v", err, guestssh.ErrLost)
 		}
 
 		found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
@@ -74,7 +75,7 @@ func TestGuestIsLostDuringAScript(t *testing.T) {
 		if err := found.Connect(t.Context(), guestLogin); err != nil {
 			t.Fatal(err)
 		}
-		ended = running(t, found, "sleep 1000", vm.Keepalive{})
+		ended = running(t, found, "sleep 1000", guestssh.Keepalive{})
 		l.virsh(t, "destroy", guest.Name())
 		if err := <-ended; !errors.Is(err, vm.ErrGuestStopped) {
 			t.Errorf("virsh destroy: got %v, want %v", err, vm.ErrGuestStopped)
@@ -101,7 +102,7 @@ func (l *lab) qemu(t *testing.T, name string) int {
 func TestLibvirtdRestartsDuringAScript(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("restarted"))
-		ended := running(t, guest, "while ! [ -e /tmp/go ]; do sleep 0.1; done", vm.DefaultKeepalive)
+		ended := running(t, guest, "while ! [ -e /tmp/go ]; do sleep 0.1; done", guestssh.DefaultKeepalive)
 		text, err := os.ReadFile("/run/libvirtd.pid")
 		if err != nil {
 			t.Fatal(err)
@@ -185,13 +186,13 @@ func TestKeyLogins(t *testing.T) {
 		guest := l.ready(t, l.spec("keys", known.of(t, l)))
 		for _, test := range []struct {
 			name  string
-			login vm.Login
+			login guestssh.Login
 			want  error
 		}{
-			{"key file", vm.Login{User: "vagrant", IdentityFile: inFile}, nil},
-			{"agent", vm.Login{User: "vagrant", Agent: true}, nil},
-			{"agent before a wrong password", vm.Login{User: "vagrant", Agent: true, Password: "guess"}, nil},
-			{"a key that the guest does not know", vm.Login{User: "vagrant", IdentityFile: foreign}, vm.ErrLogin},
+			{"key file", guestssh.Login{User: "vagrant", IdentityFile: inFile}, nil},
+			{"agent", guestssh.Login{User: "vagrant", Agent: true}, nil},
+			{"agent before a wrong password", guestssh.Login{User: "vagrant", Agent: true, Password: "guess"}, nil},
+			{"a key that the guest does not know", guestssh.Login{User: "vagrant", IdentityFile: foreign}, guestssh.ErrLogin},
 		} {
 			t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
 				found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
@@ -237,7 +238,7 @@ func scripts(t *testing.T, guest *vm.Guest) {
 	} {
 		t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
 			var stdout bytes.Buffer
-			status, err := guest.Run(t.Context(), vm.Command{Line: test.line, Stdin: strings.NewReader(test.stdin), Stdout: &stdout})
+			status, err := guest.Run(t.Context(), guestssh.Command{Line: test.line, Stdin: strings.NewReader(test.stdin), Stdout: &stdout})
 			if err != nil || status != test.status || stdout.String() != test.stdout {
 				t.Errorf("got %q, status %d, error %v; want %q, %d", stdout.String(), status, err, test.stdout, test.status)
 			}

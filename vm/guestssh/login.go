@@ -1,6 +1,7 @@
-package vm
+package guestssh
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -8,6 +9,21 @@ import (
 
 	"github.com/google/renameio/v2"
 )
+
+// A Login says how to log in to a guest. Every method that is set is tried.
+type Login struct {
+	User     string
+	Password string `json:",omitempty"`
+	// IdentityFile is the path of a private key on this host.
+	IdentityFile string `json:",omitempty"`
+	// Agent says to ask the ssh-agent of this user ($SSH_AUTH_SOCK).
+	Agent bool `json:",omitempty"`
+	// Key is the key of this one job.
+	Key ed25519.PrivateKey `json:",omitempty"`
+	// Late says that the guest learns of the key only while it boots: until it is
+	// ready, a refusal is not final.
+	Late bool `json:",omitempty"`
+}
 
 const loginFile = "login.json"
 

@@ -1,4 +1,4 @@
-package vm
+package guestssh
 
 import (
 	"context"
@@ -119,7 +119,7 @@ func BenchmarkKnock(b *testing.B) {
 				for range 20 {
 					addr, ready, end := boot(b, 2*time.Second+rand.N(500*time.Millisecond))
 					ctx, cancel := context.WithTimeout(b.Context(), patience)
-					conn, err := knock(ctx, addr)
+					conn, err := Dial(ctx, addr)
 					found := time.Now()
 					cancel()
 					if err != nil {

@@ -1,4 +1,4 @@
-package vm
+package guestssh
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 // Shell is a person's login to the guest: the login shell of its user on a
 // terminal, until the person leaves. It returns the shell's exit status. Where
 // stdin is no terminal the shell has none, either.
-func (g *Guest) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Writer) (int, error) {
-	session, err := g.client.NewSession()
+func (c *Client) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Writer) (int, error) {
+	session, err := c.conn.NewSession()
 	if err != nil {
 		return 0, fmt.Errorf("%w: open a session: %w", ErrLost, err)
 	}

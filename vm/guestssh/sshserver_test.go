@@ -1,4 +1,4 @@
-package vm
+package guestssh
 
 import (
 	"crypto/ed25519"
@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -24,6 +23,7 @@ type sshServer struct {
 	config   *ssh.ServerConfig
 	hostKey  ssh.PublicKey
 	userKey  ed25519.PrivateKey // lets "ci" in
+	userLine string             // its public key
 	listener net.Listener
 	// pids of the commands that were started.
 	pids chan int
@@ -64,6 +64,11 @@ func (s *sshServer) users() *ssh.ServerConfig {
 	if _, s.userKey, err = ed25519.GenerateKey(rand.Reader); err != nil {
 		s.t.Fatal(err)
 	}
+	public, err := ssh.NewPublicKey(s.userKey.Public())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.userLine = FormatKey(public)
 	return &ssh.ServerConfig{
 		MaxAuthTries: 10,
 		BannerCallback: func(c ssh.ConnMetadata) string {
@@ -79,7 +84,7 @@ func (s *sshServer) users() *ssh.ServerConfig {
 			return nil, errors.New("no")
 		},
 		PublicKeyCallback: func(c ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-			if c.User() == "ci" && strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) == publicLine(s.userKey) {
+			if c.User() == "ci" && FormatKey(key) == s.userLine {
 				return nil, nil
 			}
 			return nil, errors.New("no")

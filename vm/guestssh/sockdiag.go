@@ -1,4 +1,4 @@
-package vm
+package guestssh
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package vm
+package guestssh
 
 import (
 	"context"
@@ -32,13 +32,13 @@ const (
 	greetingInterval = 4 * time.Second
 )
 
-// knock connects to the SSH server at addr as soon as there is one, and returns
+// Dial connects to the SSH server at addr as soon as there is one, and returns
 // the connection on which it greeted. It tries again until ctx ends.
 //
 // Each attempt is a connection of its own and sends our version line at once:
 // passt, as in Debian 12, delivers nothing of the guest until the client has
 // sent something, so that whoever waits for the banner first waits for ever.
-func knock(ctx context.Context, addr string) (net.Conn, error) {
+func Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return newKnocker(addr, !isLoopback(addr)).run(ctx)
 }
 

@@ -1,4 +1,4 @@
-package vm
+package guestssh
 
 import (
 	"bytes"
@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 const (
@@ -22,13 +24,24 @@ const (
 	handshakeTimeout = 30 * time.Second
 )
 
-// handshake logs in on conn, which it closes on failure. pinned is the host key
-// to insist on, nil to accept any; the key that was seen is returned.
-func handshake(ctx context.Context, conn net.Conn, login Login, pinned ssh.PublicKey) (*ssh.Client, ssh.PublicKey, error) {
+// A Client is a connection to the SSH server of a guest that has accepted a login.
+type Client struct {
+	// HostKey is the host key that the server presented.
+	HostKey ssh.PublicKey
+
+	conn *ssh.Client
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Handshake logs in on conn, which it closes on failure. pinned is the required host
+// key; nil accepts any.
+func Handshake(ctx context.Context, conn net.Conn, login Login, pinned ssh.PublicKey) (*Client, error) {
 	auth, err := login.methods(ctx)
 	if err != nil {
 		conn.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	var seen ssh.PublicKey
 	var banner string
@@ -57,13 +70,10 @@ func handshake(ctx context.Context, conn net.Conn, login Login, pinned ssh.Publi
 	}
 	if err != nil {
 		conn.Close()
-		return nil, seen, classifyHandshake(err, login.User, banner)
+		return nil, classifyHandshake(err, login.User, banner)
 	}
-	return ssh.NewClient(inner, channels, requests), seen, nil
+	return &Client{HostKey: seen, conn: ssh.NewClient(inner, channels, requests)}, nil
 }
-
-// errBooting: the guest lets nobody in before it has booted.
-var errBooting = errors.New("the guest is still booting")
 
 // classifyHandshake finds out whether the server refused us. The library has no
 // type for that: the text is all there is, and a test keeps it true. banner is
@@ -74,15 +84,20 @@ func classifyHandshake(err error, user, banner string) error {
 		return err
 	case strings.Contains(banner, "pam_nologin(8)"):
 		// The text of /run/nologin, which systemd removes when it has booted.
-		return fmt.Errorf("%w: %w", errBooting, err)
+		return fmt.Errorf("%w: %w", ErrBooting, err)
 	case strings.Contains(err.Error(), "unable to authenticate"):
 		return fmt.Errorf("%w: user %q: %w (who logs in: the first user in the image's VM config, or the settings username, password and identity_file)", ErrLogin, user, err)
 	}
 	return fmt.Errorf("log in as %q: %w", user, err)
 }
 
-// parseHostKey reads a host key as a record keeps it.
-func parseHostKey(line string) (ssh.PublicKey, error) {
+// FormatKey formats a public key as one line, as in authorized_keys, without a comment.
+func FormatKey(key ssh.PublicKey) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+}
+
+// ParseHostKey parses a host key that [FormatKey] formatted.
+func ParseHostKey(line string) (ssh.PublicKey, error) {
 	key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
 	if err != nil {
 		return nil, fmt.Errorf("read the host key of the record: %w", err)
@@ -112,15 +127,15 @@ func (l Login) methods(ctx context.Context) ([]ssh.AuthMethod, error) {
 	if l.IdentityFile != "" {
 		pem, err := os.ReadFile(l.IdentityFile)
 		if err != nil {
-			return nil, fmt.Errorf("%w: read identity_file: %w", ErrSpec, err)
+			return nil, fmt.Errorf("%w: read identity_file: %w", errdefs.ErrInvalid, err)
 		}
 		signer, err := ssh.ParsePrivateKey(pem)
 		if missing := new(ssh.PassphraseMissingError); errors.As(err, &missing) {
 			return nil, fmt.Errorf("%w: identity_file %s is encrypted, and nobody is here to type the passphrase: "+
-				"remove it (ssh-keygen -p -f FILE), or add the key to an ssh-agent and set ssh_agent = true", ErrSpec, l.IdentityFile)
+				"remove it (ssh-keygen -p -f FILE), or add the key to an ssh-agent and set ssh_agent = true", errdefs.ErrInvalid, l.IdentityFile)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%w: identity_file %s: %w", ErrSpec, l.IdentityFile, err)
+			return nil, fmt.Errorf("%w: identity_file %s: %w", errdefs.ErrInvalid, l.IdentityFile, err)
 		}
 		signers = append(signers, signer)
 	}
@@ -154,16 +169,16 @@ func (l Login) methods(ctx context.Context) ([]ssh.AuthMethod, error) {
 func agentSigners(ctx context.Context) ([]ssh.Signer, error) {
 	socket := os.Getenv("SSH_AUTH_SOCK")
 	if socket == "" {
-		return nil, fmt.Errorf("%w: ask the ssh-agent: SSH_AUTH_SOCK is not set", ErrSpec)
+		return nil, fmt.Errorf("%w: ask the ssh-agent: SSH_AUTH_SOCK is not set", errdefs.ErrInvalid)
 	}
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return nil, fmt.Errorf("%w: ask the ssh-agent: %w", ErrSpec, err)
+		return nil, fmt.Errorf("%w: ask the ssh-agent: %w", errdefs.ErrInvalid, err)
 	}
 	signers, err := agent.NewClient(conn).Signers()
 	if err != nil {
-		return nil, fmt.Errorf("%w: ask the ssh-agent at %s: %w", ErrSpec, socket, err)
+		return nil, fmt.Errorf("%w: ask the ssh-agent at %s: %w", errdefs.ErrInvalid, socket, err)
 	}
 	return signers, nil
 }

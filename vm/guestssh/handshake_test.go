@@ -1,4 +1,4 @@
-package vm
+package guestssh
 
 import (
 	"bytes"
@@ -20,6 +20,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 // patience is the deadline of tests: far more than anything here needs.
@@ -33,14 +35,14 @@ func testContext(t *testing.T) context.Context {
 
 var goodLogin = Login{User: "ci", Password: "secret"}
 
-func logIn(t *testing.T, s *sshServer, login Login, pinned ssh.PublicKey) (*ssh.Client, error) {
+func logIn(t *testing.T, s *sshServer, login Login, pinned ssh.PublicKey) (*Client, error) {
 	t.Helper()
 	ctx := testContext(t)
-	conn, err := knock(ctx, s.addr())
+	conn, err := Dial(ctx, s.addr())
 	if err != nil {
 		t.Fatalf("knock: %v", err)
 	}
-	client, _, err := handshake(ctx, conn, login, pinned)
+	client, err := Handshake(ctx, conn, login, pinned)
 	if err == nil {
 		t.Cleanup(func() { client.Close() })
 	}
@@ -71,16 +73,16 @@ func TestHandshake(t *testing.T) {
 		{"wrong user", Login{User: "root", Password: "secret"}, nil, ErrLogin},
 		{"no credentials", Login{User: "ci"}, nil, ErrLogin},
 		{"key file", Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "")}, nil, nil},
-		{"encrypted key file", Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "passphrase")}, nil, ErrSpec},
-		{"key file that is none", Login{User: "ci", IdentityFile: "/dev/null"}, nil, ErrSpec},
+		{"encrypted key file", Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "passphrase")}, nil, errdefs.ErrInvalid},
+		{"key file that is none", Login{User: "ci", IdentityFile: "/dev/null"}, nil, errdefs.ErrInvalid},
 		{"key of the job", Login{User: "ci", Key: s.userKey}, nil, nil},
 		{"another job's key", Login{User: "ci", Key: otherPrivate}, nil, ErrLogin},
 		{"wrong key, right password", Login{User: "ci", Key: otherPrivate, Password: "secret"}, nil, nil},
 		{"key of the agent", Login{User: "ci", Agent: true}, nil, nil},
 		{"keyboard-interactive", Login{User: "pam", Password: "secret"}, nil, nil},
 		{"keyboard-interactive, wrong password", Login{User: "pam", Password: "guess"}, nil, ErrLogin},
-		{"still booting", Login{User: "early", Password: "secret"}, nil, errBooting},
-		{"key file missing", Login{User: "ci", IdentityFile: filepath.Join(t.TempDir(), "none")}, nil, ErrSpec},
+		{"still booting", Login{User: "early", Password: "secret"}, nil, ErrBooting},
+		{"key file missing", Login{User: "ci", IdentityFile: filepath.Join(t.TempDir(), "none")}, nil, errdefs.ErrInvalid},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if _, err := logIn(t, s, test.login, test.pinned); !errors.Is(err, test.want) {
@@ -94,8 +96,8 @@ func TestNoAgent(t *testing.T) {
 	s := newSSHServer(t)
 	for _, socket := range []string{"", filepath.Join(t.TempDir(), "none")} {
 		t.Setenv("SSH_AUTH_SOCK", socket)
-		if _, err := logIn(t, s, Login{User: "ci", Agent: true}, nil); !errors.Is(err, ErrSpec) {
-			t.Errorf("SSH_AUTH_SOCK=%q: got %v, want %v", socket, err, ErrSpec)
+		if _, err := logIn(t, s, Login{User: "ci", Agent: true}, nil); !errors.Is(err, errdefs.ErrInvalid) {
+			t.Errorf("SSH_AUTH_SOCK=%q: got %v, want %v", socket, err, errdefs.ErrInvalid)
 		}
 	}
 }
@@ -162,7 +164,7 @@ func TestKnockWaitsForTheServer(t *testing.T) {
 	ctx := testContext(t)
 	found := make(chan error, 1)
 	go func() {
-		conn, err := knock(ctx, addr)
+		conn, err := Dial(ctx, addr)
 		if err == nil {
 			conn.Close()
 		}
@@ -229,7 +231,7 @@ func TestKnockGivesUpAtTheDeadline(t *testing.T) {
 	defer l.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := knock(ctx, l.Addr().String()); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Dial(ctx, l.Addr().String()); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want the deadline", err)
 	}
 }
@@ -260,7 +262,7 @@ func TestRun(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			status, err := run(testContext(t), client, Command{
+			status, err := client.Run(testContext(t), Command{
 				Line: test.line, Stdin: strings.NewReader(test.stdin), Stdout: &stdout, Stderr: &stderr,
 			})
 			if err != nil || status != test.status {
@@ -290,7 +292,7 @@ func TestLargeOutput(t *testing.T) {
 	stdout := &repeated{block: block}
 	before := heapInUse()
 	began := time.Now()
-	status, err := run(testContext(t), client, Command{Line: fmt.Sprintf("i=0; while [ $i -lt %d ]; do cat %s; i=$((i+1)); done", blocks, path), Stdout: stdout})
+	status, err := client.Run(testContext(t), Command{Line: fmt.Sprintf("i=0; while [ $i -lt %d ]; do cat %s; i=$((i+1)); done", blocks, path), Stdout: stdout})
 	if err != nil || status != 0 || stdout.n != blocks*int64(len(block)) {
 		t.Fatalf("%d bytes, status %d, error %v", stdout.n, status, err)
 	}
@@ -343,7 +345,7 @@ func TestRunDoesNotWaitForDaemons(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stdout bytes.Buffer
-	status, err := run(testContext(t), client, Command{
+	status, err := client.Run(testContext(t), Command{
 		Line: "sleep 1000 & head -c 1000000 /dev/zero; exit 5", Stdout: &stdout,
 	})
 	t.Cleanup(func() { syscall.Kill(-<-s.pids, syscall.SIGKILL) })
@@ -368,7 +370,7 @@ func TestRunWaitsForASlowReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := &slowWriter{}
-	status, err := run(testContext(t), client, Command{Line: "sleep 1000 & head -c 200000 /dev/zero", Stdout: w})
+	status, err := client.Run(testContext(t), Command{Line: "sleep 1000 & head -c 200000 /dev/zero", Stdout: w})
 	t.Cleanup(func() { syscall.Kill(-<-s.pids, syscall.SIGKILL) })
 	if err != nil || status != 0 || w.n != 200000 {
 		t.Errorf("got status %d, %d bytes, error %v; want 0, 200000", status, w.n, err)
@@ -387,7 +389,7 @@ func TestRunSaysThatTheGuestIsLost(t *testing.T) {
 		s.drop()
 		io.Copy(io.Discard, r)
 	}()
-	_, err = run(testContext(t), client, Command{Line: "echo; exec sleep 1000", Stdout: w})
+	_, err = client.Run(testContext(t), Command{Line: "echo; exec sleep 1000", Stdout: w})
 	syscall.Kill(-<-s.pids, syscall.SIGKILL)
 	if !errors.Is(err, ErrLost) {
 		t.Errorf("got %v, want %v", err, ErrLost)
@@ -408,14 +410,14 @@ func TestRunDoesNotWaitForAMuteServer(t *testing.T) {
 			cause := errors.New("the cause")
 			ctx, cancel := context.WithTimeoutCause(testContext(t), 100*time.Millisecond, cause)
 			defer cancel()
-			if _, err := run(ctx, client, Command{Line: "true", Stdin: rand.Reader}); !errors.Is(err, cause) {
+			if _, err := client.Run(ctx, Command{Line: "true", Stdin: rand.Reader}); !errors.Is(err, cause) {
 				t.Errorf("the time was up: got %v, want %v", err, cause)
 			}
 			if client, err = logIn(t, s, goodLogin, nil); err != nil {
 				t.Fatal(err)
 			}
 			keepalive := Keepalive{Interval: 10 * time.Millisecond, Timeout: 100 * time.Millisecond}
-			if _, err := run(testContext(t), client, Command{Line: "true", Stdin: rand.Reader, Keepalive: keepalive}); !errors.Is(err, ErrLost) {
+			if _, err := client.Run(testContext(t), Command{Line: "true", Stdin: rand.Reader, Keepalive: keepalive}); !errors.Is(err, ErrLost) {
 				t.Errorf("no sign of life: got %v, want %v", err, ErrLost)
 			}
 		})
@@ -439,7 +441,7 @@ func TestCancelledRunEndsTheCommand(t *testing.T) {
 		io.Copy(io.Discard, r)
 	}()
 	line := "trap 'touch " + marker + "; exit' TERM; echo; while :; do sleep 0.05; done"
-	if _, err := run(ctx, client, Command{Line: line, Stdout: w}); !errors.Is(err, cause) {
+	if _, err := client.Run(ctx, Command{Line: line, Stdout: w}); !errors.Is(err, cause) {
 		t.Errorf("got %v, want %v", err, cause)
 	}
 	if _, err := os.Stat(marker); err != nil {

@@ -1,9 +1,8 @@
-package vm
+package guestssh
 
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -34,9 +33,6 @@ type Keepalive struct{ Interval, Timeout time.Duration }
 // DefaultKeepalive gives a guest up after 25 s.
 var DefaultKeepalive = Keepalive{Interval: 5 * time.Second, Timeout: 20 * time.Second}
 
-// ErrLost: the connection to the guest broke while a command ran there.
-var ErrLost = errors.New("the connection to the guest was lost")
-
 // A Command is what to run in a guest: as ssh runs it, by the user's login
 // shell, without a terminal.
 type Command struct {
@@ -48,14 +44,15 @@ type Command struct {
 	Keepalive Keepalive
 }
 
-// run runs one command over client and returns its exit status; one that died
-// of signal n has the status 128+n, as in a shell. When ctx ends the command is
-// sent SIGTERM and given up.
+// Run runs one command and returns its exit status; one that died of signal n has
+// the status 128+n, as in a shell. When ctx ends the command is sent SIGTERM and
+// given up. The error is [ErrLost] if the connection broke.
 //
 // x/crypto/ssh's own Session reports the exit status only once the channel is
 // closed, which a daemon in the background can put off for ever; so this works
 // on the channel itself.
-func run(ctx context.Context, client *ssh.Client, cmd Command) (int, error) {
+func (c *Client) Run(ctx context.Context, cmd Command) (int, error) {
+	client := c.conn
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	lost := cmp.Or(cmd.Keepalive, DefaultKeepalive).watch(ctx, client)
