@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -33,15 +34,15 @@ type AdminLogOptions struct {
 //
 // The error says that the file cannot be opened. The log is then as if the settings
 // named none, and no job shall fail of that.
-func (s *Settings) OpenAdminLog(o AdminLogOptions) (*slog.Logger, io.Closer, error) {
-	logger, closer, err := s.openAdminLog(o)
+func OpenAdminLog(s *config.Settings, o AdminLogOptions) (*slog.Logger, io.Closer, error) {
+	logger, closer, err := openAdminLog(s, o)
 	oci.LogTo(logger)
 	return logger, closer, err
 }
 
-func (s *Settings) openAdminLog(o AdminLogOptions) (*slog.Logger, io.Closer, error) {
+func openAdminLog(s *config.Settings, o AdminLogOptions) (*slog.Logger, io.Closer, error) {
 	none := io.NopCloser(nil)
-	hide := hideSecrets(append(s.passwords(), o.Secrets...))
+	hide := hideSecrets(append(s.Passwords(), o.Secrets...))
 	if o.Debug {
 		return slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: hide})), none, nil
 	}
@@ -49,7 +50,7 @@ func (s *Settings) openAdminLog(o AdminLogOptions) (*slog.Logger, io.Closer, err
 	if s.Defaults.LogFile != "" {
 		file, err := os.OpenFile(s.Defaults.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 		if err == nil {
-			return slog.New(s.Defaults.logHandler(file, hide)), file, nil
+			return slog.New(logHandler(s.Defaults, file, hide)), file, nil
 		}
 		lost = fmt.Errorf("the setting log_file: %w", err)
 	}
@@ -63,7 +64,7 @@ func (s *Settings) openAdminLog(o AdminLogOptions) (*slog.Logger, io.Closer, err
 	return logger, none, lost
 }
 
-func (t DefaultsTable) logHandler(w io.Writer, replace replaceAttr) slog.Handler {
+func logHandler(t config.Defaults, w io.Writer, replace replaceAttr) slog.Handler {
 	options := &slog.HandlerOptions{Level: t.LogLevel, ReplaceAttr: replace}
 	if t.LogFormat == "json" {
 		return slog.NewJSONHandler(w, options)

@@ -42,7 +42,7 @@ func TestSecretsAreMasked(t *testing.T) {
 			s := parse(t, "[defaults]\npassword = 'guest-password'\n"+test.settings+"\n[[image]]\nmatch = 'x'\npassword = 'other-password'")
 			var stderr bytes.Buffer
 			test.o.Stderr, test.o.Secrets = &stderr, job.Secrets()
-			logger, closer, err := s.OpenAdminLog(test.o)
+			logger, closer, err := OpenAdminLog(s, test.o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -91,7 +91,7 @@ func TestLogFileThatCannotBeOpened(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var stderr bytes.Buffer
 			test.o.Stderr = &stderr
-			logger, closer, err := parse(t, "[defaults]\nlog_file = '/dev/null/log'").OpenAdminLog(test.o)
+			logger, closer, err := OpenAdminLog(parse(t, "[defaults]\nlog_file = '/dev/null/log'"), test.o)
 			if err == nil {
 				t.Error("no error tells the caller")
 			}

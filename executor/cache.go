@@ -12,15 +12,10 @@ import (
 
 	"al.essio.dev/pkg/shellescape"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
-
-// cacheNone is the value of the setting cache that is no [vm.CacheMode].
-const cacheNone = "none"
-
-// minCacheSize, in bytes, is less than which the setting cache_size cannot be.
-const minCacheSize = 16 << 20
 
 const (
 	// mountTimeout bounds what the guest does to have its cache: a file system to
@@ -57,8 +52,8 @@ func (o Owner) String() string {
 
 // cache is the cache of the job's machine; nil for none. A job of which nobody knows
 // whose it is gets none.
-func (d *Driver) cache(settings ImageSettings, dirs Dirs) *vm.Cache {
-	if *settings.Cache == cacheNone {
+func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *vm.Cache {
+	if settings.Cache == config.CacheNone {
 		return nil
 	}
 	if settings.Windows() { // which knows neither its file system nor sh
@@ -74,11 +69,11 @@ func (d *Driver) cache(settings ImageSettings, dirs Dirs) *vm.Cache {
 		d.admin().Warn("protected refs of the project share a cache with all others: GitLab or its runner does not say which are protected (18.3 and newer do)")
 	}
 	return &vm.Cache{
-		Mode:  vm.CacheMode(*settings.Cache),
+		Mode:  vm.CacheMode(settings.Cache),
 		Dir:   dirs.Caches,
 		Key:   owner.cacheKey(),
 		Owner: owner.String(),
-		Size:  d.Settings.Defaults.cacheSize(),
+		Size:  int64(d.Settings.Defaults.CacheSize),
 	}
 }
 
@@ -157,7 +152,7 @@ func (d *Driver) dropCache(guest *vm.Guest) {
 // flushCache has the guest write what it still holds in its memory to its cache disk:
 // the machine is about to be ended as if its power failed. A guest that cannot do that
 // soon has its end all the same.
-func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs Dirs) {
+func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, d.Job.VMName(), d.jobDir(dirs))
@@ -171,7 +166,7 @@ func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs Dirs) {
 	if err == nil {
 		defer guest.Close()
 		_, err = guest.Run(ctx, guestssh.Command{
-			Line:  "sh -s " + shellescape.Quote(*d.Settings.For(d.Job.Image).GuestCacheDir),
+			Line:  "sh -s " + shellescape.Quote(d.Settings.For(d.Job.Image).GuestCacheDir),
 			Stdin: strings.NewReader(flushScript),
 		})
 	}
@@ -181,7 +176,7 @@ func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs Dirs) {
 }
 
 // gaugeCaches counts the caches. What shares take would take too long to add up.
-func (d *Driver) gaugeCaches(dirs Dirs) error {
+func (d *Driver) gaugeCaches(dirs config.Dirs) error {
 	caches, err := vm.Caches(dirs.Caches)
 	if err != nil {
 		return err
@@ -200,7 +195,7 @@ func (d *Driver) gaugeCaches(dirs Dirs) error {
 
 // PruneCaches removes caches that no machine has and that were not used within
 // o.OlderThan, and returns them. Where libvirt cannot be asked, nothing is removed.
-func PruneCaches(ctx context.Context, settings *Settings, o PruneOptions) ([]vm.StoredCache, error) {
+func PruneCaches(ctx context.Context, settings *config.Settings, o PruneOptions) ([]vm.StoredCache, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return nil, err

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gitlab-sardine-executor/executor/config"
 )
 
 // ownedPayload is a job as GitLab hands it out; the author has set what an author can.
@@ -107,7 +109,7 @@ func TestNoOwnerNoCache(t *testing.T) {
 		var log bytes.Buffer
 		settings := parse(t, fmt.Sprintf("[defaults]\ncache = %q", test.setting))
 		d := &Driver{Settings: settings, Job: Job{Owner: test.owner}, Log: NewJobLog(&log)}
-		cache := d.cache(settings.For("x"), Dirs{Caches: "/caches"})
+		cache := d.cache(settings.For("x"), config.Dirs{Caches: "/caches"})
 		if (cache != nil) != test.has || !strings.Contains(log.String(), test.says) || test.says == "" && log.Len() > 0 {
 			t.Errorf("cache = %q for %+v: got %+v and %q", test.setting, test.owner, cache, log.String())
 		}
@@ -120,7 +122,7 @@ func TestNoCacheForWindows(t *testing.T) {
 	for section, want := range map[string]bool{"shell = 'bash'": true, "shell = 'pwsh'": true, "shell = 'powershell'": false} {
 		settings := parse(t, "[defaults]\ncache = 'disk'\n[[image]]\nmatch = '**'\n"+section)
 		d := &Driver{Settings: settings, Job: Job{ID: "1", Owner: owner}}
-		if got := d.cache(settings.For("x"), Dirs{Caches: "/caches"}); (got != nil) != want {
+		if got := d.cache(settings.For("x"), config.Dirs{Caches: "/caches"}); (got != nil) != want {
 			t.Errorf("%s: cache %+v", section, got)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -48,7 +49,7 @@ func (l Level) String() string { return [...]string{"ok", "warning", "broken"}[l
 
 // Doctor looks at everything on this host that a job needs, in the order in which
 // a job needs it.
-func Doctor(ctx context.Context, s *Settings) []Finding {
+func Doctor(ctx context.Context, s *config.Settings) []Finding {
 	d := &doctor{settings: s}
 	d.settingsFile()
 	dirs, err := s.Dirs()
@@ -66,7 +67,7 @@ func Doctor(ctx context.Context, s *Settings) []Finding {
 }
 
 type doctor struct {
-	settings *Settings
+	settings *config.Settings
 	findings []Finding
 }
 
@@ -80,19 +81,22 @@ func (d *doctor) settingsFile() {
 		return
 	}
 	d.say("settings", Good, "%s", d.settings.Path)
+	for _, alias := range d.settings.Aliases() {
+		d.say("settings", Worse, "%s is an old name: write %s", alias.Old, alias.New)
+	}
 	info, err := os.Stat(d.settings.Path)
-	if err == nil && info.Mode().Perm()&0o044 != 0 && len(d.settings.passwords()) > 0 {
+	if err == nil && info.Mode().Perm()&0o044 != 0 && len(d.settings.Passwords()) > 0 {
 		d.say("settings", Worse, "other users of this host can read the passwords in %s (chmod 600)", d.settings.Path)
 	}
 }
 
 // storage looks whether there is room, and whether this user may use it.
-func (d *doctor) storage(dirs Dirs) {
+func (d *doctor) storage(dirs config.Dirs) {
 	if _, err := oci.OpenStore(dirs.Store); err != nil {
 		d.say("storage", Broken, "%v", err)
 		return
 	}
-	for _, dir := range []string{dirs.Store, filepath.Dir(dirs.Clones)} {
+	for _, dir := range []string{dirs.Store, filepath.Dir(dirs.Overlays)} {
 		var fs unix.Statfs_t
 		if err := unix.Access(dir, unix.W_OK); err != nil {
 			d.say("storage", Broken, "this user may not write to %s: %v", dir, err)
@@ -108,7 +112,7 @@ func (d *doctor) storage(dirs Dirs) {
 			level, advice = Worse, ": little, for images and what jobs write (prune removes images)"
 		}
 		d.say("storage", level, "%s free in %s%s", units.BytesSize(float64(free)), dir, advice)
-		if dirs.Store == filepath.Dir(dirs.Clones) {
+		if dirs.Store == filepath.Dir(dirs.Overlays) {
 			return
 		}
 	}
@@ -148,24 +152,21 @@ func (d *doctor) written(setting, path string, replaced bool) {
 // snapshots looks whether machines can start from snapshots where the settings want
 // that; system says that libvirt is the system's.
 func (d *doctor) snapshots(system bool) {
-	defaults := d.settings.Defaults.PerImage
-	tables, names := []PerImage{defaults}, []string{""}
-	for _, section := range d.settings.Images {
-		tables = append(tables, section.PerImage.over(defaults))
-		names = append(names, " of "+section.Match)
-	}
 	wanted, needs := false, []string(nil)
-	for i, table := range tables {
-		table = table.withBuiltIn(d.settings.Defaults.Connect)
-		if !*table.MemorySnapshot {
+	for match, r := range d.settings.All() {
+		if !r.MemorySnapshot {
 			continue
 		}
 		wanted = true
-		if *table.Network != vm.UserNetwork {
-			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs network = %q, and theirs is %q", names[i], vm.UserNetwork, *table.Network))
+		of := ""
+		if match != "" {
+			of = " of " + match
 		}
-		if *table.Cache != cacheNone {
-			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs cache = %q, and theirs is %q", names[i], cacheNone, *table.Cache))
+		if r.Network != vm.UserNetwork {
+			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs network = %q, and theirs is %q", of, vm.UserNetwork, r.Network))
+		}
+		if r.Cache != config.CacheNone {
+			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs cache = %q, and theirs is %q", of, config.CacheNone, r.Cache))
 		}
 	}
 	if wanted && system && os.Geteuid() != 0 {
@@ -214,7 +215,7 @@ func (d *doctor) libvirt(ctx context.Context) {
 	d.say("libvirt", Good, "%s: %d CPUs, %s of memory", host.URI(), size.CPUs, units.BytesSize(float64(size.Memory)))
 	d.caches(host)
 	d.snapshots(host.System())
-	network := *d.settings.For("").Network
+	network := d.settings.For("").Network
 	if network == vm.UserNetwork {
 		d.say("network", Good, "user: a private one for each guest")
 		return
@@ -228,12 +229,13 @@ func (d *doctor) libvirt(ctx context.Context) {
 
 // caches looks whether machines here can have the caches that the settings want.
 func (d *doctor) caches(host *vm.Host) {
-	share := string(vm.CacheShare)
-	everywhere, somewhere := *d.settings.For("").Cache == share, false
-	for _, section := range d.settings.Images {
-		somewhere = somewhere || section.Cache != nil && *section.Cache == share
+	everywhere, somewhere := false, false
+	for match, r := range d.settings.All() {
+		share := r.Cache == config.CacheShare
+		everywhere = everywhere || share && match == ""
+		somewhere = somewhere || share
 	}
-	if !everywhere && !somewhere {
+	if !somewhere {
 		return
 	}
 	err := host.CheckShares()
@@ -247,7 +249,7 @@ func (d *doctor) caches(host *vm.Host) {
 	}
 }
 
-func (d *doctor) kvm(ctx context.Context, dirs Dirs) {
+func (d *doctor) kvm(ctx context.Context, dirs config.Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()
 	err := vm.ProbeKVM(ctx, dirs.Jobs)

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gitlab-sardine-executor/executor/config"
 )
 
 // findings are what doctor says about a part, a line each.
@@ -14,7 +16,7 @@ func findings(t *testing.T, part, settings string, look func(*doctor)) string {
 	if err := os.WriteFile(path, []byte(settings), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := LoadSettings(path)
+	s, err := config.Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}

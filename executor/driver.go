@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -40,7 +41,7 @@ const (
 // A Driver runs the stages of one job.
 type Driver struct {
 	Version  string
-	Settings *Settings
+	Settings *config.Settings
 	Job      Job
 	Log      *JobLog
 	// Admin is the administrator's log; nil for none.
@@ -63,7 +64,7 @@ func (d *Driver) phase(name string) (end func()) {
 
 // gauge measures what the host holds. It is for the metrics alone, and so no
 // reason for a stage to fail.
-func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs Dirs) {
+func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 	if d.Settings.Defaults.MetricsTextfile == "" {
 		return
 	}
@@ -109,9 +110,9 @@ func (d *Driver) Config(stdout io.Writer) error {
 	settings := d.Settings.For(d.Job.Image)
 	return json.NewEncoder(stdout).Encode(configOutput{
 		Driver:    driverInfo{Name: "gitlab-sardine-executor", Version: d.Version},
-		BuildsDir: *settings.GuestBuildsDir,
-		CacheDir:  *settings.GuestCacheDir,
-		Shell:     shells[*settings.Shell].runner,
+		BuildsDir: settings.GuestBuildsDir,
+		CacheDir:  settings.GuestCacheDir,
+		Shell:     shells[settings.Shell].runner,
 		JobEnv:    map[string]string{machineEnv: d.Job.VMName()},
 	})
 }
@@ -132,7 +133,7 @@ func (d *Driver) openHost(ctx context.Context) (*vm.Host, error) {
 }
 
 // jobDir is the directory of the job's machine.
-func (d *Driver) jobDir(dirs Dirs) string { return filepath.Join(dirs.Jobs, d.Job.VMName()) }
+func (d *Driver) jobDir(dirs config.Dirs) string { return filepath.Join(dirs.Jobs, d.Job.VMName()) }
 
 // Cleanup is the cleanup stage: when it returns nil, nothing of the job's
 // machine is left, also if there never was one; unless it is to be kept for a look
@@ -169,7 +170,7 @@ func isDir(path string) bool {
 	return err == nil && info.IsDir()
 }
 
-func (d *Driver) cleanup(ctx context.Context, dirs Dirs) error {
+func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
 	host, err := d.openHost(ctx)
 	if err != nil {
 		return err
@@ -185,7 +186,7 @@ func (d *Driver) cleanup(ctx context.Context, dirs Dirs) error {
 	}
 	if !kept {
 		d.flushCache(ctx, host, dirs)
-		if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
+		if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs)); err != nil {
 			return err
 		}
 	}
@@ -198,7 +199,7 @@ func (d *Driver) cleanup(ctx context.Context, dirs Dirs) error {
 
 // image is the reference that the job will get, checked against the rules of the
 // administrator.
-func (d *Driver) image() (oci.Reference, ImageSettings, error) {
+func (d *Driver) image() (oci.Reference, config.Resolved, error) {
 	settings := d.Settings.For(d.Job.Image)
 	if settings.Image == "" {
 		return oci.Reference{}, settings, jobFault(errors.New("the job names no image: write image: REGISTRY/NAME:TAG in .gitlab-ci.yml " +
@@ -213,7 +214,7 @@ func (d *Driver) image() (oci.Reference, ImageSettings, error) {
 		if !d.Settings.Allowed(settings.Image) {
 			return ref, settings, jobFault(fmt.Errorf("image %s is not allowed here (allowed_images: %q)", settings.Image, d.Settings.Defaults.AllowedImages))
 		}
-		if ref.IsLayout() && !d.Settings.allowsLayout(settings.Image) {
+		if ref.IsLayout() && !d.Settings.AllowsLayout(settings.Image) {
 			return ref, settings, jobFault(fmt.Errorf("image %s is a directory of the runner's host, and no pattern in allowed_images that starts with oci: allows it", settings.Image))
 		}
 	}
@@ -223,13 +224,13 @@ func (d *Driver) image() (oci.Reference, ImageSettings, error) {
 // pullPolicies are those of the settings, or the job's own within what the
 // administrator allows: as in GitLab's docker executor, nothing else than the
 // settings' own unless allowed_pull_policies says more.
-func (d *Driver) pullPolicies(settings ImageSettings) ([]oci.PullPolicy, error) {
+func (d *Driver) pullPolicies(settings config.Resolved) ([]oci.PullPolicy, error) {
 	if len(d.Job.PullPolicies) == 0 {
-		return *settings.PullPolicy, nil
+		return settings.PullPolicies, nil
 	}
-	allowed := *settings.AllowedPolicy
+	allowed := settings.AllowedPullPolicies
 	if len(allowed) == 0 {
-		allowed = *settings.PullPolicy
+		allowed = settings.PullPolicies
 	}
 	for _, wish := range d.Job.PullPolicies {
 		if !slices.Contains(allowed, wish) {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -13,7 +14,7 @@ import (
 // ExportVM packs a virtual machine that is shut down as an image, and puts it into
 // the layout to. o says how; disks, domain XML and architecture are the machine's.
 // The error is [vm.ErrRunning] if it runs.
-func ExportVM(ctx context.Context, settings *Settings, name string, to oci.Reference, o oci.ExportOptions) (digest.Digest, error) {
+func ExportVM(ctx context.Context, settings *config.Settings, name string, to oci.Reference, o oci.ExportOptions) (digest.Digest, error) {
 	host, err := openLibvirt(ctx, settings)
 	if err != nil {
 		return "", err

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
@@ -65,7 +66,7 @@ func Classify(err error) Class {
 	}
 	for _, final := range []error{
 		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrHostile,
-		guestssh.ErrLogin, vm.ErrSpec, ErrSettings, errNotGitLab,
+		guestssh.ErrLogin, vm.ErrSpec, config.ErrSettings, errNotGitLab,
 	} {
 		if errors.Is(err, final) {
 			return BuildFailure

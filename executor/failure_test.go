@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
@@ -28,7 +29,7 @@ func TestClassify(t *testing.T) {
 		{guestssh.ErrLogin, BuildFailure},
 		{vm.ErrSpec, BuildFailure},
 		{&domainxml.RefusedError{Element: "os/kernel"}, BuildFailure},
-		{ErrSettings, BuildFailure},
+		{config.ErrSettings, BuildFailure},
 		{errNotGitLab, BuildFailure},
 		{jobFault(errors.New("not allowed")), BuildFailure},
 		{other, SystemFailure},
@@ -57,7 +58,7 @@ func TestClassifyHostErrors(t *testing.T) {
 	} {
 		cause := &fs.PathError{Op: "open", Path: "/srv/file", Err: errno}
 		for _, err := range []error{
-			fmt.Errorf("%w: prepare_script: %w", ErrSettings, cause),
+			fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, cause),
 			fmt.Errorf("%w: write a layer: %w", oci.ErrFormat, cause),
 			jobFault(cause),
 		} {
@@ -67,7 +68,7 @@ func TestClassifyHostErrors(t *testing.T) {
 		}
 	}
 	for _, errno := range []syscall.Errno{syscall.ENOENT, syscall.EACCES, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP} {
-		err := fmt.Errorf("%w: prepare_script: %w", ErrSettings, &fs.PathError{Op: "open", Path: "/srv/file", Err: errno})
+		err := fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, &fs.PathError{Op: "open", Path: "/srv/file", Err: errno})
 		if got := Classify(err); got != BuildFailure {
 			t.Errorf("%v: %v", err, got)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -18,11 +19,11 @@ import (
 type FetchAndCloneOptions struct {
 	Image oci.Reference
 	Pull  oci.PullOptions
-	Dirs  Dirs
+	Dirs  config.Dirs
 	// Name of the machine.
 	Name string
 	// Settings for the image.
-	Settings ImageSettings
+	Settings config.Resolved
 	// Size of the machine, and when the host has room for it.
 	Size      machineSize
 	Admission vm.Admission
@@ -84,8 +85,8 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	}
 	spec := specFor(image, o)
 	spec.Seed = seed
-	if *o.Settings.MemorySnapshot && !o.Size.chosen {
-		spec.SnapshotDir = o.Dirs.snapshot(image.Digest)
+	if o.Settings.MemorySnapshot && !o.Size.chosen {
+		spec.SnapshotDir = o.Dirs.Snapshot(image.Digest)
 		if err := o.snapshot(ctx, host, spec, login); err != nil {
 			return nil, fmt.Errorf("make a snapshot of %s: %w", o.Image, err)
 		}
@@ -158,14 +159,14 @@ func specFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		Disks:            disks,
 		CPUs:             o.Size.cpus,
 		Memory:           o.Size.memory,
-		MaxCPUs:          *o.Settings.MaxCPUs,
-		MaxMemory:        uint64(*o.Settings.MaxMemory),
+		MaxCPUs:          o.Settings.MaxCPUs,
+		MaxMemory:        o.Settings.MaxMemory,
 		DiskSize:         o.Size.disk,
 		Admission:        o.Admission,
-		Network:          *o.Settings.Network,
-		Accel:            *o.Settings.Accel,
-		OmitBackingStore: *o.Settings.OmitBacking,
-		CloneDir:         o.Dirs.Clones,
+		Network:          o.Settings.Network,
+		Accel:            o.Settings.Accel,
+		OmitBackingStore: o.Settings.OmitBackingStore,
+		CloneDir:         o.Dirs.Overlays,
 		JobDir:           filepath.Join(o.Dirs.Jobs, o.Name),
 		SSHPort:          image.Guest.SSHPort(),
 		Cache:            o.Cache,

@@ -9,6 +9,7 @@ import (
 
 	"al.essio.dev/pkg/shellescape"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
@@ -20,11 +21,11 @@ const windowsTimeout = 2 * time.Minute
 // makeGuestDirs makes the directories that GitLab Runner's scripts use. Where
 // the guest's user may not, sudo without a password does, as most images allow.
 // A job that checks out nothing can do without them, so that is only a warning.
-func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings ImageSettings) error {
-	dirs := []string{*settings.GuestBuildsDir, *settings.GuestCacheDir}
+func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings config.Resolved) error {
+	dirs := []string{settings.GuestBuildsDir, settings.GuestCacheDir}
 	timeout, command, script := connectTimeout, "sh", makeDirsPOSIX(dirs)
 	if settings.Windows() {
-		timeout, command, script = windowsTimeout, shells[*settings.Shell].command, makeDirsWindows(dirs)
+		timeout, command, script = windowsTimeout, shells[settings.Shell].command, makeDirsWindows(dirs)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -44,9 +45,9 @@ func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings Im
 }
 
 // wrongSystem is what to do if a guest does not run what its settings say.
-func wrongSystem(settings ImageSettings) string {
+func wrongSystem(settings config.Resolved) string {
 	if settings.Windows() {
-		return fmt.Sprintf("a guest with guest_builds_dir = %q is expected to run Windows", *settings.GuestBuildsDir)
+		return fmt.Sprintf("a guest with guest_builds_dir = %q is expected to run Windows", settings.GuestBuildsDir)
 	}
 	return `if it runs Windows, set shell, and guest_builds_dir and guest_cache_dir to paths like C:\builds, for this image`
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
@@ -38,22 +39,22 @@ func (j Job) exports(sh shell) string {
 // job's variables in its environment and its output in the job's log. If it fails,
 // so does the preparation, which may be tried again: it is the host's business,
 // not the job's.
-func (d *Driver) runPrepareScript(ctx context.Context, guest *vm.Guest, settings ImageSettings) error {
-	path := *settings.PrepareScript
+func (d *Driver) runPrepareScript(ctx context.Context, guest *vm.Guest, settings config.Resolved) error {
+	path := settings.PrepareScript
 	if path == "" {
 		return nil
 	}
 	script, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("%w: prepare_script: %w", ErrSettings, err)
+		return fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, err)
 	}
 	defer script.Close()
 	defer d.Log.Section("sardine_prepare_script", "Prepare script")()
 	text, err := withoutBOM(script)
 	if err != nil {
-		return fmt.Errorf("%w: prepare_script: %w", ErrSettings, err)
+		return fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, err)
 	}
-	output, sh := d.Log.Writer(), shells[*settings.Shell]
+	output, sh := d.Log.Writer(), shells[settings.Shell]
 	status, err := guest.Run(ctx, guestssh.Command{
 		Line:   sh.command,
 		Stdin:  io.MultiReader(strings.NewReader(d.Job.exports(sh)), text),

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -331,11 +332,11 @@ func exposed(t *testing.T, c *canary, l layer) bool {
 // reads its disks.
 func checkMachine(t *testing.T, c *canary, image *oci.Image) {
 	t.Helper()
-	settings, err := ParseSettings(nil)
+	settings, err := config.Parse(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec := specFor(image, FetchAndCloneOptions{Name: "machine", Settings: settings.For(""), Dirs: Dirs{Clones: "/nowhere/clones", Jobs: "/nowhere/jobs"}})
+	spec := specFor(image, FetchAndCloneOptions{Name: "machine", Settings: settings.For(""), Dirs: config.Dirs{Overlays: "/nowhere/clones", Jobs: "/nowhere/jobs"}})
 	doc, _, err := vm.Preview(spec)
 	if err != nil {
 		t.Fatal(err)

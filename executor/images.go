@@ -8,6 +8,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -22,7 +23,7 @@ type ImageUse struct {
 
 // ListImages lists the images in the store, in the order of their digests. An
 // error together with a list says that libvirt could not be asked who uses them.
-func ListImages(ctx context.Context, settings *Settings) ([]ImageUse, error) {
+func ListImages(ctx context.Context, settings *config.Settings) ([]ImageUse, error) {
 	store, err := storeOf(settings)
 	if err != nil {
 		return nil, err
@@ -55,7 +56,7 @@ type PruneOptions struct {
 // PruneImages removes images that nothing stands on, those first that were not
 // used for the longest time, and returns them. Their snapshots go with them. Where
 // libvirt cannot be asked, nothing is removed.
-func PruneImages(ctx context.Context, settings *Settings, o PruneOptions) ([]oci.StoredImage, error) {
+func PruneImages(ctx context.Context, settings *config.Settings, o PruneOptions) ([]oci.StoredImage, error) {
 	store, err := storeOf(settings)
 	if err != nil {
 		return nil, err
@@ -77,7 +78,7 @@ func PruneImages(ctx context.Context, settings *Settings, o PruneOptions) ([]oci
 }
 
 // domainsByImage are the names of the domains that stand on each image.
-func domainsByImage(ctx context.Context, settings *Settings) (map[digest.Digest][]string, error) {
+func domainsByImage(ctx context.Context, settings *config.Settings) (map[digest.Digest][]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, libvirtTimeout)
 	defer cancel()
 	host, err := openLibvirt(ctx, settings)
@@ -106,7 +107,7 @@ func domainsByImage(ctx context.Context, settings *Settings) (map[digest.Digest]
 }
 
 // storeOf opens the store of the settings.
-func storeOf(settings *Settings) (*oci.Store, error) {
+func storeOf(settings *config.Settings) (*oci.Store, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return nil, err

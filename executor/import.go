@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -16,7 +17,7 @@ const basesDir = "vms"
 
 // ImportOptions say what [Import] defines.
 type ImportOptions struct {
-	Settings *Settings
+	Settings *config.Settings
 	// Image as a job would name it, or a layout.
 	Image string
 	// Name of the domain; empty means the digest of the image, with a dash in place
@@ -84,7 +85,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 
 // baseOf is where an image becomes a base: of the domain that a job's machine would
 // be made of.
-func baseOf(imported *Imported, ref oci.Reference, settings ImageSettings) vm.BaseSpec {
+func baseOf(imported *Imported, ref oci.Reference, settings config.Resolved) vm.BaseSpec {
 	spec := specFor(imported.Image, FetchAndCloneOptions{Settings: settings})
 	return vm.BaseSpec{
 		Name:             imported.Name,
@@ -111,7 +112,7 @@ func checkName(name string) error {
 }
 
 // openLibvirt connects to the libvirt of the settings.
-func openLibvirt(ctx context.Context, settings *Settings) (*vm.Host, error) {
+func openLibvirt(ctx context.Context, settings *config.Settings) (*vm.Host, error) {
 	ctx, cancel := context.WithTimeout(ctx, libvirtTimeout)
 	defer cancel()
 	return vm.Open(ctx, settings.Defaults.Connect)

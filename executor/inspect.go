@@ -11,6 +11,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -33,7 +34,7 @@ type StoredReport struct {
 
 // InspectImage asks the registry, or a layout, about an image that a job could
 // name, and looks what the settings and the store add to that.
-func InspectImage(ctx context.Context, settings *Settings, image string, o oci.InspectOptions) (*ImageReport, error) {
+func InspectImage(ctx context.Context, settings *config.Settings, image string, o oci.InspectOptions) (*ImageReport, error) {
 	resolved := settings.For(image)
 	ref, err := oci.ParseReference(resolved.Image)
 	if err != nil {
@@ -68,24 +69,24 @@ func InspectImage(ctx context.Context, settings *Settings, image string, o oci.I
 }
 
 // admission says whether a job gets the image at all.
-func (r *ImageReport) admission(settings *Settings, image string, resolved ImageSettings) []string {
+func (r *ImageReport) admission(settings *config.Settings, image string, resolved config.Resolved) []string {
 	if resolved.Image != image {
 		return []string{fmt.Sprintf("use %s: the settings put it in place of %s", resolved.Image, image)}
 	}
 	if !settings.Allowed(image) {
 		return []string{fmt.Sprintf("refuse the image: no pattern in allowed_images (%q) allows it", settings.Defaults.AllowedImages)}
 	}
-	if strings.HasPrefix(image, "oci:") && !settings.allowsLayout(image) {
+	if strings.HasPrefix(image, "oci:") && !settings.AllowsLayout(image) {
 		return []string{"refuse the image to jobs (try and pull may use it): it is a directory of this host, and no pattern in allowed_images that starts with oci: allows it"}
 	}
 	return nil
 }
 
-func (r *ImageReport) pull(resolved ImageSettings) []string {
+func (r *ImageReport) pull(resolved config.Resolved) []string {
 	if r.Stored != nil {
-		return []string{fmt.Sprintf("use the copy in the store, without a pull (pull_policy: %q)", *resolved.PullPolicy)}
+		return []string{fmt.Sprintf("use the copy in the store, without a pull (pull_policy: %q)", resolved.PullPolicies)}
 	}
-	if !slices.ContainsFunc(*resolved.PullPolicy, func(p oci.PullPolicy) bool { return p != oci.PullNever }) {
+	if !slices.ContainsFunc(resolved.PullPolicies, func(p oci.PullPolicy) bool { return p != oci.PullNever }) {
 		return []string{"fail: the store does not hold the image, and pull_policy forbids a pull"}
 	}
 	layers := 0
@@ -96,7 +97,7 @@ func (r *ImageReport) pull(resolved ImageSettings) []string {
 }
 
 // machine says what becomes of the domain that the image brings.
-func (r *ImageReport) machine(stored *oci.Image, resolved ImageSettings) []string {
+func (r *ImageReport) machine(stored *oci.Image, resolved config.Resolved) []string {
 	switch {
 	case resolved.Domain != "":
 		return []string{"start a machine made of the template " + resolved.Domain + " (setting domain)"}
@@ -116,7 +117,7 @@ func (r *ImageReport) machine(stored *oci.Image, resolved ImageSettings) []strin
 	return lines
 }
 
-func (r *ImageReport) login(resolved ImageSettings) []string {
+func (r *ImageReport) login(resolved config.Resolved) []string {
 	login := resolved.Login(r.Guest)
 	var means []string
 	if login.Password != "" {
@@ -144,7 +145,7 @@ const previewName = "sardine-00000000-0"
 
 // PreviewDomain is the domain XML of the machine that a job with image would get,
 // and what is dropped from the image's. The store must hold the image.
-func PreviewDomain(settings *Settings, image string) (doc string, dropped []string, err error) {
+func PreviewDomain(settings *config.Settings, image string) (doc string, dropped []string, err error) {
 	resolved := settings.For(image)
 	ref, err := oci.ParseReference(resolved.Image)
 	if err != nil {
@@ -163,14 +164,14 @@ func PreviewDomain(settings *Settings, image string) (doc string, dropped []stri
 	return preview(stored, resolved)
 }
 
-func preview(stored *oci.Image, resolved ImageSettings) (doc string, dropped []string, err error) {
+func preview(stored *oci.Image, resolved config.Resolved) (doc string, dropped []string, err error) {
 	o := FetchAndCloneOptions{
-		Name: previewName, Settings: resolved, Dirs: Dirs{Clones: "/clones", Jobs: "/jobs"},
-		Size:   machineSize{memory: uint64(*resolved.Memory), disk: int64(*resolved.Disk)},
+		Name: previewName, Settings: resolved, Dirs: config.Dirs{Overlays: "/clones", Jobs: "/jobs"},
+		Size:   machineSize{memory: resolved.Memory, disk: resolved.Disk},
 		Record: vm.Record{Image: stored.Reference, Digest: stored.Digest.String()},
 	}
-	if *resolved.CPUs != AutoCPUs {
-		o.Size.cpus = uint(*resolved.CPUs)
+	if resolved.CPUs != config.AutoCPUs {
+		o.Size.cpus = uint(resolved.CPUs)
 	}
 	return vm.Preview(specFor(stored, o))
 }

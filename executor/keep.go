@@ -13,12 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
-
-// keepVariable is the variable by which a job may ask that its machine be kept.
-const keepVariable = "SARDINE_KEEP_ON_FAILURE"
 
 // maxKeep bounds what a job may ask for.
 const maxKeep = 24 * time.Hour
@@ -76,17 +74,17 @@ func resultOf(ctx context.Context, err error) string {
 var harmlessStages = []string{"after_script", "cleanup_file_variables"}
 
 // keepTime is how long the machine of this job is kept if it fails.
-func (d *Driver) keepTime(settings ImageSettings) (time.Duration, error) {
-	wish := d.Job.Variable(keepVariable)
+func (d *Driver) keepTime(settings config.Resolved) (time.Duration, error) {
+	wish := d.Job.Variable(config.VariableKeepOnFailure)
 	if wish == "" {
-		return time.Duration(*settings.KeepOnFailure), nil
+		return settings.KeepOnFailure, nil
 	}
-	if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, keepVariable) {
-		return 0, d.refuseVariable(keepVariable)
+	if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, config.VariableKeepOnFailure) {
+		return 0, d.refuseVariable(config.VariableKeepOnFailure)
 	}
 	keep, err := time.ParseDuration(wish)
 	if err != nil || keep < 0 || keep > maxKeep {
-		return 0, jobFault(fmt.Errorf("the job's variable %s is %q: want a time such as 30m, at most %s", keepVariable, wish, maxKeep))
+		return 0, jobFault(fmt.Errorf("the job's variable %s is %q: want a time such as 30m, at most %s", config.VariableKeepOnFailure, wish, maxKeep))
 	}
 	return keep, nil
 }
@@ -94,7 +92,7 @@ func (d *Driver) keepTime(settings ImageSettings) (time.Duration, error) {
 // noteStage remembers for cleanup that a stage of the job has begun, and end how it
 // ended. In between it counts as failed: the driver may be killed. At the end it tells
 // the author of a failed job how to look inside.
-func (d *Driver) noteStage(dirs Dirs, stage string) (end func(context.Context, error)) {
+func (d *Driver) noteStage(dirs config.Dirs, stage string) (end func(context.Context, error)) {
 	if stage == "clear_worktree" {
 		stage = "get_sources" // of which it begins another attempt
 	}
@@ -119,10 +117,10 @@ func (d *Driver) noteStage(dirs Dirs, stage string) (end func(context.Context, e
 
 // notePrepared remembers that the job has a machine: if no script follows, somebody
 // has cancelled it.
-func (d *Driver) notePrepared(dirs Dirs) { d.note(dirs, outcome{Result: resultCancelled}) }
+func (d *Driver) notePrepared(dirs config.Dirs) { d.note(dirs, outcome{Result: resultCancelled}) }
 
 // note writes the outcome so far, and reports whether it could.
-func (d *Driver) note(dirs Dirs, o outcome) bool {
+func (d *Driver) note(dirs config.Dirs, o outcome) bool {
 	text, _ := json.Marshal(o)
 	err := os.WriteFile(filepath.Join(d.jobDir(dirs), outcomeFile), text, 0o600)
 	if err != nil {
@@ -133,7 +131,7 @@ func (d *Driver) note(dirs Dirs, o outcome) bool {
 
 // outcome is how the job ended; nil if it has no machine. Without a word of prepare,
 // or with half of one, its driver was killed.
-func (d *Driver) outcome(dirs Dirs) (*outcome, error) {
+func (d *Driver) outcome(dirs config.Dirs) (*outcome, error) {
 	killed := &outcome{Result: resultSystem}
 	text, err := os.ReadFile(filepath.Join(d.jobDir(dirs), outcomeFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -169,7 +167,7 @@ func (d *Driver) keep(ctx context.Context, host *vm.Host, o *outcome) (bool, err
 
 // saveConsole keeps the console log of a guest that did not come up. Its last
 // lines are in the job's log; the rest is for the administrator.
-func (d *Driver) saveConsole(dirs Dirs, cause error) {
+func (d *Driver) saveConsole(dirs config.Dirs, cause error) {
 	if !errors.Is(cause, vm.ErrNoAnswer) && !errors.Is(cause, vm.ErrGuestStopped) && !errors.Is(cause, guestssh.ErrLogin) {
 		return
 	}
@@ -196,7 +194,7 @@ func writeConsole(path string, from io.Reader) error {
 }
 
 // sweepConsoles removes console logs that nobody came to read.
-func sweepConsoles(dirs Dirs, now time.Time) error {
+func sweepConsoles(dirs config.Dirs, now time.Time) error {
 	entries, err := os.ReadDir(dirs.Consoles)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -213,7 +211,7 @@ func sweepConsoles(dirs Dirs, now time.Time) error {
 // LoginToMachine logs a person in to the machine of a job: its number, if only one
 // GitLab server has a job of that number here, or the machine's name. It returns
 // the exit status of the person's shell.
-func (s *Settings) LoginToMachine(ctx context.Context, job string, stdin *os.File, stdout, stderr io.Writer) (int, error) {
+func LoginToMachine(ctx context.Context, s *config.Settings, job string, stdin *os.File, stdout, stderr io.Writer) (int, error) {
 	dirs, err := s.Dirs()
 	if err != nil {
 		return 0, err

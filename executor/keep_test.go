@@ -11,13 +11,14 @@ import (
 	"testing"
 	"time"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // outcomeBed is a driver whose job has a machine, and where it counts jobs.
-func outcomeBed(t *testing.T, settings string) (d *Driver, dirs Dirs, metrics string) {
+func outcomeBed(t *testing.T, settings string) (d *Driver, dirs config.Dirs, metrics string) {
 	t.Helper()
 	root := t.TempDir()
 	metrics = filepath.Join(root, "sardine.prom")
@@ -85,7 +86,7 @@ func TestOutcome(t *testing.T) {
 		{"another attempt succeeds", []ended{{"get_sources", failed}, {"clear_worktree", nil}, {"get_sources", nil}, {"build_script", nil}}, "success"},
 		{"no attempt succeeds", []ended{{"get_sources", guestssh.ErrLost}, {"clear_worktree", nil}, {"get_sources", failed}, {"archive_cache_on_failure", nil}}, "script_failure"},
 		{"an attempt is spent on clear_worktree", []ended{{"get_sources", failed}, {"clear_worktree", guestssh.ErrLost}, {"upload_artifacts_on_failure", nil}}, "system_failure"},
-		{"the settings are wrong", []ended{{"get_sources", nil}, {"build_script", ErrSettings}}, "build_failure"},
+		{"the settings are wrong", []ended{{"get_sources", nil}, {"build_script", config.ErrSettings}}, "build_failure"},
 		{"killed", []ended{{"get_sources", nil}, {"build_script", killed}}, "system_failure"},
 		{"killed, and what follows succeeds", []ended{{"build_script", killed}, {"after_script", nil}, {"archive_cache_on_failure", nil}}, "system_failure"},
 		{"cancelled", []ended{{"get_sources", nil}, {"build_script", ErrCancelled}, {"after_script", nil}, {"archive_cache_on_failure", nil}}, "cancelled"},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -31,7 +32,7 @@ func TestLoginFor(t *testing.T) {
 		{"a name that is none", "", hostile, "", false, vm.ErrSpec},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			settings, err := ParseSettings([]byte("[defaults]\n" + test.defaults + "\n"))
+			settings, err := config.Parse([]byte("[defaults]\n" + test.defaults + "\n"))
 			if err != nil {
 				t.Fatal(err)
 			}

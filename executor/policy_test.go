@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -38,7 +39,7 @@ func TestJobsPullPolicy(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			settings, err := ParseSettings([]byte("[defaults]\n" + test.settings))
+			settings, err := config.Parse([]byte("[defaults]\n" + test.settings))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -81,7 +82,7 @@ func jobWithPolicies(t *testing.T, policies []oci.PullPolicy) Job {
 
 // TestImageSectionsPullPolicy: a section's policy is that of its images alone.
 func TestImageSectionsPullPolicy(t *testing.T) {
-	settings, err := ParseSettings([]byte("[[image]]\nmatch = \"registry.example.com/vms/**\"\npull_policy = \"never\"\n"))
+	settings, err := config.Parse([]byte("[[image]]\nmatch = \"registry.example.com/vms/**\"\npull_policy = \"never\"\n"))
 	if err != nil {
 		t.Fatal(err)
 	}

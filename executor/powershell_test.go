@@ -176,47 +176,6 @@ func TestWithoutBOM(t *testing.T) {
 	}
 }
 
-// Where guests keep their files depends on their shell, and says what they run.
-func TestGuestDirs(t *testing.T) {
-	for _, test := range []struct {
-		text          string
-		builds, cache string
-		windows       bool
-	}{
-		{"", "/var/tmp/builds", "/var/tmp/cache", false},
-		{"shell = 'pwsh'", "/var/tmp/builds", "/var/tmp/cache", false},
-		{"shell = 'powershell'", `C:\builds`, `C:\cache`, true},
-		{"shell = 'powershell'\nguest_builds_dir = 'd:/b'", `d:/b`, `C:\cache`, true},
-		{"shell = 'pwsh'\nguest_builds_dir = 'C:\\b'\nguest_cache_dir = 'C:\\c'", `C:\b`, `C:\c`, true},
-	} {
-		for _, table := range []string{"[defaults]\n", "[[image]]\nmatch = 'win:*'\n"} {
-			got := parse(t, table+test.text).For("win:11")
-			if *got.GuestBuildsDir != test.builds || *got.GuestCacheDir != test.cache || got.Windows() != test.windows {
-				t.Errorf("%s%s: %s, %s, Windows: %v", table, test.text, *got.GuestBuildsDir, *got.GuestCacheDir, got.Windows())
-			}
-		}
-	}
-	for _, test := range []struct{ text, want string }{
-		{"guest_builds_dir = 'C:\\b'", "no guest with the shell bash has"},
-		{"guest_cache_dir = 'C:\\b'", "no guest with the shell bash has"},
-		{"shell = 'powershell'\nguest_builds_dir = '/builds'", "runs Windows"},
-		{"shell = 'pwsh'\nguest_builds_dir = 'C:\\b'", "no guest has both"},
-		{"shell = 'powershell'\nguest_builds_dir = 'C:b'", "want an absolute path"},
-		{"shell = 'powershell'\nguest_builds_dir = '\\b'", "want an absolute path"},
-	} {
-		for _, table := range []string{"[defaults]\n", "[[image]]\nmatch = 'win:*'\n"} {
-			if _, err := ParseSettings([]byte(table + test.text)); err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("%s%s: got %v, want …%s…", table, test.text, err, test.want)
-			}
-		}
-	}
-	// What one table says can be at odds with what another does.
-	text := "[defaults]\nguest_builds_dir = '/builds'\n[[image]]\nmatch = 'win:*'\nshell = 'powershell'"
-	if _, err := ParseSettings([]byte(text)); err == nil || !strings.Contains(err.Error(), `[[image]] match = "win:*": guest_builds_dir is "/builds"`) {
-		t.Errorf("got %v", err)
-	}
-}
-
 func TestMakeDirsWindows(t *testing.T) {
 	got := makeDirsWindows([]string{`C:\builds`, `D:\it's here`})
 	if first, _, _ := strings.Cut(got, "\n"); first != `$dirs = 'C:\builds', 'D:\it''s here'` || !strings.Contains(got, "foreach ($dir in $dirs)") {

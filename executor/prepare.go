@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -14,9 +15,9 @@ import (
 // A plan is what the settings and the job say before anything is asked or made.
 type plan struct {
 	ref      oci.Reference
-	settings ImageSettings
+	settings config.Resolved
 	policies []oci.PullPolicy
-	dirs     Dirs
+	dirs     config.Dirs
 }
 
 // plan checks the wishes of the job.
@@ -56,7 +57,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		return err
 	}
 	defer host.Close()
-	if *p.settings.Cache == string(vm.CacheShare) {
+	if p.settings.Cache == string(vm.CacheShare) {
 		if err := host.CheckShares(); err != nil {
 			return err
 		}
@@ -102,7 +103,7 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 	if err != nil {
 		return nil, err
 	}
-	admission := d.Settings.Defaults.admission()
+	admission := admission(d.Settings)
 	admission.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
 	progress := d.Log.pullProgress()
 	defer d.countPull(progress)
@@ -111,7 +112,7 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 		Pull: oci.PullOptions{
 			Policies:    p.policies,
 			Credentials: oci.Credentials{AuthConfig: d.Job.Variable(authConfigVariable), Accounts: d.Job.Accounts},
-			MaxDisk:     int64(*p.settings.MaxDisk),
+			MaxDisk:     p.settings.MaxDisk,
 			Progress:    progress,
 		},
 		Dirs:      p.dirs,
@@ -125,6 +126,15 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 		Phase:     d.phase,
 		Detail:    func(text string) { d.admin().Debug(text) },
 	})
+}
+
+// admission is when the host has room for another machine.
+func admission(s *config.Settings) vm.Admission {
+	return vm.Admission{
+		Slots:   s.Defaults.Slots,
+		Reserve: int64(s.Defaults.HostReserve),
+		Timeout: time.Duration(s.Defaults.QueueTimeout),
+	}
 }
 
 // countPull counts what a pull transferred, if it did.
@@ -145,7 +155,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	err := d.waitReady(ctx, machine, login, p.settings)
 	if err == nil {
 		booted()
-		err = d.mountCache(ctx, machine.Guest, *p.settings.GuestCacheDir)
+		err = d.mountCache(ctx, machine.Guest, p.settings.GuestCacheDir)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -187,7 +197,7 @@ func (d *Driver) record(now time.Time) vm.Record {
 
 // sweep removes what no job owns any more. That it cannot be done is no reason
 // for this job to fail, nor to wait long: the next one goes on where this one stopped.
-func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs Dirs) {
+func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	swept, err := Sweep(ctx, host, dirs, SweepOptions{Now: time.Now(), Metrics: &d.metrics})
@@ -201,28 +211,28 @@ func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs Dirs) {
 
 // clearWay removes the machine of an earlier attempt at the same job whose
 // cleanup failed.
-func (d *Driver) clearWay(ctx context.Context, host *vm.Host, dirs Dirs) error {
+func (d *Driver) clearWay(ctx context.Context, host *vm.Host, dirs config.Dirs) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs)); err != nil {
+	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs)); err != nil {
 		return fmt.Errorf("remove what an earlier attempt left: %w", err)
 	}
 	return nil
 }
 
 // undo removes the machine after a failure; in a hurry if it was told to end.
-func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs Dirs) error {
+func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs config.Dirs) error {
 	timeout := removeTimeout
 	if ctx.Err() != nil {
 		timeout = undoTimeout
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs))
+	err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
 	if errors.Is(err, vm.ErrDisconnected) { // which may be why prepare failed
 		if host, err = d.openHost(ctx); err == nil {
 			defer host.Close()
-			err = vm.Remove(ctx, host, d.Job.VMName(), dirs.Clones, d.jobDir(dirs))
+			err = vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
 		}
 	}
 	if err != nil {
@@ -232,11 +242,11 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs Dirs) error {
 }
 
 // waitReady gives the guest the time that the settings allow it.
-func (d *Driver) waitReady(ctx context.Context, machine *Machine, login guestssh.Login, settings ImageSettings) error {
+func (d *Driver) waitReady(ctx context.Context, machine *Machine, login guestssh.Login, settings config.Resolved) error {
 	if machine.Guest.Resumed() {
 		return d.resumed(ctx, machine)
 	}
-	timeout := time.Duration(*settings.Timeout)
+	timeout := settings.Timeout
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := machine.Guest.WaitReady(ctx, login)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
@@ -46,7 +47,7 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 }
 
 // runIn runs the script of the stage called name in the job's machine.
-func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
+func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
 	guest, err := connect(ctx, host, d.Job.VMName(), d.jobDir(dirs))
 	if err != nil {
 		return err
@@ -56,7 +57,7 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs Dirs, script io.
 	if err := d.ensureRunner(ctx, guest, dirs, settings, name); err != nil {
 		return err
 	}
-	sh := shells[*settings.Shell]
+	sh := shells[settings.Shell]
 	status, err := guest.Run(ctx, guestssh.Command{
 		Line:   sh.command,
 		Stdin:  io.MultiReader(strings.NewReader(sh.prefix), script),

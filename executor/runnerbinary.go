@@ -17,14 +17,9 @@ import (
 
 	"github.com/docker/go-units"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
-)
-
-// The values of the setting runner_binary that are not a path.
-const (
-	runnerAuto = "auto"
-	runnerOff  = "off"
 )
 
 // guestBin is where the runner's binary is put in the guest, below the home of the
@@ -47,8 +42,8 @@ var runnerStages = []string{
 // guest: artifacts and cache need it there. It is copied only when a stage wants
 // it and the guest has none. That there is none to copy is a warning: GitLab's
 // script says what it misses, and some jobs can do without.
-func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, dirs Dirs, settings ImageSettings, stage string) error {
-	if *settings.RunnerBinary == runnerOff || !slices.Contains(runnerStages, stage) {
+func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, dirs config.Dirs, settings config.Resolved, stage string) error {
+	if settings.RunnerBinary == config.RunnerOff || !slices.Contains(runnerStages, stage) {
 		return nil
 	}
 	seen := filepath.Join(d.jobDir(dirs), runnerSeenFile)
@@ -61,12 +56,12 @@ func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, dirs Dirs, s
 	return os.WriteFile(seen, nil, 0o600)
 }
 
-func (d *Driver) bringRunner(ctx context.Context, guest *vm.Guest, settings ImageSettings) error {
+func (d *Driver) bringRunner(ctx context.Context, guest *vm.Guest, settings config.Resolved) error {
 	platform, err := guestPlatform(ctx, guest, settings)
 	if err != nil || platform == "" {
 		return err // or it has one
 	}
-	path, err := hostRunner(*settings.RunnerBinary, platform)
+	path, err := hostRunner(settings.RunnerBinary, platform)
 	if err != nil {
 		d.Log.Warn("gitlab-runner is missing in the guest, and %v: artifacts and cache will not work (setting runner_binary)", err)
 		return nil
@@ -98,7 +93,7 @@ func answer(stdout string) string {
 
 // guestPlatform is what the guest's uname says of itself, such as "Linux x86_64",
 // or "Windows AMD64"; empty if it has a gitlab-runner already.
-func guestPlatform(ctx context.Context, guest *vm.Guest, settings ImageSettings) (string, error) {
+func guestPlatform(ctx context.Context, guest *vm.Guest, settings config.Resolved) (string, error) {
 	command, script := platformQuestion(settings)
 	var stdout bytes.Buffer
 	if _, err := guest.Run(ctx, guestssh.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout}); err != nil {
@@ -108,9 +103,9 @@ func guestPlatform(ctx context.Context, guest *vm.Guest, settings ImageSettings)
 }
 
 // platformQuestion is what has the guest answer that.
-func platformQuestion(settings ImageSettings) (command, script string) {
+func platformQuestion(settings config.Resolved) (command, script string) {
 	if settings.Windows() {
-		return shells[*settings.Shell].command, platform
+		return shells[settings.Shell].command, platform
 	}
 	return "sh -l", pathPrefix + "command -v gitlab-runner >/dev/null 2>&1 || echo '" + answerMark + "'$(uname -sm)\n"
 }
@@ -126,7 +121,7 @@ var unames = map[string]string{
 // hostRunner is the binary to copy: the one that the settings name, or this host's
 // own if the guest is of the same kind.
 func hostRunner(setting, platform string) (string, error) {
-	if setting != runnerAuto {
+	if setting != config.RunnerAuto {
 		return setting, nil
 	}
 	if host := runtime.GOOS + "/" + runtime.GOARCH; unames[platform] != host {
@@ -142,9 +137,9 @@ func hostRunner(setting, platform string) (string, error) {
 // copyCommand is what makes a gitlab-runner in the guest of what comes on standard
 // input, and answers with its checksum. It renames it when it is complete: a stage that
 // is cancelled leaves no half binary.
-func copyCommand(settings ImageSettings) string {
+func copyCommand(settings config.Resolved) string {
 	if settings.Windows() {
-		return powerShell(*settings.Shell, copyRunnerPS)
+		return powerShell(settings.Shell, copyRunnerPS)
 	}
 	return `sh -c 'umask 022; cd "$HOME" && mkdir -p ` + guestBin + ` && cd ` + guestBin +
 		` && cat > new && chmod 755 new && printf "%s" "` + answerMark + `" && { sha256sum new 2>/dev/null || shasum -a 256 new; } && mv new gitlab-runner'`
@@ -155,7 +150,7 @@ func copyCommand(settings ImageSettings) string {
 func copyRunner(ctx context.Context, guest *vm.Guest, path, command string, log *JobLog) error {
 	file, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("%w: runner_binary: %w", ErrSettings, err)
+		return fmt.Errorf("%w: runner_binary: %w", config.ErrSettings, err)
 	}
 	defer file.Close()
 	if info, err := file.Stat(); err == nil {

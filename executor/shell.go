@@ -2,7 +2,6 @@ package executor
 
 import (
 	"fmt"
-	"regexp"
 
 	"al.essio.dev/pkg/shellescape"
 )
@@ -46,37 +45,4 @@ func exportZsh(name, value string) string {
 
 func exportPowerShell(name, value string) string {
 	return fmt.Sprintf("$env:%s = %s\n", name, quotePowerShell(value))
-}
-
-// windowsPath is an absolute path of Windows on a drive.
-var windowsPath = regexp.MustCompile(`^[A-Za-z]:[\\/]`)
-
-// Windows says whether the guests of these settings run Windows: then they have
-// PowerShell, and no sh. What says it is where they keep their files, because pwsh
-// runs on Linux, too.
-func (s ImageSettings) Windows() bool { return windowsPath.MatchString(*s.GuestBuildsDir) }
-
-// guestDirs are the defaults of guest_builds_dir and guest_cache_dir for a shell.
-func guestDirs(shell string) (builds, cache string) {
-	if shell == "powershell" { // which there is nowhere but on Windows
-		return `C:\builds`, `C:\cache`
-	}
-	return *builtIn("").GuestBuildsDir, *builtIn("").GuestCacheDir
-}
-
-// checkGuestDirs wants the directories of guests to be where their shell can be.
-func (p PerImage) checkGuestDirs() error {
-	for _, setting := range []struct{ key, dir string }{{"guest_builds_dir", *p.GuestBuildsDir}, {"guest_cache_dir", *p.GuestCacheDir}} {
-		key, dir := setting.key, setting.dir
-		windows := windowsPath.MatchString(dir)
-		switch {
-		case windows && !shells[*p.Shell].powerShell:
-			return fmt.Errorf("%s is %q, which no guest with the shell %s has", key, dir, *p.Shell)
-		case !windows && *p.Shell == "powershell":
-			return fmt.Errorf(`%s is %q: a guest with the shell powershell runs Windows, where a path begins with a drive, such as C:\builds`, key, dir)
-		case windows != windowsPath.MatchString(*p.GuestBuildsDir):
-			return fmt.Errorf("guest_builds_dir is %q and guest_cache_dir is %q: no guest has both", *p.GuestBuildsDir, *p.GuestCacheDir)
-		}
-	}
-	return nil
 }

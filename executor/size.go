@@ -9,15 +9,12 @@ import (
 
 	"github.com/docker/go-units"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 )
 
 // sizeVariables are the variables that choose the size of a machine.
-var sizeVariables = []string{"SARDINE_CPUS", "SARDINE_MEMORY", "SARDINE_DISK"}
-
-// JobVariables are all variables by which the author of a job may choose, if
-// the administrator lists them in allowed_job_variables.
-var JobVariables = []string{"SARDINE_CPUS", "SARDINE_MEMORY", "SARDINE_DISK", keepVariable}
+var sizeVariables = []string{config.VariableCPUs, config.VariableMemory, config.VariableDisk}
 
 // minSize is the least memory and the least disk, in bytes, that a job may ask for. No
 // guest runs in less: what was forgotten is the unit.
@@ -35,12 +32,12 @@ type machineSize struct {
 // size of the job's machine: the settings, or the job's own wishes where it may
 // have any. The limits of the settings are not its business, but [vm.Spec]'s,
 // except for the disk's, which is bound here.
-func (d *Driver) size(settings ImageSettings, host vm.HostSize) (machineSize, error) {
-	size := machineSize{memory: uint64(*settings.Memory), disk: int64(*settings.Disk)}
-	if *settings.CPUs == AutoCPUs {
+func (d *Driver) size(settings config.Resolved, host vm.HostSize) (machineSize, error) {
+	size := machineSize{memory: settings.Memory, disk: settings.Disk}
+	if settings.CPUs == config.AutoCPUs {
 		size.cpus = max(1, host.CPUs/max(1, cmp.Or(d.Settings.Defaults.Concurrency, host.CPUs)))
 	} else {
-		size.cpus = uint(*settings.CPUs)
+		size.cpus = uint(settings.CPUs)
 	}
 	for _, name := range sizeVariables {
 		wish := d.Job.Variable(name)
@@ -55,7 +52,7 @@ func (d *Driver) size(settings ImageSettings, host vm.HostSize) (machineSize, er
 			return size, jobFault(fmt.Errorf("the job's variable %s is %q: %w", name, wish, err))
 		}
 	}
-	if most := int64(*settings.MaxDisk); size.disk > most {
+	if most := settings.MaxDisk; size.disk > most {
 		d.Log.Warn("the machine gets a disk of %s, not %s: that is the limit here (max_disk)",
 			units.BytesSize(float64(most)), units.BytesSize(float64(size.disk)))
 		size.disk = most
@@ -71,7 +68,7 @@ func (d *Driver) refuseVariable(name string) error {
 
 // grant sets what a variable of the job asks for.
 func (s *machineSize) grant(name, wish string) error {
-	if name == "SARDINE_CPUS" {
+	if name == config.VariableCPUs {
 		n, err := strconv.ParseUint(wish, 10, 16)
 		if err != nil || n == 0 {
 			return fmt.Errorf("want a number of CPUs, 1 to %d", math.MaxUint16)
@@ -83,7 +80,7 @@ func (s *machineSize) grant(name, wish string) error {
 	if err != nil || n < minSize { // negative if it is more than there are numbers for
 		return fmt.Errorf("want a size such as 4GiB, at least %s", units.BytesSize(minSize))
 	}
-	if name == "SARDINE_MEMORY" {
+	if name == config.VariableMemory {
 		s.memory = uint64(n)
 	} else {
 		s.disk = n

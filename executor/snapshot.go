@@ -9,8 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -23,18 +22,10 @@ const resumeTimeout = 30 * time.Second
 // errNotResumed: a machine that went on from its snapshot did not become ready.
 var errNotResumed = errors.New("the machine did not go on from its snapshot")
 
-// snapshotsDir holds the snapshots of the images, each named after the image's digest.
-// They are overlays, and so are kept where those are.
-func (d Dirs) snapshotsDir() string { return filepath.Join(d.Clones, "snapshots") }
-
-func (d Dirs) snapshot(image digest.Digest) string {
-	return filepath.Join(d.snapshotsDir(), image.Encoded())
-}
-
 // snapshot makes the snapshot of the machine that spec describes unless it is there.
 // That there can be none is no reason for the job to fail: it boots.
 func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec vm.Spec, login guestssh.Login) error {
-	timeout := time.Duration(*o.Settings.Timeout)
+	timeout := o.Settings.Timeout
 	end := func() {}
 	err := vm.MakeSnapshot(ctx, host, spec, login, timeout, func() {
 		end = o.begin("snapshot", "sardine_snapshot", "Booting a machine for a snapshot, from which this and later jobs start")
@@ -51,12 +42,12 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec
 }
 
 // pruneSnapshots removes the snapshots of images that are not in the store any more.
-func pruneSnapshots(ctx context.Context, settings *Settings, store *oci.Store) error {
+func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.Store) error {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(dirs.snapshotsDir())
+	entries, err := os.ReadDir(dirs.Snapshots())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -74,15 +65,15 @@ func pruneSnapshots(ctx context.Context, settings *Settings, store *oci.Store) e
 	var failed []error
 	for _, entry := range entries {
 		if !kept[entry.Name()] {
-			failed = append(failed, vm.RemoveSnapshots(filepath.Join(dirs.snapshotsDir(), entry.Name())))
+			failed = append(failed, vm.RemoveSnapshots(filepath.Join(dirs.Snapshots(), entry.Name())))
 		}
 	}
 	return errors.Join(failed...)
 }
 
 // gaugeSnapshots counts the snapshots.
-func (d *Driver) gaugeSnapshots(dirs Dirs) error {
-	count, size, err := vm.SnapshotUse(dirs.snapshotsDir())
+func (d *Driver) gaugeSnapshots(dirs config.Dirs) error {
+	count, size, err := vm.SnapshotUse(dirs.Snapshots())
 	if err != nil {
 		return err
 	}
@@ -110,7 +101,6 @@ func (d *Driver) prepareAnew(ctx context.Context, host *vm.Host, p plan, cause e
 	if err := d.clearWay(ctx, host, p.dirs); err != nil {
 		return err
 	}
-	no := false
-	p.settings.MemorySnapshot = &no
+	p.settings.MemorySnapshot = false
 	return d.prepareMachine(ctx, host, p)
 }

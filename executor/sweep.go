@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"time"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 )
 
@@ -41,7 +42,7 @@ var machineName = regexp.MustCompile(`^sardine-[0-9a-f]{8}-[0-9]+$`)
 // gone. Machines are known by the record in their domain, never by their name
 // alone. It goes on after an error, and returns what it removed with all errors; when
 // ctx ends, what libvirt was asked to end by then ends by itself.
-func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swept, error) {
+func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
 	machines, err := vm.Machines(ctx, host)
 	if err != nil {
 		return nil, err
@@ -60,7 +61,7 @@ func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swe
 			reason = "expired at " + m.Record.Expires.Format(time.RFC3339)
 		}
 		if !o.DryRun {
-			if err := vm.Remove(ctx, host, m.Name, dirs.Clones, filepath.Join(dirs.Jobs, m.Name)); err != nil {
+			if err := vm.Remove(ctx, host, m.Name, dirs.Overlays, filepath.Join(dirs.Jobs, m.Name)); err != nil {
 				failed = append(failed, fmt.Errorf("sweep machine %s: %w", m.Name, err))
 				continue
 			}
@@ -79,11 +80,11 @@ func Sweep(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swe
 }
 
 // sweepFiles removes the files of machines that do not run.
-func sweepFiles(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) ([]Swept, error) {
+func sweepFiles(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
 	var swept []Swept
 	var failed []error
 	names := make(map[string]bool)
-	for _, dir := range []string{dirs.Jobs, dirs.Clones} {
+	for _, dir := range []string{dirs.Jobs, dirs.Overlays} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = append(failed, fmt.Errorf("sweep: %w", err))
@@ -95,7 +96,7 @@ func sweepFiles(ctx context.Context, host *vm.Host, dirs Dirs, o SweepOptions) (
 		}
 	}
 	for name := range names {
-		removed, err := vm.RemoveAbandoned(ctx, host, name, dirs.Clones, filepath.Join(dirs.Jobs, name), o.DryRun)
+		removed, err := vm.RemoveAbandoned(ctx, host, name, dirs.Overlays, filepath.Join(dirs.Jobs, name), o.DryRun)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("sweep the files of %s: %w", name, err))
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirt"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 )
 
@@ -23,7 +24,7 @@ type sweepBed struct {
 	t    *testing.T
 	conn *libvirt.Connect
 	host *vm.Host
-	dirs Dirs
+	dirs config.Dirs
 }
 
 func newSweepBed(t *testing.T) *sweepBed {
@@ -38,7 +39,7 @@ func newSweepBed(t *testing.T) *sweepBed {
 	}
 	t.Cleanup(func() { host.Close(); conn.Close() })
 	root := t.TempDir()
-	return &sweepBed{t, conn, host, Dirs{Clones: filepath.Join(root, "clones"), Jobs: filepath.Join(root, "jobs")}}
+	return &sweepBed{t, conn, host, config.Dirs{Overlays: filepath.Join(root, "clones"), Jobs: filepath.Join(root, "jobs")}}
 }
 
 // machine starts a domain whose job expires then; one without is nobody's job.
@@ -65,7 +66,7 @@ func domainXML(name string, expires time.Time) string {
 // files makes what a machine has on the host.
 func (b *sweepBed) files(name string) {
 	b.t.Helper()
-	for _, dir := range []string{b.dirs.Jobs, b.dirs.Clones} {
+	for _, dir := range []string{b.dirs.Jobs, b.dirs.Overlays} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
 			b.t.Fatal(err)
 		}
@@ -84,7 +85,7 @@ func (b *sweepBed) left() (domains, files []string) {
 			domains = append(domains, name)
 		}
 	}
-	for _, dir := range []string{b.dirs.Jobs, b.dirs.Clones} {
+	for _, dir := range []string{b.dirs.Jobs, b.dirs.Overlays} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			b.t.Fatal(err)
@@ -190,7 +191,7 @@ func TestSweepLeavesDefinedCopies(t *testing.T) {
 			if swept := b.sweep(SweepOptions{All: true}); len(swept) > 0 {
 				t.Errorf("swept %q", swept)
 			}
-			if err := vm.Remove(t.Context(), b.host, name, b.dirs.Clones, b.dirs.Jobs); !errors.Is(err, vm.ErrNotOurs) {
+			if err := vm.Remove(t.Context(), b.host, name, b.dirs.Overlays, b.dirs.Jobs); !errors.Is(err, vm.ErrNotOurs) {
 				t.Errorf("remove: %v", err)
 			}
 			if domains, _ := b.left(); !slices.Equal(domains, []string{name}) {

@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"al.essio.dev/pkg/shellescape"
+
+	"gitlab-sardine-executor/executor/config"
 )
 
 // TryOptions say what [Try] runs.
 type TryOptions struct {
 	Version  string
-	Settings *Settings
+	Settings *config.Settings
 	Image    string
 	// Command and its arguments; none means to say which system runs there.
 	Command []string
@@ -54,7 +56,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	script := filepath.Join(dir, "script")
-	if err := os.WriteFile(script, []byte(tryScript(shells[*o.Settings.For(o.Image).Shell], o.Command)), 0o600); err != nil {
+	if err := os.WriteFile(script, []byte(tryScript(shells[o.Settings.For(o.Image).Shell], o.Command)), 0o600); err != nil {
 		return err
 	}
 	defer func() {

@@ -96,7 +96,7 @@ func (h *Host) qemuOwner(ctx context.Context) (passtOwner, error) {
 // It returns when passt listens on both sides.
 func (p *passt) start(ctx context.Context, program string, owner passtOwner, port, guestPort int) (err error) {
 	if len(p.socket) > socketPathMax {
-		return fmt.Errorf("%w: the path of a socket may have %d bytes, %s has more: choose a shorter storage or clonedir", ErrSpec, socketPathMax, p.socket)
+		return fmt.Errorf("%w: the path of a socket may have %d bytes, %s has more: choose a shorter storage or overlay_dir", ErrSpec, socketPathMax, p.socket)
 	}
 	dir := filepath.Dir(p.socket)
 	if err := makeOwned(dir, owner); err != nil {

@@ -65,7 +65,7 @@ func importImage(ctx context.Context, cfg *settingsFlags, f *importFlags, image 
 		Pull: oci.PullOptions{
 			Policies:    []oci.PullPolicy{oci.PullPolicy(f.policy)},
 			Credentials: f.credentials(),
-			MaxDisk:     int64(*settings.For(image).MaxDisk),
+			MaxDisk:     settings.For(image).MaxDisk,
 			Progress:    progress,
 		},
 	})

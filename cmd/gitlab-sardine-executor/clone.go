@@ -43,7 +43,7 @@ func cloneCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "start", Usage: "what becomes of the clone: define, print, ephemeral or persistent (`MODE`)", Value: string(vm.CloneDefine), Destination: &f.start},
 			&cli.StringFlag{Name: "mac", Usage: "give the only network card the address `MAC` (default: random ones)", Destination: &f.mac},
-			&cli.StringFlag{Name: "outdir", Usage: "put the overlays into `DIR` (default: the setting clonedir)", Destination: &f.outdir},
+			&cli.StringFlag{Name: "outdir", Usage: "put the overlays into `DIR` (default: the setting overlay_dir)", Destination: &f.outdir},
 			&cli.StringFlag{Name: "omit-backingstore", Usage: "leave it to libvirt to find the disks below the overlays: auto (libvirt before 9.1.0), yes or no (`WHEN`; default: the setting omit_backingstore)", Destination: &f.omit},
 			&cli.StringFlag{Name: "connect", Usage: "connect to libvirt at `URI` (default: the setting connect)", Destination: &f.connect},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not say what the clone has otherwise than its source", Destination: &f.quiet},
@@ -74,8 +74,8 @@ func clone(ctx context.Context, cfg *settingsFlags, f *cloneFlags, args []string
 		Source:           args[0],
 		Start:            vm.StartMode(f.start),
 		MAC:              f.mac,
-		Dir:              cmp.Or(f.outdir, dirs.Clones),
-		OmitBackingStore: cmp.Or(f.omit, *settings.For("").OmitBacking),
+		Dir:              cmp.Or(f.outdir, dirs.Overlays),
+		OmitBackingStore: cmp.Or(f.omit, settings.For("").OmitBackingStore),
 	}
 	if len(args) > 1 {
 		o.Target = args[1]

@@ -15,13 +15,14 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 )
 
 const imageCategory = "Images"
 
 // openStore opens the store of unpacked images.
-func openStore(settings *executor.Settings) (*oci.Store, error) {
+func openStore(settings *config.Settings) (*oci.Store, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return nil, err
@@ -201,7 +202,7 @@ func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Wri
 	return errors.Join(err, pruneCaches(ctx, settings, o, what, stdout))
 }
 
-func pruneCaches(ctx context.Context, settings *executor.Settings, o executor.PruneOptions, what string, stdout io.Writer) error {
+func pruneCaches(ctx context.Context, settings *config.Settings, o executor.PruneOptions, what string, stdout io.Writer) error {
 	removed, err := executor.PruneCaches(ctx, settings, o)
 	var freed int64
 	for _, cache := range removed {

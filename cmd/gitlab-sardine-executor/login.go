@@ -54,7 +54,7 @@ func loginToMachine(ctx context.Context, cfg *settingsFlags, job string, stdout,
 	if err != nil {
 		return err
 	}
-	status, err := settings.LoginToMachine(ctx, job, os.Stdin, stdout, stderr)
+	status, err := executor.LoginToMachine(ctx, settings, job, os.Stdin, stdout, stderr)
 	if err == nil && status != 0 {
 		return exitError{status}
 	}

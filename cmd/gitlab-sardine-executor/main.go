@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/config"
 )
 
 // version is set by the build (Makefile); a plain go build says what Go knows.
@@ -149,7 +150,7 @@ func (f *settingsFlags) flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{
 			Name:        "config",
-			Usage:       "read the settings from `FILE` (default: $" + executor.ConfigEnv + ", ~/.config/gitlab-sardine-executor/config.toml, /etc/gitlab-sardine-executor/config.toml)",
+			Usage:       "read the settings from `FILE` (default: $" + config.FileEnv + ", ~/.config/gitlab-sardine-executor/config.toml, /etc/gitlab-sardine-executor/config.toml)",
 			Destination: &f.path,
 		},
 		&cli.BoolFlag{
@@ -160,4 +161,4 @@ func (f *settingsFlags) flags() []cli.Flag {
 	}
 }
 
-func (f *settingsFlags) load() (*executor.Settings, error) { return executor.LoadSettings(f.path) }
+func (f *settingsFlags) load() (*config.Settings, error) { return config.Load(f.path) }

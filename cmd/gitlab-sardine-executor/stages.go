@@ -94,7 +94,7 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	}
 	// A log that cannot be opened is the administrator's business: cleanup, which each
 	// job has, tells them.
-	admin, closer, _ := settings.OpenAdminLog(executor.AdminLogOptions{
+	admin, closer, _ := executor.OpenAdminLog(settings, executor.AdminLogOptions{
 		Debug: cfg.debug, Stderr: stderr, IsRunner: c.Command.Name == "cleanup", Secrets: job.Secrets(),
 	})
 	defer closer.Close()
@@ -200,7 +200,7 @@ func try(ctx context.Context, cfg *settingsFlags, image string, command []string
 	if err != nil {
 		return finish(log, err)
 	}
-	admin, closer, err := settings.OpenAdminLog(executor.AdminLogOptions{Debug: cfg.debug, Stderr: stderr})
+	admin, closer, err := executor.OpenAdminLog(settings, executor.AdminLogOptions{Debug: cfg.debug, Stderr: stderr})
 	if err != nil {
 		log.Warn("%v", err)
 	}

@@ -26,7 +26,7 @@ func fetchCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 		Category:  registryCategory,
 		Usage:     "copy an image from a registry to an OCI layout",
 		ArgsUsage: "IMAGE [oci:PATH[:TAG]]",
-		Description: "Without a layout, the image goes to its own in the directory ocidir, under its tag.\n" +
+		Description: "Without a layout, the image goes to its own in the directory layout_dir, under its tag.\n" +
 			"Prints the digest. Jobs need no fetch: they pull.",
 		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
 			&cli.StringFlag{Name: "source", Usage: "fetch `NAME` in place of IMAGE, which then only says where it goes", Destination: &f.other}),
@@ -64,7 +64,7 @@ func pushCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 		Category:  registryCategory,
 		Usage:     "copy an image from an OCI layout to a registry",
 		ArgsUsage: "[oci:PATH[:TAG]] IMAGE",
-		Description: "Without a layout, the image comes from its own in the directory ocidir.\n" +
+		Description: "Without a layout, the image comes from its own in the directory layout_dir.\n" +
 			"Prints the digest.",
 		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
 			&cli.StringFlag{Name: "target", Usage: "push to `NAME` in place of IMAGE, which then only says where it comes from", Destination: &f.other}),
@@ -109,7 +109,7 @@ func (f *transferFlags) run(ctx context.Context, copyImage transferFunc, what st
 
 type transferFunc func(context.Context, oci.Reference, oci.Reference, oci.TransferOptions) (digest.Digest, error)
 
-// defaultLayout is the layout of an image in the directory ocidir.
+// defaultLayout is the layout of an image in the directory layout_dir.
 func defaultLayout(cfg *settingsFlags, image oci.Reference) (oci.Reference, error) {
 	settings, err := cfg.load()
 	if err != nil {
@@ -119,7 +119,7 @@ func defaultLayout(cfg *settingsFlags, image oci.Reference) (oci.Reference, erro
 	if err != nil {
 		return oci.Reference{}, err
 	}
-	return image.LayoutIn(dirs.OCI)
+	return image.LayoutIn(dirs.Layouts)
 }
 
 func parseReferences(texts []string) ([]oci.Reference, error) {
@@ -179,7 +179,7 @@ func pull(ctx context.Context, cfg *settingsFlags, f *pullFlags, text string, st
 		Policies:     []oci.PullPolicy{oci.PullPolicy(f.policy)},
 		Credentials:  f.credentials(),
 		Architecture: f.arch,
-		MaxDisk:      int64(*settings.For(text).MaxDisk),
+		MaxDisk:      settings.For(text).MaxDisk,
 		Progress:     progress,
 	})
 	progress.Close()

@@ -1,0 +1,74 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Dirs are the directories that the driver works in, all absolute.
+type Dirs struct {
+	Layouts  string // OCI layouts, by repository
+	Store    string // unpacked images
+	Overlays string // overlays and snapshots of machines
+	Jobs     string // one directory for each job's machine
+	Caches   string // caches that jobs leave to later jobs
+	Consoles string // console logs of guests that did not start
+}
+
+// Dirs returns the directories of these settings.
+func (s *Settings) Dirs() (Dirs, error) {
+	root := s.Defaults.Storage
+	if root == "" {
+		var err error
+		if root, err = defaultStorage(); err != nil {
+			return Dirs{}, err
+		}
+	}
+	dirs := Dirs{
+		Layouts:  cmp.Or(s.Defaults.LayoutDir, filepath.Join(root, "oci")),
+		Store:    cmp.Or(s.Defaults.ImageDir, root),
+		Overlays: cmp.Or(s.Defaults.OverlayDir, filepath.Join(root, "clones")),
+		Jobs:     filepath.Join(root, "jobs"),
+		Caches:   cmp.Or(s.Defaults.CacheDir, filepath.Join(root, "caches")),
+		Consoles: filepath.Join(root, "consoles"),
+	}
+	for _, dir := range []string{dirs.Layouts, dirs.Store, dirs.Overlays, dirs.Jobs, dirs.Caches, dirs.Consoles} {
+		if !filepath.IsAbs(dir) {
+			return Dirs{}, fmt.Errorf("%w: %q is not an absolute path", ErrSettings, dir)
+		}
+	}
+	return dirs, nil
+}
+
+// Snapshots is the directory of all snapshots, named after the digests of their
+// images. They are overlays, and so lie beside the others.
+func (d Dirs) Snapshots() string { return filepath.Join(d.Overlays, "snapshots") }
+
+// Snapshot is the directory for the snapshots of one image.
+func (d Dirs) Snapshot(image digest.Digest) string {
+	return filepath.Join(d.Snapshots(), image.Encoded())
+}
+
+// Job is the directory of the machine with that name.
+func (d Dirs) Job(machine string) string { return filepath.Join(d.Jobs, machine) }
+
+// defaultStorage is /var/lib/gitlab-sardine-executor for root and the user's
+// data directory (XDG base directory specification) for others.
+func defaultStorage() (string, error) {
+	const name = "gitlab-sardine-executor"
+	if os.Geteuid() == 0 {
+		return filepath.Join("/var/lib", name), nil
+	}
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, name), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("%w: no directory for storage: set storage, XDG_DATA_HOME or HOME: %w", ErrSettings, err)
+	}
+	return filepath.Join(home, ".local", "share", name), nil
+}

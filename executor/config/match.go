@@ -1,0 +1,65 @@
+package config
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/bmatcuk/doublestar/v4"
+
+	"gitlab-sardine-executor/oci"
+)
+
+// Allowed reports whether jobs may use image.
+func (s *Settings) Allowed(image string) bool {
+	if len(s.Defaults.AllowedImages) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(s.Defaults.AllowedImages, func(pattern string) bool { return matchImage(pattern, image) })
+}
+
+// AllowsLayout reports whether jobs may use a layout on this host: only a pattern
+// that begins with oci: can allow that.
+func (s *Settings) AllowsLayout(image string) bool {
+	return slices.ContainsFunc(s.Defaults.AllowedImages, func(pattern string) bool {
+		return strings.HasPrefix(pattern, "oci:") && matchImage(pattern, image)
+	})
+}
+
+// matchImage matches a reference both as it was written and in full: "debian:*" and
+// "docker.io/library/debian:*" match debian:12. A layout is matched by its cleaned
+// path.
+//
+// A reference with a digest is matched as NAME@DIGEST, whatever tag stands beside it:
+// the digest decides what is pulled, and can be that of any manifest in the
+// repository.
+func matchImage(pattern, image string) bool {
+	ref, err := oci.ParseReference(image)
+	if err != nil {
+		return false
+	}
+	full := ref.String()
+	switch {
+	case ref.Digest() != "":
+		return !forTags(pattern) && (doublestar.MatchUnvalidated(pattern, full) || doublestar.MatchUnvalidated(pattern, familiar(full)))
+	case ref.IsLayout():
+		return doublestar.MatchUnvalidated(pattern, full)
+	}
+	return doublestar.MatchUnvalidated(pattern, image) || doublestar.MatchUnvalidated(pattern, full)
+}
+
+// forTags reports whether a pattern is about tags: it has a colon behind its last
+// slash and no @. Such a colon does not mean the one in a digest.
+func forTags(pattern string) bool {
+	last := pattern[strings.LastIndexByte(pattern, '/')+1:]
+	return strings.Contains(last, ":") && !strings.Contains(last, "@")
+}
+
+// familiar shortens a full reference by Docker's default registry and library,
+// unless that names another image: docker.io/localhost/x is not localhost/x.
+func familiar(full string) string {
+	short := strings.TrimPrefix(strings.TrimPrefix(full, "docker.io/"), "library/")
+	if ref, err := oci.ParseReference(short); err != nil || ref.String() != full {
+		return full
+	}
+	return short
+}
