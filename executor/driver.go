@@ -15,6 +15,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -152,7 +153,7 @@ func (d *Driver) Cleanup(ctx context.Context) error {
 	for restarted := false; ; {
 		err := d.cleanup(ctx, dirs)
 		// Without a directory there was never a machine, and nothing to wait for.
-		restarted = restarted || errors.Is(err, vm.ErrDisconnected) || errors.Is(err, vm.ErrUnreachable) && isDir(d.jobDir(dirs))
+		restarted = restarted || errors.Is(err, virt.ErrDisconnected) || errors.Is(err, virt.ErrUnreachable) && isDir(d.jobDir(dirs))
 		if err == nil || !restarted {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 func TestClassify(t *testing.T) {
@@ -37,7 +38,7 @@ func TestClassify(t *testing.T) {
 		{vm.ErrGuestStopped, SystemFailure},
 		{guestssh.ErrLost, SystemFailure},
 		{guestssh.ErrHostKey, SystemFailure},
-		{vm.ErrNoDomain, SystemFailure},
+		{virt.ErrNoDomain, SystemFailure},
 		{vm.ErrNotOurs, SystemFailure},
 		{context.DeadlineExceeded, SystemFailure},
 		{ErrCancelled, SystemFailure},

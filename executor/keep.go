@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // maxKeep bounds what a job may ask for.
@@ -158,7 +159,7 @@ func (d *Driver) keep(ctx context.Context, host *vm.Host, o *outcome) (bool, err
 	}
 	until := time.Now().Add(o.Keep)
 	err := vm.Keep(ctx, host, d.Job.VMName(), until)
-	if errors.Is(err, vm.ErrNoDomain) {
+	if errors.Is(err, virt.ErrNoDomain) {
 		return false, nil
 	}
 	d.admin().Info("the machine of a failed job is kept", "until", until)

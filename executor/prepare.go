@@ -10,6 +10,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // A plan is what the settings and the job say before anything is asked or made.
@@ -229,7 +230,7 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs config.Dirs) erro
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
-	if errors.Is(err, vm.ErrDisconnected) { // which may be why prepare failed
+	if errors.Is(err, virt.ErrDisconnected) { // which may be why prepare failed
 		if host, err = d.openHost(ctx); err == nil {
 			defer host.Close()
 			err = vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))

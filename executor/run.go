@@ -12,6 +12,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // ScriptError is the status of a script that did not end with 0.
@@ -78,7 +79,7 @@ func connect(ctx context.Context, host *vm.Host, name, jobDir string) (*vm.Guest
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, name, jobDir)
-	if errors.Is(err, vm.ErrNoDomain) {
+	if errors.Is(err, virt.ErrNoDomain) {
 		return nil, fmt.Errorf("the job's machine is gone (it powered off, its QEMU died, or prepare never ran): %w", err)
 	}
 	if err != nil {

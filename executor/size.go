@@ -10,7 +10,7 @@ import (
 	"github.com/docker/go-units"
 
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // sizeVariables are the variables that choose the size of a machine.
@@ -32,7 +32,7 @@ type machineSize struct {
 // size of the job's machine: the settings, or the job's own wishes where it may
 // have any. The limits of the settings are not its business, but [vm.Spec]'s,
 // except for the disk's, which is bound here.
-func (d *Driver) size(settings config.Resolved, host vm.HostSize) (machineSize, error) {
+func (d *Driver) size(settings config.Resolved, host virt.HostSize) (machineSize, error) {
 	size := machineSize{memory: settings.Memory, disk: settings.Disk}
 	if settings.CPUs == config.AutoCPUs {
 		size.cpus = max(1, host.CPUs/max(1, cmp.Or(d.Settings.Defaults.Concurrency, host.CPUs)))

@@ -5,12 +5,12 @@ import (
 	"strings"
 	"testing"
 
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 func TestSize(t *testing.T) {
 	const all = "allowed_job_variables = ['SARDINE_CPUS', 'SARDINE_MEMORY', 'SARDINE_DISK']\n"
-	host := vm.HostSize{CPUs: 8, Memory: 64 << 30}
+	host := virt.HostSize{CPUs: 8, Memory: 64 << 30}
 	for _, test := range []struct {
 		name, toml string
 		variables  map[string]string

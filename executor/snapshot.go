@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // resumeTimeout is how long a guest may take to answer that goes on from a snapshot:
@@ -88,7 +89,7 @@ func (d *Driver) resumed(ctx context.Context, machine *Machine) error {
 	waiting, cancel := context.WithTimeout(ctx, resumeTimeout)
 	defer cancel()
 	err := machine.Guest.WaitReady(waiting, machine.Login)
-	if err == nil || ctx.Err() != nil || errors.Is(err, vm.ErrDisconnected) {
+	if err == nil || ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) {
 		return err
 	}
 	return errors.Join(fmt.Errorf("%w: %w", errNotResumed, err), machine.Guest.DistrustSnapshot(err))

@@ -11,8 +11,9 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/gofrs/flock"
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -83,7 +84,7 @@ type queue struct {
 	h    *Host
 	a    Admission
 	need uint64
-	size HostSize
+	size virt.HostSize
 	lock *flock.Flock
 	said string // why it waits, as it was said last
 }
@@ -159,7 +160,7 @@ func queueError(ctx context.Context, reason string, err error) error {
 
 // noRoom says why there is no room for a machine that needs so much memory; empty
 // if there is.
-func (h *Host) noRoom(ctx context.Context, a Admission, need uint64, size HostSize) (string, error) {
+func (h *Host) noRoom(ctx context.Context, a Admission, need uint64, size virt.HostSize) (string, error) {
 	machines, err := Machines(ctx, h)
 	if err != nil {
 		return "", err
@@ -170,7 +171,7 @@ func (h *Host) noRoom(ctx context.Context, a Admission, need uint64, size HostSi
 	if a.Reserve < 0 {
 		return "", nil
 	}
-	used, err := h.memoryInUse(ctx)
+	used, err := h.MemoryInUse(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -179,25 +180,6 @@ func (h *Host) noRoom(ctx context.Context, a Admission, need uint64, size HostSi
 			units.BytesSize(float64(need)), units.BytesSize(float64(size.Memory)), units.BytesSize(float64(used)), holders(machines)), nil
 	}
 	return "", nil
-}
-
-// memoryInUse is the memory of all domains that run, other people's included.
-func (h *Host) memoryInUse(ctx context.Context) (uint64, error) {
-	return await(ctx, "add up the memory of the domains", func() (uint64, error) {
-		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
-		if err != nil {
-			return 0, err
-		}
-		var sum uint64
-		for i := range domains {
-			info, err := domains[i].GetInfo()
-			domains[i].Free()
-			if err == nil { // else it has just ended
-				sum += info.MaxMem << 10
-			}
-		}
-		return sum, nil
-	})
 }
 
 // holders names the jobs whose machines run.

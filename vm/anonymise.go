@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -40,25 +39,23 @@ type SealedDisk struct {
 // error is [ErrNoDomain] if there is none of that name, [ErrRunning] if it does not
 // stand still.
 func Seal(ctx context.Context, h *Host, name string) (*Sealed, error) {
-	dom, err := h.domain(ctx, name)
+	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	defer dom.Free()
-	active, err := await(ctx, "ask whether domain "+name+" runs", dom.IsActive)
+	active, err := dom.IsActive(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if active {
-		return nil, fmt.Errorf("%w: shut it down first (virsh -c %s shutdown %s)", ErrRunning, h.uri, name)
+		return nil, fmt.Errorf("%w: shut it down first (virsh -c %s shutdown %s)", ErrRunning, h.URI(), name)
 	}
-	saved, err := await(ctx, "ask whether domain "+name+" is saved", func() (bool, error) { return dom.HasManagedSaveImage(0) })
+	saved, err := dom.HasManagedSave(ctx)
 	if err == nil && saved {
 		return nil, fmt.Errorf("%w: it is only suspended to disk: start it and shut it down first", ErrRunning)
 	}
-	doc, err := await(ctx, "read domain "+name, func() (string, error) {
-		return dom.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE)
-	})
+	doc, err := dom.InactiveXML(ctx, false)
 	if err != nil {
 		return nil, err
 	}

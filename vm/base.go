@@ -9,8 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // BaseNamespace is the XML namespace of an [Origin] in a domain's metadata. It is
@@ -58,10 +59,10 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 	if err != nil {
 		return nil, err
 	}
-	switch _, err := h.domain(ctx, base.Name); {
+	switch _, err := h.Domain(ctx, base.Name); {
 	case err == nil:
-		return nil, fmt.Errorf("%w: %s at %s", ErrExists, base.Name, h.uri)
-	case !errors.Is(err, ErrNoDomain):
+		return nil, fmt.Errorf("%w: %s at %s", ErrExists, base.Name, h.URI())
+	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(base.Dir), 0o711); err != nil {
@@ -81,7 +82,7 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 		return nil, err
 	}
 	files := layout{nvram: filepath.Join(base.Dir, "nvram.fd")}
-	omit, err := omitsBackingStore(base.OmitBackingStore, h.version() < firstLibvirtWithBackingStore)
+	omit, err := omitsBackingStore(base.OmitBackingStore, h.Version() < firstLibvirtWithBackingStore)
 	if err != nil {
 		return nil, err
 	}
@@ -144,15 +145,12 @@ func (h *Host) define(ctx context.Context, d *libvirtxml.Domain) error {
 	if err != nil {
 		return fmt.Errorf("write the domain %s: %w", d.Name, err)
 	}
-	dom, err := await(ctx, "define domain "+d.Name, func() (*libvirt.Domain, error) {
-		return h.conn.DomainDefineXMLFlags(doc, libvirt.DOMAIN_DEFINE_VALIDATE)
-	})
-	if isCode(err, libvirt.ERR_CONFIG_UNSUPPORTED) || isCode(err, libvirt.ERR_XML_ERROR) || isCode(err, libvirt.ERR_XML_INVALID_SCHEMA) {
-		return fmt.Errorf("%w: %w", ErrSpec, err)
-	} else if err != nil {
-		return err
+	dom, err := h.Host.Define(ctx, d.Name, doc, true)
+	if err != nil {
+		return virt.ClassifyXML(err)
 	}
-	return dom.Free()
+	dom.Free()
+	return nil
 }
 
 // A BaseDomain is a domain that [Define] defined.
@@ -163,18 +161,15 @@ type BaseDomain struct {
 
 // Bases lists the bases on a host.
 func Bases(ctx context.Context, h *Host) ([]BaseDomain, error) {
-	domains, err := await(ctx, "list the domains", func() ([]libvirt.Domain, error) {
-		return h.conn.ListAllDomains(0)
-	})
+	domains, err := h.Domains(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var bases []BaseDomain
-	for i := range domains {
-		dom := &domains[i]
+	for _, dom := range domains {
 		base, err := baseOf(ctx, dom)
 		dom.Free()
-		if errors.Is(err, ErrNotOurs) || isCode(err, libvirt.ERR_NO_DOMAIN) {
+		if errors.Is(err, ErrNotOurs) || errors.Is(err, virt.ErrNoDomain) {
 			continue
 		}
 		if err != nil {
@@ -185,11 +180,9 @@ func Bases(ctx context.Context, h *Host) ([]BaseDomain, error) {
 	return bases, nil
 }
 
-func baseOf(ctx context.Context, dom *libvirt.Domain) (BaseDomain, error) {
-	text, err := await(ctx, "read the origin of the domain", func() (string, error) {
-		return dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, BaseNamespace, libvirt.DOMAIN_AFFECT_CURRENT)
-	})
-	if isCode(err, libvirt.ERR_NO_DOMAIN_METADATA) {
+func baseOf(ctx context.Context, dom *virt.Domain) (BaseDomain, error) {
+	text, err := dom.Metadata(ctx, "the origin", BaseNamespace)
+	if errors.Is(err, virt.ErrNoMetadata) {
 		return BaseDomain{}, ErrNotOurs
 	} else if err != nil {
 		return BaseDomain{}, err
@@ -202,8 +195,7 @@ func baseOf(ctx context.Context, dom *libvirt.Domain) (BaseDomain, error) {
 	if err := xml.Unmarshal([]byte(text), &origin); err != nil {
 		return BaseDomain{}, fmt.Errorf("%w: its origin is damaged: %w", ErrNotOurs, err)
 	}
-	name, err := dom.GetName()
-	return BaseDomain{Name: name, Origin: Origin{Image: origin.Image, Digest: origin.Digest}}, err
+	return BaseDomain{Name: dom.Name(), Origin: Origin{Image: origin.Image, Digest: origin.Digest}}, nil
 }
 
 // Preview is the domain that [Start] would start, and what is dropped from the

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // defined defines a domain of the test driver with the given elements.
@@ -103,7 +104,7 @@ func TestSealRefuses(t *testing.T) {
 	if _, err := Seal(t.Context(), h, "test"); !errors.Is(err, ErrRunning) {
 		t.Errorf("a running domain: %v", err)
 	}
-	if _, err := Seal(t.Context(), h, "none"); !errors.Is(err, ErrNoDomain) {
+	if _, err := Seal(t.Context(), h, "none"); !errors.Is(err, virt.ErrNoDomain) {
 		t.Errorf("no domain: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -37,7 +38,7 @@ func machineWith(t *testing.T, h *Host, machine, cache string) (end func()) {
 		t.Fatal(err)
 	}
 	dom := define(t, h, &libvirtxml.Domain{Name: machine, Metadata: metadata})
-	end = sync.OnceFunc(func() { dom.Destroy(); dom.Free() })
+	end = sync.OnceFunc(func() { dom.Destroy(context.Background()); dom.Free() })
 	t.Cleanup(end)
 	return end
 }

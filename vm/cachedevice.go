@@ -146,7 +146,7 @@ var vhostUserDirs = []string{"/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user
 // CheckShares says why machines here can have no [CacheShare]; nil if they can. The
 // error is an [ErrSpec].
 func (h *Host) CheckShares() error {
-	if version := h.version(); !h.System() && version < firstLibvirtWithUserShares {
+	if version := h.Version(); !h.System() && version < firstLibvirtWithUserShares {
 		return fmt.Errorf("%w: cache = \"share\" needs the system's libvirt, or libvirt 10: %s is libvirt %d.%d.%d, "+
 			"which has no virtiofs for users (cache = \"disk\" works there)", ErrSpec, h.uri, version/1e6, version/1e3%1e3, version%1e3)
 	}

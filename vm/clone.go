@@ -11,8 +11,9 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // A StartMode says what becomes of a clone.
@@ -73,14 +74,14 @@ type ClonedDomain struct {
 // variables are copied; an emulated TPM is a new one. What two machines on one
 // host cannot both have (fixed ports, socket paths, addresses) is new, too.
 //
-// If Clone fails, nothing of the clone is left. The error is [ErrNoDomain] if
+// If Clone fails, nothing of the clone is left. The error is [virt.ErrNoDomain] if
 // there is no such source, [ErrExists] if there is a domain of the name asked
 // for, [ErrSpec] if this source cannot be cloned or the options make no sense.
 func Clone(ctx context.Context, h *Host, o CloneOptions) (*ClonedDomain, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	omit, err := omitsBackingStore(o.OmitBackingStore, h.version() < firstLibvirtWithBackingStore)
+	omit, err := omitsBackingStore(o.OmitBackingStore, h.Version() < firstLibvirtWithBackingStore)
 	if err != nil {
 		return nil, err
 	}
@@ -150,11 +151,11 @@ type cloning struct {
 }
 
 func (c *cloning) run(ctx context.Context) (_ *ClonedDomain, err error) {
-	switch dom, err := c.host.domain(ctx, c.name); {
+	switch dom, err := c.host.Domain(ctx, c.name); {
 	case err == nil:
 		dom.Free()
-		return nil, fmt.Errorf("%w: %s at %s", ErrExists, c.name, c.host.uri)
-	case !errors.Is(err, ErrNoDomain):
+		return nil, fmt.Errorf("%w: %s at %s", ErrExists, c.name, c.host.URI())
+	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
 	domain, err := c.source.domain()
@@ -269,23 +270,19 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 		defer cancel()
 		return c.host.forget(ctx, id)
 	})
-	var dom *libvirt.Domain
+	var dom *virt.Domain
 	var err error
 	if mode == CloneEphemeral {
-		dom, err = await(ctx, "start domain "+c.name, func() (*libvirt.Domain, error) {
-			return c.host.conn.DomainCreateXML(done.XML, 0)
-		})
+		dom, err = c.host.Start(ctx, c.name, done.XML)
 	} else {
-		dom, err = await(ctx, "define domain "+c.name, func() (*libvirt.Domain, error) {
-			return c.host.conn.DomainDefineXML(done.XML)
-		})
+		dom, err = c.host.Define(ctx, c.name, done.XML, false)
 	}
 	if err != nil {
 		return c.whose(ctx, err)
 	}
 	defer dom.Free()
 	if mode == ClonePersistent {
-		if err := awaitDone(ctx, "start domain "+c.name, dom.Create); err != nil {
+		if err := dom.Start(ctx); err != nil {
 			return err
 		}
 	}
@@ -306,44 +303,23 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 // whose is what it means that libvirt did not take the clone: perhaps that
 // somebody else took its name since we looked.
 func (c *cloning) whose(ctx context.Context, err error) error {
-	if dom, lookup := c.host.domain(ctx, c.name); lookup == nil {
+	if dom, lookup := c.host.Domain(ctx, c.name); lookup == nil {
 		dom.Free()
 		return fmt.Errorf("%w: %w", ErrExists, err)
 	}
-	for _, code := range []libvirt.ErrorNumber{libvirt.ERR_CONFIG_UNSUPPORTED, libvirt.ERR_XML_ERROR, libvirt.ERR_XML_INVALID_SCHEMA} {
-		if isCode(err, code) {
-			return fmt.Errorf("%w: %w", ErrSpec, err)
-		}
-	}
-	return err
+	return virt.ClassifyXML(err)
 }
 
 // forget ends and undefines the domain with that UUID, if there is one. Its files
 // are the caller's.
 func (h *Host) forget(ctx context.Context, id string) error {
-	dom, err := await(ctx, "look up domain "+id, func() (*libvirt.Domain, error) {
-		return h.conn.LookupDomainByUUIDString(id)
-	})
-	if isCode(err, libvirt.ERR_NO_DOMAIN) {
+	dom, err := h.DomainByUUID(ctx, id)
+	if errors.Is(err, virt.ErrNoDomain) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
 	defer dom.Free()
-	return awaitDone(ctx, "remove the clone again", func() error {
-		active, err := dom.IsActive()
-		if err == nil && active {
-			err = dom.Destroy()
-		}
-		if persistent, lookup := dom.IsPersistent(); err == nil && lookup == nil && persistent {
-			if err = dom.UndefineFlags(libvirt.DOMAIN_UNDEFINE_NVRAM); isCode(err, libvirt.ERR_INVALID_ARG) {
-				err = dom.Undefine() // the driver knows no such flag
-			}
-		}
-		if isCode(err, libvirt.ERR_NO_DOMAIN) {
-			return nil
-		}
-		return err
-	})
+	return dom.Remove(ctx)
 }

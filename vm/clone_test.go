@@ -12,8 +12,9 @@ import (
 	"sync"
 	"testing"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // emptyHost is libvirt's in-memory driver with nothing in it that another test
@@ -76,12 +77,12 @@ func web(t *testing.T, h *Host) (dir string) {
 
 func domainXML(t *testing.T, h *Host, name string) *libvirtxml.Domain {
 	t.Helper()
-	dom, err := h.domain(t.Context(), name)
+	dom, err := h.Domain(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dom.Free()
-	doc, err := dom.GetXMLDesc(libvirt.DOMAIN_XML_INACTIVE)
+	doc, err := dom.InactiveXML(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,13 +130,13 @@ func TestCloneStartModes(t *testing.T) {
 			if clone.Name != "web-clone" {
 				t.Errorf("it is called %s", clone.Name)
 			}
-			dom, err := h.domain(t.Context(), clone.Name)
+			dom, err := h.Domain(t.Context(), clone.Name)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer dom.Free()
-			defined, _ := dom.IsPersistent()
-			active, _ := dom.IsActive()
+			defined, _ := dom.IsPersistent(t.Context())
+			active, _ := dom.IsActive(t.Context())
 			if defined != test.defined || active != test.active {
 				t.Errorf("defined %v, active %v; want %v, %v", defined, active, test.defined, test.active)
 			}
@@ -176,7 +177,7 @@ func TestClonePrintMakesNothing(t *testing.T) {
 	if _, err := os.Stat(out); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory was made: %v", err)
 	}
-	if _, err := h.domain(t.Context(), "web-clone"); !errors.Is(err, ErrNoDomain) {
+	if _, err := h.Domain(t.Context(), "web-clone"); !errors.Is(err, virt.ErrNoDomain) {
 		t.Errorf("the domain was made: %v", err)
 	}
 	d := &libvirtxml.Domain{}
@@ -317,7 +318,7 @@ func TestCloneBackingStore(t *testing.T) {
 	web(t, h)
 	for choice, want := range map[string]bool{
 		OmitYes: false, OmitNo: true,
-		OmitAuto: h.version() >= firstLibvirtWithBackingStore, "": h.version() >= firstLibvirtWithBackingStore,
+		OmitAuto: h.Version() >= firstLibvirtWithBackingStore, "": h.Version() >= firstLibvirtWithBackingStore,
 	} {
 		clone, err := Clone(t.Context(), h, CloneOptions{Source: "web", Start: ClonePrint, Dir: t.TempDir(), OmitBackingStore: choice})
 		if err != nil {
@@ -433,7 +434,7 @@ func TestCloneRefuses(t *testing.T) {
 		want error
 		text string
 	}{
-		"no such source":      {CloneOptions{Source: "nobody"}, ErrNoDomain, "nobody"},
+		"no such source":      {CloneOptions{Source: "nobody"}, virt.ErrNoDomain, "nobody"},
 		"unknown mode":        {CloneOptions{Source: "web", Start: "sometimes"}, ErrSpec, "define"},
 		"unknown omit":        {CloneOptions{Source: "web", OmitBackingStore: "perhaps"}, ErrSpec, "auto, yes or no"},
 		"name with a slash":   {CloneOptions{Source: "web", Target: "../x"}, ErrSpec, "no name"},
@@ -475,12 +476,12 @@ func TestCloneRefusesWhatIsNotStill(t *testing.T) {
 	web(t, h)
 	sourceDomain{name: "diskless"}.define(t, h)
 	for _, name := range []string{"web", "diskless"} {
-		dom, err := h.domain(t.Context(), name)
+		dom, err := h.Domain(t.Context(), name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer dom.Free()
-		if err := dom.Create(); err != nil {
+		if err := dom.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -490,12 +491,12 @@ func TestCloneRefusesWhatIsNotStill(t *testing.T) {
 	if _, err := Clone(t.Context(), h, CloneOptions{Source: "diskless", Dir: t.TempDir()}); err != nil {
 		t.Errorf("running, but without a disk: %v", err)
 	}
-	dom, err := h.domain(t.Context(), "web")
+	dom, err := h.Domain(t.Context(), "web")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dom.Free()
-	if err := dom.ManagedSave(0); err != nil {
+	if err := dom.Libvirt().ManagedSave(0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Dir: t.TempDir()}); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), "is saved") {
@@ -529,7 +530,7 @@ func TestCloneLeavesNothingOnFailure(t *testing.T) {
 				t.Errorf("%s: left: %q", name, left)
 			}
 		}
-		if _, err := h.domain(t.Context(), name+"-clone"); !errors.Is(err, ErrNoDomain) {
+		if _, err := h.Domain(t.Context(), name+"-clone"); !errors.Is(err, virt.ErrNoDomain) {
 			t.Errorf("%s: its domain is there: %v", name, err)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/qcow2"
@@ -32,33 +31,25 @@ type cloneSource struct {
 
 // readCloneSource finds a domain and makes sure that it can be cloned.
 func readCloneSource(ctx context.Context, h *Host, name string) (*cloneSource, error) {
-	dom, err := h.domain(ctx, name)
+	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	defer dom.Free()
-	type state struct {
-		doc           string
-		active, saved bool
-	}
-	s, err := await(ctx, "read domain "+name, func() (s state, err error) {
-		// Secure: a clone must not lose the password of its source's screen.
-		flags := libvirt.DOMAIN_XML_INACTIVE | libvirt.DOMAIN_XML_SECURE
-		if s.doc, err = dom.GetXMLDesc(flags); err != nil {
-			return s, err
-		}
-		if s.active, err = dom.IsActive(); err != nil {
-			return s, err
-		}
-		if s.saved, err = dom.HasManagedSaveImage(0); isCode(err, libvirt.ERR_NO_SUPPORT) {
-			err = nil
-		}
-		return s, err
-	})
+	// Secure: a clone must not lose the password of its source's screen.
+	doc, err := dom.InactiveXML(ctx, true)
 	if err != nil {
 		return nil, err
 	}
-	source := &cloneSource{doc: s.doc, unknown: map[string]bool{}}
+	active, err := dom.IsActive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	saved, err := dom.HasManagedSave(ctx)
+	if err != nil {
+		return nil, err
+	}
+	source := &cloneSource{doc: doc, unknown: map[string]bool{}}
 	d, err := source.domain()
 	if err != nil {
 		return nil, err
@@ -69,9 +60,9 @@ func readCloneSource(ctx context.Context, h *Host, name string) (*cloneSource, e
 	switch {
 	case d.Metadata != nil && strings.Contains(d.Metadata.XML, RecordNamespace):
 		return nil, fmt.Errorf("%w: domain %s is the machine of a job, and not to be cloned", ErrSpec, name)
-	case s.active && len(source.disks) > 0:
+	case active && len(source.disks) > 0:
 		return nil, fmt.Errorf("%w: domain %s is running: the disks of a clone would change under it (first: virsh shutdown %s)", ErrSpec, name, name)
-	case s.saved && len(source.disks) > 0:
+	case saved && len(source.disks) > 0:
 		return nil, fmt.Errorf("%w: domain %s is saved: part of what is on its disks is in its saved memory (first: virsh start %s and virsh shutdown %s)", ErrSpec, name, name, name)
 	}
 	return source, nil

@@ -8,9 +8,8 @@ import (
 	"os"
 	"time"
 
-	"libvirt.org/go/libvirt"
-
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -33,7 +32,7 @@ type Guest struct {
 	Notes, Warnings []string
 
 	host   *Host
-	dom    *libvirt.Domain
+	dom    *virt.Domain
 	name   string
 	record Record
 	jobDir string
@@ -48,10 +47,10 @@ type Guest struct {
 	client   *guestssh.Client
 }
 
-// Find finds the machine of that name. The error is [ErrNoDomain] if there is
+// Find finds the machine of that name. The error is [virt.ErrNoDomain] if there is
 // none and [ErrNotOurs] if the domain is not a job's.
 func Find(ctx context.Context, h *Host, name, jobDir string) (*Guest, error) {
-	dom, err := h.domain(ctx, name)
+	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -191,8 +190,8 @@ func Remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
 // destroy ends the domain if it is there and a job's. The error is [ErrEnding] if
 // ctx ended first.
 func destroy(ctx context.Context, h *Host, name string) error {
-	dom, err := h.domain(ctx, name)
-	if errors.Is(err, ErrNoDomain) {
+	dom, err := h.Domain(ctx, name)
+	if errors.Is(err, virt.ErrNoDomain) {
 		return nil
 	}
 	if err != nil {
@@ -200,11 +199,11 @@ func destroy(ctx context.Context, h *Host, name string) error {
 	}
 	defer dom.Free()
 	if _, err = readRecord(ctx, dom); err == nil {
-		if err = awaitDone(ctx, "destroy domain "+name, dom.Destroy); err != nil && ctx.Err() != nil {
+		if err = dom.Destroy(ctx); err != nil && ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrEnding, err)
 		}
 	}
-	if isCode(err, libvirt.ERR_NO_DOMAIN) || isCode(err, libvirt.ERR_OPERATION_INVALID) {
+	if errors.Is(err, virt.ErrNoDomain) {
 		return nil // it ended by itself in the meantime
 	}
 	if errors.Is(err, ErrNotOurs) {

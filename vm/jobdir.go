@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -174,7 +176,7 @@ func RemoveAbandoned(ctx context.Context, h *Host, name, cloneDir, jobDir string
 	}
 	// Asked with the lock held: whoever made the directory is gone, and a domain
 	// that it started is known by now.
-	if _, err := h.domain(ctx, name); !errors.Is(err, ErrNoDomain) {
+	if _, err := h.Domain(ctx, name); !errors.Is(err, virt.ErrNoDomain) {
 		if made {
 			err = errors.Join(err, os.Remove(jobDir))
 		}

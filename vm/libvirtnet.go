@@ -9,6 +9,8 @@ import (
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // libvirtNetwork is one of libvirt's networks. Its guests reach what is behind
@@ -149,9 +151,9 @@ func (n *libvirtNetwork) stop() error { return nil }
 
 // isFilterError says whether libvirt failed at filtering, not at the machine.
 func isFilterError(err error) bool {
-	var e libvirtError
+	var e virt.Error
 	return errors.As(err, &e) &&
-		(e.cause.Domain == libvirt.FROM_NWFILTER || e.cause.Domain == libvirt.FROM_FIREWALL)
+		(e.Cause.Domain == libvirt.FROM_NWFILTER || e.Cause.Domain == libvirt.FROM_FIREWALL)
 }
 
 func isFilterGone(err error) bool {

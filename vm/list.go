@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"libvirt.org/go/libvirt"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // A Machine is a domain that carries a job's record.
@@ -18,18 +18,15 @@ type Machine struct {
 // Machines lists the machines of jobs; other domains are not among them, whatever
 // their names. What libvirt keeps a definition of is no job's: it is somebody's copy.
 func Machines(ctx context.Context, h *Host) ([]Machine, error) {
-	domains, err := await(ctx, "list the domains", func() ([]libvirt.Domain, error) {
-		return h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE | libvirt.CONNECT_LIST_DOMAINS_TRANSIENT)
-	})
+	domains, err := h.RunningTransient(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var machines []Machine
-	for i := range domains {
-		dom := &domains[i]
+	for _, dom := range domains {
 		m, err := machineOf(ctx, dom)
 		dom.Free()
-		if errors.Is(err, ErrNotOurs) || isCode(err, libvirt.ERR_NO_DOMAIN) {
+		if errors.Is(err, ErrNotOurs) || errors.Is(err, virt.ErrNoDomain) {
 			continue // somebody else's, or gone since it was listed
 		}
 		if err != nil {
@@ -40,19 +37,18 @@ func Machines(ctx context.Context, h *Host) ([]Machine, error) {
 	return machines, nil
 }
 
-func machineOf(ctx context.Context, dom *libvirt.Domain) (Machine, error) {
+func machineOf(ctx context.Context, dom *virt.Domain) (Machine, error) {
 	record, err := readRecord(ctx, dom)
 	if err != nil {
 		return Machine{}, err
 	}
-	name, err := dom.GetName()
-	return Machine{Name: name, Record: record}, err
+	return Machine{Name: dom.Name(), Record: record}, nil
 }
 
-// Keep lets a machine live until then. The error is [ErrNoDomain] if it has ended
+// Keep lets a machine live until then. The error is [virt.ErrNoDomain] if it has ended
 // and [ErrNotOurs] if it is not a job's.
 func Keep(ctx context.Context, h *Host, name string, until time.Time) error {
-	dom, err := h.domain(ctx, name)
+	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return err
 	}

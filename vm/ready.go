@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"libvirt.org/go/libvirt"
 
 	"gitlab-sardine-executor/vm/guestssh"
 )
@@ -83,7 +82,7 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 			if g.Resumed() {
 				return errors.Join(g.wake(ctx), g.record.store(ctx, g.dom))
 			}
-			if err := awaitDone(ctx, "eject the seed of "+g.name, func() error { return ejectSeed(g.dom) }); err != nil {
+			if err := ejectSeed(ctx, g.dom); err != nil {
 				g.warn(err.Error()) // it holds nothing that the guest's root does not have
 			}
 			return g.record.store(ctx, g.dom)
@@ -131,7 +130,7 @@ func (g *Guest) greeting(ctx context.Context) (net.Conn, error) {
 
 func (g *Guest) waitAddress(ctx context.Context) (string, error) {
 	for {
-		addr, err := g.network.address(ctx, g.dom)
+		addr, err := g.network.address(ctx, g.dom.Libvirt())
 		if addr != "" || err != nil {
 			return addr, err
 		}
@@ -151,7 +150,7 @@ func (g *Guest) watchAddress(ctx context.Context, addr string, leave context.Can
 		case <-ctx.Done():
 			return
 		}
-		if now, err := g.network.address(ctx, g.dom); err == nil && now != "" && now != addr {
+		if now, err := g.network.address(ctx, g.dom.Libvirt()); err == nil && now != "" && now != addr {
 			leave(errMoved)
 			return
 		}
@@ -205,32 +204,12 @@ func (g *Guest) watch(ctx context.Context, poll time.Duration, console *panicWat
 // alive returns [ErrGuestStopped] if the guest runs no more; other errors are
 // libvirt's.
 func (g *Guest) alive(ctx context.Context) error {
-	type domainState struct {
-		state  libvirt.DomainState
-		reason int
-	}
-	s, err := await(ctx, "ask for the state of "+g.name, func() (domainState, error) {
-		state, reason, err := g.dom.GetState()
-		return domainState{state, reason}, err
-	})
-	if isCode(err, libvirt.ERR_NO_DOMAIN) {
-		return fmt.Errorf("%w: it powered off or its QEMU died", ErrGuestStopped)
-	}
+	reason, err := g.dom.StopReason(ctx)
 	if err != nil {
 		return err
 	}
-	switch s.state {
-	case libvirt.DOMAIN_SHUTOFF, libvirt.DOMAIN_SHUTDOWN:
-		return fmt.Errorf("%w: it is shutting down", ErrGuestStopped)
-	case libvirt.DOMAIN_CRASHED:
-		return fmt.Errorf("%w: it crashed", ErrGuestStopped)
-	case libvirt.DOMAIN_PAUSED:
-		switch libvirt.DomainPausedReason(s.reason) {
-		case libvirt.DOMAIN_PAUSED_IOERROR:
-			return fmt.Errorf("%w: paused by an I/O error of its disk (is the host's disk full?)", ErrGuestStopped)
-		case libvirt.DOMAIN_PAUSED_CRASHED:
-			return fmt.Errorf("%w: it crashed (guest panic)", ErrGuestStopped)
-		}
+	if reason != "" {
+		return fmt.Errorf("%w: %s", ErrGuestStopped, reason)
 	}
 	return nil
 }

@@ -8,8 +8,9 @@ import (
 	"strings"
 	"time"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // RecordNamespace is the XML namespace of a [Record] in a domain's metadata. A
@@ -68,31 +69,26 @@ func (r Record) metadata() (*libvirtxml.DomainMetadata, error) {
 }
 
 // store replaces the record of a running domain.
-func (r Record) store(ctx context.Context, dom *libvirt.Domain) error {
+func (r Record) store(ctx context.Context, dom *virt.Domain) error {
 	text, err := r.element(xml.Name{Local: "job"})
 	if err != nil {
 		return err
 	}
-	return awaitDone(ctx, "store the job's record in its domain", func() error {
-		return dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, text, recordPrefix, RecordNamespace,
-			libvirt.DOMAIN_AFFECT_LIVE)
-	})
+	return dom.SetMetadata(ctx, "the job's record", text, recordPrefix, RecordNamespace)
 }
 
 // readRecord reads the record of a domain; the error is [ErrNotOurs] if it has
 // none, or is one that libvirt keeps a definition of: machines of jobs are transient.
-func readRecord(ctx context.Context, dom *libvirt.Domain) (Record, error) {
-	defined, err := await(ctx, "ask whether the domain is defined", dom.IsPersistent)
+func readRecord(ctx context.Context, dom *virt.Domain) (Record, error) {
+	defined, err := dom.IsPersistent(ctx)
 	if err != nil {
 		return Record{}, err
 	}
 	if defined {
 		return Record{}, fmt.Errorf("%w: it is a defined domain", ErrNotOurs)
 	}
-	text, err := await(ctx, "read the job's record of the domain", func() (string, error) {
-		return dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, RecordNamespace, libvirt.DOMAIN_AFFECT_CURRENT)
-	})
-	if isCode(err, libvirt.ERR_NO_DOMAIN_METADATA) {
+	text, err := dom.Metadata(ctx, "the job's record", RecordNamespace)
+	if errors.Is(err, virt.ErrNoMetadata) {
 		return Record{}, ErrNotOurs
 	}
 	if err != nil {

@@ -6,8 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // testHost is libvirt's own in-memory driver: real libvirt, no machines.
@@ -21,7 +22,7 @@ func testHost(t *testing.T) *Host {
 	return h
 }
 
-func define(t *testing.T, h *Host, d *libvirtxml.Domain) *libvirt.Domain {
+func define(t *testing.T, h *Host, d *libvirtxml.Domain) *virt.Domain {
 	t.Helper()
 	d.Type = "test"
 	d.Memory = &libvirtxml.DomainMemory{Value: 1024}
@@ -30,7 +31,7 @@ func define(t *testing.T, h *Host, d *libvirtxml.Domain) *libvirt.Domain {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dom, err := h.conn.DomainCreateXML(doc, 0)
+	dom, err := h.Start(t.Context(), d.Name, doc)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +70,7 @@ func TestRemoveLeavesOtherDomainsAlone(t *testing.T) {
 	if err := Remove(t.Context(), h, "sardine-00000000-1", clones, job); !errors.Is(err, ErrNotOurs) {
 		t.Errorf("got %v, want %v", err, ErrNotOurs)
 	}
-	if _, err := h.domain(t.Context(), "sardine-00000000-1"); err != nil {
+	if _, err := h.Domain(t.Context(), "sardine-00000000-1"); err != nil {
 		t.Errorf("a foreign domain is gone: %v", err)
 	}
 	if _, err := os.Stat(job); err != nil {
@@ -90,7 +91,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := h.domain(t.Context(), "ours"); !errors.Is(err, ErrNoDomain) {
+	if _, err := h.Domain(t.Context(), "ours"); !errors.Is(err, virt.ErrNoDomain) {
 		t.Errorf("the domain is still there: %v", err)
 	}
 	if _, err := os.Stat(job); !errors.Is(err, os.ErrNotExist) {
@@ -101,7 +102,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 func TestFindKnowsWhatIsNotOurs(t *testing.T) {
 	h := testHost(t)
 	define(t, h, &libvirtxml.Domain{Name: "foreign"})
-	for name, want := range map[string]error{"foreign": ErrNotOurs, "nobody": ErrNoDomain} {
+	for name, want := range map[string]error{"foreign": ErrNotOurs, "nobody": virt.ErrNoDomain} {
 		if _, err := Find(t.Context(), h, name, t.TempDir()); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", name, err, want)
 		}

@@ -3,6 +3,7 @@ package vm
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
@@ -15,10 +16,10 @@ import (
 
 	"github.com/kdomanski/iso9660"
 	"golang.org/x/crypto/ssh"
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // SeedUser is the user that a guest gets when nobody says who shall log in. It is
@@ -242,8 +243,8 @@ func freeTarget(d *libvirtxml.Domain, prefix string) string {
 
 // ejectSeed takes the seed out of the drive of a guest that has read it, if it
 // has one.
-func ejectSeed(dom *libvirt.Domain) error {
-	doc, err := dom.GetXMLDesc(0)
+func ejectSeed(ctx context.Context, dom *virt.Domain) error {
+	doc, err := dom.XML(ctx)
 	if err != nil {
 		return err
 	}
@@ -263,7 +264,7 @@ func ejectSeed(dom *libvirt.Domain) error {
 		if err != nil {
 			return err
 		}
-		return dom.UpdateDeviceFlags(empty, libvirt.DOMAIN_DEVICE_MODIFY_LIVE|libvirt.DOMAIN_DEVICE_MODIFY_FORCE)
+		return dom.UpdateDevice(ctx, empty)
 	}
 	return nil
 }

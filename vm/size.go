@@ -5,26 +5,10 @@ import (
 	"context"
 	"fmt"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/domainxml"
 )
-
-// HostSize is what a host has to give.
-type HostSize struct {
-	CPUs   uint
-	Memory uint64 // bytes
-}
-
-// Size of the host, as libvirt counts it.
-func (h *Host) Size(ctx context.Context) (HostSize, error) {
-	info, err := await(ctx, "ask for the size of the host", func() (*libvirt.NodeInfo, error) { return h.conn.GetNodeInfo() })
-	if err != nil {
-		return HostSize{}, err
-	}
-	return HostSize{CPUs: info.Cpus, Memory: info.Memory << 10}, nil
-}
 
 // resize gives a machine the size that its spec asks for in place of the image's.
 func resize(d *libvirtxml.Domain, spec *Spec) {

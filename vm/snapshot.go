@@ -123,9 +123,9 @@ func (h *Host) snapshotKey(d *libvirtxml.Domain, spec *Spec) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("write the domain of %s: %w", spec.Name, err)
 	}
-	qemu, err := h.conn.GetVersion()
+	qemu, err := h.QEMUVersion()
 	if err != nil {
-		return "", fmt.Errorf("ask for the version of QEMU: %w", clean(err))
+		return "", err
 	}
 	var kernel unix.Utsname
 	if err := unix.Uname(&kernel); err != nil {
@@ -144,7 +144,7 @@ func (h *Host) snapshotKey(d *libvirtxml.Domain, spec *Spec) (string, error) {
 		Addresses, Resolver []string
 	}{
 		doc, spec.Disks, spec.DiskSize, spec.SSHPort, spec.seedUser(),
-		hasPasst(), h.version(), qemu,
+		hasPasst(), h.Version(), qemu,
 		unix.ByteSliceToString(kernel.Release[:]), processor(),
 		uplinkAddresses(), resolverFiles(),
 	})

@@ -17,6 +17,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -143,7 +144,7 @@ func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain,
 // noSnapshotOf is the [ErrNoSnapshot] of a machine that was ready, unless err is not its
 // fault. ctx is the job's: that our own deadline has passed is the machine's.
 func noSnapshotOf(ctx context.Context, err error) error {
-	if ctx.Err() != nil || errors.Is(err, ErrDisconnected) || errors.Is(err, ErrGuestStopped) {
+	if ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) || errors.Is(err, ErrGuestStopped) {
 		return err
 	}
 	return noSnapshot("%w", err)
@@ -182,8 +183,7 @@ func (s *snapshot) take(ctx context.Context, g *Guest, spec *Spec) (err error) {
 	memory := filepath.Join(dir, snapshotMemory)
 	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
 	defer cancel()
-	err = awaitDone(ctx, "save domain "+g.name, func() error { return g.dom.Save(memory) })
-	if err != nil {
+	if err := g.dom.Save(ctx, memory); err != nil {
 		return err
 	}
 	if err := os.Chmod(memory, 0o400); err != nil {

@@ -13,10 +13,10 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/savefile"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // restoreTimeout bounds how long libvirt may take to restore a machine; it reads the
@@ -213,9 +213,7 @@ func (g *Guest) restore(ctx context.Context, d *libvirtxml.Domain, head *savefil
 	}()
 	restoring, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
-	err = awaitDone(restoring, "restore domain "+d.Name, func() error {
-		return g.host.conn.DomainRestoreFlags(path, "", libvirt.DOMAIN_SAVE_RUNNING)
-	})
+	err = g.host.Restore(restoring, d.Name, path)
 	if restoring.Err() != nil {
 		// libvirt may be about to open it, and would wait for ever if we were gone then.
 		err = errors.Join(err, os.Remove(path))
@@ -223,13 +221,13 @@ func (g *Guest) restore(ctx context.Context, d *libvirtxml.Domain, head *savefil
 	}
 	stop()
 	if fedErr := <-fed; err != nil {
-		if errors.Is(err, ErrDisconnected) || ctx.Err() != nil {
+		if errors.Is(err, virt.ErrDisconnected) || ctx.Err() != nil {
 			return err
 		}
 		return noSnapshot("%w", errors.Join(err, fedErr))
 	}
-	g.dom, err = g.host.domain(ctx, d.Name)
-	if errors.Is(err, ErrNoDomain) {
+	g.dom, err = g.host.Domain(ctx, d.Name)
+	if errors.Is(err, virt.ErrNoDomain) {
 		return noSnapshot("the machine ended as soon as it went on")
 	}
 	return err

@@ -10,10 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // What is done to leave nothing behind when a start fails is bounded by
@@ -114,10 +114,10 @@ func (g *Guest) design(ctx context.Context, spec *Spec) (*libvirtxml.Domain, err
 	for _, path := range rebuilt.Dropped {
 		g.Notes = append(g.Notes, "dropped from the image's domain: "+path)
 	}
-	switch _, err := g.host.domain(ctx, spec.Name); {
+	switch _, err := g.host.Domain(ctx, spec.Name); {
 	case err == nil:
 		return nil, fmt.Errorf("%w: %s", ErrExists, spec.Name)
-	case !errors.Is(err, ErrNoDomain):
+	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
 	resize(rebuilt.Domain, spec)
@@ -196,7 +196,7 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 // The job's directory stays locked until the machine runs or all is undone.
 func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (layout, error) {
 	dir, files := machineFiles(spec)
-	files.backingStore = g.host.version() >= firstLibvirtWithBackingStore
+	files.backingStore = g.host.Version() >= firstLibvirtWithBackingStore
 	job, err := makeJobDir(ctx, spec.JobDir)
 	if err != nil {
 		return files, err
@@ -254,20 +254,13 @@ func (g *Guest) create(ctx context.Context, d *libvirtxml.Domain) error {
 		if err != nil {
 			return fmt.Errorf("write the domain of %s: %w", d.Name, err)
 		}
-		g.dom, err = await(ctx, "start domain "+d.Name, func() (*libvirt.Domain, error) {
-			return g.host.conn.DomainCreateXML(doc, 0)
-		})
+		g.dom, err = g.host.Start(ctx, d.Name, doc)
 		if err == nil {
 			return nil
 		}
 		warning, again := g.network.retry(ctx, err, d)
 		if !again {
-			for _, code := range []libvirt.ErrorNumber{libvirt.ERR_CONFIG_UNSUPPORTED, libvirt.ERR_XML_ERROR, libvirt.ERR_XML_INVALID_SCHEMA} {
-				if isCode(err, code) {
-					return fmt.Errorf("%w: %w", ErrSpec, err)
-				}
-			}
-			return err
+			return virt.ClassifyXML(err)
 		}
 		g.warn(warning)
 	}
@@ -293,16 +286,6 @@ func (u *undoer) all() error {
 		failed = append(failed, u.steps[i]())
 	}
 	return errors.Join(failed...)
-}
-
-// version of the daemon, as libvirt writes it: 9.1.0 is 9001000. 0 if it does
-// not say.
-func (h *Host) version() uint32 {
-	v, err := h.conn.GetLibVersion()
-	if err != nil {
-		return 0
-	}
-	return v
 }
 
 func (g *Guest) warn(warnings ...string) {
