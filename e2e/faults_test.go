@@ -15,7 +15,7 @@ import (
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/gitlab"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/record"
 )
 
 var (
@@ -374,12 +374,12 @@ func TestSweepDoesNotHoldPrepareUp(t *testing.T) {
 // expire has the time of the job's machine be over.
 func (s *haltSite) expire(t *testing.T, job gitlab.Job) {
 	t.Helper()
-	record := s.mode.Virsh(t, "metadata", machineOf(job), "--uri", vm.RecordNamespace)
-	expired := regexp.MustCompile(`<expires>[^<]*`).ReplaceAllString(record, "<expires>2026-01-01T00:00:00Z")
-	if expired == record {
-		t.Fatalf("the record has no time: %s", record)
+	metadata := s.mode.Virsh(t, "metadata", machineOf(job), "--uri", record.Namespace)
+	expired := regexp.MustCompile(`<expires>[^<]*`).ReplaceAllString(metadata, "<expires>2026-01-01T00:00:00Z")
+	if expired == metadata {
+		t.Fatalf("the metadata has no time: %s", metadata)
 	}
-	s.mode.Virsh(t, "metadata", machineOf(job), "--uri", vm.RecordNamespace, "--key", "sardine", "--live",
+	s.mode.Virsh(t, "metadata", machineOf(job), "--uri", record.Namespace, "--key", "sardine", "--live",
 		"--set", strings.Join(strings.Fields(expired), " "))
 }
 

@@ -15,6 +15,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -69,7 +70,7 @@ func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 	if d.Settings.Defaults.MetricsTextfile == "" {
 		return
 	}
-	machines, err := vm.Machines(ctx, host)
+	machines, err := record.List(ctx, host.Host)
 	if err == nil {
 		d.metrics.Set("sardine_machines", float64(len(machines)))
 	}

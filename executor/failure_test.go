@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -39,7 +40,7 @@ func TestClassify(t *testing.T) {
 		{guestssh.ErrLost, SystemFailure},
 		{guestssh.ErrHostKey, SystemFailure},
 		{virt.ErrNoDomain, SystemFailure},
-		{vm.ErrNotOurs, SystemFailure},
+		{record.ErrNotOurs, SystemFailure},
 		{context.DeadlineExceeded, SystemFailure},
 		{ErrCancelled, SystemFailure},
 		{errors.Join(ErrCancelled, oci.ErrNotFound), SystemFailure}, // the signal came first

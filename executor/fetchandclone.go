@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/record"
 )
 
 // FetchAndCloneOptions say what [FetchAndClone] makes a machine of, and how.
@@ -30,7 +31,7 @@ type FetchAndCloneOptions struct {
 	// Cache of the machine; nil for none.
 	Cache *vm.Cache
 	// Record of the job; image and digest are filled in.
-	Record vm.Record
+	Record record.Record
 	// Log hears how it goes on.
 	Log *JobLog
 	// Phase is called when a phase begins, and what it returns when it ends; nil is

@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/record"
 )
 
 // An ImageUse is an image in the store, and who uses it.
@@ -86,7 +87,7 @@ func domainsByImage(ctx context.Context, settings *config.Settings) (map[digest.
 		return nil, err
 	}
 	defer host.Close()
-	machines, err := vm.Machines(ctx, host)
+	machines, err := record.List(ctx, host.Host)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/record"
 )
 
 // An ImageReport is what there is to know of an image before a job uses it.
@@ -168,7 +169,7 @@ func preview(stored *oci.Image, resolved config.Resolved) (doc string, dropped [
 	o := FetchAndCloneOptions{
 		Name: previewName, Settings: resolved, Dirs: config.Dirs{Overlays: "/clones", Jobs: "/jobs"},
 		Size:   machineSize{memory: resolved.Memory, disk: resolved.Disk},
-		Record: vm.Record{Image: stored.Reference, Digest: stored.Digest.String()},
+		Record: record.Record{Image: stored.Reference, Digest: stored.Digest.String()},
 	}
 	if resolved.CPUs != config.AutoCPUs {
 		o.Size.cpus = uint(resolved.CPUs)

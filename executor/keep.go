@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -158,7 +159,7 @@ func (d *Driver) keep(ctx context.Context, host *vm.Host, o *outcome) (bool, err
 		return false, nil
 	}
 	until := time.Now().Add(o.Keep)
-	err := vm.Keep(ctx, host, d.Job.VMName(), until)
+	err := record.Keep(ctx, host.Host, d.Job.VMName(), until)
 	if errors.Is(err, virt.ErrNoDomain) {
 		return false, nil
 	}
@@ -238,7 +239,7 @@ func LoginToMachine(ctx context.Context, s *config.Settings, job string, stdin *
 
 // findMachine is the name of the machine that a person means.
 func findMachine(ctx context.Context, host *vm.Host, job string) (string, error) {
-	machines, err := vm.Machines(ctx, host)
+	machines, err := record.List(ctx, host.Host)
 	if err != nil {
 		return "", err
 	}

@@ -10,6 +10,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -186,8 +187,8 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 }
 
 // record is what the machine's domain will say of the job.
-func (d *Driver) record(now time.Time) vm.Record {
-	return vm.Record{
+func (d *Driver) record(now time.Time) record.Record {
+	return record.Record{
 		Job:     d.Job.ID,
 		Project: d.Job.Project,
 		Server:  d.Job.Server,

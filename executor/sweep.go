@@ -12,6 +12,7 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/record"
 )
 
 // SweepOptions say what [Sweep] removes.
@@ -43,7 +44,7 @@ var machineName = regexp.MustCompile(`^sardine-[0-9a-f]{8}-[0-9]+$`)
 // alone. It goes on after an error, and returns what it removed with all errors; when
 // ctx ends, what libvirt was asked to end by then ends by itself.
 func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
-	machines, err := vm.Machines(ctx, host)
+	machines, err := record.List(ctx, host.Host)
 	if err != nil {
 		return nil, err
 	}

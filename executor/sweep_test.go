@@ -15,6 +15,7 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/record"
 )
 
 var sweepNow = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
@@ -57,7 +58,7 @@ func domainXML(name string, expires time.Time) string {
 	metadata := `<other:job xmlns:other="https://example.com/"><id>1</id></other:job>`
 	if !expires.IsZero() {
 		metadata = fmt.Sprintf(`<sardine:job xmlns:sardine=%q><id>1</id><created>2026-01-01T00:00:00Z</created><expires>%s</expires></sardine:job>`,
-			vm.RecordNamespace, expires.Format(time.RFC3339))
+			record.Namespace, expires.Format(time.RFC3339))
 	}
 	return fmt.Sprintf("<domain type='test'><name>%s</name><metadata>%s</metadata>"+
 		"<memory>1024</memory><os><type>hvm</type></os></domain>", name, metadata)
@@ -191,13 +192,13 @@ func TestSweepLeavesDefinedCopies(t *testing.T) {
 			if swept := b.sweep(SweepOptions{All: true}); len(swept) > 0 {
 				t.Errorf("swept %q", swept)
 			}
-			if err := vm.Remove(t.Context(), b.host, name, b.dirs.Overlays, b.dirs.Jobs); !errors.Is(err, vm.ErrNotOurs) {
+			if err := vm.Remove(t.Context(), b.host, name, b.dirs.Overlays, b.dirs.Jobs); !errors.Is(err, record.ErrNotOurs) {
 				t.Errorf("remove: %v", err)
 			}
 			if domains, _ := b.left(); !slices.Equal(domains, []string{name}) {
 				t.Errorf("there are %q", domains)
 			}
-			if machines, err := vm.Machines(t.Context(), b.host); len(machines) > 0 || err != nil {
+			if machines, err := record.List(t.Context(), b.host.Host); len(machines) > 0 || err != nil {
 				t.Errorf("it counts as a machine: %v, %v", machines, err)
 			}
 		})

@@ -13,6 +13,7 @@ import (
 	"github.com/gofrs/flock"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -161,7 +162,7 @@ func queueError(ctx context.Context, reason string, err error) error {
 // noRoom says why there is no room for a machine that needs so much memory; empty
 // if there is.
 func (h *Host) noRoom(ctx context.Context, a Admission, need uint64, size virt.HostSize) (string, error) {
-	machines, err := Machines(ctx, h)
+	machines, err := record.List(ctx, h.Host)
 	if err != nil {
 		return "", err
 	}
@@ -183,7 +184,7 @@ func (h *Host) noRoom(ctx context.Context, a Admission, need uint64, size virt.H
 }
 
 // holders names the jobs whose machines run.
-func holders(machines []Machine) string {
+func holders(machines []record.InstanceInfo) string {
 	if len(machines) == 0 {
 		return "none of a job"
 	}

@@ -12,6 +12,8 @@ import (
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/record"
 )
 
 // The memory of all machines that run, whoever's they are, of the new one and of the
@@ -187,7 +189,7 @@ func startTestMachine(t *testing.T, h *Host, foreign bool) *libvirt.Domain {
 	t.Helper()
 	metadata := ""
 	if !foreign {
-		record, err := Record{Job: "42", Project: "group/project", Expires: time.Now().Add(time.Hour)}.metadata()
+		record, err := record.Record{Job: "42", Project: "group/project", Expires: time.Now().Add(time.Hour)}.Metadata()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/record"
 )
 
 // ErrRunning: the domain runs, and so its disks change.
@@ -93,7 +95,7 @@ func seal(doc string) (*Sealed, error) {
 func anonymise(d *libvirtxml.Domain) {
 	d.ID, d.UUID = nil, ""
 	d.SecLabel, d.Resource, d.GenID = nil, nil, nil
-	if d.Metadata != nil && (strings.Contains(d.Metadata.XML, BaseNamespace) || strings.Contains(d.Metadata.XML, RecordNamespace)) {
+	if d.Metadata != nil && (strings.Contains(d.Metadata.XML, BaseNamespace) || strings.Contains(d.Metadata.XML, record.Namespace)) {
 		d.Metadata = nil
 	}
 	if d.OS != nil {

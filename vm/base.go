@@ -11,6 +11,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -169,7 +170,7 @@ func Bases(ctx context.Context, h *Host) ([]BaseDomain, error) {
 	for _, dom := range domains {
 		base, err := baseOf(ctx, dom)
 		dom.Free()
-		if errors.Is(err, ErrNotOurs) || errors.Is(err, virt.ErrNoDomain) {
+		if errors.Is(err, record.ErrNotOurs) || errors.Is(err, virt.ErrNoDomain) {
 			continue
 		}
 		if err != nil {
@@ -183,7 +184,7 @@ func Bases(ctx context.Context, h *Host) ([]BaseDomain, error) {
 func baseOf(ctx context.Context, dom *virt.Domain) (BaseDomain, error) {
 	text, err := dom.Metadata(ctx, "the origin", BaseNamespace)
 	if errors.Is(err, virt.ErrNoMetadata) {
-		return BaseDomain{}, ErrNotOurs
+		return BaseDomain{}, record.ErrNotOurs
 	} else if err != nil {
 		return BaseDomain{}, err
 	}
@@ -193,7 +194,7 @@ func baseOf(ctx context.Context, dom *virt.Domain) (BaseDomain, error) {
 		Digest string `xml:"digest"`
 	}
 	if err := xml.Unmarshal([]byte(text), &origin); err != nil {
-		return BaseDomain{}, fmt.Errorf("%w: its origin is damaged: %w", ErrNotOurs, err)
+		return BaseDomain{}, fmt.Errorf("%w: its origin is damaged: %w", record.ErrNotOurs, err)
 	}
 	return BaseDomain{Name: dom.Name(), Origin: Origin{Image: origin.Image, Digest: origin.Digest}}, nil
 }

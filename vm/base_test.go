@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -118,7 +119,7 @@ func TestBases(t *testing.T) {
 		t.Errorf("bases: %+v, %v", bases, err)
 	}
 	// None is taken for the machine of a job.
-	if machines, err := Machines(t.Context(), h); err != nil || len(machines) != 0 {
+	if machines, err := record.List(t.Context(), h.Host); err != nil || len(machines) != 0 {
 		t.Errorf("machines: %v, %v", machines, err)
 	}
 }

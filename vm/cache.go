@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+
+	"gitlab-sardine-executor/vm/record"
 )
 
 // A CacheMode says how a machine gets at its cache.
@@ -103,7 +105,7 @@ func (c *Cache) choose(ctx context.Context, h *Host) (chosenCache, error) {
 
 // cachesInUse are the names of the caches of all machines.
 func cachesInUse(ctx context.Context, h *Host) (map[string]bool, error) {
-	machines, err := Machines(ctx, h)
+	machines, err := record.List(ctx, h.Host)
 	if err != nil {
 		return nil, fmt.Errorf("find out which caches are in use: %w", err)
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/record"
 )
 
 const aKey, anotherKey = "00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100"
@@ -33,7 +35,7 @@ func (c *Cache) mustChoose(t *testing.T, h *Host) chosenCache {
 // machineWith starts a machine that has the cache of that name.
 func machineWith(t *testing.T, h *Host, machine, cache string) (end func()) {
 	t.Helper()
-	metadata, err := Record{Job: "1", Cache: cache}.metadata()
+	metadata, err := record.Record{Job: "1", Cache: cache}.Metadata()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +120,7 @@ func TestCachesAreLocked(t *testing.T) {
 		all.Go(func() {
 			g := &Guest{host: h}
 			d := domain(fmt.Sprintf("machine-%d", i))
-			unlock, err := g.addCache(t.Context(), d, &Spec{Cache: c, Record: Record{Job: "1"}})
+			unlock, err := g.addCache(t.Context(), d, &Spec{Cache: c, Record: record.Record{Job: "1"}})
 			if err != nil {
 				t.Error(err)
 				return

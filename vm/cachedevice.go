@@ -38,7 +38,7 @@ func (g *Guest) addCache(ctx context.Context, d *libvirtxml.Domain, spec *Spec) 
 	}
 	spec.Record.Cache = g.cache.name
 	g.record = spec.Record
-	d.Metadata, err = spec.Record.metadata()
+	d.Metadata, err = spec.Record.Metadata()
 	return unlock, err
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -428,7 +429,7 @@ func TestCloneRefuses(t *testing.T) {
 	sourceDomain{name: "missing", disks: diskXML(disk+"-none", "qcow2", "vda")}.define(t, h)
 	sourceDomain{name: "vmdk", disks: diskXML(disk, "vmdk", "vda")}.define(t, h)
 	sourceDomain{name: "notqcow2", disks: diskXML("/dev/null", "qcow2", "vda")}.define(t, h)
-	sourceDomain{name: "jobs", top: `<metadata><sardine:job xmlns:sardine='` + RecordNamespace + `'><id>1</id></sardine:job></metadata>`}.define(t, h)
+	sourceDomain{name: "jobs", top: `<metadata><sardine:job xmlns:sardine='` + record.Namespace + `'><id>1</id></sardine:job></metadata>`}.define(t, h)
 	for name, test := range map[string]struct {
 		o    CloneOptions
 		want error

@@ -12,6 +12,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/qcow2"
+	"gitlab-sardine-executor/vm/record"
 )
 
 // maxChain bounds how many files a disk may stand on. libvirt draws the line at
@@ -58,7 +59,7 @@ func readCloneSource(ctx context.Context, h *Host, name string) (*cloneSource, e
 		return nil, fmt.Errorf("domain %s: %w", name, err)
 	}
 	switch {
-	case d.Metadata != nil && strings.Contains(d.Metadata.XML, RecordNamespace):
+	case d.Metadata != nil && strings.Contains(d.Metadata.XML, record.Namespace):
 		return nil, fmt.Errorf("%w: domain %s is the machine of a job, and not to be cloned", ErrSpec, name)
 	case active && len(source.disks) > 0:
 		return nil, fmt.Errorf("%w: domain %s is running: the disks of a clone would change under it (first: virsh shutdown %s)", ErrSpec, name, name)

@@ -3,5 +3,5 @@
 //
 // It knows nothing of registries: whoever calls it describes a machine in a
 // [Spec]. libvirt is its only database: what has to be known of a running
-// machine stands in the metadata of its domain (see [Record]).
+// machine stands in the metadata of its domain (see [record.Record]).
 package vm

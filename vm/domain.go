@@ -80,7 +80,7 @@ func domainOf(spec *Spec) (*domainxml.Result, error) {
 
 // personalise makes the domain of an image that of one machine.
 func personalise(d *libvirtxml.Domain, spec *Spec, files layout) error {
-	metadata, err := spec.Record.metadata()
+	metadata, err := spec.Record.Metadata()
 	if err != nil {
 		return err
 	}

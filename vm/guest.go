@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -34,7 +35,7 @@ type Guest struct {
 	host   *Host
 	dom    *virt.Domain
 	name   string
-	record Record
+	record record.Record
 	jobDir string
 	cache  chosenCache
 	// overlays are the files of its disks, by the names of the disks; while it is
@@ -48,13 +49,13 @@ type Guest struct {
 }
 
 // Find finds the machine of that name. The error is [virt.ErrNoDomain] if there is
-// none and [ErrNotOurs] if the domain is not a job's.
+// none and [record.ErrNotOurs] if the domain is not a job's.
 func Find(ctx context.Context, h *Host, name, jobDir string) (*Guest, error) {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	record, err := readRecord(ctx, dom)
+	record, err := record.Read(ctx, dom)
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", name, err)
 	}
@@ -65,7 +66,7 @@ func Find(ctx context.Context, h *Host, name, jobDir string) (*Guest, error) {
 func (g *Guest) Name() string { return g.name }
 
 // Record is what the domain says of its job.
-func (g *Guest) Record() Record { return g.record }
+func (g *Guest) Record() record.Record { return g.record }
 
 // Resumed says whether the machine goes on from a snapshot, and has not booted.
 func (g *Guest) Resumed() bool { return g.snapshot != nil }
@@ -172,7 +173,7 @@ func (g *Guest) stopped(ctx context.Context, lost error) error {
 
 // Remove ends a machine and removes all that it had: domain, overlays, helper
 // processes, job directory. What is not there any more is no error. A domain of
-// that name that is not a job's is [ErrNotOurs], and nothing is touched.
+// that name that is not a job's is [record.ErrNotOurs], and nothing is touched.
 //
 // If ctx ends while libvirt ends the domain, the error is [ErrEnding]: libvirt
 // does not stop, and what the machine had is removed without waiting for it.
@@ -198,7 +199,7 @@ func destroy(ctx context.Context, h *Host, name string) error {
 		return err
 	}
 	defer dom.Free()
-	if _, err = readRecord(ctx, dom); err == nil {
+	if _, err = record.Read(ctx, dom); err == nil {
 		if err = dom.Destroy(ctx); err != nil && ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrEnding, err)
 		}
@@ -206,7 +207,7 @@ func destroy(ctx context.Context, h *Host, name string) error {
 	if errors.Is(err, virt.ErrNoDomain) {
 		return nil // it ended by itself in the meantime
 	}
-	if errors.Is(err, ErrNotOurs) {
+	if errors.Is(err, record.ErrNotOurs) {
 		return fmt.Errorf("domain %s: %w", name, err)
 	}
 	return err

@@ -80,12 +80,12 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 			g.record.User = login.User
 			g.record.HostKey = guestssh.FormatKey(client.HostKey)
 			if g.Resumed() {
-				return errors.Join(g.wake(ctx), g.record.store(ctx, g.dom))
+				return errors.Join(g.wake(ctx), g.record.Store(ctx, g.dom))
 			}
 			if err := ejectSeed(ctx, g.dom); err != nil {
 				g.warn(err.Error()) // it holds nothing that the guest's root does not have
 			}
-			return g.record.store(ctx, g.dom)
+			return g.record.Store(ctx, g.dom)
 		}
 		if final(err, login) {
 			return err

@@ -143,7 +143,7 @@ func (s *snapshot) copyNVRAM(d *libvirtxml.Domain, to string) error {
 // rename makes of the saved domain that of another machine. Everything that the guest
 // can see stays as it was.
 func (s *snapshot) rename(d *libvirtxml.Domain, spec *Spec, files layout, hostKey string) error {
-	metadata, err := spec.Record.metadata()
+	metadata, err := spec.Record.Metadata()
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/record"
 )
 
 // A Spec describes a machine to start.
@@ -76,7 +77,7 @@ type Spec struct {
 	Admission Admission
 
 	// Record goes into the domain's metadata.
-	Record Record
+	Record record.Record
 }
 
 // A Disk is one file of an image: complete, read-only, never written by a

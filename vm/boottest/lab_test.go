@@ -11,6 +11,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/record"
 )
 
 const guestVariable = "BOOTTEST_GUEST" // path of the test guest's disk
@@ -58,7 +59,7 @@ func (l *lab) spec(name string, change ...func(*vm.Spec)) vm.Spec {
 		Accel:    vm.AccelTCG,
 		CloneDir: filepath.Join(l.dir, "clones"),
 		JobDir:   filepath.Join(l.dir, "jobs", name),
-		Record:   vm.Record{Job: "1", Created: time.Unix(1700000000, 0).UTC(), Expires: time.Unix(4000000000, 0).UTC()},
+		Record:   record.Record{Job: "1", Created: time.Unix(1700000000, 0).UTC(), Expires: time.Unix(4000000000, 0).UTC()},
 	}
 	spec.Admission.Reserve = -1
 	for _, c := range change {

@@ -1,4 +1,4 @@
-package vm
+package record
 
 import (
 	"context"
@@ -9,22 +9,22 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// A Machine is a domain that carries a job's record.
-type Machine struct {
+// InstanceInfo is a domain that carries a job's record.
+type InstanceInfo struct {
 	Name   string
 	Record Record
 }
 
-// Machines lists the machines of jobs; other domains are not among them, whatever
+// List lists the machines of jobs; other domains are not among them, whatever
 // their names. What libvirt keeps a definition of is no job's: it is somebody's copy.
-func Machines(ctx context.Context, h *Host) ([]Machine, error) {
+func List(ctx context.Context, h *virt.Host) ([]InstanceInfo, error) {
 	domains, err := h.RunningTransient(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var machines []Machine
+	var machines []InstanceInfo
 	for _, dom := range domains {
-		m, err := machineOf(ctx, dom)
+		m, err := instanceInfo(ctx, dom)
 		dom.Free()
 		if errors.Is(err, ErrNotOurs) || errors.Is(err, virt.ErrNoDomain) {
 			continue // somebody else's, or gone since it was listed
@@ -37,26 +37,26 @@ func Machines(ctx context.Context, h *Host) ([]Machine, error) {
 	return machines, nil
 }
 
-func machineOf(ctx context.Context, dom *virt.Domain) (Machine, error) {
-	record, err := readRecord(ctx, dom)
+func instanceInfo(ctx context.Context, dom *virt.Domain) (InstanceInfo, error) {
+	record, err := Read(ctx, dom)
 	if err != nil {
-		return Machine{}, err
+		return InstanceInfo{}, err
 	}
-	return Machine{Name: dom.Name(), Record: record}, nil
+	return InstanceInfo{Name: dom.Name(), Record: record}, nil
 }
 
 // Keep lets a machine live until then. The error is [virt.ErrNoDomain] if it has ended
 // and [ErrNotOurs] if it is not a job's.
-func Keep(ctx context.Context, h *Host, name string, until time.Time) error {
+func Keep(ctx context.Context, h *virt.Host, name string, until time.Time) error {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer dom.Free()
-	record, err := readRecord(ctx, dom)
+	record, err := Read(ctx, dom)
 	if err != nil {
 		return fmt.Errorf("domain %s: %w", name, err)
 	}
 	record.Expires = until.UTC().Truncate(time.Second)
-	return record.store(ctx, dom)
+	return record.Store(ctx, dom)
 }

@@ -1,4 +1,4 @@
-package vm
+package record
 
 import (
 	"context"
@@ -13,11 +13,11 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// RecordNamespace is the XML namespace of a [Record] in a domain's metadata. A
+// Namespace is the XML namespace of a [Record] in a domain's metadata. A
 // domain that has none is not ours, whatever its name.
-const RecordNamespace = "urn:gitlab-sardine-executor:job:1"
+const Namespace = "urn:gitlab-sardine-executor:job:1"
 
-const recordPrefix = "sardine"
+const prefix = "sardine"
 
 // ErrNotOurs: the domain carries no record of a job. Nothing of this package
 // changes such a domain.
@@ -58,28 +58,28 @@ func (r Record) element(name xml.Name, attrs ...xml.Attr) (string, error) {
 	return text.String(), nil
 }
 
-// metadata is the record as a child of a domain's <metadata>.
-func (r Record) metadata() (*libvirtxml.DomainMetadata, error) {
-	text, err := r.element(xml.Name{Local: recordPrefix + ":job"},
-		xml.Attr{Name: xml.Name{Local: "xmlns:" + recordPrefix}, Value: RecordNamespace})
+// Metadata is the record as a child of a domain's <metadata>.
+func (r Record) Metadata() (*libvirtxml.DomainMetadata, error) {
+	text, err := r.element(xml.Name{Local: prefix + ":job"},
+		xml.Attr{Name: xml.Name{Local: "xmlns:" + prefix}, Value: Namespace})
 	if err != nil {
 		return nil, err
 	}
 	return &libvirtxml.DomainMetadata{XML: text}, nil
 }
 
-// store replaces the record of a running domain.
-func (r Record) store(ctx context.Context, dom *virt.Domain) error {
+// Store replaces the record of a running domain.
+func (r Record) Store(ctx context.Context, dom *virt.Domain) error {
 	text, err := r.element(xml.Name{Local: "job"})
 	if err != nil {
 		return err
 	}
-	return dom.SetMetadata(ctx, "the job's record", text, recordPrefix, RecordNamespace)
+	return dom.SetMetadata(ctx, "the job's record", text, prefix, Namespace)
 }
 
-// readRecord reads the record of a domain; the error is [ErrNotOurs] if it has
+// Read reads the record of a domain; the error is [ErrNotOurs] if it has
 // none, or is one that libvirt keeps a definition of: machines of jobs are transient.
-func readRecord(ctx context.Context, dom *virt.Domain) (Record, error) {
+func Read(ctx context.Context, dom *virt.Domain) (Record, error) {
 	defined, err := dom.IsPersistent(ctx)
 	if err != nil {
 		return Record{}, err
@@ -87,7 +87,7 @@ func readRecord(ctx context.Context, dom *virt.Domain) (Record, error) {
 	if defined {
 		return Record{}, fmt.Errorf("%w: it is a defined domain", ErrNotOurs)
 	}
-	text, err := dom.Metadata(ctx, "the job's record", RecordNamespace)
+	text, err := dom.Metadata(ctx, "the job's record", Namespace)
 	if errors.Is(err, virt.ErrNoMetadata) {
 		return Record{}, ErrNotOurs
 	}
