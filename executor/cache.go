@@ -3,7 +3,6 @@ package executor
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	_ "embed" // the guest's part
 	"errors"
 	"fmt"
@@ -34,22 +33,6 @@ var (
 	flushScript string
 )
 
-// cacheKey tells the caches of different owners apart. It is one way, so that it can
-// name a directory whatever the URL holds.
-func (o Owner) cacheKey() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %t", o.Instance, o.Project, o.Protected))
-	return fmt.Sprintf("%x", sum[:16])
-}
-
-// String says to people whose cache it is.
-func (o Owner) String() string {
-	refs := "unprotected refs"
-	if o.Protected {
-		refs = "protected refs"
-	}
-	return fmt.Sprintf("%s of %s (project %s), %s", o.Path, o.Instance, o.Project, refs)
-}
-
 // cache is the cache of the job's machine; nil for none. A job of which nobody knows
 // whose it is gets none.
 func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *vm.Cache {
@@ -71,7 +54,7 @@ func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *vm.Cache {
 	return &vm.Cache{
 		Mode:  vm.CacheMode(settings.Cache),
 		Dir:   dirs.Caches,
-		Key:   owner.cacheKey(),
+		Key:   owner.CacheKey(),
 		Owner: owner.String(),
 		Size:  int64(d.Settings.Defaults.CacheSize),
 	}

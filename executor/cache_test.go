@@ -3,112 +3,30 @@ package executor
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/joblog"
 )
-
-// ownedPayload is a job as GitLab hands it out; the author has set what an author can.
-const ownedPayload = `{
-  "id": 1,
-  "job_info": {"project_id": %s, "project_full_path": "group/project"},
-  "git_info": {"repo_url": "%s", "protected": %s},
-  "variables": [
-    {"key": "CI_PROJECT_ID", "value": "666"}, {"key": "CI_SERVER_URL", "value": "https://evil.example.com"},
-    {"key": "CI_COMMIT_REF_PROTECTED", "value": "true"}
-  ]
-}`
-
-func ownerIn(t *testing.T, text string) Owner {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "response.json")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	job, err := JobFromEnv([]string{
-		"JOB_RESPONSE_FILE=" + path, "CUSTOM_ENV_CI_PROJECT_ID=666", "CUSTOM_ENV_CI_COMMIT_REF_PROTECTED=true",
-		"CUSTOM_ENV_CI_PROJECT_PATH=evil/project", "CUSTOM_ENV_CI_SERVER_URL=https://evil.example.com",
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return job.Owner
-}
-
-// Whose a job is comes from nothing that an author can set, and holds no secret.
-func TestOwner(t *testing.T) {
-	const repo = "https://gitlab-ci-token:s3cret@GitLab.example.com/group/project.git"
-	for _, test := range []struct {
-		name, project, repo, protected string
-		want                           Owner
-	}{
-		{"unprotected", "42", repo, "false", Owner{"https://gitlab.example.com", "42", "group/project", false, false}},
-		{"protected", "42", repo, "true", Owner{"https://gitlab.example.com", "42", "group/project", true, false}},
-		{"an old GitLab", "42", repo, "null", Owner{"https://gitlab.example.com", "42", "group/project", false, true}},
-		{
-			"a port and a prefix", "42", "http://gitlab-ci-token:s3cret@host:8080/gitlab/group/project.git", "false",
-			Owner{"http://host:8080/gitlab", "42", "group/project", false, false},
-		},
-		{"another path", "42", "https://host/elsewhere.git", "false", Owner{"https://host", "42", "group/project", false, false}},
-		{"no project", "0", repo, "true", Owner{"https://gitlab.example.com", "", "group/project", true, false}},
-		{"no repository", "42", "", "true", Owner{"", "42", "group/project", true, false}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			got := ownerIn(t, fmt.Sprintf(ownedPayload, test.project, test.repo, test.protected))
-			if got != test.want {
-				t.Errorf("got %+v, want %+v", got, test.want)
-			}
-			if strings.Contains(got.String(), "s3cret") {
-				t.Errorf("%q holds a secret", got)
-			}
-		})
-	}
-	if got := ownerIn(t, `{"id": 1, "variables": []}`); got != (Owner{RefUnknown: true}) {
-		t.Errorf("of a payload without project: got %+v", got)
-	}
-}
-
-func TestCacheKey(t *testing.T) {
-	owner := Owner{Instance: "https://gitlab.example.com", Project: "42", Path: "group/project"}
-	key := owner.cacheKey()
-	renamed := owner
-	renamed.Path = "other/name"
-	if renamed.cacheKey() != key {
-		t.Error("a project that was renamed has lost its cache")
-	}
-	for name, change := range map[string]func(*Owner){
-		"instance":   func(o *Owner) { o.Instance = "https://gitlab.example.org" },
-		"project":    func(o *Owner) { o.Project = "43" },
-		"protection": func(o *Owner) { o.Protected = true },
-		"border":     func(o *Owner) { o.Instance, o.Project = o.Instance+`" "4`, "2" },
-	} {
-		other := owner
-		change(&other)
-		if other.cacheKey() == key {
-			t.Errorf("another %s, and the same cache", name)
-		}
-	}
-}
 
 // A job of which nobody knows whose it is has no cache, and is told so.
 func TestNoOwnerNoCache(t *testing.T) {
 	for _, test := range []struct {
 		setting string
-		owner   Owner
+		owner   job.Owner
 		has     bool
 		says    string
 	}{
-		{"none", Owner{Instance: "https://host", Project: "1"}, false, ""},
-		{"disk", Owner{Instance: "https://host", Project: "1"}, true, ""},
-		{"disk", Owner{Instance: "https://host"}, false, "JOB_RESPONSE_FILE"},
-		{"share", Owner{Project: "1"}, false, "JOB_RESPONSE_FILE"},
+		{"none", job.Owner{Instance: "https://host", Project: "1"}, false, ""},
+		{"disk", job.Owner{Instance: "https://host", Project: "1"}, true, ""},
+		{"disk", job.Owner{Instance: "https://host"}, false, "JOB_RESPONSE_FILE"},
+		{"share", job.Owner{Project: "1"}, false, "JOB_RESPONSE_FILE"},
 	} {
 		var log bytes.Buffer
 		settings := parse(t, fmt.Sprintf("[defaults]\ncache = %q", test.setting))
-		d := &Driver{Settings: settings, Job: Job{Owner: test.owner}, Log: NewJobLog(&log)}
+		d := &Driver{Settings: settings, Job: job.Job{Owner: test.owner}, Log: joblog.New(&log)}
 		cache := d.cache(settings.For("x"), config.Dirs{Caches: "/caches"})
 		if (cache != nil) != test.has || !strings.Contains(log.String(), test.says) || test.says == "" && log.Len() > 0 {
 			t.Errorf("cache = %q for %+v: got %+v and %q", test.setting, test.owner, cache, log.String())
@@ -118,10 +36,10 @@ func TestNoOwnerNoCache(t *testing.T) {
 
 // A guest that runs Windows could not mount a cache.
 func TestNoCacheForWindows(t *testing.T) {
-	owner := Owner{Instance: "https://gitlab.example.com", Project: "42", Path: "group/project"}
+	owner := job.Owner{Instance: "https://gitlab.example.com", Project: "42", Path: "group/project"}
 	for section, want := range map[string]bool{"shell = 'bash'": true, "shell = 'pwsh'": true, "shell = 'powershell'": false} {
 		settings := parse(t, "[defaults]\ncache = 'disk'\n[[image]]\nmatch = '**'\n"+section)
-		d := &Driver{Settings: settings, Job: Job{ID: "1", Owner: owner}}
+		d := &Driver{Settings: settings, Job: job.Job{ID: "1", Owner: owner}}
 		if got := d.cache(settings.For("x"), config.Dirs{Caches: "/caches"}); (got != nil) != want {
 			t.Errorf("%s: cache %+v", section, got)
 		}
@@ -136,7 +54,7 @@ func TestRelay(t *testing.T) {
 		t.Errorf("%d bytes were kept", said.Len())
 	}
 	var log bytes.Buffer
-	d := &Driver{Log: NewJobLog(&log)}
+	d := &Driver{Log: joblog.New(&log)}
 	d.relay(said.String())
 	if want := "one\nWARNING: two\n" + strings.Repeat("again\n", 7); log.String() != want {
 		t.Errorf("got %q, want %q", log.String(), want)

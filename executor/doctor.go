@@ -13,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/joblog"
+	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 )
@@ -72,7 +74,7 @@ type doctor struct {
 }
 
 func (d *doctor) say(part string, level Level, format string, args ...any) {
-	d.findings = append(d.findings, Finding{part, level, oneLine(fmt.Sprintf(format, args...))})
+	d.findings = append(d.findings, Finding{part, level, joblog.OneLine(fmt.Sprintf(format, args...))})
 }
 
 func (d *doctor) settingsFile() {
@@ -137,8 +139,8 @@ func (d *doctor) written(setting, path string, replaced bool) {
 	default:
 		needs[directory] = unix.W_OK | unix.X_OK
 	}
-	if _, err := os.Stat(path + metricsLockSuffix); err == nil && replaced {
-		needs[path+metricsLockSuffix] = unix.R_OK | unix.W_OK
+	if _, err := os.Stat(path + metrics.LockSuffix); err == nil && replaced {
+		needs[path+metrics.LockSuffix] = unix.R_OK | unix.W_OK
 	}
 	for where, mode := range needs {
 		if err := unix.Access(where, mode); err != nil {

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/joblog"
+	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/record"
@@ -44,15 +47,15 @@ const (
 type Driver struct {
 	Version  string
 	Settings *config.Settings
-	Job      Job
-	Log      *JobLog
+	Job      job.Job
+	Log      *joblog.Log
 	// Admin is the administrator's log; nil for none.
 	Admin *slog.Logger
 	// Local says that whoever started the job is the administrator: images on this
 	// machine may be used.
 	Local bool
 
-	metrics Metrics
+	metrics metrics.Changes
 }
 
 // WriteMetrics adds what this process counted to the file metrics_textfile.
@@ -115,7 +118,7 @@ func (d *Driver) Config(stdout io.Writer) error {
 		BuildsDir: settings.GuestBuildsDir,
 		CacheDir:  settings.GuestCacheDir,
 		Shell:     shells[settings.Shell].runner,
-		JobEnv:    map[string]string{machineEnv: d.Job.VMName()},
+		JobEnv:    map[string]string{job.MachineEnv: d.Job.VMName()},
 	})
 }
 

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
@@ -66,13 +69,26 @@ func Classify(err error) Class {
 	}
 	for _, final := range []error{
 		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrHostile,
-		guestssh.ErrLogin, vm.ErrSpec, config.ErrSettings, errNotGitLab,
+		guestssh.ErrLogin, vm.ErrSpec, config.ErrSettings, job.ErrNotGitLab,
 	} {
 		if errors.Is(err, final) {
 			return BuildFailure
 		}
 	}
 	return SystemFailure
+}
+
+// ReportFailure writes the last lines of a stage that failed: what the guest last said on
+// its console, if it is about a guest; then, in one line, whose side the failure
+// is on, what was tried, and what to do.
+func ReportFailure(log *joblog.Log, err error) {
+	if console := vm.ConsoleOf(err); console != "" {
+		log.Say("The guest's console ended with:")
+		for _, line := range strings.Split(console, "\n") {
+			log.Say("    %s", line)
+		}
+	}
+	log.Error("%s (%s)", joblog.OneLine(err.Error()), Classify(err))
 }
 
 // ExitCodes are the exit statuses by which a stage tells GitLab Runner the class

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
@@ -32,7 +33,7 @@ func TestClassify(t *testing.T) {
 		{vm.ErrSpec, BuildFailure},
 		{&domainxml.RefusedError{Element: "os/kernel"}, BuildFailure},
 		{config.ErrSettings, BuildFailure},
-		{errNotGitLab, BuildFailure},
+		{job.ErrNotGitLab, BuildFailure},
 		{jobFault(errors.New("not allowed")), BuildFailure},
 		{other, SystemFailure},
 		{vm.ErrNoAnswer, SystemFailure},

@@ -10,6 +10,7 @@ import (
 	"github.com/docker/go-units"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -33,7 +34,7 @@ type FetchAndCloneOptions struct {
 	// Record of the job; image and digest are filled in.
 	Record record.Record
 	// Log hears how it goes on.
-	Log *JobLog
+	Log *joblog.Log
 	// Phase is called when a phase begins, and what it returns when it ends; nil is
 	// fine.
 	Phase func(name string) (end func())
@@ -78,7 +79,7 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 		return nil, err
 	}
 	defer image.Close() // held until QEMU has its disks open
-	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(sizeOf(image))), hostname(), seconds(time.Since(began)))
+	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(sizeOf(image))), hostname(), joblog.Seconds(time.Since(began)))
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
 	login, seed, err := loginFor(o.Settings, image.Guest)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"al.essio.dev/pkg/shellescape"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
@@ -36,7 +37,7 @@ func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings co
 	}
 	if status != 0 {
 		shell, _, _ := strings.Cut(command, " ")
-		d.Log.Warn("the guest cannot run %s (exit status %d: %s), and so has no directories for builds and cache: %s", shell, status, oneLine(stderr.String()), wrongSystem(settings))
+		d.Log.Warn("the guest cannot run %s (exit status %d: %s), and so has no directories for builds and cache: %s", shell, status, joblog.OneLine(stderr.String()), wrongSystem(settings))
 	} else if failed := answers(stdout.String()); len(failed) > 0 {
 		d.Log.Warn("the guest's user can neither make nor write %s, which GitLab's scripts will want: "+
 			"choose others for this image with guest_builds_dir and guest_cache_dir", strings.Join(failed, " and "))

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
@@ -20,9 +21,9 @@ var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 // exports are statements that export the job's variables. Their values are the
 // author's, and so are quoted, whatever they hold; names that no shell knows are
 // left out, and those that a shell keeps to itself stay as they are.
-func (j Job) exports(sh shell) string {
-	names := make([]string, 0, len(j.variables))
-	for name := range j.variables {
+func exports(j job.Job, sh shell) string {
+	names := make([]string, 0, len(j.Variables))
+	for name := range j.Variables {
 		if shellName.MatchString(name) {
 			names = append(names, name)
 		}
@@ -30,7 +31,7 @@ func (j Job) exports(sh shell) string {
 	slices.Sort(names)
 	var text strings.Builder
 	for _, name := range names {
-		text.WriteString(sh.export(name, j.variables[name]))
+		text.WriteString(sh.export(name, j.Variables[name]))
 	}
 	return text.String()
 }
@@ -57,7 +58,7 @@ func (d *Driver) runPrepareScript(ctx context.Context, guest *vm.Guest, settings
 	output, sh := d.Log.Writer(), shells[settings.Shell]
 	status, err := guest.Run(ctx, guestssh.Command{
 		Line:   sh.command,
-		Stdin:  io.MultiReader(strings.NewReader(d.Job.exports(sh)), text),
+		Stdin:  io.MultiReader(strings.NewReader(exports(d.Job, sh)), text),
 		Stdout: output,
 		Stderr: output,
 	})

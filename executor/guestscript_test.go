@@ -4,18 +4,20 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"gitlab-sardine-executor/executor/job"
 )
 
 // No variable of a job ends the administrator's script before it begins: not one that
 // the shell keeps to itself, nor one that a guest's profile has made readonly.
 func TestExportsDoNotEndTheShell(t *testing.T) {
-	job := Job{variables: map[string]string{"AFTER": "it's here", "ZZZ": "last", "POSIXLY_CORRECT": "1", "READONLY": "job's"}}
+	j := job.Job{Variables: map[string]string{"AFTER": "it's here", "ZZZ": "last", "POSIXLY_CORRECT": "1", "READONLY": "job's"}}
 	for _, name := range []string{
 		"UID", "EUID", "GID", "EGID", "PPID", "USERNAME", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO", "BASH_ARGC", "FUNCNAME", "GROUPS", "DIRSTACK",
 		"OPTIND", "LINENO", "RANDOM", "SECONDS", "HISTSIZE", "HISTCMD", "TMOUT", "IFS", "PS4", "ENV", "BASH_ENV", "_",
 		"status", "argv", "ARGC", "path", "fpath", "signals", "options", "ZSH_EVAL_CONTEXT",
 	} {
-		job.variables[name] = "not a number"
+		j.Variables[name] = "not a number"
 	}
 	tried := 0
 	for _, test := range []struct{ shell, command string }{
@@ -27,7 +29,7 @@ func TestExportsDoNotEndTheShell(t *testing.T) {
 		}
 		tried++
 		cmd := exec.Command(command[0], command[1:]...)
-		cmd.Stdin = strings.NewReader("readonly READONLY=profile\n" + job.exports(shells[test.shell]) +
+		cmd.Stdin = strings.NewReader("readonly READONLY=profile\n" + exports(j, shells[test.shell]) +
 			`/usr/bin/env | /usr/bin/grep -xE 'AFTER=.*|ZZZ=.*'; echo "$READONLY"` + "\n")
 		output, err := cmd.CombinedOutput()
 		if want := "AFTER=it's here\nZZZ=last\nprofile\n"; string(output) != want || err != nil {

@@ -257,8 +257,3 @@ func findMachine(ctx context.Context, host *vm.Host, job string) (string, error)
 	}
 	return "", fmt.Errorf("job %s is several: %s", job, strings.Join(found, ", "))
 }
-
-// IsJob says whether a person who wrote text means a job, and not a registry.
-func IsJob(text string) bool {
-	return machineName.MatchString(text) || text != "" && strings.Trim(text, "0123456789") == ""
-}

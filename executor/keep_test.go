@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -24,8 +26,8 @@ func outcomeBed(t *testing.T, settings string) (d *Driver, dirs config.Dirs, met
 	metrics = filepath.Join(root, "sardine.prom")
 	d = &Driver{
 		Settings: parse(t, "[defaults]\nconnect = 'test:///default'\nstorage = '"+root+"'\nmetrics_textfile = '"+metrics+"'\n"+settings),
-		Log:      NewJobLog(&bytes.Buffer{}),
-		Job:      Job{ID: "7", Server: "https://gitlab.example.com", Image: "debian:12"},
+		Log:      joblog.New(&bytes.Buffer{}),
+		Job:      job.Job{ID: "7", Server: "https://gitlab.example.com", Image: "debian:12"},
 	}
 	dirs, err := d.Settings.Dirs()
 	if err != nil {

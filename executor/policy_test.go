@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -60,7 +61,7 @@ func TestJobsPullPolicy(t *testing.T) {
 }
 
 // jobWithPolicies is a job as GitLab Runner hands it out.
-func jobWithPolicies(t *testing.T, policies []oci.PullPolicy) Job {
+func jobWithPolicies(t *testing.T, policies []oci.PullPolicy) job.Job {
 	t.Helper()
 	payload, err := json.Marshal(map[string]any{
 		"id":    42,
@@ -73,11 +74,11 @@ func jobWithPolicies(t *testing.T, policies []oci.PullPolicy) Job {
 	if err := os.WriteFile(path, payload, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	job, err := JobFromEnv([]string{"JOB_RESPONSE_FILE=" + path, "CUSTOM_ENV_CI_JOB_IMAGE=registry.example.com/vms/debian:12"})
+	j, err := job.FromEnv([]string{"JOB_RESPONSE_FILE=" + path, "CUSTOM_ENV_CI_JOB_IMAGE=registry.example.com/vms/debian:12"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return job
+	return j
 }
 
 // TestImageSectionsPullPolicy: a section's policy is that of its images alone.

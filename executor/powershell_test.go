@@ -13,6 +13,8 @@ import (
 	"unicode/utf16"
 
 	"github.com/google/go-cmp/cmp"
+
+	"gitlab-sardine-executor/executor/job"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -132,13 +134,13 @@ func FuzzQuotePowerShell(f *testing.F) {
 }
 
 func TestExports(t *testing.T) {
-	job := Job{variables: map[string]string{"B": "it's ‘quoted’\nand $HOME", "A": "", "BAD-NAME": "x", "BAD;rm": "x", "1ST": "x"}}
+	j := job.Job{Variables: map[string]string{"B": "it's ‘quoted’\nand $HOME", "A": "", "BAD-NAME": "x", "BAD;rm": "x", "1ST": "x"}}
 	for _, test := range []struct{ shell, want string }{
 		{"bash", "command export A='' 2>/dev/null\ncommand export B='it'\"'\"'s ‘quoted’\nand $HOME' 2>/dev/null\n"},
 		{"pwsh", "$env:A = ''\n$env:B = 'it''s ‘‘quoted’’\nand $HOME'\n"},
 		{"powershell", "$env:A = ''\n$env:B = 'it''s ‘‘quoted’’\nand $HOME'\n"},
 	} {
-		if got := job.exports(shells[test.shell]); got != test.want {
+		if got := exports(j, shells[test.shell]); got != test.want {
 			t.Errorf("%s: got\n%s\nwant\n%s", test.shell, got, test.want)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -107,13 +108,13 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 	}
 	admission := admission(d.Settings)
 	admission.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
-	progress := d.Log.pullProgress()
+	progress := d.Log.Progress("Pulling")
 	defer d.countPull(progress)
 	return FetchAndClone(ctx, host, FetchAndCloneOptions{
 		Image: p.ref,
 		Pull: oci.PullOptions{
 			Policies:    p.policies,
-			Credentials: oci.Credentials{AuthConfig: d.Job.Variable(authConfigVariable), Accounts: d.Job.Accounts},
+			Credentials: oci.Credentials{AuthConfig: d.Job.AuthConfig(), Accounts: d.Job.Accounts},
 			MaxDisk:     p.settings.MaxDisk,
 			Progress:    progress,
 		},
@@ -140,8 +141,8 @@ func admission(s *config.Settings) vm.Admission {
 }
 
 // countPull counts what a pull transferred, if it did.
-func (d *Driver) countPull(progress *progressLines) {
-	if moved := progress.moved(); moved > 0 {
+func (d *Driver) countPull(progress *joblog.Lines) {
+	if moved := progress.Moved(); moved > 0 {
 		d.metrics.Count("sardine_pulls_total", 1)
 		d.metrics.Count("sardine_pulled_bytes_total", float64(moved))
 	}
@@ -174,7 +175,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 		d.Log.Say("Guest goes on from a snapshot of %s", machine.Guest.SnapshotTime().Format(time.RFC3339))
 	}
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
-	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, seconds(time.Since(began)))
+	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, joblog.Seconds(time.Since(began)))
 	if err := d.makeGuestDirs(ctx, machine.Guest, p.settings); err != nil {
 		return err
 	}

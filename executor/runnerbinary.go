@@ -18,6 +18,7 @@ import (
 	"github.com/docker/go-units"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
@@ -147,7 +148,7 @@ func copyCommand(settings config.Resolved) string {
 
 // copyRunner copies a binary into the guest with a [copyCommand] and compares the
 // checksums.
-func copyRunner(ctx context.Context, guest *vm.Guest, path, command string, log *JobLog) error {
+func copyRunner(ctx context.Context, guest *vm.Guest, path, command string, log *joblog.Log) error {
 	file, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("%w: runner_binary: %w", config.ErrSettings, err)
@@ -164,7 +165,7 @@ func copyRunner(ctx context.Context, guest *vm.Guest, path, command string, log 
 	}
 	want := hex.EncodeToString(sum.Sum(nil))
 	if got, _, _ := strings.Cut(answer(stdout.String()), " "); status != 0 || got != want {
-		return fmt.Errorf("copy gitlab-runner into the guest: status %d, checksum %q instead of %q: %s", status, got, want, oneLine(stderr.String()))
+		return fmt.Errorf("copy gitlab-runner into the guest: status %d, checksum %q instead of %q: %s", status, got, want, joblog.OneLine(stderr.String()))
 	}
 	return nil
 }

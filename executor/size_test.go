@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -46,7 +48,7 @@ func TestSize(t *testing.T) {
 		{name: "no size", toml: all, variables: map[string]string{"SARDINE_DISK": "huge"}, refused: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			d := &Driver{Settings: parse(t, "[defaults]\n"+test.toml), Job: Job{variables: test.variables}, Log: NewJobLog(io.Discard)}
+			d := &Driver{Settings: parse(t, "[defaults]\n"+test.toml), Job: job.Job{Variables: test.variables}, Log: joblog.New(io.Discard)}
 			got, err := d.size(d.Settings.For("x"), host)
 			if refused := err != nil && Classify(err) == BuildFailure; refused != test.refused || !refused && (err != nil || got != test.want) {
 				t.Errorf("got %+v, %v; want %+v, refused: %v", got, err, test.want, test.refused)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -98,7 +99,7 @@ func (d *Driver) resumed(ctx context.Context, machine *Machine) error {
 // prepareAnew prepares a machine that boots, in place of one that did not go on from
 // its snapshot because of cause.
 func (d *Driver) prepareAnew(ctx context.Context, host *vm.Host, p plan, cause error) error {
-	d.Log.Warn("%s: a machine boots in its place", oneLine(cause.Error()))
+	d.Log.Warn("%s: a machine boots in its place", joblog.OneLine(cause.Error()))
 	if err := d.clearWay(ctx, host, p.dirs); err != nil {
 		return err
 	}

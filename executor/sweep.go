@@ -7,10 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/record"
 )
@@ -24,7 +25,7 @@ type SweepOptions struct {
 	// Now is compared with what the machines' records say.
 	Now time.Time
 	// Metrics count what is removed; nil for none.
-	Metrics *Metrics
+	Metrics *metrics.Changes
 }
 
 // Swept is something that no job owns any more.
@@ -33,10 +34,6 @@ type Swept struct {
 	// Reason is a sentence part: "expired at …".
 	Reason string
 }
-
-// machineName is what [Job.VMName] makes; directories of other names are not
-// touched.
-var machineName = regexp.MustCompile(`^sardine-[0-9a-f]{8}-[0-9]+$`)
 
 // Sweep removes what no job owns any more: machines whose job ended long ago (a
 // runner that was killed cleans nothing up), and the files of machines that are
@@ -91,7 +88,7 @@ func sweepFiles(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOpt
 			failed = append(failed, fmt.Errorf("sweep: %w", err))
 		}
 		for _, entry := range entries {
-			if entry.IsDir() && machineName.MatchString(entry.Name()) {
+			if entry.IsDir() && job.IsMachineName(entry.Name()) {
 				names[entry.Name()] = true
 			}
 		}

@@ -15,6 +15,8 @@ import (
 	"al.essio.dev/pkg/shellescape"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/joblog"
 )
 
 // TryOptions say what [Try] runs.
@@ -26,7 +28,7 @@ type TryOptions struct {
 	Command []string
 	// Stdout and Stderr get the command's output, Log what try itself says.
 	Stdout, Stderr io.Writer
-	Log            *JobLog
+	Log            *joblog.Log
 	Admin          *slog.Logger
 }
 
@@ -41,13 +43,13 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 		Log:      o.Log,
 		Admin:    o.Admin,
 		Local:    true,
-		Job: Job{
+		Job: job.Job{
 			ID:      strconv.FormatUint(rand.Uint64N(1<<40)+1, 10),
 			Server:  "try://" + host,
 			Project: "try",
-			Owner:   Owner{Instance: "try://" + host, Project: "0", Path: "try"},
+			Owner:   job.Owner{Instance: "try://" + host, Project: "0", Path: "try"},
 			Image:   o.Image,
-			Timeout: defaultJobTimeout,
+			Timeout: job.DefaultTimeout,
 		},
 	}
 	dir, err := os.MkdirTemp("", "sardine-try-")
@@ -81,7 +83,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 }
 
 // tryStage runs a stage between two lines that name it.
-func tryStage(log *JobLog, name string, run func() error) error {
+func tryStage(log *joblog.Log, name string, run func() error) error {
 	log.Say("==> %s", name)
 	began := time.Now()
 	err := run()

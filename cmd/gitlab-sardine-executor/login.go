@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -40,7 +41,7 @@ func loginCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 		),
 		Before: logWarnings(stderr),
 		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
-			if executor.IsJob(args[0]) {
+			if job.IsJob(args[0]) {
 				return loginToMachine(c.Context, cfg, args[0], stdout, stderr)
 			}
 			return login(c.Context, f, args[0], os.Stdin, stdout, stderr)

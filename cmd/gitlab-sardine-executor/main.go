@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -16,7 +17,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/adminlog"
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/oci"
 )
 
 // version is set by the build (Makefile); a plain go build says what Go knows.
@@ -162,3 +165,15 @@ func (f *settingsFlags) flags() []cli.Flag {
 }
 
 func (f *settingsFlags) load() (*config.Settings, error) { return config.Load(f.path) }
+
+// openAdminLog opens the administrator's log as the settings and --debug want it, and
+// sends the registry library's warnings there. It masks the settings' passwords and
+// o.Secrets.
+func (f *settingsFlags) openAdminLog(s *config.Settings, o adminlog.Options) (*slog.Logger, io.Closer, error) {
+	o.File, o.Level, o.Format = s.Defaults.LogFile, s.Defaults.LogLevel, s.Defaults.LogFormat
+	o.Debug = f.debug
+	o.Secrets = append(o.Secrets, s.Passwords()...)
+	logger, closer, err := adminlog.Open(o)
+	oci.LogTo(logger)
+	return logger, closer, err
+}

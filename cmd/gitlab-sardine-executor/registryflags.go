@@ -6,7 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -48,11 +48,11 @@ func (f *progressFlags) flags() []cli.Flag {
 	}
 }
 
-func (f *progressFlags) progress(stderr io.Writer, what string) executor.Progress {
+func (f *progressFlags) progress(stderr io.Writer, what string) joblog.Progress {
 	if f.quiet {
-		return executor.NoProgress()
+		return joblog.NoProgress()
 	}
-	return executor.NewProgress(stderr, what)
+	return joblog.NewProgress(stderr, what)
 }
 
 // logWarnings shows on stderr what the library for registries warns of.

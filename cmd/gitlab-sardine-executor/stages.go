@@ -13,6 +13,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/adminlog"
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/joblog"
 )
 
 const stageCategory = "Called by GitLab Runner"
@@ -79,7 +82,7 @@ func cleanupCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 // stage runs one of the runner's stages and turns its error into the last line
 // of the job log and an exit status.
 func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*executor.Driver) error) error {
-	log := executor.NewGitLabLog(stderr)
+	log := joblog.NewGitLab(stderr)
 	// A second signal changes nothing: prepare has to undo what it did, and
 	// exitInTime ends what hangs.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT)
@@ -88,19 +91,19 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	if err != nil {
 		return finish(log, err)
 	}
-	job, err := executor.JobFromEnv(os.Environ())
+	j, err := job.FromEnv(os.Environ())
 	if err != nil {
 		return finish(log, err)
 	}
 	// A log that cannot be opened is the administrator's business: cleanup, which each
 	// job has, tells them.
-	admin, closer, _ := executor.OpenAdminLog(settings, executor.AdminLogOptions{
-		Debug: cfg.debug, Stderr: stderr, IsRunner: c.Command.Name == "cleanup", Secrets: job.Secrets(),
+	admin, closer, _ := cfg.openAdminLog(settings, adminlog.Options{
+		Stderr: stderr, IsRunner: c.Command.Name == "cleanup", Secrets: j.Secrets(),
 	})
 	defer closer.Close()
-	executor.ForgetJobVariables()
+	job.ForgetVariables()
 	began := time.Now()
-	driver := &executor.Driver{Version: programVersion(), Settings: settings, Job: job, Log: log, Admin: admin}
+	driver := &executor.Driver{Version: programVersion(), Settings: settings, Job: j, Log: log, Admin: admin}
 	err = run(driver)
 	if err := driver.WriteMetrics(); err != nil {
 		admin.Warn("metrics are lost", "error", err)
@@ -108,15 +111,15 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	if err != nil && c.Context.Err() != nil {
 		admin.Debug("what the signal interrupted", "error", err)
 	}
-	logStage(admin, c.Command.Name, job, time.Since(began), told(c, err))
+	logStage(admin, c.Command.Name, j, time.Since(began), told(c, err))
 	return finish(log, told(c, err))
 }
 
 // exitInTime ends the program when the time is over that a stage has after a signal,
 // whatever hangs: the log itself may, if nobody reads it.
-func exitInTime(log *executor.JobLog) {
+func exitInTime(log *joblog.Log) {
 	time.Sleep(signalGrace)
-	go log.Fail(executor.ErrCancelled)
+	go executor.ReportFailure(log, executor.ErrCancelled)
 	time.Sleep(lastWord)
 	os.Exit(executor.ExitCodesFromEnv().System)
 }
@@ -133,8 +136,8 @@ func told(c *cli.Context, err error) error {
 }
 
 // logStage tells the administrator how a stage ended.
-func logStage(admin *slog.Logger, name string, job executor.Job, took time.Duration, err error) {
-	admin = admin.With("stage", name, "job", job.ID, "project", job.Project, "image", job.Image, "seconds", took.Seconds())
+func logStage(admin *slog.Logger, name string, j job.Job, took time.Duration, err error) {
+	admin = admin.With("stage", name, "job", j.ID, "project", j.Project, "image", j.Image, "seconds", took.Seconds())
 	var script executor.ScriptError
 	switch {
 	case err == nil:
@@ -151,7 +154,7 @@ func logStage(admin *slog.Logger, name string, job executor.Job, took time.Durat
 const noScript executor.ScriptError = 1
 
 // finish says how a job's stage ended and makes the exit status of it.
-func finish(log *executor.JobLog, err error) error {
+func finish(log *joblog.Log, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -165,7 +168,7 @@ func finish(log *executor.JobLog, err error) error {
 		}
 	}
 	if !isScript {
-		log.Fail(err)
+		executor.ReportFailure(log, err)
 	}
 	return exitError{codes.Of(err)}
 }
@@ -195,12 +198,12 @@ func commandOf(args []string) []string {
 }
 
 func try(ctx context.Context, cfg *settingsFlags, image string, command []string, stdout, stderr io.Writer) error {
-	log := executor.NewJobLog(stderr)
+	log := joblog.New(stderr)
 	settings, err := cfg.load()
 	if err != nil {
 		return finish(log, err)
 	}
-	admin, closer, err := executor.OpenAdminLog(settings, executor.AdminLogOptions{Debug: cfg.debug, Stderr: stderr})
+	admin, closer, err := cfg.openAdminLog(settings, adminlog.Options{Stderr: stderr})
 	if err != nil {
 		log.Warn("%v", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/vm"
 )
 
@@ -48,7 +49,7 @@ func sweep(ctx context.Context, cfg *settingsFlags, o executor.SweepOptions, std
 		return err
 	}
 	defer host.Close()
-	metrics := &executor.Metrics{}
+	metrics := &metrics.Changes{}
 	o.Now, o.Metrics = time.Now(), metrics
 	swept, err := executor.Sweep(ctx, host, dirs, o)
 	for _, s := range swept {

@@ -378,3 +378,10 @@ func TestGuestDirs(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestPasswords(t *testing.T) {
+	s := parse(t, "[defaults]\npassword = 'a'\n[[image]]\nmatch = 'x'\npassword = 'b'\n[[image]]\nmatch = 'y'\npassword = ''\n[[image]]\nmatch = 'z'")
+	if got := s.Passwords(); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("got %q", got)
+	}
+}

@@ -1,4 +1,4 @@
-package executor
+package joblog
 
 import (
 	"bytes"
@@ -84,7 +84,7 @@ func TestProgressLines(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
 			clock := &testClock{time.Unix(0, 0)}
-			p := newProgressLines(NewJobLog(&out), "Pulling", clock.now)
+			p := newLines(New(&out), "Pulling", clock.now)
 			test.run(p, clock)
 			p.Close()
 			var got []string
@@ -139,7 +139,7 @@ func TestBarsWithoutTransfer(t *testing.T) {
 
 // TestNewProgress: what is no terminal gets lines.
 func TestNewProgress(t *testing.T) {
-	if _, ok := NewProgress(&bytes.Buffer{}, "Pulling").(*progressLines); !ok {
+	if _, ok := NewProgress(&bytes.Buffer{}, "Pulling").(*Lines); !ok {
 		t.Error("a buffer gets bars")
 	}
 	quiet := NoProgress()

@@ -1,4 +1,4 @@
-package executor
+package metrics
 
 import (
 	"context"
@@ -20,7 +20,7 @@ func TestMetricsAddUpOverProcesses(t *testing.T) {
 	var all sync.WaitGroup
 	for range processes {
 		all.Go(func() {
-			m := &Metrics{}
+			m := &Changes{}
 			m.Count("sardine_jobs_total", 1, "result", "success")
 			m.Count("sardine_jobs_total", 2, "result", `"odd\`)
 			m.Observe("boot", 700*time.Millisecond)
@@ -58,7 +58,7 @@ func TestMetricsAddUpOverProcesses(t *testing.T) {
 func TestMetricsAreComplete(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sardine.prom")
 	write := func() {
-		m := &Metrics{}
+		m := &Changes{}
 		m.Count("sardine_jobs_total", 1, "result", strings.Repeat("x", 64<<10)) // more than a write call's worth
 		m.Observe("run", time.Second)
 		m.Set("sardine_pulls_total", 1)
@@ -100,12 +100,12 @@ func TestMetricsAreComplete(t *testing.T) {
 // A stage that holds the lock for ever costs the others their metrics, not the job.
 func TestMetricsDoNotWaitForEver(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sardine.prom")
-	lock := flock.New(path + metricsLockSuffix)
+	lock := flock.New(path + LockSuffix)
 	if err := lock.Lock(); err != nil {
 		t.Fatal(err)
 	}
 	defer lock.Close()
-	m := &Metrics{}
+	m := &Changes{}
 	m.Count("sardine_swept_total", 1)
 	if err := m.Write(path); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
@@ -114,7 +114,7 @@ func TestMetricsDoNotWaitForEver(t *testing.T) {
 
 // docs/metrics.md lists the metrics that there are.
 func TestMetricsAreDocumented(t *testing.T) {
-	text, err := os.ReadFile("../docs/metrics.md")
+	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestMetricsBeginAnewAfterDamage(t *testing.T) {
 	if err := os.WriteFile(path, []byte("sardine_jobs_total{ half a line"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	m := &Metrics{}
+	m := &Changes{}
 	m.Count("sardine_swept_total", 1)
 	if err := m.Write(path); err != nil {
 		t.Fatal(err)
@@ -147,7 +147,7 @@ func TestMetricsBeginAnewAfterDamage(t *testing.T) {
 }
 
 func TestMetricsWithoutAFile(t *testing.T) {
-	m := &Metrics{}
+	m := &Changes{}
 	m.Count("sardine_swept_total", 1)
 	if err := m.Write(""); err != nil {
 		t.Error(err)

@@ -1,4 +1,4 @@
-package executor
+package joblog
 
 import (
 	"fmt"
@@ -33,7 +33,7 @@ func NewProgress(w io.Writer, what string) Progress {
 			return newBars(w, what)
 		}
 	}
-	return newProgressLines(NewJobLog(w), what, time.Now)
+	return newLines(New(w), what, time.Now)
 }
 
 // NoProgress is that of people who want to hear nothing.
@@ -48,13 +48,13 @@ func (noProgress) Add(int64)                        {}
 func (noProgress) Done(error)                       {}
 func (noProgress) Close()                           {}
 
-// pullProgress tells the job log how a pull goes on.
-func (l *JobLog) pullProgress() *progressLines { return newProgressLines(l, "Pulling", time.Now) }
+// Progress writes to the log how transfers go on; what is what happens: "Pulling".
+func (l *Log) Progress(what string) *Lines { return newLines(l, what, time.Now) }
 
-// progressLines tells a log how transfers go on: a line every few seconds over
+// Lines tells a log how transfers go on: a line every few seconds over
 // all of them together, and one at the end if there was time for any other.
-type progressLines struct {
-	log  *JobLog
+type Lines struct {
+	log  *Log
 	what string
 	now  func() time.Time
 
@@ -66,29 +66,29 @@ type progressLines struct {
 	spoke  bool // since the transfers began
 }
 
-func newProgressLines(log *JobLog, what string, now func() time.Time) *progressLines {
-	return &progressLines{log: log, what: what, now: now}
+func newLines(log *Log, what string, now func() time.Time) *Lines {
+	return &Lines{log: log, what: what, now: now}
 }
 
-// moved is how many bytes all transfers together have moved so far.
-func (p *progressLines) moved() int64 {
+// Moved is how many bytes all transfers together have moved so far.
+func (p *Lines) Moved() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.tally.moved
 }
 
 // Waiting says what the work waits for.
-func (p *progressLines) Waiting(reason string) { p.log.Say("Waiting: %s", reason) }
+func (p *Lines) Waiting(reason string) { p.log.Say("Waiting: %s", reason) }
 
 // Expect notes how much is to come.
-func (p *progressLines) Expect(size int64) {
+func (p *Lines) Expect(size int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tally.expect(size)
 }
 
 // Start begins to count a transfer.
-func (p *progressLines) Start(_ string, size int64) oci.Transfer {
+func (p *Lines) Start(_ string, size int64) oci.Transfer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.began.IsZero() {
@@ -101,11 +101,11 @@ func (p *progressLines) Start(_ string, size int64) oci.Transfer {
 }
 
 // Close does nothing: each line is complete.
-func (p *progressLines) Close() {}
+func (p *Lines) Close() {}
 
-// A lineTransfer is one of the transfers that progressLines adds up.
+// A lineTransfer is one of the transfers that Lines adds up.
 type lineTransfer struct {
-	p           *progressLines
+	p           *Lines
 	size, moved int64
 }
 
@@ -135,7 +135,7 @@ func (t *lineTransfer) Done(err error) {
 	}
 	if p.active == 0 && p.tally.complete() && p.spoke {
 		p.spoke = false
-		p.log.Say("%s: %s, done in %s", p.what, units.BytesSize(float64(p.tally.moved)), seconds(p.now().Sub(p.began)))
+		p.log.Say("%s: %s, done in %s", p.what, units.BytesSize(float64(p.tally.moved)), Seconds(p.now().Sub(p.began)))
 	}
 }
 

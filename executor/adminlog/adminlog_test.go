@@ -1,4 +1,4 @@
-package executor
+package adminlog
 
 import (
 	"bytes"
@@ -11,45 +11,33 @@ import (
 	"testing"
 )
 
-// Whatever is logged, and in whichever form, no secret of the job or of the settings
-// is in it.
+// No secret is logged, whatever is logged and in whichever form.
 func TestSecretsAreMasked(t *testing.T) {
-	job := jobIn(t,
-		"JOB_RESPONSE_FILE="+writeFile(t, `{"id": 1, "token": "glcbt-job-token",
-			"variables": [
-				{"key": "DEPLOY_KEY", "value": "multi\nline \"key\"", "masked": true},
-				{"key": "PART", "value": "glcbt-job", "masked": true},
-				{"key": "OPEN", "value": "not a secret", "public": true},
-				{"key": "EMPTY", "value": "", "masked": true}],
-			"credentials": [{"type": "registry", "url": "r.example.com", "username": "u", "password": "reg-password"},
-				{"type": "git", "url": "g.example.com", "username": "u", "password": "git-password"}]}`),
-		`CUSTOM_ENV_DOCKER_AUTH_CONFIG={"auths":{"r.example.com":{"auth":"dXNlcjpzM2NyZXQ="},"s.example.com":{"password":"plain-password","identitytoken":"id-token"}}}`)
 	secrets := []string{
 		"glcbt-job-token", "multi\nline \"key\"", "glcbt-job", "reg-password", "git-password",
 		"dXNlcjpzM2NyZXQ=", "s3cret", "plain-password", "id-token", "guest-password", "other-password",
 	}
 	file := filepath.Join(t.TempDir(), "log")
 	for _, test := range []struct {
-		name, settings string
-		o              AdminLogOptions
+		name string
+		o    Options
 	}{
-		{"debug", "", AdminLogOptions{Debug: true}},
-		{"the runner's log", "", AdminLogOptions{IsRunner: true}},
-		{"text file", fmt.Sprintf("log_file = %q\nlog_level = 'debug'", file), AdminLogOptions{}},
-		{"JSON file", fmt.Sprintf("log_file = %q\nlog_level = 'debug'\nlog_format = 'json'", file), AdminLogOptions{}},
+		{"debug", Options{Debug: true}},
+		{"the runner's log", Options{IsRunner: true}},
+		{"text file", Options{File: file, Level: slog.LevelDebug}},
+		{"JSON file", Options{File: file, Level: slog.LevelDebug, Format: "json"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s := parse(t, "[defaults]\npassword = 'guest-password'\n"+test.settings+"\n[[image]]\nmatch = 'x'\npassword = 'other-password'")
 			var stderr bytes.Buffer
-			test.o.Stderr, test.o.Secrets = &stderr, job.Secrets()
-			logger, closer, err := OpenAdminLog(s, test.o)
+			test.o.Stderr, test.o.Secrets = &stderr, secrets
+			logger, closer, err := Open(test.o)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, secret := range secrets {
 				logger.With("with", secret).WithGroup("group").Error("message "+secret,
 					"text", "a "+secret+" b", "error", fmt.Errorf("wrapped: %w", errors.New(secret)),
-					"list", []string{secret}, slog.Group("inner", "text", secret), "bytes", job.Accounts)
+					"list", []string{secret}, slog.Group("inner", "text", secret), "account", struct{ User, Password string }{"u", secret})
 			}
 			logger.Error("open", "value", "not a secret", "count", 1, "none", nil)
 			if err := closer.Close(); err != nil {
@@ -82,16 +70,16 @@ func TestSecretsAreMasked(t *testing.T) {
 func TestLogFileThatCannotBeOpened(t *testing.T) {
 	for _, test := range []struct {
 		name string
-		o    AdminLogOptions
+		o    Options
 		want []string // on stderr
 	}{
-		{"a stage's stderr is the job's", AdminLogOptions{}, nil},
-		{"cleanup's is the runner's", AdminLogOptions{IsRunner: true}, []string{"log_file", "/dev/null/log", "cleanup goes on"}},
+		{"a stage's stderr is the job's", Options{}, nil},
+		{"cleanup's is the runner's", Options{IsRunner: true}, []string{"log_file", "/dev/null/log", "cleanup goes on"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var stderr bytes.Buffer
-			test.o.Stderr = &stderr
-			logger, closer, err := OpenAdminLog(parse(t, "[defaults]\nlog_file = '/dev/null/log'"), test.o)
+			test.o.Stderr, test.o.File = &stderr, "/dev/null/log"
+			logger, closer, err := Open(test.o)
 			if err == nil {
 				t.Error("no error tells the caller")
 			}

@@ -1,4 +1,5 @@
-package executor
+// Package adminlog opens the administrator's log, which shows no secret.
+package adminlog
 
 import (
 	"cmp"
@@ -8,49 +9,43 @@ import (
 	"os"
 	"slices"
 	"strings"
-
-	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/oci"
 )
 
-// AdminLogOptions say where an [AdminLog] goes.
-type AdminLogOptions struct {
-	// Debug sends everything to Stderr, whatever the settings say: for an
-	// administrator who runs a command by hand.
+// Options say where the log goes.
+type Options struct {
+	// File is appended to; empty for none. Level and Format ("json", else text) are
+	// for the file alone.
+	File   string
+	Level  slog.Level
+	Format string
+	// Debug sends everything to Stderr instead of File: for an administrator who runs
+	// a command by hand.
 	Debug bool
-	// Stderr of the command. It is the job's log in the stages before cleanup, and
-	// GitLab Runner's own in cleanup, which gets warnings if there is no file; one
-	// is that a file cannot be opened.
+	// Stderr of the command. It is the job's log in the stages before cleanup. In
+	// cleanup it is GitLab Runner's own (IsRunner) and gets warnings if there is no
+	// file, or if the file cannot be opened.
 	Stderr   io.Writer
 	IsRunner bool
-	// Secrets are not shown: those of the job. Those of the settings never are.
+	// Secrets are not shown.
 	Secrets []string
 }
 
-// OpenAdminLog opens the administrator's log: the file log_file of the settings,
-// appended to; without one nothing but what [AdminLogOptions] say. What the author
-// of a job may read is never written there only, and no secret ever. Closing it
-// ends the log.
+// Open opens the log. Closing it closes the file. What the author of a job may read
+// is never written to this log alone.
 //
-// The error says that the file cannot be opened. The log is then as if the settings
-// named none, and no job shall fail of that.
-func OpenAdminLog(s *config.Settings, o AdminLogOptions) (*slog.Logger, io.Closer, error) {
-	logger, closer, err := openAdminLog(s, o)
-	oci.LogTo(logger)
-	return logger, closer, err
-}
-
-func openAdminLog(s *config.Settings, o AdminLogOptions) (*slog.Logger, io.Closer, error) {
+// The error says that the file cannot be opened. The log is then as if there were no
+// file; no job fails for that.
+func Open(o Options) (*slog.Logger, io.Closer, error) {
 	none := io.NopCloser(nil)
-	hide := hideSecrets(append(s.Passwords(), o.Secrets...))
+	hide := hideSecrets(o.Secrets)
 	if o.Debug {
 		return slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: hide})), none, nil
 	}
 	var lost error
-	if s.Defaults.LogFile != "" {
-		file, err := os.OpenFile(s.Defaults.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	if o.File != "" {
+		file, err := os.OpenFile(o.File, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 		if err == nil {
-			return slog.New(logHandler(s.Defaults, file, hide)), file, nil
+			return slog.New(o.fileHandler(file, hide)), file, nil
 		}
 		lost = fmt.Errorf("the setting log_file: %w", err)
 	}
@@ -64,9 +59,9 @@ func openAdminLog(s *config.Settings, o AdminLogOptions) (*slog.Logger, io.Close
 	return logger, none, lost
 }
 
-func logHandler(t config.Defaults, w io.Writer, replace replaceAttr) slog.Handler {
-	options := &slog.HandlerOptions{Level: t.LogLevel, ReplaceAttr: replace}
-	if t.LogFormat == "json" {
+func (o Options) fileHandler(w io.Writer, replace replaceAttr) slog.Handler {
+	options := &slog.HandlerOptions{Level: o.Level, ReplaceAttr: replace}
+	if o.Format == "json" {
 		return slog.NewJSONHandler(w, options)
 	}
 	return slog.NewTextHandler(w, options)
@@ -87,7 +82,7 @@ type replaceAttr = func(groups []string, a slog.Attr) slog.Attr
 // hideSecrets replaces the secrets in all that is logged. Nothing here logs a secret
 // knowingly; but a library, or the text of another program's error, can hold one.
 func hideSecrets(secrets []string) replaceAttr {
-	secrets = slices.DeleteFunc(secrets, func(s string) bool { return len(s) < secretMin })
+	secrets = slices.DeleteFunc(slices.Clone(secrets), func(s string) bool { return len(s) < secretMin })
 	// The longest first: one may be a part of another.
 	slices.SortFunc(secrets, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
 	var pairs []string

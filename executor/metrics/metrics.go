@@ -1,4 +1,6 @@
-package executor
+// Package metrics adds up counters, histograms and gauges in one file, which
+// node_exporter's textfile collector reads.
+package metrics
 
 import (
 	"bytes"
@@ -22,12 +24,12 @@ import (
 var phaseBuckets = []float64{0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600}
 
 const (
-	// metricsLockTimeout bounds the wait for other stages, which hold the file for
+	// lockTimeout bounds the wait for other stages, which hold the file for
 	// some milliseconds; one that is stopped must not stop all.
-	metricsLockTimeout = 5 * time.Second
-	metricsLockPoll    = 2 * time.Millisecond
-	// metricsLockSuffix names the file beside the one of metrics that is locked.
-	metricsLockSuffix = ".lock"
+	lockTimeout = 5 * time.Second
+	lockPoll    = 2 * time.Millisecond
+	// LockSuffix names the file beside the one of metrics that is locked.
+	LockSuffix = ".lock"
 )
 
 // metricHelp is what Prometheus shows beside each metric; docs/metrics.md lists
@@ -48,14 +50,14 @@ var metricHelp = map[string]string{
 	"sardine_machines":           "Machines of jobs that run.",
 }
 
-// Metrics are what one process has to add to the file of metrics: Prometheus' text
+// Changes are what one process has to add to the file of metrics: Prometheus' text
 // format, as node_exporter's textfile collector reads it. The stages of jobs are
 // processes of their own, and so the file itself holds the sums. The zero value is
 // ready.
-type Metrics struct{ changes []func(families) }
+type Changes struct{ changes []func(families) }
 
 // Count adds n to a counter; labels are names and values in turn.
-func (m *Metrics) Count(name string, n float64, labels ...string) {
+func (m *Changes) Count(name string, n float64, labels ...string) {
 	m.changes = append(m.changes, func(f families) {
 		c := f.metric(name, dto.MetricType_COUNTER, labels)
 		if c.Counter == nil {
@@ -66,14 +68,14 @@ func (m *Metrics) Count(name string, n float64, labels ...string) {
 }
 
 // Set sets a gauge.
-func (m *Metrics) Set(name string, v float64, labels ...string) {
+func (m *Changes) Set(name string, v float64, labels ...string) {
 	m.changes = append(m.changes, func(f families) {
 		f.metric(name, dto.MetricType_GAUGE, labels).Gauge = &dto.Gauge{Value: &v}
 	})
 }
 
 // Observe adds the duration of a phase to its histogram.
-func (m *Metrics) Observe(phase string, took time.Duration) {
+func (m *Changes) Observe(phase string, took time.Duration) {
 	m.changes = append(m.changes, func(f families) {
 		h := f.metric("sardine_phase_seconds", dto.MetricType_HISTOGRAM, []string{"phase", phase})
 		if h.Histogram == nil {
@@ -99,16 +101,16 @@ func emptyHistogram() *dto.Histogram {
 
 // Write adds everything to the file path, which is complete at every moment, and
 // forgets it.
-func (m *Metrics) Write(path string) error {
+func (m *Changes) Write(path string) error {
 	changes := m.changes
 	m.changes = nil
 	if path == "" || len(changes) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), metricsLockTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout)
 	defer cancel()
-	lock := flock.New(path + metricsLockSuffix)
-	if _, err := lock.TryLockContext(ctx, metricsLockPoll); err != nil {
+	lock := flock.New(path + LockSuffix)
+	if _, err := lock.TryLockContext(ctx, lockPoll); err != nil {
 		return fmt.Errorf("write metrics: wait for %s: %w", lock.Path(), err)
 	}
 	defer lock.Close()

@@ -1,10 +1,9 @@
-package executor
+package job
 
 import (
-	"bytes"
-	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,8 +39,8 @@ func writeFile(t *testing.T, text string) string {
 	return path
 }
 
-func TestJobFromEnv(t *testing.T) {
-	job, err := JobFromEnv([]string{
+func TestFromEnv(t *testing.T) {
+	job, err := FromEnv([]string{
 		"JOB_RESPONSE_FILE=" + writeFile(t, payload),
 		"CUSTOM_ENV_CI_JOB_IMAGE=debian:12",
 		"CUSTOM_ENV_CI_JOB_SERVICES=",
@@ -60,7 +59,7 @@ func TestJobFromEnv(t *testing.T) {
 			{Registry: "registry.example.org:5000", Username: "u", Password: "p"},
 		},
 		Timeout:   30 * time.Minute,
-		variables: job.variables,
+		Variables: job.Variables,
 		secrets:   job.secrets,
 	}
 	if diff := cmp.Diff(want, job, cmp.AllowUnexported(Job{})); diff != "" {
@@ -104,29 +103,9 @@ func TestAuthorCannotBecomeAnotherJob(t *testing.T) {
 	}
 }
 
-// What config tells the later stages is the name that they would find themselves.
-func TestConfigNamesTheMachine(t *testing.T) {
-	job := jobIn(t, "JOB_RESPONSE_FILE="+writeFile(t, payload))
-	var stdout bytes.Buffer
-	if err := (&Driver{Settings: parse(t, ""), Job: job}).Config(&stdout); err != nil {
-		t.Fatal(err)
-	}
-	var output configOutput
-	if err := json.Unmarshal(stdout.Bytes(), &output); err != nil {
-		t.Fatal(err)
-	}
-	later := []string{"JOB_RESPONSE_FILE=/nonexistent/response.json"}
-	for name, value := range output.JobEnv {
-		later = append(later, name+"="+value)
-	}
-	if got := jobIn(t, later...); got.VMName() != job.VMName() {
-		t.Errorf("config says %s, the job is %s", got.VMName(), job.VMName())
-	}
-}
-
 func jobIn(t *testing.T, environ ...string) Job {
 	t.Helper()
-	job, err := JobFromEnv(environ)
+	job, err := FromEnv(environ)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +126,7 @@ func TestVMName(t *testing.T) {
 	}
 }
 
-func TestJobFromBadEnv(t *testing.T) {
+func TestFromBadEnv(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		env  []string
@@ -160,7 +139,7 @@ func TestJobFromBadEnv(t *testing.T) {
 		{"payload whose id is a path", []string{"JOB_RESPONSE_FILE=" + writeFile(t, `{"id": "../x"}`)}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			if _, err := JobFromEnv(test.env); err == nil || !strings.Contains(err.Error(), test.want) {
+			if _, err := FromEnv(test.env); err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want …%s…", err, test.want)
 			}
 		})
@@ -168,15 +147,38 @@ func TestJobFromBadEnv(t *testing.T) {
 }
 
 // cleanup may come when the payload is gone; the environment still has the job.
-func TestJobWithoutPayload(t *testing.T) {
-	job, err := JobFromEnv([]string{
+func TestFromEnvWithoutPayload(t *testing.T) {
+	job, err := FromEnv([]string{
 		"JOB_RESPONSE_FILE=/nonexistent/response.json", "CUSTOM_ENV_CI_JOB_ID=4711", "CUSTOM_ENV_CI_SERVER_URL=https://gitlab.example.com",
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	with, err := JobFromEnv([]string{"JOB_RESPONSE_FILE=" + writeFile(t, payload)})
+	with, err := FromEnv([]string{"JOB_RESPONSE_FILE=" + writeFile(t, payload)})
 	if err != nil || job.VMName() != with.VMName() {
 		t.Errorf("%s without the payload, %s with it (%v)", job.VMName(), with.VMName(), err)
+	}
+}
+
+// Tokens, passwords and masked variables, of the payload and of DOCKER_AUTH_CONFIG.
+func TestSecrets(t *testing.T) {
+	job := jobIn(t,
+		"JOB_RESPONSE_FILE="+writeFile(t, `{"id": 1, "token": "glcbt-job-token",
+			"variables": [
+				{"key": "DEPLOY_KEY", "value": "multi\nline \"key\"", "masked": true},
+				{"key": "PART", "value": "glcbt-job", "masked": true},
+				{"key": "OPEN", "value": "not a secret", "public": true},
+				{"key": "EMPTY", "value": "", "masked": true}],
+			"credentials": [{"type": "registry", "url": "r.example.com", "username": "u", "password": "reg-password"},
+				{"type": "git", "url": "g.example.com", "username": "u", "password": "git-password"}]}`),
+		`CUSTOM_ENV_DOCKER_AUTH_CONFIG={"auths":{"r.example.com":{"auth":"dXNlcjpzM2NyZXQ="},"s.example.com":{"password":"plain-password","identitytoken":"id-token"}}}`)
+	want := []string{
+		"", "dXNlcjpzM2NyZXQ=", "git-password", "glcbt-job", "glcbt-job-token", "id-token", "multi\nline \"key\"",
+		"plain-password", "reg-password", "s3cret",
+	}
+	got := job.Secrets()
+	slices.Sort(got)
+	if diff := cmp.Diff(want, slices.Compact(got)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
 }

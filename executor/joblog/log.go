@@ -1,0 +1,75 @@
+// Package joblog writes the log that the author of a job reads, and shows transfers.
+package joblog
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A Log is what the author of a job reads: few lines, each for people. What
+// only an administrator can use goes to slog.
+type Log struct {
+	mu sync.Mutex
+	w  io.Writer
+	// sections says that GitLab shows the log, which folds its sections.
+	sections bool
+}
+
+// New writes to w, which a stage's caller passes on to the job log.
+func New(w io.Writer) *Log { return &Log{w: w} }
+
+// NewGitLab is a [Log] that GitLab shows: with sections that can be folded.
+func NewGitLab(w io.Writer) *Log { return &Log{w: w, sections: true} }
+
+// Section begins a part of the log that GitLab can fold, and of which it shows how
+// long it took; end ends it. name consists of letters and underscores.
+//
+// Source: docs.gitlab.com, "Custom collapsible sections".
+func (l *Log) Section(name, title string) (end func()) {
+	if !l.sections {
+		l.Say("%s", title)
+		return func() {}
+	}
+	mark := func(what, title string) {
+		l.Say("\x1b[0Ksection_%s:%d:%s\r\x1b[0K%s", what, time.Now().Unix(), name, title)
+	}
+	mark("start", title)
+	return sync.OnceFunc(func() { mark("end", "") })
+}
+
+// Say writes one line.
+func (l *Log) Say(format string, args ...any) { l.line("", format, args...) }
+
+// Warn writes one line that starts as GitLab Runner's own warnings do.
+func (l *Log) Warn(format string, args ...any) { l.line("WARNING: ", format, args...) }
+
+// Error writes one line that starts as GitLab Runner's own errors do.
+func (l *Log) Error(format string, args ...any) { l.line("ERROR: ", format, args...) }
+
+// Writer passes on what somebody else writes to the log.
+func (l *Log) Writer() io.Writer { return logWriter{l} }
+
+type logWriter struct{ l *Log }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.l.mu.Lock()
+	defer w.l.mu.Unlock()
+	return w.l.w.Write(p)
+}
+
+func (l *Log) line(prefix, format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fmt.Fprintf(l.w, "%s%s\n", prefix, fmt.Sprintf(format, args...))
+}
+
+// OneLine joins the lines of an error that several causes made.
+func OneLine(text string) string {
+	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}
+
+// Seconds is a duration as a log shows it.
+func Seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
