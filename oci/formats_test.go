@@ -226,12 +226,12 @@ func TestFormats(t *testing.T) {
 				return platform(annotated(d, "disktype", kind), "linux", arch)
 			}
 			return l.named(l.putIndex(bootable(l), machine("applehv", "x86_64", raw), machine("qemu", "aarch64", raw), machine("qemu", "x86_64", disk)))
-		}, "machine-os", map[string]string{"podman-machine.x86_64.qemu.qcow2": "qcow2"}, disk},
+		}, "artifact", map[string]string{"podman-machine.x86_64.qemu.qcow2": "qcow2"}, disk},
 		"machine-os, xz, nested index": {func(l testLayout) Reference {
 			d := l.put(v1.Manifest{Layers: []v1.Descriptor{annotated(l.blob("application/xz", xzOf(t, disk)), v1.AnnotationTitle, "m.qcow2.xz")}})
 			nested := l.putIndex(platform(annotated(d, "disktype", "qemu"), "linux", "amd64"))
 			return l.named(l.putIndex(annotated(bootable(l), "vnd.docker.reference.type", "attestation-manifest"), nested))
-		}, "machine-os", map[string]string{"m.qcow2": "qcow2"}, disk},
+		}, "artifact", map[string]string{"m.qcow2": "qcow2"}, disk},
 		"eve": {func(l testLayout) Reference {
 			return l.named(l.put(v1.Manifest{Config: l.config(`{"architecture":"amd64","os":"linux"}`), Layers: []v1.Descriptor{
 				annotated(l.blob("application/vnd.lfedge.eci.kernel.layer.v1", []byte("kernel")), "org.lfedge.eci.role", "kernel"),

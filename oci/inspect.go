@@ -75,11 +75,11 @@ func Inspect(ctx context.Context, ref Reference, o InspectOptions) (*Inspection,
 }
 
 func inspect(ctx context.Context, src source, ref Reference, o InspectOptions) (*Inspection, error) {
-	raw, mediaType, top, err := readManifest(ctx, src, ref.Digest())
+	top, err := readDocument(ctx, src, v1.Descriptor{Digest: ref.Digest()})
 	if err != nil {
 		return nil, err
 	}
-	m, d, err := resolve(ctx, src, raw, mediaType, top, architecture(o.Architecture))
+	m, d, err := resolve(ctx, src, top, architecture(o.Architecture))
 	if err != nil {
 		return nil, err
 	}
@@ -91,8 +91,8 @@ func inspect(ctx context.Context, src source, ref Reference, o InspectOptions) (
 		Reference: ref.String(), Digest: d, Format: plan.Format, Evidence: evidence(m),
 		Architecture: plan.Architecture, OS: plan.OS, Created: plan.Created, Disks: []InspectedDisk{},
 	}
-	if d != top {
-		i.Index = top
+	if d != top.digest {
+		i.Index = top.digest
 	}
 	for _, layer := range m.Layers {
 		i.Size += layer.Size

@@ -2,7 +2,6 @@ package oci
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/format"
 )
 
 // layoutSource reads an OCI layout. It is our own because containers/image takes
@@ -47,10 +48,11 @@ func (s *layoutSource) find() (v1.Descriptor, error) {
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("%s: %w", s.ref, err)
 	}
-	var index v1.Index
-	if err := json.Unmarshal(raw, &index); err != nil {
-		return v1.Descriptor{}, fmt.Errorf("%w: %s: %s: %w", ErrFormat, s.ref, v1.ImageIndexFile, err)
+	doc, err := format.Parse(raw, format.Claim{By: "an OCI layout's " + v1.ImageIndexFile, MediaType: v1.MediaTypeImageIndex})
+	if err != nil {
+		return v1.Descriptor{}, formatError(fmt.Errorf("%s: %s: %w", s.ref, v1.ImageIndexFile, err))
 	}
+	index := doc.Index
 	if s.ref.digest != "" {
 		for _, desc := range index.Manifests {
 			if desc.Digest == s.ref.digest {
@@ -92,12 +94,8 @@ func (s *layoutSource) Manifest(_ context.Context, d digest.Digest) ([]byte, str
 	if got := d.Algorithm().FromBytes(raw); got != d {
 		return nil, "", fmt.Errorf("%w: %s: manifest %s has digest %s", ErrHostile, s.ref, d, got)
 	}
-	if mediaType == "" {
-		var typed struct {
-			MediaType string `json:"mediaType"`
-		}
-		_ = json.Unmarshal(raw, &typed) // whoever parses the manifest reports it
-		mediaType = typed.MediaType
+	if size := s.desc.Size; d == s.desc.Digest && size != 0 && size != int64(len(raw)) {
+		return nil, "", fmt.Errorf("%w: %s: manifest %s has %d bytes, %s says %d", ErrHostile, s.ref, d, len(raw), v1.ImageIndexFile, size)
 	}
 	return raw, mediaType, nil
 }

@@ -158,18 +158,18 @@ func (s *Store) pull(ctx context.Context, ref Reference, o PullOptions) (*Image,
 }
 
 func (s *Store) pullFrom(ctx context.Context, src source, ref Reference, o PullOptions) (*Image, error) {
-	raw, mediaType, top, err := readManifest(ctx, src, ref.Digest())
+	top, err := readDocument(ctx, src, v1.Descriptor{Digest: ref.Digest()})
 	if err != nil {
 		return nil, err
 	}
 	arch := architecture(o.Architecture)
-	if record, err := s.readReference(ref, arch); err == nil && record.Top == top {
+	if record, err := s.readReference(ref, arch); err == nil && record.Top == top.digest {
 		image, err := s.acquire(ctx, record.Manifest, o.waiting(record.Manifest), nil)
 		if err == nil || ctx.Err() != nil {
 			return image, err
 		}
 	}
-	m, d, err := resolve(ctx, src, raw, mediaType, top, arch)
+	m, d, err := resolve(ctx, src, top, arch)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (s *Store) pullFrom(ctx context.Context, src source, ref Reference, o PullO
 	if err != nil {
 		return nil, err
 	}
-	err = s.writeReference(ref, referenceRecord{Reference: ref.String(), Architecture: arch, Top: top, Manifest: d})
+	err = s.writeReference(ref, referenceRecord{Reference: ref.String(), Architecture: arch, Top: top.digest, Manifest: d})
 	if err != nil && !isUnwritable(err) {
 		return nil, errors.Join(err, image.Close())
 	}
@@ -186,27 +186,21 @@ func (s *Store) pullFrom(ctx context.Context, src source, ref Reference, o PullO
 
 // resolve finds the manifest for arch and its digest: the one given, or one that
 // the index given leads to.
-func resolve(ctx context.Context, src source, raw []byte, mediaType string, d digest.Digest, arch string) (*format.Manifest, digest.Digest, error) {
-	var child v1.Descriptor
-	for depth := 0; format.IsIndex(mediaType); depth++ {
+func resolve(ctx context.Context, src source, doc document, arch string) (*format.Manifest, digest.Digest, error) {
+	for depth := 0; doc.Index != nil; depth++ {
 		// A digest cannot name itself, but somebody can nest for long.
 		if depth == maxIndexDepth {
 			return nil, "", fmt.Errorf("%w: indexes nest deeper than %d", ErrFormat, maxIndexDepth)
 		}
-		var err error
-		if child, err = format.ChooseChild(raw, arch); err != nil {
-			return nil, "", fmt.Errorf("%w: %w", ErrFormat, err)
+		child, err := format.ChooseChild(doc.Index, arch)
+		if err != nil {
+			return nil, "", formatError(err)
 		}
-		if raw, mediaType, d, err = readManifest(ctx, src, child.Digest); err != nil {
+		if doc, err = readDocument(ctx, src, child); err != nil {
 			return nil, "", err
 		}
 	}
-	m, err := format.ParseManifest(raw, mediaType)
-	if err != nil {
-		return nil, "", fmt.Errorf("%w: %w", ErrFormat, err)
-	}
-	m.Child(child)
-	return m, d, nil
+	return doc.Manifest, doc.digest, nil
 }
 
 // unpack makes the directory of an image. Our caller has its lock.
@@ -248,7 +242,7 @@ func plan(ctx context.Context, src source, m *format.Manifest) (*format.Plan, er
 	}
 	plan, err := format.DetectPlan(m, config)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
+		return nil, formatError(err)
 	}
 	return plan, nil
 }

@@ -76,7 +76,7 @@ func FuzzImageTree(f *testing.F) {
 	f.Add([]byte(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"digest":"` + sum + `","size":1},"layers":[{"digest":"` + sum + `","size":-1}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		tree := &imageTree{seen: map[digest.Digest]bool{}, seenBlobs: map[digest.Digest]bool{}}
-		if err := tree.walk(t.Context(), manifestSource{raw}, "", 0); err != nil {
+		if err := tree.walk(t.Context(), manifestSource{raw}, v1.Descriptor{}, 0); err != nil {
 			if !Final(err) {
 				t.Errorf("%q: %v may pass", raw, err)
 			}

@@ -2,11 +2,14 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/format"
 )
 
 // maxManifest bounds manifests, indexes and configs, in bytes; registries accept
@@ -14,7 +17,7 @@ import (
 const maxManifest = 4 << 20
 
 // A source is where an image comes from. What it returns is not checked: use
-// [readManifest], [readBlob] and [verify].
+// [readDocument], [readBlob] and [verify].
 type source interface {
 	// Manifest is the manifest or index with digest d and its media type, which may
 	// be empty; with an empty d, the one that the reference names.
@@ -34,25 +37,48 @@ func openSource(ctx context.Context, ref Reference, creds Credentials) (source, 
 	return nil, fmt.Errorf("%w: empty", ErrReference)
 }
 
-// readManifest reads the manifest with digest want, or the one that the
-// reference names if want is empty, and checks it.
-func readManifest(ctx context.Context, src source, want digest.Digest) (raw []byte, mediaType string, got digest.Digest, err error) {
-	raw, mediaType, err = src.Manifest(ctx, want)
+// A document is a manifest or an index that was read and checked.
+type document struct {
+	*format.Document
+	raw    []byte
+	digest digest.Digest
+}
+
+// readDocument reads the manifest or index that desc describes, or the one that the
+// reference names if desc has no digest, and checks it: its digest, its size if desc has
+// one, and that it can be read in one way only.
+func readDocument(ctx context.Context, src source, desc v1.Descriptor) (document, error) {
+	raw, mediaType, err := src.Manifest(ctx, desc.Digest)
 	if err != nil {
-		return nil, "", "", err
+		return document{}, err
 	}
 	if len(raw) > maxManifest {
-		return nil, "", "", fmt.Errorf("%w: a manifest of %d bytes, at most %d are accepted", ErrHostile, len(raw), maxManifest)
+		return document{}, fmt.Errorf("%w: a manifest of %d bytes, at most %d are accepted", ErrHostile, len(raw), maxManifest)
 	}
 	algorithm := digest.Canonical
-	if want != "" {
-		algorithm = want.Algorithm()
+	if desc.Digest != "" {
+		algorithm = desc.Digest.Algorithm()
 	}
-	got = algorithm.FromBytes(raw)
-	if want != "" && got != want {
-		return nil, "", "", fmt.Errorf("%w: manifest %s has digest %s", ErrHostile, want, got)
+	got := algorithm.FromBytes(raw)
+	if desc.Digest != "" && got != desc.Digest {
+		return document{}, fmt.Errorf("%w: manifest %s has digest %s", ErrHostile, desc.Digest, got)
 	}
-	return raw, mediaType, got, nil
+	if desc.Size != 0 && desc.Size != int64(len(raw)) {
+		return document{}, fmt.Errorf("%w: manifest %s has %d bytes, its index says %d", ErrHostile, got, len(raw), desc.Size)
+	}
+	doc, err := format.Parse(raw, format.Claim{By: "its source", MediaType: mediaType}, format.Claim{By: "its index", MediaType: desc.MediaType})
+	if err != nil {
+		return document{}, formatError(fmt.Errorf("%s: %w", got, err))
+	}
+	return document{doc, raw, got}, nil
+}
+
+// formatError adds the sentinel that belongs to an error of package format.
+func formatError(err error) error {
+	if errors.Is(err, format.ErrAmbiguous) {
+		return fmt.Errorf("%w: %w", ErrHostile, err)
+	}
+	return fmt.Errorf("%w: %w", ErrFormat, err)
 }
 
 // readBlob reads a blob of at most limit bytes into memory and checks it.

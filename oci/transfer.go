@@ -2,13 +2,11 @@ package oci
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
 	"syscall"
 
-	"github.com/containers/image/v5/manifest"
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
@@ -91,7 +89,7 @@ func transfer(ctx context.Context, from Reference, o TransferOptions, open func(
 	}
 	defer src.Close()
 	tree := &imageTree{seen: map[digest.Digest]bool{}, seenBlobs: map[digest.Digest]bool{}}
-	if err := tree.walk(ctx, src, from.Digest(), 0); err != nil {
+	if err := tree.walk(ctx, src, v1.Descriptor{Digest: from.Digest()}, 0); err != nil {
 		return "", err
 	}
 	dest, err := retry(ctx, first, open)
@@ -130,69 +128,46 @@ type imageTree struct {
 
 func (t *imageTree) top() rawManifest { return t.manifests[len(t.manifests)-1] }
 
-// walk adds the manifest d, after all that it names. An empty d is the manifest
-// that the reference names.
-func (t *imageTree) walk(ctx context.Context, src source, d digest.Digest, depth int) error {
+// walk adds the manifest or index that desc describes, after all that it names. Without a
+// digest, it is the one that the reference names.
+func (t *imageTree) walk(ctx context.Context, src source, desc v1.Descriptor, depth int) error {
 	if depth > maxIndexDepth {
 		return fmt.Errorf("%w: indexes nest deeper than %d", ErrFormat, maxIndexDepth)
 	}
-	if t.seen[d] {
+	if t.seen[desc.Digest] {
 		return nil
 	}
-	raw, mediaType, d, err := readManifest(ctx, src, d)
+	doc, err := readDocument(ctx, src, desc)
 	if err != nil {
 		return err
 	}
-	t.seen[d] = true
+	t.seen[doc.digest] = true
 	if len(t.seen) > maxManifests {
 		return fmt.Errorf("%w: more than %d manifests", ErrFormat, maxManifests)
 	}
-	if t.size += len(raw); t.size > maxManifestBytes {
+	if t.size += len(doc.raw); t.size > maxManifestBytes {
 		return fmt.Errorf("%w: manifests of more than %d bytes", ErrFormat, maxManifestBytes)
 	}
-	if mediaType == "" {
-		mediaType = manifest.GuessMIMEType(raw)
-	}
-	if format.IsIndex(mediaType) {
-		err = t.walkIndex(ctx, src, raw, depth)
+	if doc.Index != nil {
+		for _, child := range doc.Index.Manifests {
+			if err := t.walk(ctx, src, child, depth+1); err != nil {
+				return err
+			}
+		}
 	} else {
-		err = t.addBlobs(raw, mediaType)
+		t.addBlobs(doc.Manifest)
 	}
-	if err != nil {
-		return err
-	}
-	t.manifests = append(t.manifests, rawManifest{raw: raw, mediaType: mediaType, digest: d})
+	t.manifests = append(t.manifests, rawManifest{raw: doc.raw, mediaType: doc.MediaType, digest: doc.digest})
 	return nil
 }
 
-func (t *imageTree) walkIndex(ctx context.Context, src source, raw []byte, depth int) error {
-	var index v1.Index
-	if err := json.Unmarshal(raw, &index); err != nil {
-		return fmt.Errorf("%w: reading index: %w", ErrFormat, err)
-	}
-	for _, child := range index.Manifests {
-		if err := child.Digest.Validate(); err != nil {
-			return fmt.Errorf("%w: digest %q: %w", ErrFormat, child.Digest, err)
-		}
-		if err := t.walk(ctx, src, child.Digest, depth+1); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (t *imageTree) addBlobs(raw []byte, mediaType string) error {
-	m, err := format.ParseManifest(raw, mediaType)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrFormat, err)
-	}
+func (t *imageTree) addBlobs(m *format.Manifest) {
 	for _, desc := range append(m.Layers, m.Config) {
 		if !t.seenBlobs[desc.Digest] {
 			t.seenBlobs[desc.Digest] = true
 			t.blobs = append(t.blobs, desc)
 		}
 	}
-	return nil
 }
 
 // parallelBlobs is how many blobs are under way at once: more than one, for a

@@ -1,6 +1,7 @@
 package format
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -21,14 +22,17 @@ type detector func(*image) (*Plan, error)
 // detectors in the order in which they are asked: the more telling a mark, the
 // earlier.
 var detectors = []detector{
-	isChunked, isSardinecake, isVirter, isKubeVirt, isMachineOS, isDiskImage, isEVE, isTart, isLume, isRefused, isContainer, plainArtifact,
+	isChunked, isSardinecake, isVirter, isKubeVirt, isDiskImage, isEVE, isTart, isLume, isRefused, isContainer, plainArtifact,
 }
 
 // DetectPlan recognises the format of a manifest and plans its disks. config is
-// the content of the config blob. Any error is an [ErrUnknown].
+// the content of the config blob. The plan follows from these two alone: what an index
+// says of the manifest is not heard. Any error is an [ErrUnknown] or an [ErrAmbiguous].
 func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
 	i := &image{Manifest: m, rawConfig: config}
-	i.config, i.configErr = parseConfig(config)
+	if i.config, i.configErr = parseConfig(config); errors.Is(i.configErr, ErrAmbiguous) {
+		return nil, i.configErr
+	}
 	for _, detect := range detectors {
 		plan, err := detect(i)
 		if err != nil {

@@ -23,10 +23,19 @@ func isKubeVirtType(artifactType string) bool {
 	return artifactType == kubeVirtPrefix+".v1" || artifactType == kubeVirtPrefix+"template.v1"
 }
 
+// artifactType is the manifest's artifact type. One that has none is of the type of its
+// config: OCI image specification 1.1, guidelines for artifact usage.
+func (i *image) artifactType() string {
+	if i.ArtifactType != "" {
+		return i.ArtifactType
+	}
+	return i.Config.MediaType
+}
+
 // isKubeVirt plans a virtual machine, or a template of one, that KubeVirt
 // exported: a raw disk in each layer.
 func isKubeVirt(i *image) (*Plan, error) {
-	if !isKubeVirtType(i.ArtifactType) {
+	if !isKubeVirtType(i.artifactType()) && !hasLayer(i.Manifest, kubeVirtDisk) {
 		return nil, nil
 	}
 	p := &Plan{Format: "kubevirt"}
@@ -56,9 +65,14 @@ func isKubeVirt(i *image) (*Plan, error) {
 
 // isDiskImage plans the artifact of the bootc family, Konflux and cosa: the sole
 // layer is the disk. Its name has claimed a compression that it did not have, so
-// the first bytes tell.
+// the first bytes tell. A manifest without an artifact type is one if its layer has
+// such a type.
 func isDiskImage(i *image) (*Plan, error) {
-	kind, ok := strings.CutPrefix(i.ArtifactType, diskImagePrefix)
+	kind, ok := strings.CutPrefix(i.artifactType(), diskImagePrefix)
+	if !ok && len(i.Layers) == 1 {
+		base, _ := parameters(i.Layers[0].MediaType)
+		kind, ok = strings.CutPrefix(base, diskImagePrefix)
+	}
 	if !ok {
 		return nil, nil
 	}
@@ -77,25 +91,6 @@ func isDiskImage(i *image) (*Plan, error) {
 		return nil, fmt.Errorf("%w: a disk image of kind %q; want qcow2 or raw", ErrUnknown, kind)
 	}
 	return &Plan{Format: "diskimage", Disks: []Disk{d}}, nil
-}
-
-// isMachineOS plans a machine image of podman, which its index marks.
-func isMachineOS(i *image) (*Plan, error) {
-	if i.DiskType == "" {
-		return nil, nil
-	}
-	if i.DiskType != "qemu" {
-		return nil, fmt.Errorf("%w: a disk for %s; want one for qemu", ErrUnknown, i.DiskType)
-	}
-	if len(i.Layers) != 1 {
-		return nil, fmt.Errorf("%w: a machine image of %d layers, want one: %s", ErrUnknown, len(i.Layers), describe(i.Manifest))
-	}
-	d, ok := plainDisk(i.Layers[0])
-	if !ok {
-		d = Disk{Name: "disk.qcow2", Content: Detect}
-	}
-	d.Streams = []Stream{{Blobs: i.Layers, Compression: Maybe}}
-	return &Plan{Format: "machine-os", Disks: []Disk{d}}, nil
 }
 
 const (

@@ -104,64 +104,6 @@ const (
 	Sniffed
 )
 
-// Manifest is an OCI image manifest or a Docker one (schema 2), read leniently:
-// only what a [Plan] needs.
-type Manifest struct {
-	MediaType    string            `json:"mediaType"`
-	ArtifactType string            `json:"artifactType"`
-	Config       v1.Descriptor     `json:"config"`
-	Layers       []v1.Descriptor   `json:"layers"`
-	Annotations  map[string]string `json:"annotations"`
-
-	// DiskType is what the index said of this manifest; empty if it was silent.
-	DiskType string `json:"-"`
-}
-
-const (
-	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
-	dockerConfig   = "application/vnd.docker.container.image.v1+json"
-)
-
-// maxLayers bounds the work that one manifest can ask for. An image of 1 TiB in
-// chunks of 16 MiB has 65536.
-const maxLayers = 100_000
-
-// ParseManifest reads a manifest of the given media type (which may be empty)
-// and checks its descriptors: every digest valid, no size negative.
-func ParseManifest(raw []byte, mediaType string) (*Manifest, error) {
-	var m Manifest
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", ErrUnknown, err)
-	}
-	if m.MediaType != "" {
-		mediaType = m.MediaType
-	}
-	switch base, _ := parameters(mediaType); base {
-	case v1.MediaTypeImageManifest, dockerManifest, "":
-	default:
-		return nil, fmt.Errorf("%w: a manifest of type %q", ErrUnknown, mediaType)
-	}
-	if len(m.Layers) > maxLayers {
-		return nil, fmt.Errorf("%w: %d layers, at most %d are accepted", ErrUnknown, len(m.Layers), maxLayers)
-	}
-	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
-		if err := d.Digest.Validate(); err != nil {
-			return nil, fmt.Errorf("%w: digest %q: %w", ErrUnknown, d.Digest, err)
-		}
-		if d.Size < 0 {
-			return nil, fmt.Errorf("%w: blob %s has size %d", ErrUnknown, d.Digest, d.Size)
-		}
-	}
-	return &m, nil
-}
-
-// IsIndex reports whether a media type is that of an index of manifests.
-func IsIndex(mediaType string) bool {
-	base, _ := parameters(mediaType)
-	return base == v1.MediaTypeImageIndex || base == dockerIndex
-}
-
 func hasLayer(m *Manifest, mediaType string) bool {
 	for _, l := range m.Layers {
 		if l.MediaType == mediaType {
@@ -185,8 +127,17 @@ type config struct {
 	} `json:"config"`
 }
 
+// configNames are the names that are read in configs.
+var configNames = knownNames(map[string]*names{
+	"architecture": nil, "os": nil, "created": nil,
+	"rootfs": knownNames(map[string]*names{"diff_ids": nil}), "config": knownNames(map[string]*names{"Labels": nil}),
+})
+
 func parseConfig(raw []byte) (config, error) {
 	var c config
+	if err := checkJSON(raw, configNames); err != nil {
+		return config{}, fmt.Errorf("the image config: %w", err)
+	}
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return config{}, fmt.Errorf("%w: the image config is not valid JSON: %w", ErrUnknown, err)
 	}

@@ -1,11 +1,13 @@
 package format
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -38,25 +40,155 @@ func FuzzManifest(f *testing.F) {
 		layer := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.layer.v1.tar","size":1,"digest":%q,"annotations":{"org.opencontainers.image.title":"a.qcow2.xz"}}`, empty)
 		f.Add(fmt.Appendf(nil, text, layer), []byte(`{"os":"linux","created":1.5,"rootfs":{"diff_ids":["`+empty.String()+`"]}}`))
 	}
+	for _, text := range []string{
+		`{"manifests":[{"digest":"` + empty.String() + `","size":7,"platform":{"architecture":"amd64","os":"linux"}}]}`,
+		`{"manifests":[],"layers":[],"config":{}}`,
+		`{"mediaType":"application/vnd.oci.image.index.v1+json","layers":[]}`,
+		`{"layer\u0073":[],"manifeſts":[]}`, `{"layers":[],"layers":[]}`, `{"layers":[]}{}`, `{"layers":[[[[[[[]]]]]]]}`,
+	} {
+		f.Add([]byte(text), []byte(`{"os":"linux","OS":"darwin"}`))
+	}
 	f.Fuzz(func(t *testing.T, raw, config []byte) {
-		if child, err := ChooseChild(raw, "amd64"); err == nil {
-			if err := child.Digest.Validate(); err != nil {
-				t.Error(err)
-			}
-		} else if !errors.Is(err, ErrUnknown) {
-			t.Error(err)
-		}
-		m, err := ParseManifest(raw, "")
-		if err == nil {
+		doc, err := Parse(raw)
+		switch {
+		case err != nil:
+		case (doc.Index == nil) == (doc.Manifest == nil):
+			t.Errorf("%+v", doc)
+		case doc.Index != nil:
+			checkChoice(t, doc.Index)
+		default:
 			var p *Plan
-			if p, err = DetectPlan(m, config); err == nil {
+			if p, err = DetectPlan(doc.Manifest, config); err == nil {
 				checkPlan(t, p)
 			}
 		}
-		if err != nil && !errors.Is(err, ErrUnknown) {
+		if err != nil && !errors.Is(err, ErrUnknown) && !errors.Is(err, ErrAmbiguous) {
 			t.Error(err)
 		}
 	})
+}
+
+func checkChoice(t *testing.T, index *v1.Index) {
+	t.Helper()
+	child, err := ChooseChild(index, "amd64")
+	if err != nil && !errors.Is(err, ErrUnknown) {
+		t.Error(err)
+	}
+	if err == nil && child.Digest.Validate() != nil {
+		t.Errorf("child %+v", child)
+	}
+}
+
+// FuzzOneReading compares with a parser that knows nothing of encoding/json's ways: it takes
+// names as they are written, and the first of two. What Parse accepts, both read alike.
+func FuzzOneReading(f *testing.F) {
+	d := digest.FromString("")
+	for _, text := range []string{
+		`{"config":{"digest":"%[1]s"},"layers":[{"digest":"%[1]s","size":1,"annotations":{"a":"b","A":"c"}}]}`,
+		`{"config":{"digest":"%[1]s"},"layers":[],"Layers":[{"digest":"%[1]s","size":1}]}`,
+		`{"config":{"digest":"%[1]s"},"layers":[{"digest":"%[1]s","Size":1}]}`,
+		`{"config":{"digest":"%[1]s"},"layers":[{"digest":"%[1]s","ſize":1}],"layerſ":[]}`,
+		`{"config":{"digest":"%[1]s","digest":"sha256:x"},"layers":[]}`,
+		`{"manifests":[{"digest":"%[1]s","size":3,"platform":{"os":"linux","OS":"x"}}]}`,
+	} {
+		f.Add(fmt.Appendf(nil, text, d))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		doc, err := Parse(raw)
+		if err != nil {
+			return
+		}
+		read, rest, err := readPlainly(json.NewDecoder(bytes.NewReader(raw)))
+		if err != nil || rest {
+			t.Fatalf("accepted, but %v", err)
+		}
+		object, ok := read.(map[string]any)
+		if !ok {
+			t.Fatalf("accepted %v", read)
+		}
+		if doc.Index != nil {
+			sameDescriptors(t, object["manifests"], doc.Index.Manifests)
+		} else {
+			sameDescriptors(t, object["layers"], doc.Manifest.Layers)
+			sameDescriptors(t, []any{object["config"]}, []v1.Descriptor{doc.Manifest.Config})
+		}
+	})
+}
+
+// readPlainly reads one value from the tokens of a document; rest is true if more follows.
+func readPlainly(d *json.Decoder) (value any, rest bool, err error) {
+	d.UseNumber()
+	if value, err = plainValue(d); err != nil {
+		return nil, false, err
+	}
+	_, err = d.Token()
+	return value, err == nil, nil
+}
+
+func plainValue(d *json.Decoder) (any, error) {
+	token, err := d.Token()
+	if err != nil {
+		return nil, err
+	}
+	switch token {
+	case json.Delim('['):
+		list := []any{}
+		for d.More() {
+			value, err := plainValue(d)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, value)
+		}
+		_, err = d.Token()
+		return list, err
+	case json.Delim('{'):
+		object := map[string]any{}
+		for d.More() {
+			name, err := d.Token()
+			if err != nil {
+				return nil, err
+			}
+			value, err := plainValue(d)
+			if err != nil {
+				return nil, err
+			}
+			if _, ok := object[name.(string)]; !ok {
+				object[name.(string)] = value
+			}
+		}
+		_, err = d.Token()
+		return object, err
+	}
+	return token, nil
+}
+
+func sameDescriptors(t *testing.T, plain any, read []v1.Descriptor) {
+	t.Helper()
+	list, _ := plain.([]any) // null is an empty list
+	if len(list) != len(read) {
+		t.Fatalf("%d descriptors, %d", len(list), len(read))
+	}
+	for i, entry := range list {
+		object, _ := entry.(map[string]any)
+		text := func(name string) string {
+			switch value := object[name].(type) {
+			case string:
+				return value
+			case json.Number:
+				return value.String()
+			}
+			return ""
+		}
+		size, _ := strconv.ParseInt(text("size"), 10, 64)
+		if text("digest") != read[i].Digest.String() || text("mediaType") != read[i].MediaType || size != read[i].Size {
+			t.Errorf("read %+v, plainly %v", read[i], object)
+		}
+		annotations, _ := object["annotations"].(map[string]any)
+		if len(annotations) != len(read[i].Annotations) {
+			t.Errorf("annotations %v, plainly %v", read[i].Annotations, annotations)
+		}
+	}
 }
 
 // checkPlan: what is planned can be carried out.
@@ -96,11 +228,11 @@ func FuzzChunkTable(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err := ParseManifest(text, "")
+		doc, err := Parse(text)
 		if err != nil {
 			return
 		}
-		p, err := DetectPlan(m, []byte("{}"))
+		p, err := DetectPlan(doc.Manifest, []byte("{}"))
 		if err != nil {
 			if !errors.Is(err, ErrUnknown) {
 				t.Error(err)

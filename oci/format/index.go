@@ -1,7 +1,6 @@
 package format
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -11,20 +10,16 @@ import (
 // ChooseChild finds the manifest, or the nested index, for an architecture (in
 // Go's words) in an index. What a child says of its disk counts before its
 // platform: podman and others put bootable container images beside the disks.
-func ChooseChild(raw []byte, arch string) (v1.Descriptor, error) {
-	var index v1.Index
-	if err := json.Unmarshal(raw, &index); err != nil {
-		return v1.Descriptor{}, fmt.Errorf("%w: the index is not valid JSON: %w", ErrUnknown, err)
-	}
+//
+// What an index says of a child decides which one is taken, never how it is read:
+// another index could say something else of it.
+func ChooseChild(index *v1.Index, arch string) (v1.Descriptor, error) {
 	var best v1.Descriptor
 	bestRank := rankNone
 	var offered []string
 	for _, child := range index.Manifests {
 		if child.Annotations["vnd.docker.reference.type"] == "attestation-manifest" {
 			continue
-		}
-		if err := child.Digest.Validate(); err != nil {
-			return v1.Descriptor{}, fmt.Errorf("%w: digest %q: %w", ErrUnknown, child.Digest, err)
 		}
 		offered = append(offered, describeChild(child))
 		if rank := rankOf(child, arch); rank < bestRank {
@@ -67,7 +62,7 @@ func rankOf(child v1.Descriptor, arch string) int {
 		rank = rankArtifact
 	case has != "":
 		rank = rankPlatform
-	case IsIndex(child.MediaType):
+	case kindOf(child.MediaType) == anIndex:
 		rank = rankNested
 	}
 	// cosa writes the name of its platform here; "metal" and the clouds boot less
@@ -92,14 +87,6 @@ func describeChild(child v1.Descriptor) string {
 		parts = append(parts, child.ArtifactType)
 	}
 	return strings.TrimSpace(strings.Join(parts, " "))
-}
-
-// Child adds to a manifest what the index said of it.
-func (m *Manifest) Child(desc v1.Descriptor) {
-	if m.ArtifactType == "" {
-		m.ArtifactType = desc.ArtifactType
-	}
-	m.DiskType = desc.Annotations["disktype"]
 }
 
 // goArch turns the kernel's names of architectures, which some tools write, into

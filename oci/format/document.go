@@ -1,0 +1,198 @@
+package format
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// A Document is a manifest or an index: exactly one of the two is not nil.
+type Document struct {
+	Manifest *Manifest
+	Index    *v1.Index
+	// MediaType is the document's own, else the one that was claimed, else OCI's for
+	// documents of its kind.
+	MediaType string
+}
+
+// A Claim is what someone says the type of a document is. Empty media types, and types that
+// are used for everything (text/plain, application/json), claim nothing.
+type Claim struct {
+	By        string // for people: "the registry"
+	MediaType string
+}
+
+// Manifest is an OCI image manifest or a Docker one (schema 2), read leniently:
+// only what a [Plan] needs.
+type Manifest struct {
+	MediaType    string            `json:"mediaType"`
+	ArtifactType string            `json:"artifactType"`
+	Config       v1.Descriptor     `json:"config"`
+	Layers       []v1.Descriptor   `json:"layers"`
+	Annotations  map[string]string `json:"annotations"`
+}
+
+const (
+	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	dockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerConfig   = "application/vnd.docker.container.image.v1+json"
+)
+
+// maxLayers bounds the work that one manifest can ask for. An image of 1 TiB in
+// chunks of 16 MiB has 65536.
+const maxLayers = 100_000
+
+// The names that are read in manifests and indexes.
+var (
+	descriptorNames = knownNames(map[string]*names{
+		"mediaType": nil, "artifactType": nil, "digest": nil, "size": nil, "urls": nil, "data": nil, "annotations": nil,
+		"platform": knownNames(map[string]*names{"architecture": nil, "os": nil, "os.version": nil, "os.features": nil, "variant": nil}),
+	})
+	documentNames = knownNames(map[string]*names{
+		"schemaVersion": nil, "mediaType": nil, "artifactType": nil, "annotations": nil,
+		"config": descriptorNames, "layers": descriptorNames, "manifests": descriptorNames, "subject": descriptorNames,
+		"fsLayers": nil, "history": nil,
+	})
+)
+
+// Parse reads a manifest or an index. Its fields alone tell which of the two it is. It fails
+// with [ErrAmbiguous] if its own mediaType or a claim says otherwise, or if it could be both;
+// with [ErrUnknown] if it is neither, or breaks the rules of its kind: a digest that is none,
+// a negative size. No error depends on anything but the arguments.
+func Parse(raw []byte, claims ...Claim) (*Document, error) {
+	if err := checkJSON(raw, documentNames); err != nil {
+		return nil, fmt.Errorf("the manifest: %w", err)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", ErrUnknown, err)
+	}
+	var common struct {
+		SchemaVersion int    `json:"schemaVersion"`
+		MediaType     string `json:"mediaType"`
+	}
+	if err := json.Unmarshal(raw, &common); err != nil {
+		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", ErrUnknown, err)
+	}
+	own := kindOf(common.MediaType)
+	if own == "" && common.MediaType != "" {
+		return nil, fmt.Errorf("%w: a manifest of type %q", ErrUnknown, common.MediaType)
+	}
+	if v := common.SchemaVersion; v != 0 && v != 2 {
+		return nil, fmt.Errorf("%w: a manifest of schema version %d; want 2", ErrUnknown, v)
+	}
+	kind, err := kindByFields(fields)
+	if err != nil {
+		return nil, err
+	}
+	doc := &Document{}
+	for _, claim := range append([]Claim{{"its mediaType", common.MediaType}}, claims...) {
+		switch kindOf(claim.MediaType) {
+		case "":
+		case kind:
+			doc.MediaType = cmp.Or(doc.MediaType, claim.MediaType)
+		default:
+			return nil, fmt.Errorf("the manifest: %w: its fields are those of %s, but %s says %q", ErrAmbiguous, kind, claim.By, claim.MediaType)
+		}
+	}
+	if kind == anIndex {
+		doc.MediaType = cmp.Or(doc.MediaType, v1.MediaTypeImageIndex)
+		doc.Index, err = parseIndex(raw)
+	} else {
+		doc.MediaType = cmp.Or(doc.MediaType, v1.MediaTypeImageManifest)
+		doc.Manifest, err = parseManifest(raw)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return doc, nil
+}
+
+// Kinds of documents, for people.
+const (
+	aManifest = "a manifest"
+	anIndex   = "an index"
+	anOldOne  = "a manifest of an obsolete type"
+)
+
+// kindOf is the kind that a media type stands for; empty if it claims nothing.
+func kindOf(mediaType string) string {
+	base, _ := parameters(mediaType)
+	switch {
+	case base == v1.MediaTypeImageManifest, base == dockerManifest:
+		return aManifest
+	case base == v1.MediaTypeImageIndex, base == dockerIndex:
+		return anIndex
+	case strings.HasPrefix(base, "application/vnd.docker.distribution.manifest."):
+		return anOldOne
+	}
+	return ""
+}
+
+// kindByFields refuses what has the fields of two kinds. A field that is null is none.
+func kindByFields(fields map[string]json.RawMessage) (string, error) {
+	has := func(name string) bool {
+		value, ok := fields[name]
+		return ok && string(value) != "null"
+	}
+	layers, index := has("layers") || has("config"), has("manifests")
+	for _, name := range []string{"fsLayers", "history"} { // of Docker's schema 1
+		if has(name) && (layers || index) {
+			return "", fmt.Errorf("the manifest: %w: it has %q, which belongs to another type of manifest", ErrAmbiguous, name)
+		}
+	}
+	switch {
+	case layers && index:
+		return "", fmt.Errorf(`the manifest: %w: it has "manifests", as an index, and "layers" or "config", as a manifest`, ErrAmbiguous)
+	case index:
+		return anIndex, nil
+	case layers:
+		return aManifest, nil
+	}
+	if _, ok := fields["manifests"]; ok {
+		return anIndex, nil // "null": how some programs write an empty list
+	}
+	return "", fmt.Errorf(`%w: neither a manifest nor an index: no "layers", no "manifests"`, ErrUnknown)
+}
+
+func parseIndex(raw []byte) (*v1.Index, error) {
+	var index v1.Index
+	if err := json.Unmarshal(raw, &index); err != nil {
+		return nil, fmt.Errorf("%w: the index is not valid JSON: %w", ErrUnknown, err)
+	}
+	for _, child := range index.Manifests {
+		if err := checkDescriptor("child", child); err != nil {
+			return nil, err
+		}
+	}
+	return &index, nil
+}
+
+func parseManifest(raw []byte) (*Manifest, error) {
+	var m Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", ErrUnknown, err)
+	}
+	if len(m.Layers) > maxLayers {
+		return nil, fmt.Errorf("%w: %d layers, at most %d are accepted", ErrUnknown, len(m.Layers), maxLayers)
+	}
+	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		if err := checkDescriptor("blob", d); err != nil {
+			return nil, err
+		}
+	}
+	return &m, nil
+}
+
+func checkDescriptor(what string, d v1.Descriptor) error {
+	if err := d.Digest.Validate(); err != nil {
+		return fmt.Errorf("%w: %s: digest %q: %w", ErrUnknown, what, d.Digest, err)
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("%w: %s %s has size %d", ErrUnknown, what, d.Digest, d.Size)
+	}
+	return nil
+}
