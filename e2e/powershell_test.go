@@ -33,7 +33,7 @@ func newPowerShellSite(t *testing.T, mode *testbed.Mode, settings ...string) *si
 }
 
 // The options with which PowerShell is started, and what it is told to do with its
-// standard input: executor/testdata/powershell has the text.
+// standard input: executor/guestshell/testdata/powershell has the text.
 const powerShellOptions = " -NoProfile -NoLogo -InputFormat text -OutputFormat text -NonInteractive -ExecutionPolicy Bypass -EncodedCommand "
 
 func powerShellText(t *testing.T, golden string) string {

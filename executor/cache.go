@@ -1,37 +1,20 @@
 package executor
 
 import (
-	"bytes"
 	"context"
 	_ "embed" // the guest's part
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
-	"al.essio.dev/pkg/shellescape"
-
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-const (
-	// mountTimeout bounds what the guest does to have its cache: a file system to
-	// check or to make, the owner of many files to change.
-	mountTimeout = 3 * time.Minute
-	// flushTimeout bounds what it does before its end for the cache to be complete.
-	flushTimeout = 5 * time.Second
-)
-
-// The guest's parts of the work, which nobody else can do: this host never looks
-// into a cache.
-var (
-	//go:embed mountcache.sh
-	mountScript string
-	//go:embed flushcache.sh
-	flushScript string
-)
+// flushTimeout bounds what the guest does before its end for its cache to be complete.
+const flushTimeout = 5 * time.Second
 
 // cache is the cache of the job's machine; nil for none. A job of which nobody knows
 // whose it is gets none.
@@ -60,61 +43,21 @@ func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *vm.Cache {
 	}
 }
 
-// mountCache has the guest mount its cache. A guest that cannot has its cache
-// directory on its own disk, as without this setting: that is a warning. So is a
-// cache that is of no use; no later job will meet it again.
+// mountCache has the guest mount its cache. A cache that is of no use is dropped: no
+// later job will meet it again.
 func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) error {
 	mode := guest.CacheMode()
 	if mode == "" {
 		return nil
 	}
-	mounting, cancel := context.WithTimeout(ctx, mountTimeout)
-	defer cancel()
-	fresh := "no"
-	if guest.CacheIsFresh() {
-		fresh = "yes"
-	}
-	var said beginning
-	status, err := guest.Run(mounting, guestssh.Command{
-		Line:   "sh -s " + shellescape.QuoteCommand([]string{string(mode), vm.CacheLabel, dir, fresh}),
-		Stdin:  strings.NewReader(mountScript),
-		Stdout: &said,
-	})
-	d.relay(said.String())
-	late := errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil
-	if err != nil && !late {
-		return fmt.Errorf("mount the cache in the guest: %w", err)
-	}
-	if late {
-		d.Log.Warn("the guest could not mount its cache within %s: this job goes on without it", mountTimeout)
-	}
-	if late || status != 0 {
+	err := guestshell.MountCache(ctx, guest, guestshell.Cache{
+		Mode: string(mode), Label: vm.CacheLabel, Dir: dir, Fresh: guest.CacheIsFresh(),
+	}, d.Log)
+	if errors.Is(err, guestshell.ErrCacheUnusable) {
 		d.dropCache(guest)
+		return nil
 	}
-	return nil
-}
-
-// A beginning keeps the first kilobytes of what is written to it: a guest can say
-// anything.
-type beginning struct{ bytes.Buffer }
-
-func (b *beginning) Write(p []byte) (int, error) {
-	const most = 16 << 10
-	b.Buffer.Write(p[:min(len(p), max(0, most-b.Len()))])
-	return len(p), nil
-}
-
-// relay passes on what the guest's part says: lines that begin with "say " or
-// "warn ".
-func (d *Driver) relay(text string) {
-	const most = 10 // lines
-	for _, line := range strings.SplitN(text, "\n", most+1)[:min(most, strings.Count(text, "\n"))] {
-		if text, ok := strings.CutPrefix(line, "warn "); ok {
-			d.Log.Warn("%.500s", text)
-		} else if text, ok := strings.CutPrefix(line, "say "); ok {
-			d.Log.Say("%.500s", text)
-		}
-	}
+	return err
 }
 
 // dropCache sees to it that no other job meets a cache disk with which something went
@@ -148,10 +91,7 @@ func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs config.Dirs
 	}
 	if err == nil {
 		defer guest.Close()
-		_, err = guest.Run(ctx, guestssh.Command{
-			Line:  "sh -s " + shellescape.Quote(d.Settings.For(d.Job.Image).GuestCacheDir),
-			Stdin: strings.NewReader(flushScript),
-		})
+		err = guestshell.FlushCache(ctx, guest, d.Settings.For(d.Job.Image).GuestCacheDir)
 	}
 	if err != nil {
 		d.admin().Warn("the cache may lack what the job wrote last", "cache", guest.Record().Cache, "error", err)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
@@ -117,7 +118,7 @@ func (d *Driver) Config(stdout io.Writer) error {
 		Driver:    driverInfo{Name: "gitlab-sardine-executor", Version: d.Version},
 		BuildsDir: settings.GuestBuildsDir,
 		CacheDir:  settings.GuestCacheDir,
-		Shell:     shells[settings.Shell].runner,
+		Shell:     guestshell.For(settings.Shell).GitLab,
 		JobEnv:    map[string]string{job.MachineEnv: d.Job.VMName()},
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
@@ -176,11 +177,11 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	}
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
 	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, joblog.Seconds(time.Since(began)))
-	if err := d.makeGuestDirs(ctx, machine.Guest, p.settings); err != nil {
+	if err := guestshell.MakeDirs(ctx, machine.Guest, p.settings, d.Log); err != nil {
 		return err
 	}
 	end()
-	if err := d.runPrepareScript(ctx, machine.Guest, p.settings); err != nil {
+	if err := guestshell.RunPrepareScript(ctx, machine.Guest, p.settings, d.Job.Variables, d.Log); err != nil {
 		return err
 	}
 	d.notePrepared(p.dirs)

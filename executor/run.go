@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
@@ -58,10 +59,10 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, scr
 	if err := d.ensureRunner(ctx, guest, dirs, settings, name); err != nil {
 		return err
 	}
-	sh := shells[settings.Shell]
+	sh := guestshell.For(settings.Shell)
 	status, err := guest.Run(ctx, guestssh.Command{
-		Line:   sh.command,
-		Stdin:  io.MultiReader(strings.NewReader(sh.prefix), script),
+		Line:   sh.Command,
+		Stdin:  io.MultiReader(strings.NewReader(sh.Prefix), script),
 		Stdout: stdout,
 		Stderr: stderr,
 	})

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/vm"
 )
 
@@ -28,7 +29,7 @@ func TestSettingsUseTheWordsOfVM(t *testing.T) {
 		}
 	}
 	for _, shell := range config.Shells {
-		if shells[shell].command == "" {
+		if guestshell.For(shell).Command == "" {
 			t.Errorf("no command for the shell %s", shell)
 		}
 	}

@@ -3,7 +3,6 @@ package executor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -12,9 +11,8 @@ import (
 	"strconv"
 	"time"
 
-	"al.essio.dev/pkg/shellescape"
-
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 )
@@ -58,7 +56,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	script := filepath.Join(dir, "script")
-	if err := os.WriteFile(script, []byte(tryScript(shells[o.Settings.For(o.Image).Shell], o.Command)), 0o600); err != nil {
+	if err := os.WriteFile(script, []byte(guestshell.For(o.Settings.For(o.Image).Shell).JobScript(o.Command)), 0o600); err != nil {
 		return err
 	}
 	defer func() {
@@ -93,20 +91,4 @@ func tryStage(log *joblog.Log, name string, run func() error) error {
 	}
 	log.Say("<== %s %s in %.2f s", name, outcome, time.Since(began).Seconds())
 	return err
-}
-
-// tryScript is what GitLab Runner would make of a job with that one command.
-func tryScript(sh shell, command []string) string {
-	if sh.powerShell {
-		line := "[Environment]::OSVersion.VersionString"
-		if len(command) > 0 {
-			line = "& " + quoteAllPowerShell(command, " ")
-		}
-		return line + "\nif (!$?) { if ($LASTEXITCODE) { exit $LASTEXITCODE } else { exit 1 } }\n"
-	}
-	line := "uname -a"
-	if len(command) > 0 {
-		line = shellescape.QuoteCommand(command)
-	}
-	return fmt.Sprintf("#!/usr/bin/env bash\nset -e\n%s\nexit 0\n", line)
 }

@@ -1,23 +1,21 @@
-package executor
+package guestshell
 
 import (
 	"os/exec"
 	"strings"
 	"testing"
-
-	"gitlab-sardine-executor/executor/job"
 )
 
 // No variable of a job ends the administrator's script before it begins: not one that
 // the shell keeps to itself, nor one that a guest's profile has made readonly.
 func TestExportsDoNotEndTheShell(t *testing.T) {
-	j := job.Job{Variables: map[string]string{"AFTER": "it's here", "ZZZ": "last", "POSIXLY_CORRECT": "1", "READONLY": "job's"}}
+	variables := map[string]string{"AFTER": "it's here", "ZZZ": "last", "POSIXLY_CORRECT": "1", "READONLY": "job's"}
 	for _, name := range []string{
 		"UID", "EUID", "GID", "EGID", "PPID", "USERNAME", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO", "BASH_ARGC", "FUNCNAME", "GROUPS", "DIRSTACK",
 		"OPTIND", "LINENO", "RANDOM", "SECONDS", "HISTSIZE", "HISTCMD", "TMOUT", "IFS", "PS4", "ENV", "BASH_ENV", "_",
 		"status", "argv", "ARGC", "path", "fpath", "signals", "options", "ZSH_EVAL_CONTEXT",
 	} {
-		j.Variables[name] = "not a number"
+		variables[name] = "not a number"
 	}
 	tried := 0
 	for _, test := range []struct{ shell, command string }{
@@ -29,7 +27,7 @@ func TestExportsDoNotEndTheShell(t *testing.T) {
 		}
 		tried++
 		cmd := exec.Command(command[0], command[1:]...)
-		cmd.Stdin = strings.NewReader("readonly READONLY=profile\n" + exports(j, shells[test.shell]) +
+		cmd.Stdin = strings.NewReader("readonly READONLY=profile\n" + shells[test.shell].exports(variables) +
 			`/usr/bin/env | /usr/bin/grep -xE 'AFTER=.*|ZZZ=.*'; echo "$READONLY"` + "\n")
 		output, err := cmd.CombinedOutput()
 		if want := "AFTER=it's here\nZZZ=last\nprofile\n"; string(output) != want || err != nil {

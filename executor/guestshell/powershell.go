@@ -1,4 +1,4 @@
-package executor
+package guestshell
 
 import (
 	"bufio"
@@ -15,13 +15,13 @@ import (
 // What PowerShell runs in guests. A command line holds the first and the last, for
 // which cmd.exe has 8191 characters.
 var (
-	//go:embed guest/bootstrap.ps1
+	//go:embed scripts/bootstrap.ps1
 	bootstrap string
-	//go:embed guest/mkdirs.ps1
+	//go:embed scripts/mkdirs.ps1
 	mkdirs string
-	//go:embed guest/platform.ps1
+	//go:embed scripts/platform.ps1
 	platform string
-	//go:embed guest/copy-runner.ps1
+	//go:embed scripts/copy-runner.ps1
 	copyRunnerPS string
 )
 

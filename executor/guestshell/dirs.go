@@ -1,4 +1,4 @@
-package executor
+package guestshell
 
 import (
 	"bytes"
@@ -11,22 +11,24 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// windowsTimeout bounds what is asked of a Windows guest: its first PowerShell can
+// dirsTimeout bounds what the guest is asked here. On Windows the first PowerShell can
 // take half a minute to start.
-const windowsTimeout = 2 * time.Minute
+const (
+	dirsTimeout        = 30 * time.Second
+	dirsTimeoutWindows = 2 * time.Minute
+)
 
-// makeGuestDirs makes the directories that GitLab Runner's scripts use. Where
+// MakeDirs makes the directories that GitLab Runner's scripts use. Where
 // the guest's user may not, sudo without a password does, as most images allow.
 // A job that checks out nothing can do without them, so that is only a warning.
-func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings config.Resolved) error {
+func MakeDirs(ctx context.Context, guest Guest, settings config.Resolved, log *joblog.Log) error {
 	dirs := []string{settings.GuestBuildsDir, settings.GuestCacheDir}
-	timeout, command, script := connectTimeout, "sh", makeDirsPOSIX(dirs)
+	timeout, command, script := dirsTimeout, "sh", makeDirsPOSIX(dirs)
 	if settings.Windows() {
-		timeout, command, script = windowsTimeout, shells[settings.Shell].command, makeDirsWindows(dirs)
+		timeout, command, script = dirsTimeoutWindows, For(settings.Shell).Command, makeDirsWindows(dirs)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -37,9 +39,9 @@ func (d *Driver) makeGuestDirs(ctx context.Context, guest *vm.Guest, settings co
 	}
 	if status != 0 {
 		shell, _, _ := strings.Cut(command, " ")
-		d.Log.Warn("the guest cannot run %s (exit status %d: %s), and so has no directories for builds and cache: %s", shell, status, joblog.OneLine(stderr.String()), wrongSystem(settings))
+		log.Warn("the guest cannot run %s (exit status %d: %s), and so has no directories for builds and cache: %s", shell, status, joblog.OneLine(stderr.String()), wrongSystem(settings))
 	} else if failed := answers(stdout.String()); len(failed) > 0 {
-		d.Log.Warn("the guest's user can neither make nor write %s, which GitLab's scripts will want: "+
+		log.Warn("the guest's user can neither make nor write %s, which GitLab's scripts will want: "+
 			"choose others for this image with guest_builds_dir and guest_cache_dir", strings.Join(failed, " and "))
 	}
 	return nil

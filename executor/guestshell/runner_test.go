@@ -1,4 +1,4 @@
-package executor
+package guestshell
 
 import (
 	"crypto/sha256"
@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gitlab-sardine-executor/executor/config"
 )
 
 func TestAnswer(t *testing.T) {
@@ -36,7 +38,7 @@ func TestRunnerQuestionsToAShellThatGreets(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	settings := parse(t, "").For("x")
+	settings := config.Resolved{Shell: "bash", GuestBuildsDir: "/var/tmp/builds"}
 	ask := func(line, stdin string) string {
 		t.Helper()
 		cmd := exec.Command("sh", "-c", "echo Welcome; "+line)

@@ -1,4 +1,4 @@
-package executor
+package guestshell
 
 import (
 	"bytes"
@@ -10,16 +10,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 
 	"github.com/docker/go-units"
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -30,48 +27,24 @@ const (
 	pathPrefix = `export PATH="$PATH:$HOME/` + guestBin + `"` + "\n"
 )
 
-// runnerSeenFile, in the job's directory, says that a stage has looked already.
-const runnerSeenFile = "runner-seen"
-
-// runnerStages are the stages whose scripts call gitlab-runner in the guest.
-var runnerStages = []string{
-	"restore_cache", "download_artifacts", "archive_cache", "archive_cache_on_failure",
-	"upload_artifacts_on_success", "upload_artifacts_on_failure",
-}
-
-// ensureRunner sees to it that the script of a stage finds gitlab-runner in the
-// guest: artifacts and cache need it there. It is copied only when a stage wants
-// it and the guest has none. That there is none to copy is a warning: GitLab's
-// script says what it misses, and some jobs can do without.
-func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, dirs config.Dirs, settings config.Resolved, stage string) error {
-	if settings.RunnerBinary == config.RunnerOff || !slices.Contains(runnerStages, stage) {
-		return nil
-	}
-	seen := filepath.Join(d.jobDir(dirs), runnerSeenFile)
-	if _, err := os.Stat(seen); err == nil {
-		return nil
-	}
-	if err := d.bringRunner(ctx, guest, settings); err != nil {
-		return err
-	}
-	return os.WriteFile(seen, nil, 0o600)
-}
-
-func (d *Driver) bringRunner(ctx context.Context, guest *vm.Guest, settings config.Resolved) error {
+// CopyRunner copies gitlab-runner into a guest that has none: artifacts and cache need
+// it there. If this host has none to copy, that is a warning: GitLab's script says
+// what it misses, and some jobs can do without.
+func CopyRunner(ctx context.Context, guest Guest, settings config.Resolved, log *joblog.Log) error {
 	platform, err := guestPlatform(ctx, guest, settings)
 	if err != nil || platform == "" {
 		return err // or it has one
 	}
 	path, err := hostRunner(settings.RunnerBinary, platform)
 	if err != nil {
-		d.Log.Warn("gitlab-runner is missing in the guest, and %v: artifacts and cache will not work (setting runner_binary)", err)
+		log.Warn("gitlab-runner is missing in the guest, and %v: artifacts and cache will not work (setting runner_binary)", err)
 		return nil
 	}
-	return copyRunner(ctx, guest, path, copyCommand(settings), d.Log)
+	return copyRunner(ctx, guest, path, copyCommand(settings), log)
 }
 
 // answerMark goes before what a guest is asked for: its shell may print what its
-// profile says as well. The scripts in guest/ have it, too.
+// profile says as well. The scripts in scripts/ have it, too.
 const answerMark = "gitlab-sardine-executor: "
 
 // answers are the lines behind each [answerMark].
@@ -94,7 +67,7 @@ func answer(stdout string) string {
 
 // guestPlatform is what the guest's uname says of itself, such as "Linux x86_64",
 // or "Windows AMD64"; empty if it has a gitlab-runner already.
-func guestPlatform(ctx context.Context, guest *vm.Guest, settings config.Resolved) (string, error) {
+func guestPlatform(ctx context.Context, guest Guest, settings config.Resolved) (string, error) {
 	command, script := platformQuestion(settings)
 	var stdout bytes.Buffer
 	if _, err := guest.Run(ctx, guestssh.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout}); err != nil {
@@ -106,7 +79,7 @@ func guestPlatform(ctx context.Context, guest *vm.Guest, settings config.Resolve
 // platformQuestion is what has the guest answer that.
 func platformQuestion(settings config.Resolved) (command, script string) {
 	if settings.Windows() {
-		return shells[settings.Shell].command, platform
+		return For(settings.Shell).Command, platform
 	}
 	return "sh -l", pathPrefix + "command -v gitlab-runner >/dev/null 2>&1 || echo '" + answerMark + "'$(uname -sm)\n"
 }
@@ -148,7 +121,7 @@ func copyCommand(settings config.Resolved) string {
 
 // copyRunner copies a binary into the guest with a [copyCommand] and compares the
 // checksums.
-func copyRunner(ctx context.Context, guest *vm.Guest, path, command string, log *joblog.Log) error {
+func copyRunner(ctx context.Context, guest Guest, path, command string, log *joblog.Log) error {
 	file, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("%w: runner_binary: %w", config.ErrSettings, err)

@@ -1,4 +1,4 @@
-package executor
+package guestshell
 
 import (
 	"encoding/base64"
@@ -13,8 +13,6 @@ import (
 	"unicode/utf16"
 
 	"github.com/google/go-cmp/cmp"
-
-	"gitlab-sardine-executor/executor/job"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -41,8 +39,8 @@ func decodePowerShell(t *testing.T, line string) (options []string, text string)
 func TestPowerShellCommands(t *testing.T) {
 	const options = "-NoProfile -NoLogo -InputFormat text -OutputFormat text -NonInteractive -ExecutionPolicy Bypass -EncodedCommand"
 	for _, test := range []struct{ name, line, golden string }{
-		{"pwsh", shells["pwsh"].command, "bootstrap.golden"},
-		{"powershell", shells["powershell"].command, "bootstrap.golden"},
+		{"pwsh", shells["pwsh"].Command, "bootstrap.golden"},
+		{"powershell", shells["powershell"].Command, "bootstrap.golden"},
 		{"powershell", powerShell("powershell", copyRunnerPS), "copy-runner.golden"},
 	} {
 		t.Run(test.name+" "+test.golden, func(t *testing.T) {
@@ -134,19 +132,19 @@ func FuzzQuotePowerShell(f *testing.F) {
 }
 
 func TestExports(t *testing.T) {
-	j := job.Job{Variables: map[string]string{"B": "it's ‘quoted’\nand $HOME", "A": "", "BAD-NAME": "x", "BAD;rm": "x", "1ST": "x"}}
+	variables := map[string]string{"B": "it's ‘quoted’\nand $HOME", "A": "", "BAD-NAME": "x", "BAD;rm": "x", "1ST": "x"}
 	for _, test := range []struct{ shell, want string }{
 		{"bash", "command export A='' 2>/dev/null\ncommand export B='it'\"'\"'s ‘quoted’\nand $HOME' 2>/dev/null\n"},
 		{"pwsh", "$env:A = ''\n$env:B = 'it''s ‘‘quoted’’\nand $HOME'\n"},
 		{"powershell", "$env:A = ''\n$env:B = 'it''s ‘‘quoted’’\nand $HOME'\n"},
 	} {
-		if got := exports(j, shells[test.shell]); got != test.want {
+		if got := shells[test.shell].exports(variables); got != test.want {
 			t.Errorf("%s: got\n%s\nwant\n%s", test.shell, got, test.want)
 		}
 	}
 }
 
-func TestTryScript(t *testing.T) {
+func TestJobScript(t *testing.T) {
 	const status = "\nif (!$?) { if ($LASTEXITCODE) { exit $LASTEXITCODE } else { exit 1 } }\n"
 	for _, test := range []struct {
 		shell   string
@@ -158,7 +156,7 @@ func TestTryScript(t *testing.T) {
 		{"pwsh", nil, "[Environment]::OSVersion.VersionString" + status},
 		{"powershell", []string{"cmd", "/c", "echo it's"}, "& 'cmd' '/c' 'echo it''s'" + status},
 	} {
-		if got := tryScript(shells[test.shell], test.command); got != test.want {
+		if got := shells[test.shell].JobScript(test.command); got != test.want {
 			t.Errorf("%s %q: got\n%s\nwant\n%s", test.shell, test.command, got, test.want)
 		}
 	}

@@ -1,0 +1,101 @@
+package guestshell
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"al.essio.dev/pkg/shellescape"
+
+	"gitlab-sardine-executor/executor/joblog"
+	"gitlab-sardine-executor/vm/guestssh"
+)
+
+// mountTimeout bounds what the guest does to have its cache: a file system to check or
+// to make, the owner of many files to change.
+const mountTimeout = 3 * time.Minute
+
+// Only the guest does this work: the host never looks into a cache.
+var (
+	//go:embed scripts/mount-cache.sh
+	mountScript string
+	//go:embed scripts/flush-cache.sh
+	flushScript string
+)
+
+// A Cache is what a guest has to know of its cache.
+type Cache struct {
+	// Mode is disk or share; Label finds the disk or share; Dir is where to mount it.
+	Mode, Label, Dir string
+	// Fresh says that no guest has written to it.
+	Fresh bool
+}
+
+// ErrCacheUnusable says that no other job should get this cache.
+var ErrCacheUnusable = errors.New("the guest cannot use its cache")
+
+// MountCache mounts the guest's cache. A guest that cannot do that has its cache
+// directory on its own disk, as without the setting cache: that is a warning, and no
+// error.
+func MountCache(ctx context.Context, guest Guest, cache Cache, log *joblog.Log) error {
+	mounting, cancel := context.WithTimeout(ctx, mountTimeout)
+	defer cancel()
+	fresh := "no"
+	if cache.Fresh {
+		fresh = "yes"
+	}
+	var said beginning
+	status, err := guest.Run(mounting, guestssh.Command{
+		Line:   "sh -s " + shellescape.QuoteCommand([]string{cache.Mode, cache.Label, cache.Dir, fresh}),
+		Stdin:  strings.NewReader(mountScript),
+		Stdout: &said,
+	})
+	relay(said.String(), log)
+	late := errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil
+	if err != nil && !late {
+		return fmt.Errorf("mount the cache in the guest: %w", err)
+	}
+	if late {
+		log.Warn("the guest could not mount its cache within %s: this job goes on without it", mountTimeout)
+	}
+	if late || status != 0 {
+		return ErrCacheUnusable
+	}
+	return nil
+}
+
+// FlushCache has the guest write to its cache disk what is still in its memory.
+func FlushCache(ctx context.Context, guest Guest, dir string) error {
+	_, err := guest.Run(ctx, guestssh.Command{
+		Line:  "sh -s " + shellescape.Quote(dir),
+		Stdin: strings.NewReader(flushScript),
+	})
+	return err
+}
+
+// A beginning keeps the first kilobytes of what is written to it: a guest can say
+// anything.
+type beginning struct{ bytes.Buffer }
+
+func (b *beginning) Write(p []byte) (int, error) {
+	const most = 16 << 10
+	b.Buffer.Write(p[:min(len(p), max(0, most-b.Len()))])
+	return len(p), nil
+}
+
+// relay passes on what the guest's part says: lines that begin with "say " or
+// "warn ".
+func relay(text string, log *joblog.Log) {
+	const most = 10 // lines
+	for _, line := range strings.SplitN(text, "\n", most+1)[:min(most, strings.Count(text, "\n"))] {
+		if text, ok := strings.CutPrefix(line, "warn "); ok {
+			log.Warn("%.500s", text)
+		} else if text, ok := strings.CutPrefix(line, "say "); ok {
+			log.Say("%.500s", text)
+		}
+	}
+}

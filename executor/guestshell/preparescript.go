@@ -1,0 +1,48 @@
+package guestshell
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/joblog"
+	"gitlab-sardine-executor/vm/guestssh"
+)
+
+// RunPrepareScript runs the administrator's prepare_script in the guest, with the
+// job's variables in its environment and its output in the job's log. If it fails,
+// so does the preparation, which may be tried again: it is the host's business,
+// not the job's.
+func RunPrepareScript(ctx context.Context, guest Guest, settings config.Resolved, variables map[string]string, log *joblog.Log) error {
+	path := settings.PrepareScript
+	if path == "" {
+		return nil
+	}
+	script, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, err)
+	}
+	defer script.Close()
+	defer log.Section("sardine_prepare_script", "Prepare script")()
+	text, err := withoutBOM(script)
+	if err != nil {
+		return fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, err)
+	}
+	output, sh := log.Writer(), For(settings.Shell)
+	status, err := guest.Run(ctx, guestssh.Command{
+		Line:   sh.Command,
+		Stdin:  io.MultiReader(strings.NewReader(sh.exports(variables)), text),
+		Stdout: output,
+		Stderr: output,
+	})
+	if err != nil {
+		return fmt.Errorf("run prepare_script in the guest: %w", err)
+	}
+	if status != 0 {
+		return fmt.Errorf("prepare_script %s ended with exit status %d in the guest", path, status)
+	}
+	return nil
+}
