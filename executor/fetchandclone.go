@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 )
@@ -141,9 +142,9 @@ func sizeOf(image *oci.Image) int64 {
 
 // specFor is where an image becomes a machine.
 func specFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
-	disks := make([]vm.Disk, len(image.Disks))
+	disks := make([]disk.Disk, len(image.Disks))
 	for i, d := range image.Disks {
-		disks[i] = vm.Disk{
+		disks[i] = disk.Disk{
 			Name:        d.Name,
 			Path:        filepath.Join(image.Dir, d.Name),
 			Format:      d.Format,

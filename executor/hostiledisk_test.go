@@ -23,6 +23,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // A canary is a file of the host that no image has any business with. Its
@@ -172,7 +173,7 @@ type layer struct {
 	content         []byte
 }
 
-func disk(content []byte) []layer { return []layer{{qcow2Layer, "disk.qcow2", content}} }
+func oneDisk(content []byte) []layer { return []layer{{qcow2Layer, "disk.qcow2", content}} }
 
 // A hostileDisk is an image whose disks are not what they seem.
 type hostileDisk struct {
@@ -192,36 +193,36 @@ type hostileDisk struct {
 func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 	return []hostileDisk{
 		// Files of the host, by name.
-		{"backing file", disk(good().backing(canary)), true, oci.ErrHostile, "not a disk of the image"},
-		{"backing file with a format", disk(good().extensions(extension{backingFormat, "raw"}).backing(canary)), true, oci.ErrHostile, "not a disk of the image"},
-		{"backing file of /etc/shadow", disk(good().backing("/etc/shadow")), false, oci.ErrHostile, "/etc/shadow"},
-		{"backing file through ..", disk(good().backing("../../../../../../../.." + canary)), true, oci.ErrHostile, "not a disk of the image"},
-		{"backing file: with the protocol file", disk(good().backing("file:" + canary)), true, oci.ErrHostile, "not a disk of the image"},
-		{"backing file: json", disk(good().backing(`json:{"driver":"raw","file":{"driver":"file","filename":"` + canary + `"}}`)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file", oneDisk(good().backing(canary)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file with a format", oneDisk(good().extensions(extension{backingFormat, "raw"}).backing(canary)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file of /etc/shadow", oneDisk(good().backing("/etc/shadow")), false, oci.ErrHostile, "/etc/shadow"},
+		{"backing file through ..", oneDisk(good().backing("../../../../../../../.." + canary)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file: with the protocol file", oneDisk(good().backing("file:" + canary)), true, oci.ErrHostile, "not a disk of the image"},
+		{"backing file: json", oneDisk(good().backing(`json:{"driver":"raw","file":{"driver":"file","filename":"` + canary + `"}}`)), true, oci.ErrHostile, "not a disk of the image"},
 		{"backing file: json that ends like a layer", []layer{{qcow2Layer, "base.qcow2", good()}, {qcow2Layer, "disk.qcow2", good().backing(`json:{"driver":"raw","file":{"driver":"file","filename":"` + canary + `"},"node-name":"a/base.qcow2"}`)}}, true, oci.ErrHostile, "not a disk of the image"},
-		{"backing file: nbd", disk(good().backing("nbd://127.0.0.1:9/canary")), false, oci.ErrHostile, "nbd://"},
-		{"backing file: nbd over a socket", disk(good().backing("nbd+unix:///?socket=" + canary)), false, oci.ErrHostile, "nbd+unix"},
-		{"backing file: http", disk(good().backing("http://127.0.0.1:9/disk.raw")), false, oci.ErrHostile, "http://"},
-		{"backing file: ssh", disk(good().backing("ssh://root@127.0.0.1/etc/shadow")), false, oci.ErrHostile, "ssh://"},
-		{"backing file: a directory as a FAT disk", disk(good().backing("fat:" + filepath.Dir(canary))), true, oci.ErrHostile, "fat:"},
-		{"backing file: a device", disk(good().backing("/dev/sda")), false, oci.ErrHostile, "/dev/sda"},
-		{"backing file: a debugging driver", disk(good().backing("blkdebug::" + canary)), true, oci.ErrHostile, "blkdebug"},
-		{"backing file: itself", disk(good().backing("disk.qcow2")), false, oci.ErrHostile, "not a disk of the image"},
+		{"backing file: nbd", oneDisk(good().backing("nbd://127.0.0.1:9/canary")), false, oci.ErrHostile, "nbd://"},
+		{"backing file: nbd over a socket", oneDisk(good().backing("nbd+unix:///?socket=" + canary)), false, oci.ErrHostile, "nbd+unix"},
+		{"backing file: http", oneDisk(good().backing("http://127.0.0.1:9/disk.raw")), false, oci.ErrHostile, "http://"},
+		{"backing file: ssh", oneDisk(good().backing("ssh://root@127.0.0.1/etc/shadow")), false, oci.ErrHostile, "ssh://"},
+		{"backing file: a directory as a FAT disk", oneDisk(good().backing("fat:" + filepath.Dir(canary))), true, oci.ErrHostile, "fat:"},
+		{"backing file: a device", oneDisk(good().backing("/dev/sda")), false, oci.ErrHostile, "/dev/sda"},
+		{"backing file: a debugging driver", oneDisk(good().backing("blkdebug::" + canary)), true, oci.ErrHostile, "blkdebug"},
+		{"backing file: itself", oneDisk(good().backing("disk.qcow2")), false, oci.ErrHostile, "not a disk of the image"},
 		{"backing files in a circle", []layer{{qcow2Layer, "a.qcow2", good().backing("b.qcow2")}, {qcow2Layer, "b.qcow2", good().backing("a.qcow2")}}, false, oci.ErrHostile, "not a disk of the image"},
-		{"data file", disk(good().put(atIncompatible, uint64(4)).extensions(extension{dataFile, canary})), true, oci.ErrHostile, "another file"},
-		{"data file, raw", disk(good().put(atIncompatible, uint64(4)).put(atAutoclear, uint64(2)).extensions(extension{dataFile, canary})), true, oci.ErrHostile, "another file"},
-		{"data file without the bit", disk(good().extensions(extension{dataFile, canary})), false, oci.ErrHostile, "another file"},
-		{"data file without a name", disk(good().put(atIncompatible, uint64(4)).extensions()), false, oci.ErrHostile, "another file"},
-		{"raw data file, no other sign of it", disk(good().put(atAutoclear, uint64(2))), false, oci.ErrHostile, "another file"},
-		{"data file: json", disk(good().put(atIncompatible, uint64(4)).extensions(extension{dataFile, `json:{"driver":"file","filename":"` + canary + `"}`})), false, oci.ErrHostile, "another file"},
-		{"data file of a version 2 header", disk(good().version2().put(72, uint32(dataFile)).put(76, uint32(len(canary))).text(80, canary)), false, oci.ErrHostile, "another file"},
-		{"a header behind the header", disk(good().put(atHeaderLength, uint32(448)).put(448, uint32(dataFile)).put(452, uint32(len(canary))).text(456, canary).put(atIncompatible, uint64(4))), true, oci.ErrHostile, "another file"},
+		{"data file", oneDisk(good().put(atIncompatible, uint64(4)).extensions(extension{dataFile, canary})), true, oci.ErrHostile, "another file"},
+		{"data file, raw", oneDisk(good().put(atIncompatible, uint64(4)).put(atAutoclear, uint64(2)).extensions(extension{dataFile, canary})), true, oci.ErrHostile, "another file"},
+		{"data file without the bit", oneDisk(good().extensions(extension{dataFile, canary})), false, oci.ErrHostile, "another file"},
+		{"data file without a name", oneDisk(good().put(atIncompatible, uint64(4)).extensions()), false, oci.ErrHostile, "another file"},
+		{"raw data file, no other sign of it", oneDisk(good().put(atAutoclear, uint64(2))), false, oci.ErrHostile, "another file"},
+		{"data file: json", oneDisk(good().put(atIncompatible, uint64(4)).extensions(extension{dataFile, `json:{"driver":"file","filename":"` + canary + `"}`})), false, oci.ErrHostile, "another file"},
+		{"data file of a version 2 header", oneDisk(good().version2().put(72, uint32(dataFile)).put(76, uint32(len(canary))).text(80, canary)), false, oci.ErrHostile, "another file"},
+		{"a header behind the header", oneDisk(good().put(atHeaderLength, uint32(448)).put(448, uint32(dataFile)).put(452, uint32(len(canary))).text(456, canary).put(atIncompatible, uint64(4))), true, oci.ErrHostile, "another file"},
 
 		// Files whose format somebody might guess.
 		{"raw disk that is a qcow2", []layer{{rawLayer, "disk.raw", good().backing(canary)}}, true, nil, ""},
-		{"CD-ROM that is a qcow2", append(disk(good()), layer{isoLayer, "tools.iso", good().backing(canary)}), true, nil, ""},
+		{"CD-ROM that is a qcow2", append(oneDisk(good()), layer{isoLayer, "tools.iso", good().backing(canary)}), true, nil, ""},
 		{"raw disk that is a VMDK", []layer{{rawLayer, "disk.raw", vmdk(canary)}}, true, nil, ""},
-		{"VMDK under the name of qcow2", disk(vmdk(canary)), true, oci.ErrFormat, "qcow2"},
+		{"VMDK under the name of qcow2", oneDisk(vmdk(canary)), true, oci.ErrFormat, "qcow2"},
 		{"raw base of which the overlay says that it is a qcow2", []layer{
 			{rawLayer, "base.raw", good().backing(canary)},
 			{qcow2Layer, "disk.qcow2", good().extensions(extension{backingFormat, "qcow2"}).backing("base.raw")},
@@ -233,44 +234,44 @@ func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 		{"base of which the overlay says that it is somewhere else", []layer{{qcow2Layer, filepath.Base(canary), good()}, {qcow2Layer, "disk.qcow2", good().extensions(extension{backingFormat, "raw"}).backing(canary)}}, true, nil, ""},
 
 		// Headers that lie.
-		{"LUKS", disk(good().put(atCrypt, uint32(2))), false, oci.ErrFormat, "encrypted"},
-		{"AES", disk(good().put(atCrypt, uint32(1))), false, oci.ErrFormat, "encrypted"},
-		{"encryption header far away", disk(good().extensions(extension{cryptHeader, "\x7f\xff\xff\xff\xff\xff\xff\x00\x7f\xff\xff\xff\xff\xff\xff\x00"})), false, oci.ErrHostile, "encryption header"},
-		{"bitmaps far away", disk(good().put(atAutoclear, uint64(1)).extensions(extension{bitmaps, "\x00\x00\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xff\x00\x00\xff\xff\xff\xff\x00\x00"})), false, nil, ""},
-		{"version 0", disk(good().put(atVersion, uint32(0))), false, oci.ErrHostile, "version 0"},
-		{"version 1, with a backing file", disk(good().put(atVersion, uint32(1)).backing(canary)), false, oci.ErrHostile, "version 1"},
-		{"version 4", disk(good().put(atVersion, uint32(4))), false, oci.ErrHostile, "version 4"},
-		{"size above the limit", disk(good().put(atSize, uint64(64<<30)).put(atL1Size, uint32(128))), false, oci.ErrHostile, "max_disk"},
-		{"negative size", disk(good().put(atSize, uint64(1<<63))), false, oci.ErrHostile, "virtual size"},
-		{"size that overflows", disk(good().put(atSize, uint64(1<<63-1))), false, oci.ErrHostile, "virtual size"},
-		{"L1 table of 16 GiB", disk(good().put(atL1Size, uint32(1<<31))), false, oci.ErrHostile, "too large"},
-		{"L1 table beyond the file", disk(good().put(atL1, uint64(1<<40))), false, nil, ""},
-		{"L1 table that is the header", disk(good().put(atL1, uint64(0))), false, nil, ""},
-		{"L2 table beyond the file", disk(good().put(int(good().number(atL1)), uint64(1<<63|1<<40))), false, nil, ""},
-		{"L2 table that is the L1 table", disk(good().put(int(good().number(atL1)), 1<<63|good().number(atL1))), false, nil, ""},
-		{"compressed cluster beyond the file", disk(good().put(good().firstL2(), uint64(1<<62|1<<40))), false, nil, ""},
-		{"refcount table beyond the file", disk(good().put(atRefcounts, uint64(1<<40))), false, nil, ""},
-		{"refcount table of 256 TiB", disk(good().put(atRefcountsSize, uint32(1<<32-1))), false, oci.ErrHostile, "refcount table"},
-		{"refcounts of 2^40 bits", disk(good().put(atRefcountOrder, uint32(40))), false, oci.ErrHostile, "refcount order"},
-		{"clusters of no bytes", disk(good().put(atClusterBits, uint32(0))), false, oci.ErrHostile, "cluster bits 0"},
-		{"clusters of 2^63 bytes", disk(good().put(atClusterBits, uint32(63))), false, oci.ErrHostile, "cluster bits 63"},
-		{"four thousand million snapshots", disk(good().put(atSnapshots, uint32(1<<32-1))), false, oci.ErrHostile, "snapshots"},
-		{"snapshots beyond the file", disk(good().put(atSnapshots, uint32(65536)).put(atSnapshotTable, uint64(1<<40))), false, nil, ""},
-		{"unknown incompatible feature", disk(good().put(atIncompatible, uint64(1<<5))), false, oci.ErrHostile, "unknown incompatible"},
-		{"marked as corrupt", disk(good().put(atIncompatible, uint64(2))), false, oci.ErrFormat, "corrupt"},
-		{"unknown compression", disk(good().put(atIncompatible, uint64(8)).put(atCompression, uint8(255))), false, oci.ErrHostile, "unknown compression type 255"},
-		{"zstd without the bit", disk(good().put(atCompression, uint8(1))), false, oci.ErrHostile, "compression type 1"},
-		{"no refcount table", disk(good().put(atRefcountsSize, uint32(0))), false, oci.ErrHostile, "no refcount table"},
-		{"subclusters in clusters that are too small", disk(good().put(atIncompatible, uint64(16)).put(atClusterBits, uint32(9))), false, oci.ErrHostile, "extended L2"},
-		{"header shorter than a header", disk(good().put(atHeaderLength, uint32(8))), false, oci.ErrHostile, "header length"},
-		{"header longer than its cluster", disk(good().put(atHeaderLength, uint32(1<<31))), false, oci.ErrHostile, "header length"},
-		{"extension longer than its cluster", disk(good().put(good().headerLength()+4, uint32(1<<32-8))), false, oci.ErrHostile, "does not fit"},
-		{"backing name far away", disk(good().backing(canary).put(8, uint64(1<<62))), false, oci.ErrHostile, "outside of the first cluster"},
-		{"backing name of 4 GiB", disk(good().backing(canary).put(16, uint32(1<<32-1))), false, oci.ErrHostile, "too long"},
-		{"backing name in the header", disk(good().backing(canary).put(8, uint64(8))), false, oci.ErrHostile, "inside of the header"},
-		{"backing name of two readings", disk(good().backing(canary + "\x00/disk.qcow2")), true, oci.ErrHostile, "NUL"},
-		{"backing format twice", disk(good().extensions(extension{backingFormat, "raw"}, extension{backingFormat, "qcow2"})), false, oci.ErrHostile, "twice"},
-		{"a header and nothing else", disk(good()[:512]), false, nil, ""},
+		{"LUKS", oneDisk(good().put(atCrypt, uint32(2))), false, oci.ErrFormat, "encrypted"},
+		{"AES", oneDisk(good().put(atCrypt, uint32(1))), false, oci.ErrFormat, "encrypted"},
+		{"encryption header far away", oneDisk(good().extensions(extension{cryptHeader, "\x7f\xff\xff\xff\xff\xff\xff\x00\x7f\xff\xff\xff\xff\xff\xff\x00"})), false, oci.ErrHostile, "encryption header"},
+		{"bitmaps far away", oneDisk(good().put(atAutoclear, uint64(1)).extensions(extension{bitmaps, "\x00\x00\xff\xff\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\xff\x00\x00\xff\xff\xff\xff\x00\x00"})), false, nil, ""},
+		{"version 0", oneDisk(good().put(atVersion, uint32(0))), false, oci.ErrHostile, "version 0"},
+		{"version 1, with a backing file", oneDisk(good().put(atVersion, uint32(1)).backing(canary)), false, oci.ErrHostile, "version 1"},
+		{"version 4", oneDisk(good().put(atVersion, uint32(4))), false, oci.ErrHostile, "version 4"},
+		{"size above the limit", oneDisk(good().put(atSize, uint64(64<<30)).put(atL1Size, uint32(128))), false, oci.ErrHostile, "max_disk"},
+		{"negative size", oneDisk(good().put(atSize, uint64(1<<63))), false, oci.ErrHostile, "virtual size"},
+		{"size that overflows", oneDisk(good().put(atSize, uint64(1<<63-1))), false, oci.ErrHostile, "virtual size"},
+		{"L1 table of 16 GiB", oneDisk(good().put(atL1Size, uint32(1<<31))), false, oci.ErrHostile, "too large"},
+		{"L1 table beyond the file", oneDisk(good().put(atL1, uint64(1<<40))), false, nil, ""},
+		{"L1 table that is the header", oneDisk(good().put(atL1, uint64(0))), false, nil, ""},
+		{"L2 table beyond the file", oneDisk(good().put(int(good().number(atL1)), uint64(1<<63|1<<40))), false, nil, ""},
+		{"L2 table that is the L1 table", oneDisk(good().put(int(good().number(atL1)), 1<<63|good().number(atL1))), false, nil, ""},
+		{"compressed cluster beyond the file", oneDisk(good().put(good().firstL2(), uint64(1<<62|1<<40))), false, nil, ""},
+		{"refcount table beyond the file", oneDisk(good().put(atRefcounts, uint64(1<<40))), false, nil, ""},
+		{"refcount table of 256 TiB", oneDisk(good().put(atRefcountsSize, uint32(1<<32-1))), false, oci.ErrHostile, "refcount table"},
+		{"refcounts of 2^40 bits", oneDisk(good().put(atRefcountOrder, uint32(40))), false, oci.ErrHostile, "refcount order"},
+		{"clusters of no bytes", oneDisk(good().put(atClusterBits, uint32(0))), false, oci.ErrHostile, "cluster bits 0"},
+		{"clusters of 2^63 bytes", oneDisk(good().put(atClusterBits, uint32(63))), false, oci.ErrHostile, "cluster bits 63"},
+		{"four thousand million snapshots", oneDisk(good().put(atSnapshots, uint32(1<<32-1))), false, oci.ErrHostile, "snapshots"},
+		{"snapshots beyond the file", oneDisk(good().put(atSnapshots, uint32(65536)).put(atSnapshotTable, uint64(1<<40))), false, nil, ""},
+		{"unknown incompatible feature", oneDisk(good().put(atIncompatible, uint64(1<<5))), false, oci.ErrHostile, "unknown incompatible"},
+		{"marked as corrupt", oneDisk(good().put(atIncompatible, uint64(2))), false, oci.ErrFormat, "corrupt"},
+		{"unknown compression", oneDisk(good().put(atIncompatible, uint64(8)).put(atCompression, uint8(255))), false, oci.ErrHostile, "unknown compression type 255"},
+		{"zstd without the bit", oneDisk(good().put(atCompression, uint8(1))), false, oci.ErrHostile, "compression type 1"},
+		{"no refcount table", oneDisk(good().put(atRefcountsSize, uint32(0))), false, oci.ErrHostile, "no refcount table"},
+		{"subclusters in clusters that are too small", oneDisk(good().put(atIncompatible, uint64(16)).put(atClusterBits, uint32(9))), false, oci.ErrHostile, "extended L2"},
+		{"header shorter than a header", oneDisk(good().put(atHeaderLength, uint32(8))), false, oci.ErrHostile, "header length"},
+		{"header longer than its cluster", oneDisk(good().put(atHeaderLength, uint32(1<<31))), false, oci.ErrHostile, "header length"},
+		{"extension longer than its cluster", oneDisk(good().put(good().headerLength()+4, uint32(1<<32-8))), false, oci.ErrHostile, "does not fit"},
+		{"backing name far away", oneDisk(good().backing(canary).put(8, uint64(1<<62))), false, oci.ErrHostile, "outside of the first cluster"},
+		{"backing name of 4 GiB", oneDisk(good().backing(canary).put(16, uint32(1<<32-1))), false, oci.ErrHostile, "too long"},
+		{"backing name in the header", oneDisk(good().backing(canary).put(8, uint64(8))), false, oci.ErrHostile, "inside of the header"},
+		{"backing name of two readings", oneDisk(good().backing(canary + "\x00/disk.qcow2")), true, oci.ErrHostile, "NUL"},
+		{"backing format twice", oneDisk(good().extensions(extension{backingFormat, "raw"}, extension{backingFormat, "qcow2"})), false, oci.ErrHostile, "twice"},
+		{"a header and nothing else", oneDisk(good()[:512]), false, nil, ""},
 	}
 }
 
@@ -349,7 +350,7 @@ func checkMachine(t *testing.T, c *canary, image *oci.Image) {
 		t.Errorf("the domain names a file of the host:\n%s", doc)
 	}
 	clones := t.TempDir()
-	overlays, err := vm.CloneDisks(t.Context(), spec.Disks, clones, 0)
+	overlays, err := disk.CloneDisks(t.Context(), spec.Disks, clones, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/record"
 )
 
@@ -147,14 +148,14 @@ func sealDisks(d *libvirtxml.Domain) ([]SealedDisk, error) {
 			continue // a drive without medium
 		}
 		if device.Source.File == nil {
-			return nil, fmt.Errorf("disk %s is not a file: copy it to one first (qemu-img convert)", targetOf(device))
+			return nil, fmt.Errorf("disk %s is not a file: copy it to one first (qemu-img convert)", disk.TargetName(device))
 		}
 		path := device.Source.File.File
 		if path == "" && removable {
 			continue
 		}
 		if device.Encryption != nil || device.Source.Encryption != nil {
-			return nil, fmt.Errorf("disk %s is encrypted: nobody else could open it", targetOf(device))
+			return nil, fmt.Errorf("disk %s is encrypted: nobody else could open it", disk.TargetName(device))
 		}
 		format := "raw"
 		if device.Driver != nil && device.Driver.Type != "" {
@@ -169,13 +170,6 @@ func sealDisks(d *libvirtxml.Domain) ([]SealedDisk, error) {
 		return nil, errors.New("it has no disk")
 	}
 	return disks, nil
-}
-
-func targetOf(d *libvirtxml.DomainDisk) string {
-	if d.Target == nil {
-		return "without a target"
-	}
-	return d.Target.Dev
 }
 
 // freeName is name, or name-1, name-2, … (before the extension), whichever is the

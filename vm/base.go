@@ -11,6 +11,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -40,7 +41,7 @@ type BaseSpec struct {
 	Template         string
 	Architecture     string
 	UEFI             bool
-	Disks            []Disk
+	Disks            []disk.Disk
 	Network          string
 	Accel            string
 	OmitBackingStore string
@@ -88,7 +89,7 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 		return nil, err
 	}
 	files.backingStore = !omit
-	if files.overlays, err = CloneDisks(ctx, base.Disks, base.Dir, 0); err != nil {
+	if files.overlays, err = disk.CloneDisks(ctx, base.Disks, base.Dir, 0); err != nil {
 		return nil, err
 	}
 	if err := base.complete(rebuilt.Domain, files); err != nil {
@@ -117,13 +118,13 @@ func (b *BaseSpec) complete(d *libvirtxml.Domain, files layout) error {
 	}
 	// Variables that a file of the administrator holds are not this machine's to
 	// change. Where the domain names none, libvirt finds a place by itself.
-	if named, err := namedNVRAM(d.OS); err != nil {
+	if named, err := disk.NamedNVRAM(d.OS); err != nil {
 		return err
 	} else if named != "" {
-		if err := copyNVRAM(d.OS, files.nvram, ""); err != nil {
+		if err := disk.CopyNVRAM(d.OS, files.nvram, ""); err != nil {
 			return err
 		}
-		setNVRAM(d.OS, files.nvram)
+		disk.SetNVRAM(d.OS, files.nvram)
 	}
 	for i := range d.Devices.Disks {
 		// Of a job's disk nothing has to survive; of this one it has.
@@ -211,10 +212,10 @@ func Preview(spec Spec) (doc string, dropped []string, err error) {
 	dir, files := machineFiles(&spec)
 	files.backingStore = true
 	files.overlays = make(map[string]string)
-	for _, disk := range topDisks(spec.Disks) {
-		if !disk.CDROM {
-			stem := strings.TrimSuffix(disk.Name, filepath.Ext(disk.Name))
-			files.overlays[disk.Name] = filepath.Join(dir, stem+".qcow2")
+	for _, base := range disk.TopDisks(spec.Disks) {
+		if !base.CDROM {
+			stem := strings.TrimSuffix(base.Name, filepath.Ext(base.Name))
+			files.overlays[base.Name] = filepath.Join(dir, stem+".qcow2")
 		}
 	}
 	if err := personalise(rebuilt.Domain, &spec, files); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -126,12 +127,12 @@ func TestBases(t *testing.T) {
 
 func baseSpec(t *testing.T, name string) BaseSpec {
 	t.Helper()
-	disk := filepath.Join(t.TempDir(), "disk.raw")
-	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o444); err != nil {
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o444); err != nil {
 		t.Fatal(err)
 	}
 	return BaseSpec{
-		Name: name, Disks: []Disk{{Name: "disk.raw", Path: disk, Format: "raw", VirtualSize: 1 << 20}}, Accel: AccelTCG,
+		Name: name, Disks: []disk.Disk{{Name: "disk.raw", Path: path, Format: "raw", VirtualSize: 1 << 20}}, Accel: AccelTCG,
 		Network: "default", Dir: filepath.Join(t.TempDir(), "vms", "web"), Origin: Origin{Image: "r.example/x:1", Digest: "sha256:aa"},
 	}
 }
@@ -192,7 +193,7 @@ func TestDefineFails(t *testing.T) {
 func TestPreview(t *testing.T) {
 	spec := Spec{
 		Name: "sardine-1", CPUs: 3, Memory: 1 << 30, CloneDir: "/clones", JobDir: "/jobs/sardine-1",
-		Disks:     []Disk{{Name: "base.qcow2", Path: "/i/base.qcow2", Format: "qcow2"}, {Name: "top.qcow2", Path: "/i/top.qcow2", Format: "qcow2", Backing: "base.qcow2"}},
+		Disks:     []disk.Disk{{Name: "base.qcow2", Path: "/i/base.qcow2", Format: "qcow2"}, {Name: "top.qcow2", Path: "/i/top.qcow2", Format: "qcow2", Backing: "base.qcow2"}},
 		DomainXML: []byte(`<domain type="kvm"><name>x</name><memory>4096</memory><os><type arch="x86_64">hvm</type></os><devices><disk type="file"><source file="top.qcow2"/><target dev="vda"/></disk><hostdev mode="subsystem" type="usb"/></devices></domain>`),
 	}
 	doc, dropped, err := Preview(spec)

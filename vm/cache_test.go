@@ -15,6 +15,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 const aKey, anotherKey = "00112233445566778899aabbccddeeff", "ffeeddccbbaa99887766554433221100"
@@ -39,7 +40,7 @@ func machineWith(t *testing.T, h *Host, machine, cache string) (end func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dom := define(t, h, &libvirtxml.Domain{Name: machine, Metadata: metadata})
+	dom := virttest.Start(t, h.Host, &libvirtxml.Domain{Name: machine, Metadata: metadata})
 	end = sync.OnceFunc(func() { dom.Destroy(context.Background()); dom.Free() })
 	t.Cleanup(end)
 	return end

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // firstLibvirtWithUserShares: before, libvirt refuses virtiofs in qemu:///session.
@@ -54,7 +56,7 @@ func addCacheDisk(d *libvirtxml.Domain, path string) {
 			Name: "qemu", Type: "raw", Cache: "writeback", ErrorPolicy: "report", Discard: "unmap", DetectZeros: "unmap",
 		},
 		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}},
-		Target: &libvirtxml.DomainDiskTarget{Dev: freeTarget(d, "vd"), Bus: "virtio"},
+		Target: &libvirtxml.DomainDiskTarget{Dev: disk.FreeTarget(d, "vd"), Bus: "virtio"},
 		Serial: CacheLabel,
 		Alias:  &libvirtxml.DomainAlias{Name: "ua-sardine-cache"},
 	})

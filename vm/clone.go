@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -191,16 +192,16 @@ func (c *cloning) place(ctx context.Context, d *libvirtxml.Domain) (paths []stri
 		}
 	}
 	overlays := make(map[string]string)
-	for _, disk := range topDisks(c.source.disks) {
-		path, err := files.overlay(ctx, disk)
+	for _, base := range disk.TopDisks(c.source.disks) {
+		path, err := files.overlay(ctx, base)
 		if err != nil {
 			return nil, err
 		}
-		overlays[disk.Name] = path
+		overlays[base.Name] = path
 		paths = append(paths, path)
 	}
 	c.placeDisks(d, overlays)
-	if !hasNVRAM(d.OS) {
+	if !disk.HasNVRAM(d.OS) {
 		return paths, nil
 	}
 	nvram, err := files.nvram(d.OS, c.name, c.host.defaultNVRAM(c.options.Source))
@@ -222,13 +223,13 @@ func (c *cloning) makeDir() (cloneFiles, error) {
 
 // placeDisks puts the overlays in place of the disks below them.
 func (c *cloning) placeDisks(d *libvirtxml.Domain, overlays map[string]string) {
-	byName := make(map[string]Disk, len(c.source.disks))
-	for _, disk := range c.source.disks {
-		byName[disk.Name] = disk
+	byName := make(map[string]disk.Disk, len(c.source.disks))
+	for _, base := range c.source.disks {
+		byName[base.Name] = base
 	}
 	for i := range d.Devices.Disks {
 		device := &d.Devices.Disks[i]
-		base := byName[sourcePath(device)]
+		base := byName[disk.SourcePath(device)]
 		overlay, ok := overlays[base.Name]
 		if !ok || !isWritten(device) {
 			continue // shared
@@ -263,7 +264,7 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 	if mode == ClonePrint {
 		return nil
 	}
-	owners := ownersOf(c.source.disks)
+	owners := disk.OwnersOf(c.source.disks)
 	// By its UUID: a domain of that name may be somebody else's.
 	c.undo.add(func() error {
 		ctx, cancel := undoing(ctx)
@@ -289,7 +290,7 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 	if mode == CloneDefine {
 		return nil
 	}
-	if err := owners.restore(); err != nil || mode == ClonePersistent {
+	if err := owners.Restore(); err != nil || mode == ClonePersistent {
 		return err
 	}
 	for _, path := range done.Files {

@@ -14,6 +14,8 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/qcow2/qcow2test"
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -70,7 +72,7 @@ func web(t *testing.T, h *Host) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	disk := filepath.Join(dir, "web.qcow2")
-	makeQCOW2(t, disk, 1<<30)
+	qcow2test.Create(t, disk, 1<<30)
 	sourceDomain{name: "web", disks: diskXML(disk, "qcow2", "vda"),
 		nics: `<interface type='network'><mac address='52:54:00:00:00:01'/><source network='default'/></interface>`}.define(t, h)
 	return dir
@@ -159,7 +161,7 @@ func TestCloneStartModes(t *testing.T) {
 				t.Errorf("its disk's driver: %+v", d)
 			}
 			if test.files != nil {
-				if got := header(t, filepath.Join(out, "web.qcow2")); got.BackingFile != filepath.Join(source, "web.qcow2") || got.VirtualSize != 1<<30 {
+				if got := qcow2test.Header(t, filepath.Join(out, "web.qcow2")); got.BackingFile != filepath.Join(source, "web.qcow2") || got.VirtualSize != 1<<30 {
 					t.Errorf("the overlay: %+v", got)
 				}
 			}
@@ -260,11 +262,11 @@ func TestCloneSeveralDisks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	makeQCOW2(t, path("base.qcow2"), 3<<20)
-	if _, err := CloneQCOW2(t.Context(), Base{Path: path("base.qcow2"), Format: "qcow2"}, path("a", "disk.qcow2"), 0); err != nil {
+	qcow2test.Create(t, path("base.qcow2"), 3<<20)
+	if _, err := disk.CloneQCOW2(t.Context(), disk.BackingFile{Path: path("base.qcow2"), Format: "qcow2"}, path("a", "disk.qcow2"), 0); err != nil {
 		t.Fatal(err)
 	}
-	makeQCOW2(t, path("b", "disk.qcow2"), 2<<20)
+	qcow2test.Create(t, path("b", "disk.qcow2"), 2<<20)
 	for name, size := range map[string]int64{"data.img": 5 << 20, "shared.img": 1 << 20, "tools.iso": 1 << 20} {
 		if err := os.WriteFile(path(name), nil, 0o644); err != nil {
 			t.Fatal(err)
@@ -293,7 +295,7 @@ func TestCloneSeveralDisks(t *testing.T) {
 				filepath.Join(out, "disk.qcow2"), filepath.Join(out, "disk-1.qcow2"), filepath.Join(out, "data.qcow2"),
 				path("shared.img"), path("tools.iso"), "",
 			} {
-				if got := sourcePath(&d.Devices.Disks[i]); got != want {
+				if got := disk.SourcePath(&d.Devices.Disks[i]); got != want {
 					t.Errorf("disk %d is %q, want %q", i, got, want)
 				}
 			}
@@ -309,7 +311,7 @@ func TestCloneSeveralDisks(t *testing.T) {
 			}
 		})
 	}
-	if got := header(t, filepath.Join(out, "data.qcow2")); got.VirtualSize != 5<<20 || got.BackingFormat != "raw" {
+	if got := qcow2test.Header(t, filepath.Join(out, "data.qcow2")); got.VirtualSize != 5<<20 || got.BackingFormat != "raw" {
 		t.Errorf("the overlay on the raw disk: %+v", got)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/qcow2"
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/record"
 )
 
@@ -24,7 +25,7 @@ type cloneSource struct {
 	doc string
 	// disks are those that it writes and all that they stand on. They are named by
 	// their absolute paths.
-	disks []Disk
+	disks []disk.Disk
 	// unknown are those of which we could not find out what they stand on: libvirt
 	// has to.
 	unknown map[string]bool
@@ -86,36 +87,22 @@ func isWritten(d *libvirtxml.DomainDisk) bool {
 	return d.Source != nil && d.ReadOnly == nil && d.Device != "cdrom"
 }
 
-// sourcePath is the absolute path of the file or block device of a disk; empty if
-// it has neither.
-func sourcePath(d *libvirtxml.DomainDisk) string {
-	switch {
-	case d.Source == nil:
-		return ""
-	case d.Source.File != nil && d.Source.File.File != "":
-		return filepath.Clean(d.Source.File.File)
-	case d.Source.Block != nil:
-		return filepath.Clean(d.Source.Block.Dev)
-	}
-	return ""
-}
-
 // readDisks finds the disks that need overlays, and what they stand on.
 func (s *cloneSource) readDisks(d *libvirtxml.Domain) error {
 	for i := range d.Devices.Disks {
 		device := &d.Devices.Disks[i]
-		if !isWritten(device) || (device.Device == "floppy" && sourcePath(device) == "") {
+		if !isWritten(device) || (device.Device == "floppy" && disk.SourcePath(device) == "") {
 			continue
 		}
 		if err := checkCloneable(device); err != nil {
-			return fmt.Errorf("%w: its disk %s %w", ErrSpec, targetOf(device), err)
+			return fmt.Errorf("%w: its disk %s %w", ErrSpec, disk.TargetName(device), err)
 		}
 		format := "raw" // what libvirt takes it for
 		if device.Driver != nil && device.Driver.Type != "" {
 			format = device.Driver.Type
 		}
-		if err := s.readChain(sourcePath(device), format); err != nil {
-			return fmt.Errorf("its disk %s: %w", targetOf(device), err)
+		if err := s.readChain(disk.SourcePath(device), format); err != nil {
+			return fmt.Errorf("its disk %s: %w", disk.TargetName(device), err)
 		}
 	}
 	return nil
@@ -132,7 +119,7 @@ func checkCloneable(d *libvirtxml.DomainDisk) error {
 		return errors.New("is encrypted")
 	case d.Source.Slices != nil:
 		return errors.New("is a part of a file")
-	case sourcePath(d) == "":
+	case disk.SourcePath(d) == "":
 		return errors.New("is neither a file nor a block device")
 	}
 	return nil
@@ -142,22 +129,22 @@ func checkCloneable(d *libvirtxml.DomainDisk) error {
 func (s *cloneSource) readChain(path, format string) error {
 	top := path
 	for range maxChain {
-		disk := Disk{Name: path, Path: path, Format: format}
-		header, err := readDisk(&disk)
+		file := disk.Disk{Name: path, Path: path, Format: format}
+		header, err := readDisk(&file)
 		if err != nil {
 			return err
 		}
 		if header == nil || header.BackingFile == "" {
-			s.disks = append(s.disks, disk)
+			s.disks = append(s.disks, file)
 			return nil
 		}
 		base, ok := backingPath(path, header)
 		if ok {
-			disk.Backing = base
+			file.Backing = base
 		} else {
 			s.unknown[top] = true
 		}
-		s.disks = append(s.disks, disk)
+		s.disks = append(s.disks, file)
 		if !ok {
 			return nil
 		}
@@ -168,7 +155,7 @@ func (s *cloneSource) readChain(path, format string) error {
 
 // readDisk fills in the size of a disk, which is its owner's and trusted. The
 // header is nil if the disk is not qcow2.
-func readDisk(d *Disk) (*qcow2.Header, error) {
+func readDisk(d *disk.Disk) (*qcow2.Header, error) {
 	f, err := os.Open(d.Path)
 	if err != nil {
 		return nil, fmt.Errorf("read its size: %w", err)

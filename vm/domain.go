@@ -8,6 +8,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
@@ -65,7 +66,7 @@ func domainOf(spec *Spec) (*domainxml.Result, error) {
 		return result, err
 	}
 	opts := domainxml.DefaultOptions{Arch: spec.Architecture, UEFI: spec.UEFI}
-	for _, d := range topDisks(spec.Disks) {
+	for _, d := range disk.TopDisks(spec.Disks) {
 		opts.Disks = append(opts.Disks, domainxml.DefaultDisk{
 			Disk: domainxml.Disk{Name: d.Name, Format: d.Format}, CDROM: d.CDROM,
 		})
@@ -85,8 +86,8 @@ func personalise(d *libvirtxml.Domain, spec *Spec, files layout) error {
 		return err
 	}
 	d.Name, d.Metadata = spec.Name, metadata
-	if hasNVRAM(d.OS) {
-		setNVRAM(d.OS, files.nvram)
+	if disk.HasNVRAM(d.OS) {
+		disk.SetNVRAM(d.OS, files.nvram)
 	}
 	logConsole(d, files.console)
 	omit, err := omitsBackingStore(spec.OmitBackingStore, !files.backingStore)
@@ -100,24 +101,24 @@ func personalise(d *libvirtxml.Domain, spec *Spec, files layout) error {
 // placeDisks turns the names of layers into paths. Nobody needs the overlay of a
 // job after a crash of the host, so nothing of it is ever forced to the disk,
 // and what the guest frees is given back.
-func placeDisks(d *libvirtxml.Domain, disks []Disk, files layout) error {
-	byName := make(map[string]Disk, len(disks))
-	for _, disk := range disks {
-		byName[disk.Name] = disk
+func placeDisks(d *libvirtxml.Domain, disks []disk.Disk, files layout) error {
+	byName := make(map[string]disk.Disk, len(disks))
+	for _, image := range disks {
+		byName[image.Name] = image
 	}
 	for i := range d.Devices.Disks {
 		device := &d.Devices.Disks[i]
 		if device.Source == nil || device.Source.File == nil || device.Source.File.File == "" {
 			continue // a drive without medium
 		}
-		disk, ok := byName[device.Source.File.File]
+		image, ok := byName[device.Source.File.File]
 		if !ok {
 			return fmt.Errorf("%w: its disk %q is no file of the image", ErrSpec, device.Source.File.File)
 		}
-		overlay, writable := files.overlays[disk.Name]
+		overlay, writable := files.overlays[image.Name]
 		if !writable { // CD-ROMs are shared
-			device.Source.File.File = disk.Path
-			device.Driver = &libvirtxml.DomainDiskDriver{Name: "qemu", Type: disk.Format}
+			device.Source.File.File = image.Path
+			device.Driver = &libvirtxml.DomainDiskDriver{Name: "qemu", Type: image.Format}
 			device.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
 			continue
 		}
@@ -126,7 +127,7 @@ func placeDisks(d *libvirtxml.Domain, disks []Disk, files layout) error {
 			Name: "qemu", Type: "qcow2", Cache: "unsafe", Discard: "unmap", DetectZeros: "unmap",
 		}
 		if files.backingStore {
-			device.BackingStore = backingChain(disk, byName)
+			device.BackingStore = backingChain(image, byName)
 		}
 	}
 	return nil
@@ -134,7 +135,7 @@ func placeDisks(d *libvirtxml.Domain, disks []Disk, files layout) error {
 
 // backingChain describes base and what it stands on, so that libvirt need not
 // look into the files of a stranger to find out.
-func backingChain(base Disk, byName map[string]Disk) *libvirtxml.DomainDiskBackingStore {
+func backingChain(base disk.Disk, byName map[string]disk.Disk) *libvirtxml.DomainDiskBackingStore {
 	store := &libvirtxml.DomainDiskBackingStore{
 		Format:       &libvirtxml.DomainDiskFormat{Type: base.Format},
 		Source:       diskSource(base.Path),

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // design is the domain that a spec becomes, with files in directories that do not
@@ -20,7 +22,7 @@ func design(t *testing.T, spec Spec) (*libvirtxml.Domain, error) {
 	spec.CloneDir, spec.JobDir = "/nowhere/clones", "/nowhere/jobs"
 	_, files := machineFiles(&spec)
 	files.overlays = map[string]string{}
-	for _, d := range topDisks(spec.Disks) {
+	for _, d := range disk.TopDisks(spec.Disks) {
 		if !d.CDROM {
 			files.overlays[d.Name] = filepath.Join("/nowhere/clones", d.Name)
 		}
@@ -34,7 +36,7 @@ func TestSecureBoot(t *testing.T) {
 		return []byte(`<domain type='kvm'><memory>262144</memory><os ` + attributes + `><type arch='x86_64' machine='q35'>hvm</type>` +
 			children + `</os><devices><disk type='file'><source file='disk.qcow2'/><target dev='vda'/></disk></devices></domain>`)
 	}
-	disks := []Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}
+	disks := []disk.Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}
 	for _, test := range []struct {
 		name string
 		spec Spec
@@ -73,7 +75,7 @@ func TestSecureBoot(t *testing.T) {
 }
 
 func TestTemplate(t *testing.T) {
-	disks := []Disk{
+	disks := []disk.Disk{
 		{Name: "base.qcow2", Path: "/images/base.qcow2", Format: "qcow2"},
 		{Name: "boot.qcow2", Path: "/images/boot.qcow2", Format: "qcow2", Backing: "base.qcow2"},
 		{Name: "data.raw", Path: "/images/data.raw", Format: "raw"},
@@ -144,7 +146,7 @@ func TestTemplate(t *testing.T) {
 func TestJobsBackingStore(t *testing.T) {
 	for choice, want := range map[string]bool{OmitYes: false, OmitNo: true, OmitAuto: false, "": false} {
 		spec := Spec{Name: "machine", OmitBackingStore: choice,
-			Disks: []Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}}
+			Disks: []disk.Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}}
 		d, err := design(t, spec) // as of an old libvirt
 		if err != nil {
 			t.Fatal(err)

@@ -9,38 +9,19 @@ import (
 
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 // testHost is libvirt's own in-memory driver: real libvirt, no machines.
 func testHost(t *testing.T) *Host {
 	t.Helper()
-	h, err := Open(t.Context(), "test:///default")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { h.Close() })
-	return h
-}
-
-func define(t *testing.T, h *Host, d *libvirtxml.Domain) *virt.Domain {
-	t.Helper()
-	d.Type = "test"
-	d.Memory = &libvirtxml.DomainMemory{Value: 1024}
-	d.OS = &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Type: "hvm"}}
-	doc, err := d.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dom, err := h.Start(t.Context(), d.Name, doc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dom
+	h := virttest.Open(t)
+	return &Host{Host: h, conn: h.Libvirt(), uri: h.URI()}
 }
 
 func TestRemoveLeavesOtherDomainsAlone(t *testing.T) {
 	h := testHost(t)
-	define(t, h, &libvirtxml.Domain{Name: "sardine-00000000-1"})
+	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: "sardine-00000000-1"})
 	clones, job := t.TempDir(), t.TempDir()
 	if err := Remove(t.Context(), h, "sardine-00000000-1", clones, job); !errors.Is(err, record.ErrNotOurs) {
 		t.Errorf("got %v, want %v", err, record.ErrNotOurs)
@@ -59,7 +40,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	define(t, h, &libvirtxml.Domain{Name: "ours", Metadata: metadata})
+	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: "ours", Metadata: metadata})
 	clones, job := t.TempDir(), t.TempDir()
 	for range 3 {
 		if err := Remove(t.Context(), h, "ours", clones, job); err != nil {
@@ -76,7 +57,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 
 func TestFindKnowsWhatIsNotOurs(t *testing.T) {
 	h := testHost(t)
-	define(t, h, &libvirtxml.Domain{Name: "foreign"})
+	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: "foreign"})
 	for name, want := range map[string]error{"foreign": record.ErrNotOurs, "nobody": virt.ErrNoDomain} {
 		if _, err := Find(t.Context(), h, name, t.TempDir()); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", name, err, want)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -190,7 +191,7 @@ func addSeedDrive(d *libvirtxml.Domain, path string) {
 		zero := uint(0)
 		drive.Address = &libvirtxml.DomainAddress{Drive: &libvirtxml.DomainAddressDrive{Controller: &index, Bus: &zero, Target: &zero, Unit: &zero}}
 	}
-	drive.Target = &libvirtxml.DomainDiskTarget{Dev: freeTarget(d, map[string]string{"ide": "hd"}[bus]), Bus: bus}
+	drive.Target = &libvirtxml.DomainDiskTarget{Dev: disk.FreeTarget(d, map[string]string{"ide": "hd"}[bus]), Bus: bus}
 	d.Devices.Disks = append(d.Devices.Disks, drive)
 }
 
@@ -219,26 +220,6 @@ func nextSCSIController(d *libvirtxml.Domain) uint {
 		}
 	}
 	return next
-}
-
-// freeTarget is a name of the drive that no other has; an empty prefix is "sd".
-func freeTarget(d *libvirtxml.Domain, prefix string) string {
-	if prefix == "" {
-		prefix = "sd"
-	}
-	taken := make(map[string]bool)
-	for _, disk := range d.Devices.Disks {
-		if disk.Target != nil {
-			taken[disk.Target.Dev] = true
-		}
-	}
-	letter := 'z'
-	if prefix == "hd" {
-		letter = 'd' // IDE has four drives
-	}
-	for ; letter > 'a' && taken[prefix+string(letter)]; letter-- {
-	}
-	return prefix + string(letter)
 }
 
 // ejectSeed takes the seed out of the drive of a guest that has read it, if it

@@ -21,6 +21,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/qcow2"
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // A snapshot is a machine of an image that has booted and then was saved, memory
@@ -134,7 +135,7 @@ func (h *Host) snapshotKey(d *libvirtxml.Domain, spec *Spec) (string, error) {
 	hash := sha256.New()
 	err = json.NewEncoder(hash).Encode(struct {
 		Domain              string
-		Disks               []Disk
+		Disks               []disk.Disk
 		DiskSize            int64
 		SSHPort             int
 		User                string
@@ -288,24 +289,24 @@ func (s *snapshot) path(file string) string { return filepath.Join(s.dir, file) 
 // disks are what the overlays of its clones stand on, if they are still what they were:
 // each was written by the QEMU of a guest that nobody trusts, and whoever opens it
 // follows its header to the file behind it.
-func (s *snapshot) disks(image []Disk) ([]Disk, error) {
-	disks := make([]Disk, 0, len(s.Disks))
+func (s *snapshot) disks(image []disk.Disk) ([]disk.Disk, error) {
+	disks := make([]disk.Disk, 0, len(s.Disks))
 	for _, d := range s.Disks {
-		at := slices.IndexFunc(image, func(of Disk) bool { return of.Name == d.Name })
+		at := slices.IndexFunc(image, func(of disk.Disk) bool { return of.Name == d.Name })
 		if at < 0 || d.File != filepath.Base(d.File) {
 			return nil, noSnapshot("the image has no disk %q", d.Name)
 		}
 		if err := checkOverlay(s.path(d.File), image[at]); err != nil {
 			return nil, noSnapshot("its disk %s: %w", d.File, err)
 		}
-		disks = append(disks, Disk{Name: d.Name, Path: s.path(d.File), Format: "qcow2", VirtualSize: image[at].VirtualSize})
+		disks = append(disks, disk.Disk{Name: d.Name, Path: s.path(d.File), Format: "qcow2", VirtualSize: image[at].VirtualSize})
 	}
 	return disks, nil
 }
 
 // checkOverlay says what in the header of an overlay on base is not as [CloneQCOW2]
 // made it.
-func checkOverlay(path string, base Disk) error {
+func checkOverlay(path string, base disk.Disk) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -107,7 +108,7 @@ func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain,
 	if err == nil {
 		// QEMU has them open, and those of other machines, which are of the same user, have
 		// no business there. For the moment of the save it has to be let in once more.
-		err = errors.Join(takeBack(spec.Disks), os.Chmod(files, 0o700))
+		err = errors.Join(disk.ChownToRoot(spec.Disks), os.Chmod(files, 0o700))
 	}
 	if err != nil {
 		return errors.Join(err, undo.all())
@@ -211,8 +212,8 @@ func (h *Host) makePrivateDir(ctx context.Context, dir string) error {
 func (s *snapshot) gather(g *Guest, spec *Spec, dir string) error {
 	machine, _ := machineFiles(spec)
 	s.Files = machine
-	for _, disk := range spec.Disks {
-		path, written := g.overlays[disk.Name]
+	for _, image := range spec.Disks {
+		path, written := g.overlays[image.Name]
 		if !written {
 			continue
 		}
@@ -223,7 +224,7 @@ func (s *snapshot) gather(g *Guest, spec *Spec, dir string) error {
 		if err := os.Chmod(filepath.Join(dir, file), 0o444); err != nil {
 			return err
 		}
-		s.Disks = append(s.Disks, snapshotDisk{Name: disk.Name, File: file, Was: path})
+		s.Disks = append(s.Disks, snapshotDisk{Name: image.Name, File: file, Was: path})
 	}
 	for _, file := range []string{nvramFile, hostKeyFile} {
 		err := os.Rename(filepath.Join(machine, file), filepath.Join(dir, file))
@@ -231,7 +232,7 @@ func (s *snapshot) gather(g *Guest, spec *Spec, dir string) error {
 			return err
 		}
 	}
-	if err := takeBackAll(dir); err != nil {
+	if err := disk.ChownDirToRoot(dir); err != nil {
 		return err
 	}
 	return s.writeNote(dir)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/savefile"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -103,7 +104,7 @@ func (g *Guest) resume(ctx context.Context, s *snapshot, spec Spec) (err error) 
 		return err
 	}
 	hostKey := filepath.Join(spec.CloneDir, spec.Name, hostKeyFile)
-	if err := copyFile(s.path(hostKeyFile), hostKey, maxHostKey); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := disk.CopyFile(s.path(hostKeyFile), hostKey, maxHostKey); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("copy the host key of the snapshot: %w", err)
 	}
 	if err := s.rename(d, &spec, files, hostKey); err != nil {
@@ -126,17 +127,17 @@ func (g *Guest) resume(ctx context.Context, s *snapshot, spec Spec) (err error) 
 
 // copyNVRAM gives a clone UEFI variables of its own.
 func (s *snapshot) copyNVRAM(d *libvirtxml.Domain, to string) error {
-	if !hasNVRAM(d.OS) {
+	if !disk.HasNVRAM(d.OS) {
 		return nil
 	}
-	err := copyFile(s.path(nvramFile), to, maxNVRAM)
+	err := disk.CopyFile(s.path(nvramFile), to, disk.MaxNVRAM)
 	if errors.Is(err, fs.ErrNotExist) {
 		return noSnapshot("its UEFI variables are missing")
 	}
 	if err != nil {
 		return fmt.Errorf("copy the UEFI variables of the snapshot: %w", err)
 	}
-	setNVRAM(d.OS, to)
+	disk.SetNVRAM(d.OS, to)
 	return nil
 }
 
@@ -175,20 +176,20 @@ func (s *snapshot) rename(d *libvirtxml.Domain, spec *Spec, files layout, hostKe
 
 // placeOverlays gives each disk of the saved domain its new overlay.
 func (s *snapshot) placeOverlays(d *libvirtxml.Domain, files layout) error {
-	for _, disk := range s.Disks {
+	for _, saved := range s.Disks {
 		found := false
 		for i := range d.Devices.Disks {
 			device := &d.Devices.Disks[i]
-			if sourcePath(device) != disk.Was {
+			if disk.SourcePath(device) != saved.Was {
 				continue
 			}
 			found = true
-			device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.overlays[disk.Name]}}
+			device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.overlays[saved.Name]}}
 			// libvirt finds out what it stands on: all of these headers were checked.
 			device.BackingStore = nil
 		}
 		if !found {
-			return noSnapshot("the saved machine has no disk %s", disk.Was)
+			return noSnapshot("the saved machine has no disk %s", saved.Was)
 		}
 	}
 	return nil

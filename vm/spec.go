@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 )
@@ -29,7 +30,7 @@ type Spec struct {
 
 	// Disks of the image. Those that no other disk backs onto become the
 	// machine's; each gets an overlay, CD-ROMs are shared.
-	Disks []Disk
+	Disks []disk.Disk
 
 	// CPUs and Memory (bytes) replace what the image asks for unless 0.
 	CPUs   uint
@@ -78,22 +79,6 @@ type Spec struct {
 
 	// Record goes into the domain's metadata.
 	Record record.Record
-}
-
-// A Disk is one file of an image: complete, read-only, never written by a
-// machine.
-type Disk struct {
-	// Name by which the image's domain XML calls the file.
-	Name string
-	// Path of the file on this host.
-	Path string
-	// Format is "qcow2" or "raw". QEMU is told, and never probes.
-	Format string
-	// Backing is the Name of the disk that backs this one; empty if none.
-	Backing string
-	// VirtualSize is the size that a guest sees, in bytes.
-	VirtualSize int64
-	CDROM       bool
 }
 
 // What can go wrong with a machine, as far as somebody decides on it.

@@ -12,6 +12,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -95,7 +96,7 @@ func (g *Guest) boot(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo
 
 // letGo unlinks the files of a machine that runs: QEMU has them open.
 func (g *Guest) letGo(spec *Spec) error {
-	if err := takeBack(spec.Disks); err != nil {
+	if err := disk.ChownToRoot(spec.Disks); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(filepath.Join(spec.CloneDir, spec.Name)); err != nil {
@@ -138,7 +139,7 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 		return err
 	}
 	g.overlays = files.overlays
-	if err := copyNVRAM(d.OS, files.nvram, ""); err != nil {
+	if err := disk.CopyNVRAM(d.OS, files.nvram, ""); err != nil {
 		return err
 	}
 	if spec.Seed != nil {
@@ -174,7 +175,7 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 	if err := network.attach(d); err != nil {
 		return err
 	}
-	undo.add(func() error { return ignoring(takeBack(spec.Disks), fs.ErrNotExist) })
+	undo.add(func() error { return ignoring(disk.ChownToRoot(spec.Disks), fs.ErrNotExist) })
 	// Also when we give up waiting for the daemon, it may start the machine.
 	undo.add(func() error {
 		ctx, cancel := undoing(ctx)
@@ -216,7 +217,7 @@ func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (layout
 		return files, fmt.Errorf("make the directory for overlays: %w", err)
 	}
 	undo.add(func() error { return os.RemoveAll(dir) })
-	files.overlays, err = CloneDisks(ctx, spec.Disks, dir, spec.DiskSize)
+	files.overlays, err = disk.CloneDisks(ctx, spec.Disks, dir, spec.DiskSize)
 	return files, err
 }
 

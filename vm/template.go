@@ -8,13 +8,14 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
 // rebuildTemplate makes the domain of a machine from the template of an
 // administrator, who may do anything: of what the template says, only that goes
 // which belongs to one machine alone (see [domainxml.Options], Trusted).
-func rebuildTemplate(path string, disks []Disk) (*domainxml.Result, error) {
+func rebuildTemplate(path string, disks []disk.Disk) (*domainxml.Result, error) {
 	doc, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: read the template of its domain: %w", ErrSpec, err)
@@ -33,7 +34,7 @@ func rebuildTemplate(path string, disks []Disk) (*domainxml.Result, error) {
 // fillTemplate gives each disk of a template that has no source the next disk of
 // the image that the template does not name: so one template serves images whose
 // disks are called otherwise. Drives for CD-ROMs and floppies stay empty.
-func fillTemplate(doc string, disks []Disk) (string, error) {
+func fillTemplate(doc string, disks []disk.Disk) (string, error) {
 	d := &libvirtxml.Domain{}
 	if err := d.Unmarshal(doc); err != nil {
 		return "", err
@@ -41,11 +42,11 @@ func fillTemplate(doc string, disks []Disk) (string, error) {
 	if d.Devices == nil {
 		return "", fmt.Errorf("it has no devices")
 	}
-	left := topDisks(disks)
-	left = without(left, func(disk Disk) bool { return disk.CDROM })
+	left := disk.TopDisks(disks)
+	left = without(left, func(d disk.Disk) bool { return d.CDROM })
 	for i := range d.Devices.Disks {
-		if path := sourcePath(&d.Devices.Disks[i]); path != "" {
-			left = without(left, func(disk Disk) bool { return disk.Name == filepath.Base(path) })
+		if path := disk.SourcePath(&d.Devices.Disks[i]); path != "" {
+			left = without(left, func(d disk.Disk) bool { return d.Name == filepath.Base(path) })
 		}
 	}
 	for i := range d.Devices.Disks {
@@ -54,7 +55,7 @@ func fillTemplate(doc string, disks []Disk) (string, error) {
 			continue
 		}
 		if len(left) == 0 {
-			return "", fmt.Errorf("there is no disk in the image for %s (the image has: %s)", targetOf(device), diskNames(disks))
+			return "", fmt.Errorf("there is no disk in the image for %s (the image has: %s)", disk.TargetName(device), diskNames(disks))
 		}
 		device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: left[0].Name}}
 		left = left[1:]
@@ -71,8 +72,8 @@ func isBlank(d *libvirtxml.DomainDisk) bool {
 }
 
 // without is disks without those of which drop is true.
-func without(disks []Disk, drop func(Disk) bool) []Disk {
-	var rest []Disk
+func without(disks []disk.Disk, drop func(disk.Disk) bool) []disk.Disk {
+	var rest []disk.Disk
 	for _, d := range disks {
 		if !drop(d) {
 			rest = append(rest, d)
@@ -81,7 +82,7 @@ func without(disks []Disk, drop func(Disk) bool) []Disk {
 	return rest
 }
 
-func diskNames(disks []Disk) string {
+func diskNames(disks []disk.Disk) string {
 	if len(disks) == 0 {
 		return "none"
 	}
@@ -93,7 +94,7 @@ func diskNames(disks []Disk) string {
 }
 
 // layersOf are the disks of an image as package domainxml knows them.
-func layersOf(disks []Disk) []domainxml.Disk {
+func layersOf(disks []disk.Disk) []domainxml.Disk {
 	layers := make([]domainxml.Disk, len(disks))
 	for i, d := range disks {
 		layers[i] = domainxml.Disk{Name: d.Name, Format: d.Format}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 )
@@ -52,7 +53,7 @@ func (l *lab) virsh(t testing.TB, args ...string) string {
 func (l *lab) spec(name string, change ...func(*vm.Spec)) vm.Spec {
 	spec := vm.Spec{
 		Name:     name,
-		Disks:    []vm.Disk{{Name: "guest.qcow2", Path: l.guest, Format: "qcow2", VirtualSize: 48 << 20}},
+		Disks:    []disk.Disk{{Name: "guest.qcow2", Path: l.guest, Format: "qcow2", VirtualSize: 48 << 20}},
 		CPUs:     1,
 		Memory:   256 << 20,
 		Network:  map[string]string{"session": vm.UserNetwork, "system": "default"}[l.mode],

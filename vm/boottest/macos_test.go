@@ -9,6 +9,7 @@ import (
 
 	"gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // The template of docs/macos.md is one that libvirt and QEMU start. There is no
@@ -41,7 +42,7 @@ func TestMacOSTemplate(t *testing.T) {
 			for _, name := range []string{"OpenCore.qcow2", "macos.qcow2"} {
 				path := filepath.Join(l.dir, name)
 				run(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "8M")
-				s.Disks = append(s.Disks, vm.Disk{Name: name, Path: path, Format: "qcow2", VirtualSize: 8 << 20})
+				s.Disks = append(s.Disks, disk.Disk{Name: name, Path: path, Format: "qcow2", VirtualSize: 8 << 20})
 			}
 		})
 		guest := l.start(t, spec)

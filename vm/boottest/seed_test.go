@@ -15,6 +15,7 @@ import (
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // fullGuestName is the name of the disk of a full guest.
@@ -39,7 +40,7 @@ func showFullGuest(t *testing.T) {
 // fullGuest is a machine of it.
 func fullGuest(seed *vm.Seed) func(*vm.Spec) {
 	return func(s *vm.Spec) {
-		s.Disks = []vm.Disk{{Name: fullGuestName, Path: filepath.Join(host.TempDir, fullGuestName), Format: "qcow2", VirtualSize: 1466 << 20}}
+		s.Disks = []disk.Disk{{Name: fullGuestName, Path: filepath.Join(host.TempDir, fullGuestName), Format: "qcow2", VirtualSize: 1466 << 20}}
 		s.Memory, s.CPUs, s.Seed = 1<<30, 2, seed
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // withSnapshots is a machine that can be started from a snapshot: somebody has to set
@@ -378,7 +379,7 @@ func TestSnapshotOfSeveralDisks(t *testing.T) {
 			t.Fatal(err)
 		}
 		two := func(s *vm.Spec) {
-			s.Disks = append(s.Disks, vm.Disk{Name: "second.raw", Path: second, Format: "raw", VirtualSize: 8 << 20})
+			s.Disks = append(s.Disks, disk.Disk{Name: "second.raw", Path: second, Format: "raw", VirtualSize: 8 << 20})
 			s.DiskSize = 200 << 20
 		}
 		makeSnapshot(t, l, l.spec("maker", withSnapshots(l), two))

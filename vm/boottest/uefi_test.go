@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // A job's machine that boots from UEFI has its variables in its own directory of
@@ -83,10 +84,10 @@ func TestTrustedUEFI(t *testing.T) {
 	})
 }
 
-func onUEFI(disk string) func(*vm.Spec) {
+func onUEFI(path string) func(*vm.Spec) {
 	return func(s *vm.Spec) {
 		s.UEFI, s.Memory = true, 320<<20
-		s.Disks = []vm.Disk{{Name: "uefi.qcow2", Path: disk, Format: "qcow2", VirtualSize: 48 << 20}}
+		s.Disks = []disk.Disk{{Name: "uefi.qcow2", Path: path, Format: "qcow2", VirtualSize: 48 << 20}}
 	}
 }
 

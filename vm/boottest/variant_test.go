@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
 )
 
 // A variant is a test guest that behaves otherwise.
@@ -23,24 +24,24 @@ type variant struct {
 // replaces files of it.
 func (v variant) of(t testing.TB, l *lab) func(*vm.Spec) {
 	t.Helper()
-	disk := filepath.Join(l.dir, "variant.raw")
-	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", l.guest, disk)
-	config := run(t, "mtype", "-i", disk, "::syslinux.cfg")
+	path := filepath.Join(l.dir, "variant.raw")
+	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", l.guest, path)
+	config := run(t, "mtype", "-i", path, "::syslinux.cfg")
 	config = strings.TrimRight(config, "\n") + " " + v.arguments + "\n"
 	file := filepath.Join(l.dir, "syslinux.cfg")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	run(t, "mcopy", "-o", "-i", disk, file, "::syslinux.cfg")
+	run(t, "mcopy", "-o", "-i", path, file, "::syslinux.cfg")
 	if v.files != nil {
 		initrd := filepath.Join(l.dir, "initrd")
-		run(t, "mcopy", "-n", "-i", disk, "::initrd", initrd)
+		run(t, "mcopy", "-n", "-i", path, "::initrd", initrd)
 		// The kernel finds nothing behind an archive that lz4 has compressed.
 		run(t, "sh", "-c", `cd "$1" && { lz4 -d -q -c initrd; cat "$2"; } | lz4 -l -1 -q -c >initrd.new`, "sh", l.dir, v.archive(t, l))
-		run(t, "mcopy", "-o", "-i", disk, initrd+".new", "::initrd")
+		run(t, "mcopy", "-o", "-i", path, initrd+".new", "::initrd")
 	}
 	return func(s *vm.Spec) {
-		s.Disks = []vm.Disk{{Name: "variant.raw", Path: disk, Format: "raw", VirtualSize: 48 << 20}}
+		s.Disks = []disk.Disk{{Name: "variant.raw", Path: path, Format: "raw", VirtualSize: 48 << 20}}
 	}
 }
 

@@ -6,38 +6,11 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
-	"gitlab-sardine-executor/vm/virt"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
-// testHost is libvirt's own in-memory driver: real libvirt, no machines.
-func testHost(t *testing.T) *virt.Host {
-	t.Helper()
-	h, err := virt.Open(t.Context(), "test:///default")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { h.Close() })
-	return h
-}
-
-func define(t *testing.T, h *virt.Host, d *libvirtxml.Domain) *virt.Domain {
-	t.Helper()
-	d.Type = "test"
-	d.Memory = &libvirtxml.DomainMemory{Value: 1024}
-	d.OS = &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Type: "hvm"}}
-	doc, err := d.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dom, err := h.Start(t.Context(), d.Name, doc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dom
-}
-
 func TestRecordLivesInTheDomain(t *testing.T) {
-	h := testHost(t)
+	h := virttest.Open(t)
 	record := Record{
 		Job: "42", Project: `group/<"&'>`, Server: "https://gitlab.example.com", Image: "registry.example.com/vms/debian:12",
 		Digest:  "sha256:0123",
@@ -47,7 +20,7 @@ func TestRecordLivesInTheDomain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dom := define(t, h, &libvirtxml.Domain{Name: "job", Metadata: metadata})
+	dom := virttest.Start(t, h, &libvirtxml.Domain{Name: "job", Metadata: metadata})
 	if got, err := Read(t.Context(), dom); err != nil || got != record {
 		t.Errorf("from the domain's XML: got %+v, %v; want %+v", got, err, record)
 	}

@@ -1,4 +1,4 @@
-package vm
+package disk
 
 import (
 	"errors"
@@ -8,12 +8,12 @@ import (
 	"syscall"
 )
 
-// takeBack makes root the owner of the disks of an image again. The system
+// ChownToRoot makes root the owner of the disks of an image again. The system
 // daemon gives every file of a backing chain to the user that QEMU runs as and
 // does not take the shared ones back: a guest that broke out of its QEMU could
 // make them writable, and the next job would run on what it wrote. It is called
 // when QEMU holds them open.
-func takeBack(disks []Disk) error {
+func ChownToRoot(disks []Disk) error {
 	if os.Geteuid() != 0 {
 		return nil // nobody could give them away, either
 	}
@@ -26,8 +26,8 @@ func takeBack(disks []Disk) error {
 	return errors.Join(failed...)
 }
 
-// takeBackAll is [takeBack] for all files in a directory.
-func takeBackAll(dir string) error {
+// ChownDirToRoot is [ChownToRoot] for all files in a directory.
+func ChownDirToRoot(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -36,17 +36,17 @@ func takeBackAll(dir string) error {
 	for i, entry := range entries {
 		disks[i] = Disk{Name: entry.Name(), Path: filepath.Join(dir, entry.Name())}
 	}
-	return takeBack(disks)
+	return ChownToRoot(disks)
 }
 
-// owners are those of files before somebody else's machine was started on them:
+// Owners are those of files before somebody else's machine was started on them:
 // user and group by path.
-type owners map[string][2]int
+type Owners map[string][2]int
 
-// ownersOf notes the owners of disks that a clone will stand on; nothing if this
+// OwnersOf notes the owners of disks that a clone will stand on; nothing if this
 // process could not give them back anyway.
-func ownersOf(disks []Disk) owners {
-	before := make(owners)
+func OwnersOf(disks []Disk) Owners {
+	before := make(Owners)
 	if os.Geteuid() != 0 {
 		return before
 	}
@@ -62,9 +62,9 @@ func ownersOf(disks []Disk) owners {
 	return before
 }
 
-// restore gives the files back to their owners: see takeBack. QEMU holds them
+// Restore gives the files back to their owners: see ChownToRoot. QEMU holds them
 // open.
-func (o owners) restore() error {
+func (o Owners) Restore() error {
 	var failed []error
 	for path, owner := range o {
 		if err := os.Chown(path, owner[0], owner[1]); err != nil {

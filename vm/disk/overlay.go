@@ -1,4 +1,4 @@
-package vm
+package disk
 
 import (
 	"bytes"
@@ -13,14 +13,16 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 // qemuImgTimeout bounds one run of qemu-img, which writes a header of some
 // hundred kilobytes: only a dead file system makes it slow.
 const qemuImgTimeout = 30 * time.Second
 
-// A Base is a disk image that overlays are put on.
-type Base struct {
+// A BackingFile is a disk image that overlays are put on.
+type BackingFile struct {
 	// Path of the image, and what it holds: "qcow2" or "raw". The format is
 	// written into the overlay, so that QEMU never guesses it from the content.
 	Path   string
@@ -38,7 +40,7 @@ type Base struct {
 // get two files.
 //
 // size, in bytes, grows the disk; a size below the base's leaves it as it is.
-func CloneQCOW2(ctx context.Context, base Base, target string, size int64) (string, error) {
+func CloneQCOW2(ctx context.Context, base BackingFile, target string, size int64) (string, error) {
 	if base.Format != "qcow2" && base.Format != "raw" {
 		return "", fmt.Errorf("clone %s: format %q is neither qcow2 nor raw", base.Path, base.Format)
 	}
@@ -52,7 +54,7 @@ func CloneQCOW2(ctx context.Context, base Base, target string, size int64) (stri
 		return "", fmt.Errorf("clone %s: %w", base.Path, err)
 	}
 	if info, err := os.Stat(target); err == nil && info.IsDir() {
-		target = filepath.Join(target, overlayName(basePath))
+		target = filepath.Join(target, OverlayName(basePath))
 	}
 	overlay, err := reserve(target)
 	if err != nil {
@@ -72,15 +74,15 @@ func CloneQCOW2(ctx context.Context, base Base, target string, size int64) (stri
 	return overlay, nil
 }
 
-// overlayName is what an overlay on base is called.
-func overlayName(base string) string {
+// OverlayName is what an overlay on base is called.
+func OverlayName(base string) string {
 	return strings.TrimSuffix(filepath.Base(base), filepath.Ext(base)) + ".qcow2"
 }
 
 // reserve creates the file path, or path-1, path-2, … (before the extension),
 // whichever is the first that nobody has.
 func reserve(path string) (string, error) {
-	for name := range numbered(path) {
+	for name := range Numbered(path) {
 		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if errors.Is(err, fs.ErrExist) {
 			continue
@@ -90,12 +92,12 @@ func reserve(path string) (string, error) {
 		}
 		return name, f.Close()
 	}
-	panic("unreachable: numbered does not end")
+	panic("unreachable: Numbered does not end")
 }
 
-// numbered counts path, path-1, path-2, … without end; the number comes before
+// Numbered counts path, path-1, path-2, … without end; the number comes before
 // the extension.
-func numbered(path string) iter.Seq[string] {
+func Numbered(path string) iter.Seq[string] {
 	ext := filepath.Ext(path)
 	stem := strings.TrimSuffix(path, ext)
 	return func(yield func(string) bool) {
@@ -113,7 +115,7 @@ func qemuImg(ctx context.Context, args ...string) error {
 	cmd.Stdout, cmd.Stderr = &said, &said
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("%w: qemu-img is not installed (Debian: qemu-utils)", ErrSpec)
+		return fmt.Errorf("%w: qemu-img is not installed (Debian: qemu-utils)", errdefs.ErrInvalid)
 	}
 	if err != nil {
 		return fmt.Errorf("qemu-img %s: %w: %s", args[0], err, bytes.TrimSpace(said.Bytes()))
@@ -134,12 +136,12 @@ func CloneDisks(ctx context.Context, disks []Disk, dir string, grow int64) (_ ma
 			}
 		}
 	}()
-	for _, d := range topDisks(disks) {
+	for _, d := range TopDisks(disks) {
 		if d.CDROM {
 			continue
 		}
-		base := Base{Path: d.Path, Format: d.Format, VirtualSize: d.VirtualSize}
-		path, err := CloneQCOW2(ctx, base, filepath.Join(dir, overlayName(d.Path)), grow)
+		base := BackingFile{Path: d.Path, Format: d.Format, VirtualSize: d.VirtualSize}
+		path, err := CloneQCOW2(ctx, base, filepath.Join(dir, OverlayName(d.Path)), grow)
 		if err != nil {
 			return overlays, err
 		}
@@ -149,8 +151,8 @@ func CloneDisks(ctx context.Context, disks []Disk, dir string, grow int64) (_ ma
 	return overlays, nil
 }
 
-// topDisks are the disks that no other disk backs onto.
-func topDisks(disks []Disk) []Disk {
+// TopDisks are the disks that no other disk backs onto.
+func TopDisks(disks []Disk) []Disk {
 	backs := make(map[string]bool)
 	for _, d := range disks {
 		backs[d.Backing] = true

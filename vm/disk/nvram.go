@@ -1,4 +1,4 @@
-package vm
+package disk
 
 import (
 	"errors"
@@ -6,18 +6,19 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// maxNVRAM bounds the variables of a UEFI firmware, in bytes. Real ones have
+// MaxNVRAM bounds the variables of a UEFI firmware, in bytes. Real ones have
 // between 128 KiB (OVMF) and 64 MiB (arm64).
-const maxNVRAM = 256 << 20
+const MaxNVRAM = 256 << 20
 
-// hasNVRAM says whether a domain keeps UEFI variables in a file.
-func hasNVRAM(system *libvirtxml.DomainOS) bool {
+// HasNVRAM says whether a domain keeps UEFI variables in a file.
+func HasNVRAM(system *libvirtxml.DomainOS) bool {
 	switch {
 	case system == nil || (system.Loader != nil && system.Loader.Stateless == "yes"):
 		return false
@@ -27,14 +28,14 @@ func hasNVRAM(system *libvirtxml.DomainOS) bool {
 	return system.Loader != nil && system.Loader.Type == "pflash"
 }
 
-// copyNVRAM copies to path the UEFI variables that a domain names, or those at
+// CopyNVRAM copies to path the UEFI variables that a domain names, or those at
 // otherwise if it names none. If there are none, libvirt will make them at path,
 // from its template.
-func copyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
-	if !hasNVRAM(system) {
+func CopyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
+	if !HasNVRAM(system) {
 		return nil
 	}
-	from, err := namedNVRAM(system)
+	from, err := NamedNVRAM(system)
 	if err != nil {
 		return err
 	}
@@ -47,16 +48,16 @@ func copyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
 	if _, err := os.Stat(from); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err := copyFile(from, path, maxNVRAM); err != nil {
+	if err := CopyFile(from, path, MaxNVRAM); err != nil {
 		return fmt.Errorf("copy the UEFI variables %s: %w", from, err)
 	}
 	return nil
 }
 
-// namedNVRAM is the file with UEFI variables that a domain names; empty if it names
+// NamedNVRAM is the file with UEFI variables that a domain names; empty if it names
 // none.
-func namedNVRAM(system *libvirtxml.DomainOS) (string, error) {
-	if !hasNVRAM(system) || system.NVRam == nil {
+func NamedNVRAM(system *libvirtxml.DomainOS) (string, error) {
+	if !HasNVRAM(system) || system.NVRam == nil {
 		return "", nil
 	}
 	source := system.NVRam.Source
@@ -64,14 +65,14 @@ func namedNVRAM(system *libvirtxml.DomainOS) (string, error) {
 	case source == nil:
 		return strings.TrimSpace(system.NVRam.NVRam), nil
 	case source.File == nil:
-		return "", fmt.Errorf("%w: its UEFI variables are not in a file", ErrSpec)
+		return "", fmt.Errorf("%w: its UEFI variables are not in a file", errdefs.ErrInvalid)
 	}
 	return source.File.File, nil
 }
 
-// setNVRAM names the file of a domain's UEFI variables, and leaves the template
+// SetNVRAM names the file of a domain's UEFI variables, and leaves the template
 // and the format as they are.
-func setNVRAM(system *libvirtxml.DomainOS, path string) {
+func SetNVRAM(system *libvirtxml.DomainOS, path string) {
 	nvram := libvirtxml.DomainNVRam{}
 	if system.NVRam != nil {
 		nvram = *system.NVRam
@@ -84,24 +85,9 @@ func setNVRAM(system *libvirtxml.DomainOS, path string) {
 	system.NVRam = &nvram
 }
 
-// defaultNVRAM is where libvirt before 9.2 keeps the UEFI variables of a domain
-// that asks for firmware by name, and does not say so in the domain's XML; empty
-// if that is not known.
-func (h *Host) defaultNVRAM(domain string) string {
-	dir := "/var/lib/libvirt/qemu/nvram"
-	if !h.System() {
-		config, err := os.UserConfigDir()
-		if err != nil {
-			return ""
-		}
-		dir = filepath.Join(config, "libvirt", "qemu", "nvram")
-	}
-	return filepath.Join(dir, nvramName(domain))
-}
-
-// copyFile copies an ordinary file of at most so many bytes to a new one that
+// CopyFile copies an ordinary file of at most so many bytes to a new one that
 // only its owner can read. On failure there is none.
-func copyFile(from, to string, most int64) (err error) {
+func CopyFile(from, to string, most int64) (err error) {
 	in, err := os.Open(from)
 	if err != nil {
 		return err

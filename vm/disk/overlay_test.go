@@ -1,37 +1,14 @@
-package vm
+package disk
 
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"testing"
 
-	"gitlab-sardine-executor/internal/qcow2"
+	"gitlab-sardine-executor/internal/qcow2/qcow2test"
 )
-
-func makeQCOW2(t *testing.T, path string, size int64) {
-	t.Helper()
-	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", path, strconv.FormatInt(size, 10)).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-img: %v: %s", err, out)
-	}
-}
-
-func header(t *testing.T, path string) *qcow2.Header {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	h, err := qcow2.ReadHeader(f)
-	if err != nil {
-		t.Fatalf("%s: %v", path, err)
-	}
-	return h
-}
 
 func TestCloneQCOW2(t *testing.T) {
 	const size = 3 << 30
@@ -40,7 +17,7 @@ func TestCloneQCOW2(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(base), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	makeQCOW2(t, base, size)
+	qcow2test.Create(t, base, size)
 	into := filepath.Join(dir, "clones")
 	if err := os.Mkdir(into, 0o755); err != nil {
 		t.Fatal(err)
@@ -62,12 +39,12 @@ func TestCloneQCOW2(t *testing.T) {
 		{"never shrunk", filepath.Join(into, "small.qcow2"), size / 2, filepath.Join(into, "small.qcow2"), size},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			b := Base{Path: base, Format: "qcow2", VirtualSize: size}
+			b := BackingFile{Path: base, Format: "qcow2", VirtualSize: size}
 			got, err := CloneQCOW2(t.Context(), b, test.target, test.grow)
 			if err != nil || got != test.want {
 				t.Fatalf("got %q, %v; want %q", got, err, test.want)
 			}
-			h := header(t, got)
+			h := qcow2test.Header(t, got)
 			if h.BackingFile != base || h.BackingFormat != "qcow2" || h.VirtualSize != test.size {
 				t.Errorf("backing file %q (%s), size %d; want %q (qcow2), %d", h.BackingFile, h.BackingFormat, h.VirtualSize, base, test.size)
 			}
@@ -78,7 +55,7 @@ func TestCloneQCOW2(t *testing.T) {
 // The base may be what a stranger made: with its size known, nothing opens it.
 func TestCloneQCOW2DoesNotOpenTheBase(t *testing.T) {
 	dir := t.TempDir()
-	base := Base{Path: filepath.Join(dir, "missing.qcow2"), Format: "qcow2", VirtualSize: 1 << 20}
+	base := BackingFile{Path: filepath.Join(dir, "missing.qcow2"), Format: "qcow2", VirtualSize: 1 << 20}
 	if _, err := CloneQCOW2(t.Context(), base, filepath.Join(dir, "clone.qcow2"), 0); err != nil {
 		t.Errorf("the base was opened: %v", err)
 	}
@@ -86,7 +63,7 @@ func TestCloneQCOW2DoesNotOpenTheBase(t *testing.T) {
 
 func TestCloneQCOW2LeavesNothingOnFailure(t *testing.T) {
 	dir := t.TempDir()
-	for _, base := range []Base{
+	for _, base := range []BackingFile{
 		{Path: filepath.Join(dir, "missing.qcow2"), Format: "qcow2"},
 		{Path: filepath.Join(dir, "missing.qcow2"), Format: "vmdk", VirtualSize: 1 << 20},
 	} {
@@ -101,7 +78,7 @@ func TestCloneQCOW2LeavesNothingOnFailure(t *testing.T) {
 
 func TestCloneQCOW2AtOnce(t *testing.T) {
 	dir := t.TempDir()
-	base := Base{Path: filepath.Join(dir, "base.raw"), Format: "raw", VirtualSize: 1 << 20}
+	base := BackingFile{Path: filepath.Join(dir, "base.raw"), Format: "raw", VirtualSize: 1 << 20}
 	const clones = 8
 	got := make([]string, clones)
 	var all sync.WaitGroup
@@ -135,7 +112,7 @@ func TestCloneDisks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(overlays) != 2 || header(t, overlays["system.qcow2"]).VirtualSize != 1<<30 || header(t, overlays["data.raw"]).VirtualSize != 1<<21 {
+	if len(overlays) != 2 || qcow2test.Header(t, overlays["system.qcow2"]).VirtualSize != 1<<30 || qcow2test.Header(t, overlays["data.raw"]).VirtualSize != 1<<21 {
 		t.Errorf("got %v", overlays)
 	}
 

@@ -1,0 +1,3 @@
+// Package disk makes what machines store on the host: overlays on the disks of an image,
+// and UEFI variables. It also keeps the owners of disks that machines share.
+package disk
