@@ -17,6 +17,7 @@ import (
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/kvm"
 )
 
 // doctorTimeout bounds each question that doctor asks.
@@ -254,7 +255,7 @@ func (d *doctor) caches(host *vm.Host) {
 func (d *doctor) kvm(ctx context.Context, dirs config.Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()
-	err := vm.ProbeKVM(ctx, dirs.Jobs)
+	err := kvm.Probe(ctx, dirs.Jobs)
 	switch {
 	case err == nil:
 		d.say("KVM", Good, "a boot sector ran on it")

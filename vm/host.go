@@ -2,9 +2,11 @@ package vm
 
 import (
 	"context"
+	"time"
 
 	"libvirt.org/go/libvirt"
 
+	"gitlab-sardine-executor/internal/perboot"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -33,3 +35,12 @@ func awaitDone(ctx context.Context, what string, call func() error) error {
 }
 
 func isCode(err error, code libvirt.ErrorNumber) bool { return virt.IsCode(err, code) }
+
+// A bootNote is a [perboot.Cache].
+type bootNote struct{ perboot.Cache }
+
+func noteIn(dir, name string) bootNote { return bootNote{perboot.In(dir, name)} }
+
+func (n bootNote) read() (string, time.Duration, bool) { return n.Read() }
+
+func (n bootNote) write(text string) { n.Write(text) }

@@ -93,3 +93,10 @@ var (
 	// missing program, a value out of range.
 	ErrSpec = errdefs.ErrInvalid
 )
+
+// The values of [Spec.Accel].
+const (
+	AccelAuto = "auto"
+	AccelKVM  = "kvm"
+	AccelTCG  = "tcg"
+)

@@ -14,6 +14,7 @@ import (
 
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/kvm"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -237,7 +238,7 @@ func accelerate(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (warning 
 	case AccelTCG:
 		domainxml.UseTCG(d)
 	case AccelAuto:
-		if why := KVMWorks(ctx, filepath.Dir(spec.JobDir)); why != nil {
+		if why := kvm.Works(ctx, filepath.Dir(spec.JobDir)); why != nil {
 			domainxml.UseTCG(d)
 			return fmt.Sprintf("no working KVM on this host (%v): the machine is emulated, which is slow", why), nil
 		}

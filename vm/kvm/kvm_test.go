@@ -1,6 +1,7 @@
-package vm
+package kvm
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,9 +12,9 @@ import (
 // minutes.
 func TestKVMIsProbedAgain(t *testing.T) {
 	bin, cache := t.TempDir(), t.TempDir()
-	kvmDevice = filepath.Join(bin, "kvm")
-	t.Cleanup(func() { kvmDevice = "/dev/kvm" })
-	if err := os.WriteFile(kvmDevice, nil, 0o600); err != nil {
+	device = filepath.Join(bin, "kvm")
+	t.Cleanup(func() { device = "/dev/kvm" })
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
@@ -25,13 +26,13 @@ func TestKVMIsProbedAgain(t *testing.T) {
 	}
 	works := func(want bool) {
 		t.Helper()
-		if err := KVMWorks(t.Context(), cache); (err == nil) != want {
+		if err := Works(t.Context(), cache); (err == nil) != want {
 			t.Errorf("want that it works: %v, got %v", want, err)
 		}
 	}
 	age := func() {
 		t.Helper()
-		if err := os.Chtimes(kvmNote(cache).path, time.Time{}, time.Now().Add(-kvmDoubt)); err != nil {
+		if err := os.Chtimes(filepath.Join(cache, fmt.Sprintf("kvm-%d", os.Geteuid())), time.Time{}, time.Now().Add(-doubt)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -1,4 +1,5 @@
-package vm
+// Package kvm finds out whether guests can run on the processor of this host.
+package kvm
 
 import (
 	"context"
@@ -11,58 +12,55 @@ import (
 	"strings"
 	"syscall"
 	"time"
-)
 
-// The values of [Spec.Accel].
-const (
-	AccelAuto = "auto"
-	AccelKVM  = "kvm"
-	AccelTCG  = "tcg"
+	"gitlab-sardine-executor/internal/perboot"
 )
 
 const (
-	// kvmProbeTimeout is far more than a working KVM needs (a tenth of a second).
+	// probeTimeout is far more than a working KVM needs (a tenth of a second).
 	// Where nested virtualisation is emulated badly, /dev/kvm opens and the
 	// simplest guest takes seconds, or for ever.
-	kvmProbeTimeout = 2 * time.Second
-	// kvmProbeExit is the status of a QEMU whose guest wrote 0x10 to the port of
+	probeTimeout = 2 * time.Second
+	// probeExit is the status of a QEMU whose guest wrote 0x10 to the port of
 	// isa-debug-exit: (value << 1) | 1.
-	kvmProbeExit = 0x10<<1 | 1
-	// kvmDoubt is how long it is believed that KVM does not work: the host may have been
+	probeExit = 0x10<<1 | 1
+	// doubt is how long it is believed that KVM does not work: the host may have been
 	// too busy for the probe, or its administrator has mended it.
-	kvmDoubt = 10 * time.Minute
+	doubt = 10 * time.Minute
 )
 
-// KVMWorks says whether guests can run on this host's processor. The only test
+// Works says whether guests can run on this host's processor. The only test
 // that can be believed is to boot one: a boot sector that ends QEMU by writing
 // to a port. Its outcome is kept in the directory cache: until the host boots
 // again if KVM works, for some minutes if not. An empty cache keeps nothing. The
 // error says why KVM does not work.
-func KVMWorks(ctx context.Context, cache string) error {
-	note := kvmNote(cache)
-	if reason, age, known := note.read(); known && (reason == "" || age < kvmDoubt) {
+func Works(ctx context.Context, cache string) error {
+	note := outcome(cache)
+	if reason, age, known := note.Read(); known && (reason == "" || age < doubt) {
 		return reasonError(reason)
 	}
-	return ProbeKVM(ctx, cache)
+	return Probe(ctx, cache)
 }
 
-// ProbeKVM is [KVMWorks] for who does not believe what was found out before.
-func ProbeKVM(ctx context.Context, cache string) error {
+// Probe is [Works] for who does not believe what was found out before.
+func Probe(ctx context.Context, cache string) error {
 	if runtime.GOARCH != "amd64" {
-		return kvmOpens()
+		return deviceOpens()
 	}
-	err := probeKVM(ctx)
+	err := probe(ctx)
 	if ctx.Err() == nil {
 		reason := ""
 		if err != nil {
 			reason = err.Error()
 		}
-		kvmNote(cache).write(reason)
+		outcome(cache).Write(reason)
 	}
 	return err
 }
 
-func kvmNote(cache string) bootNote { return noteIn(cache, fmt.Sprintf("kvm-%d", os.Geteuid())) }
+func outcome(cache string) perboot.Cache {
+	return perboot.In(cache, fmt.Sprintf("kvm-%d", os.Geteuid()))
+}
 
 func reasonError(reason string) error {
 	if reason == "" {
@@ -71,22 +69,22 @@ func reasonError(reason string) error {
 	return errors.New(reason)
 }
 
-// kvmDevice is another in tests.
-var kvmDevice = "/dev/kvm"
+// device is another in tests.
+var device = "/dev/kvm"
 
-func kvmOpens() error {
-	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
+func deviceOpens() error {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	return f.Close()
 }
 
-// kvmProbe is a boot sector: mov al, 0x10; out 0xf4, al; then halt for ever.
-var kvmProbe = append(append([]byte{0xb0, 0x10, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd}, make([]byte, 503)...), 0x55, 0xaa)
+// bootSector is a boot sector: mov al, 0x10; out 0xf4, al; then halt for ever.
+var bootSector = append(append([]byte{0xb0, 0x10, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd}, make([]byte, 503)...), 0x55, 0xaa)
 
-func probeKVM(ctx context.Context) error {
-	if err := kvmOpens(); err != nil {
+func probe(ctx context.Context) error {
+	if err := deviceOpens(); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "sardine-kvm-")
@@ -95,10 +93,10 @@ func probeKVM(ctx context.Context) error {
 	}
 	defer os.RemoveAll(dir)
 	sector := filepath.Join(dir, "boot")
-	if err := os.WriteFile(sector, kvmProbe, 0o600); err != nil {
+	if err := os.WriteFile(sector, bootSector, 0o600); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, kvmProbeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "kvm", "-nodefaults", "-no-user-config",
 		"-display", "none", "-m", "16", "-boot", "c",
@@ -112,8 +110,8 @@ func probeKVM(ctx context.Context) error {
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("a boot sector did not finish within %s", kvmProbeTimeout)
-	case errors.As(err, &exit) && exit.ExitCode() == kvmProbeExit:
+		return fmt.Errorf("a boot sector did not finish within %s", probeTimeout)
+	case errors.As(err, &exit) && exit.ExitCode() == probeExit:
 		return nil
 	case err != nil:
 		return fmt.Errorf("QEMU with KVM: %w", err)
