@@ -4,7 +4,6 @@ import (
 	"context"
 	_ "embed" // the guest's part
 	"errors"
-	"fmt"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
@@ -114,21 +113,4 @@ func (d *Driver) gaugeCaches(dirs config.Dirs) error {
 	}
 	d.metrics.Set("sardine_cache_disk_bytes", size)
 	return nil
-}
-
-// PruneCaches removes caches that no machine has and that were not used within
-// o.OlderThan, and returns them. Where libvirt cannot be asked, nothing is removed.
-func PruneCaches(ctx context.Context, settings *config.Settings, o PruneOptions) ([]vm.StoredCache, error) {
-	dirs, err := settings.Dirs()
-	if err != nil {
-		return nil, err
-	}
-	opening, cancel := context.WithTimeout(ctx, libvirtTimeout)
-	defer cancel()
-	host, err := openLibvirt(opening, settings)
-	if err != nil {
-		return nil, fmt.Errorf("find out which caches are in use: %w", err)
-	}
-	defer host.Close()
-	return vm.PruneCaches(ctx, host, dirs.Caches, vm.CachePruneOptions{UnusedSince: o.Now.Add(-o.OlderThan), DryRun: o.DryRun})
 }

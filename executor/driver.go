@@ -24,8 +24,8 @@ import (
 )
 
 const (
-	// libvirtTimeout bounds each exchange with libvirt that starts nothing.
-	libvirtTimeout = 20 * time.Second
+	// LibvirtTimeout bounds each exchange with libvirt that starts nothing.
+	LibvirtTimeout = 20 * time.Second
 	// removeTimeout bounds the end of a machine: a QEMU that does not react to
 	// SIGTERM is killed by libvirt after 15 s.
 	removeTimeout = 60 * time.Second
@@ -131,11 +131,11 @@ func (d *Driver) admin() *slog.Logger {
 	return d.Admin.With("job", d.Job.ID, "project", d.Job.Project, "machine", d.Job.VMName())
 }
 
-// openHost connects to libvirt.
-func (d *Driver) openHost(ctx context.Context) (*vm.Host, error) {
-	ctx, cancel := context.WithTimeout(ctx, libvirtTimeout)
+// OpenHost connects to the libvirt of the settings.
+func OpenHost(ctx context.Context, settings *config.Settings) (*vm.Host, error) {
+	ctx, cancel := context.WithTimeout(ctx, LibvirtTimeout)
 	defer cancel()
-	return vm.Open(ctx, d.Settings.Defaults.Connect)
+	return vm.Open(ctx, settings.Defaults.Connect)
 }
 
 // jobDir is the directory of the job's machine.
@@ -177,7 +177,7 @@ func isDir(path string) bool {
 }
 
 func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
-	host, err := d.openHost(ctx)
+	host, err := OpenHost(ctx, d.Settings)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,7 @@ type FetchAndCloneOptions struct {
 	// Settings for the image.
 	Settings config.Resolved
 	// Size of the machine, and when the host has room for it.
-	Size      machineSize
+	Size      Size
 	Admission vm.Admission
 	// Cache of the machine; nil for none.
 	Cache *vm.Cache
@@ -86,9 +86,9 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	if err != nil {
 		return nil, err
 	}
-	spec := specFor(image, o)
+	spec := SpecFor(image, o)
 	spec.Seed = seed
-	if o.Settings.MemorySnapshot && !o.Size.chosen {
+	if o.Settings.MemorySnapshot && !o.Size.Chosen {
 		spec.SnapshotDir = o.Dirs.Snapshot(image.Digest)
 		if err := o.snapshot(ctx, host, spec, login); err != nil {
 			return nil, fmt.Errorf("make a snapshot of %s: %w", o.Image, err)
@@ -140,8 +140,8 @@ func sizeOf(image *oci.Image) int64 {
 	return sum
 }
 
-// specFor is where an image becomes a machine.
-func specFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
+// SpecFor is where an image becomes a machine.
+func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 	disks := make([]disk.Disk, len(image.Disks))
 	for i, d := range image.Disks {
 		disks[i] = disk.Disk{
@@ -160,11 +160,11 @@ func specFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		Template:         o.Settings.Domain,
 		Architecture:     image.Architecture,
 		Disks:            disks,
-		CPUs:             o.Size.cpus,
-		Memory:           o.Size.memory,
+		CPUs:             o.Size.CPUs,
+		Memory:           o.Size.Memory,
 		MaxCPUs:          o.Settings.MaxCPUs,
 		MaxMemory:        o.Settings.MaxMemory,
-		DiskSize:         o.Size.disk,
+		DiskSize:         o.Size.Disk,
 		Admission:        o.Admission,
 		Network:          o.Settings.Network,
 		Accel:            o.Settings.Accel,

@@ -337,7 +337,7 @@ func checkMachine(t *testing.T, c *canary, image *oci.Image) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec := specFor(image, FetchAndCloneOptions{Name: "machine", Settings: settings.For(""), Dirs: config.Dirs{Overlays: "/nowhere/clones", Jobs: "/nowhere/jobs"}})
+	spec := SpecFor(image, FetchAndCloneOptions{Name: "machine", Settings: settings.For(""), Dirs: config.Dirs{Overlays: "/nowhere/clones", Jobs: "/nowhere/jobs"}})
 	doc, _, err := vm.Preview(spec)
 	if err != nil {
 		t.Fatal(err)

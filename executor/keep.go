@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
@@ -208,52 +207,4 @@ func sweepConsoles(dirs config.Dirs, now time.Time) error {
 		}
 	}
 	return errors.Join(append(failed, err)...)
-}
-
-// LoginToMachine logs a person in to the machine of a job: its number, if only one
-// GitLab server has a job of that number here, or the machine's name. It returns
-// the exit status of the person's shell.
-func LoginToMachine(ctx context.Context, s *config.Settings, job string, stdin *os.File, stdout, stderr io.Writer) (int, error) {
-	dirs, err := s.Dirs()
-	if err != nil {
-		return 0, err
-	}
-	opening, cancel := context.WithTimeout(ctx, libvirtTimeout)
-	defer cancel()
-	host, err := vm.Open(opening, s.Defaults.Connect)
-	if err != nil {
-		return 0, err
-	}
-	defer host.Close()
-	name, err := findMachine(opening, host, job)
-	if err != nil {
-		return 0, err
-	}
-	guest, err := connect(ctx, host, name, filepath.Join(dirs.Jobs, name))
-	if err != nil {
-		return 0, err
-	}
-	defer guest.Close()
-	return guest.Shell(ctx, stdin, stdout, stderr)
-}
-
-// findMachine is the name of the machine that a person means.
-func findMachine(ctx context.Context, host *vm.Host, job string) (string, error) {
-	machines, err := record.List(ctx, host.Host)
-	if err != nil {
-		return "", err
-	}
-	var found []string
-	for _, m := range machines {
-		if m.Name == job || m.Record.Job == job {
-			found = append(found, m.Name)
-		}
-	}
-	switch len(found) {
-	case 0:
-		return "", fmt.Errorf("no machine of job %s runs here (is it over? keep_on_failure keeps machines of failed jobs)", job)
-	case 1:
-		return found[0], nil
-	}
-	return "", fmt.Errorf("job %s is several: %s", job, strings.Join(found, ", "))
 }

@@ -56,7 +56,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	if d.Job.Services {
 		d.Log.Warn("services: is ignored: GitLab Runner starts no services for a custom executor")
 	}
-	host, err := d.openHost(ctx)
+	host, err := OpenHost(ctx, d.Settings)
 	if err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs config.Dirs) erro
 	defer cancel()
 	err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
 	if errors.Is(err, virt.ErrDisconnected) { // which may be why prepare failed
-		if host, err = d.openHost(ctx); err == nil {
+		if host, err = OpenHost(ctx, d.Settings); err == nil {
 			defer host.Close()
 			err = vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
 		}

@@ -39,7 +39,7 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 		return fmt.Errorf("open the script of the stage: %w", err)
 	}
 	defer script.Close()
-	host, err := d.openHost(ctx)
+	host, err := OpenHost(ctx, d.Settings)
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 
 // runIn runs the script of the stage called name in the job's machine.
 func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
-	guest, err := connect(ctx, host, d.Job.VMName(), d.jobDir(dirs))
+	guest, err := Connect(ctx, host, d.Job.VMName(), d.jobDir(dirs))
 	if err != nil {
 		return err
 	}
@@ -75,8 +75,8 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, scr
 	return nil
 }
 
-// connect logs in to a machine that prepare made.
-func connect(ctx context.Context, host *vm.Host, name, jobDir string) (*vm.Guest, error) {
+// Connect logs in to a machine that prepare made.
+func Connect(ctx context.Context, host *vm.Host, name, jobDir string) (*vm.Guest, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, name, jobDir)

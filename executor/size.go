@@ -20,25 +20,34 @@ var sizeVariables = []string{config.VariableCPUs, config.VariableMemory, config.
 // guest runs in less: what was forgotten is the unit.
 const minSize = 16 << 20
 
-// A machineSize is what a job's machine gets; 0 means what the image asks for.
-type machineSize struct {
-	cpus   uint
-	memory uint64 // bytes
-	disk   int64  // bytes
-	// chosen says that the job has chosen any of it.
-	chosen bool
+// A Size is what a job's machine gets; 0 means what the image asks for.
+type Size struct {
+	CPUs   uint
+	Memory uint64 // bytes
+	Disk   int64  // bytes
+	// Chosen says that the job has chosen any of it.
+	Chosen bool
+}
+
+// SizeFor is the size that the settings want on a host with so many CPUs that serves
+// concurrency machines at once (0: one for each CPU). Where hostCPUs is 0, the number
+// is not known, and cpus = "auto" means what the image asks for.
+func SizeFor(settings config.Resolved, hostCPUs, concurrency uint) Size {
+	size := Size{Memory: settings.Memory, Disk: settings.Disk}
+	switch {
+	case settings.CPUs != config.AutoCPUs:
+		size.CPUs = uint(settings.CPUs)
+	case hostCPUs > 0:
+		size.CPUs = max(1, hostCPUs/cmp.Or(concurrency, hostCPUs))
+	}
+	return size
 }
 
 // size of the job's machine: the settings, or the job's own wishes where it may
 // have any. The limits of the settings are not its business, but [vm.Spec]'s,
 // except for the disk's, which is bound here.
-func (d *Driver) size(settings config.Resolved, host virt.HostSize) (machineSize, error) {
-	size := machineSize{memory: settings.Memory, disk: settings.Disk}
-	if settings.CPUs == config.AutoCPUs {
-		size.cpus = max(1, host.CPUs/max(1, cmp.Or(d.Settings.Defaults.Concurrency, host.CPUs)))
-	} else {
-		size.cpus = uint(settings.CPUs)
-	}
+func (d *Driver) size(settings config.Resolved, host virt.HostSize) (Size, error) {
+	size := SizeFor(settings, host.CPUs, d.Settings.Defaults.Concurrency)
 	for _, name := range sizeVariables {
 		wish := d.Job.Variable(name)
 		if wish == "" {
@@ -47,15 +56,15 @@ func (d *Driver) size(settings config.Resolved, host virt.HostSize) (machineSize
 		if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, name) {
 			return size, d.refuseVariable(name)
 		}
-		size.chosen = true
+		size.Chosen = true
 		if err := size.grant(name, wish); err != nil {
 			return size, jobFault(fmt.Errorf("the job's variable %s is %q: %w", name, wish, err))
 		}
 	}
-	if most := settings.MaxDisk; size.disk > most {
+	if most := settings.MaxDisk; size.Disk > most {
 		d.Log.Warn("the machine gets a disk of %s, not %s: that is the limit here (max_disk)",
-			units.BytesSize(float64(most)), units.BytesSize(float64(size.disk)))
-		size.disk = most
+			units.BytesSize(float64(most)), units.BytesSize(float64(size.Disk)))
+		size.Disk = most
 	}
 	return size, nil
 }
@@ -67,13 +76,13 @@ func (d *Driver) refuseVariable(name string) error {
 }
 
 // grant sets what a variable of the job asks for.
-func (s *machineSize) grant(name, wish string) error {
+func (s *Size) grant(name, wish string) error {
 	if name == config.VariableCPUs {
 		n, err := strconv.ParseUint(wish, 10, 16)
 		if err != nil || n == 0 {
 			return fmt.Errorf("want a number of CPUs, 1 to %d", math.MaxUint16)
 		}
-		s.cpus = uint(n)
+		s.CPUs = uint(n)
 		return nil
 	}
 	n, err := units.RAMInBytes(wish)
@@ -81,9 +90,9 @@ func (s *machineSize) grant(name, wish string) error {
 		return fmt.Errorf("want a size such as 4GiB, at least %s", units.BytesSize(minSize))
 	}
 	if name == config.VariableMemory {
-		s.memory = uint64(n)
+		s.Memory = uint64(n)
 	} else {
-		s.disk = n
+		s.Disk = n
 	}
 	return nil
 }

@@ -16,20 +16,20 @@ func TestSize(t *testing.T) {
 	for _, test := range []struct {
 		name, toml string
 		variables  map[string]string
-		want       machineSize
+		want       Size
 		refused    bool
 	}{
 		{name: "the image decides"},
-		{name: "the settings", toml: "cpus = 3\nmemory = '2GiB'\ndisk = '20GiB'", want: machineSize{cpus: 3, memory: 2 << 30, disk: 20 << 30}},
-		{name: "auto", toml: "cpus = 'auto'\nconcurrency = 3", want: machineSize{cpus: 2}},
-		{name: "auto with a CPU for each", toml: "cpus = 'auto'", want: machineSize{cpus: 1}},
-		{name: "auto with more machines than CPUs", toml: "cpus = 'auto'\nconcurrency = 100", want: machineSize{cpus: 1}},
+		{name: "the settings", toml: "cpus = 3\nmemory = '2GiB'\ndisk = '20GiB'", want: Size{CPUs: 3, Memory: 2 << 30, Disk: 20 << 30}},
+		{name: "auto", toml: "cpus = 'auto'\nconcurrency = 3", want: Size{CPUs: 2}},
+		{name: "auto with a CPU for each", toml: "cpus = 'auto'", want: Size{CPUs: 1}},
+		{name: "auto with more machines than CPUs", toml: "cpus = 'auto'\nconcurrency = 100", want: Size{CPUs: 1}},
 		{
 			name: "the job", toml: all + "cpus = 3",
 			variables: map[string]string{"SARDINE_CPUS": "5", "SARDINE_MEMORY": "1g", "SARDINE_DISK": "30GiB"},
-			want:      machineSize{cpus: 5, memory: 1 << 30, disk: 30 << 30, chosen: true},
+			want:      Size{CPUs: 5, Memory: 1 << 30, Disk: 30 << 30, Chosen: true},
 		},
-		{name: "more disk than allowed", toml: all + "max_disk = '10GiB'", variables: map[string]string{"SARDINE_DISK": "30GiB"}, want: machineSize{disk: 10 << 30, chosen: true}},
+		{name: "more disk than allowed", toml: all + "max_disk = '10GiB'", variables: map[string]string{"SARDINE_DISK": "30GiB"}, want: Size{Disk: 10 << 30, Chosen: true}},
 		{name: "an empty wish is none", variables: map[string]string{"SARDINE_CPUS": ""}},
 		{name: "not allowed", variables: map[string]string{"SARDINE_CPUS": "2"}, refused: true},
 		{name: "another is allowed", toml: "allowed_job_variables = ['SARDINE_DISK']", variables: map[string]string{"SARDINE_CPUS": "2"}, refused: true},
@@ -39,10 +39,10 @@ func TestSize(t *testing.T) {
 		{name: "overflow", toml: all, variables: map[string]string{"SARDINE_CPUS": "18446744073709551616"}, refused: true},
 		{name: "bytes in place of MiB", toml: all, variables: map[string]string{"SARDINE_MEMORY": "512"}, refused: true},
 		{name: "hardly any memory", toml: all, variables: map[string]string{"SARDINE_MEMORY": "15MiB"}, refused: true},
-		{name: "the least memory", toml: all, variables: map[string]string{"SARDINE_MEMORY": "16m"}, want: machineSize{memory: 16 << 20, chosen: true}},
+		{name: "the least memory", toml: all, variables: map[string]string{"SARDINE_MEMORY": "16m"}, want: Size{Memory: 16 << 20, Chosen: true}},
 		{name: "bytes in place of GiB", toml: all, variables: map[string]string{"SARDINE_DISK": "40"}, refused: true},
 		{name: "no disk", toml: all, variables: map[string]string{"SARDINE_DISK": "0"}, refused: true},
-		{name: "the most that there is", toml: all, variables: map[string]string{"SARDINE_CPUS": "65535", "SARDINE_MEMORY": "8191PiB", "SARDINE_DISK": "8191PiB"}, want: machineSize{cpus: 65535, memory: 8191 << 50, disk: 1 << 40, chosen: true}},
+		{name: "the most that there is", toml: all, variables: map[string]string{"SARDINE_CPUS": "65535", "SARDINE_MEMORY": "8191PiB", "SARDINE_DISK": "8191PiB"}, want: Size{CPUs: 65535, Memory: 8191 << 50, Disk: 1 << 40, Chosen: true}},
 		{name: "more CPUs than there are numbers for", toml: all, variables: map[string]string{"SARDINE_CPUS": "65536"}, refused: true},
 		{name: "not a number", toml: all, variables: map[string]string{"SARDINE_MEMORY": "NaN"}, refused: true},
 		{name: "no size", toml: all, variables: map[string]string{"SARDINE_DISK": "huge"}, refused: true},
@@ -55,7 +55,7 @@ func TestSize(t *testing.T) {
 			}
 		})
 	}
-	err := (&machineSize{}).grant("SARDINE_MEMORY", "1m")
+	err := (&Size{}).grant("SARDINE_MEMORY", "1m")
 	if err == nil || !strings.Contains(err.Error(), "16MiB") {
 		t.Errorf("the error does not name the least: %v", err)
 	}

@@ -4,14 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
-	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
@@ -41,36 +37,6 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec
 		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
 	}
 	return err
-}
-
-// pruneSnapshots removes the snapshots of images that are not in the store any more.
-func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.Store) error {
-	dirs, err := settings.Dirs()
-	if err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(dirs.Snapshots())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("prune snapshots: %w", err)
-	}
-	stored, err := store.Inventory(ctx)
-	if err != nil {
-		return err
-	}
-	kept := make(map[string]bool)
-	for _, image := range stored {
-		kept[image.Digest.Encoded()] = true
-	}
-	var failed []error
-	for _, entry := range entries {
-		if !kept[entry.Name()] {
-			failed = append(failed, vm.RemoveSnapshots(filepath.Join(dirs.Snapshots(), entry.Name())))
-		}
-	}
-	return errors.Join(failed...)
 }
 
 // gaugeSnapshots counts the snapshots.

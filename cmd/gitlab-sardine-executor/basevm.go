@@ -13,7 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
 
-	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -60,7 +60,7 @@ func importImage(ctx context.Context, cfg *settingsFlags, f *importFlags, image 
 		}
 	}
 	progress := f.progress(stderr, "Pulling")
-	imported, err := executor.Import(ctx, executor.ImportOptions{
+	imported, err := admin.Import(ctx, admin.ImportOptions{
 		Settings: settings, Image: image, Name: f.name, Dir: dir,
 		Pull: oci.PullOptions{
 			Policies:    []oci.PullPolicy{oci.PullPolicy(f.policy)},
@@ -135,7 +135,7 @@ func export(ctx context.Context, cfg *settingsFlags, f *exportFlags, args []stri
 	o.Progress = progress
 	var d digest.Digest
 	if len(args) == 2 {
-		d, err = executor.ExportVM(ctx, settings, args[0], to, o)
+		d, err = admin.ExportVM(ctx, settings, args[0], to, o)
 	} else {
 		d, err = oci.Export(ctx, to, o)
 	}

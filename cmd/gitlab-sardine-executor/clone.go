@@ -1,20 +1,15 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/vm"
 )
-
-// cloneTimeout bounds a clone: the start of a machine on a busy host, and
-// otherwise far less.
-const cloneTimeout = 5 * time.Minute
 
 // cloneFlags are what clone is told beside the names.
 type cloneFlags struct {
@@ -59,28 +54,11 @@ func clone(ctx context.Context, cfg *settingsFlags, f *cloneFlags, args []string
 	if err != nil {
 		return err
 	}
-	dirs, err := settings.Dirs()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, cloneTimeout)
-	defer cancel()
-	host, err := vm.Open(ctx, cmp.Or(f.connect, settings.Defaults.Connect))
-	if err != nil {
-		return err
-	}
-	defer host.Close()
-	o := vm.CloneOptions{
-		Source:           args[0],
-		Start:            vm.StartMode(f.start),
-		MAC:              f.mac,
-		Dir:              cmp.Or(f.outdir, dirs.Overlays),
-		OmitBackingStore: cmp.Or(f.omit, settings.For("").OmitBackingStore),
-	}
+	o := vm.CloneOptions{Source: args[0], Start: vm.StartMode(f.start), MAC: f.mac, Dir: f.outdir, OmitBackingStore: f.omit}
 	if len(args) > 1 {
 		o.Target = args[1]
 	}
-	clone, err := vm.Clone(ctx, host, o)
+	clone, err := admin.Clone(ctx, settings, f.connect, o)
 	if err != nil {
 		return err
 	}

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/urfave/cli/v2"
+	"gitlab-sardine-executor/executor/admin"
 
-	"gitlab-sardine-executor/executor"
+	"github.com/urfave/cli/v2"
 )
 
 func doctorCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
@@ -24,12 +24,12 @@ func doctor(ctx context.Context, cfg *settingsFlags, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	worst := executor.Good
-	for _, f := range executor.Doctor(ctx, settings) {
+	worst := admin.Good
+	for _, f := range admin.Doctor(ctx, settings) {
 		worst = max(worst, f.Level)
 		fmt.Fprintf(stdout, "%-8s %-14s %s\n", f.Level, f.Part, f.Text)
 	}
-	if worst == executor.Broken {
+	if worst == admin.Broken {
 		return exitError{1}
 	}
 	return nil

@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
 
-	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 )
@@ -73,7 +73,7 @@ func images(ctx context.Context, cfg *settingsFlags, asJSON bool, stdout, stderr
 	if err != nil {
 		return err
 	}
-	list, err := executor.ListImages(ctx, settings)
+	list, err := admin.ListImages(ctx, settings)
 	if err != nil {
 		if list == nil {
 			return err
@@ -162,7 +162,7 @@ func pruneCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 }
 
 func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Writer) error {
-	o := executor.PruneOptions{KeepStorage: oci.KeepNothing, DryRun: f.dryRun, Now: time.Now()}
+	o := admin.PruneOptions{KeepStorage: oci.KeepNothing, DryRun: f.dryRun, Now: time.Now()}
 	if f.olderThan == "" && f.keepStorage == "" {
 		return errors.New("prune needs --older-than TIME or --keep-storage SIZE (--older-than 0s removes all that is not in use)")
 	}
@@ -181,7 +181,7 @@ func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Wri
 	if err != nil {
 		return err
 	}
-	removed, err := executor.PruneImages(ctx, settings, o)
+	removed, err := admin.PruneImages(ctx, settings, o)
 	var freed int64
 	for _, image := range removed {
 		freed += image.Usage
@@ -202,8 +202,8 @@ func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Wri
 	return errors.Join(err, pruneCaches(ctx, settings, o, what, stdout))
 }
 
-func pruneCaches(ctx context.Context, settings *config.Settings, o executor.PruneOptions, what string, stdout io.Writer) error {
-	removed, err := executor.PruneCaches(ctx, settings, o)
+func pruneCaches(ctx context.Context, settings *config.Settings, o admin.PruneOptions, what string, stdout io.Writer) error {
+	removed, err := admin.PruneCaches(ctx, settings, o)
 	var freed int64
 	for _, cache := range removed {
 		freed += cache.Size

@@ -10,7 +10,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
 
-	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -48,7 +48,7 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 		return err
 	}
 	if f.domain {
-		doc, dropped, err := executor.PreviewDomain(settings, image)
+		doc, dropped, err := admin.PreviewDomain(settings, image)
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 		_, err = fmt.Fprintln(stdout, doc)
 		return err
 	}
-	report, err := executor.InspectImage(ctx, settings, image, oci.InspectOptions{Credentials: f.credentials(), Architecture: f.arch})
+	report, err := admin.InspectImage(ctx, settings, image, oci.InspectOptions{Credentials: f.credentials(), Architecture: f.arch})
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 }
 
 // printReport prints what a person wants to know of an image.
-func printReport(w io.Writer, r *executor.ImageReport) error {
+func printReport(w io.Writer, r *admin.ImageReport) error {
 	p := &printer{w: w}
 	p.line("Image:", r.Reference)
 	p.line("Digest:", r.Digest.String())

@@ -11,7 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
-	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/oci"
 )
@@ -55,7 +55,7 @@ func loginToMachine(ctx context.Context, cfg *settingsFlags, job string, stdout,
 	if err != nil {
 		return err
 	}
-	status, err := executor.LoginToMachine(ctx, settings, job, os.Stdin, stdout, stderr)
+	status, err := admin.SSH(ctx, settings, job, os.Stdin, stdout, stderr)
 	if err == nil && status != 0 {
 		return exitError{status}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/adminlog"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
@@ -203,14 +204,14 @@ func try(ctx context.Context, cfg *settingsFlags, image string, command []string
 	if err != nil {
 		return finish(log, err)
 	}
-	admin, closer, err := cfg.openAdminLog(settings, adminlog.Options{Stderr: stderr})
+	logger, closer, err := cfg.openAdminLog(settings, adminlog.Options{Stderr: stderr})
 	if err != nil {
 		log.Warn("%v", err)
 	}
 	defer closer.Close()
-	err = executor.Try(ctx, executor.TryOptions{
+	err = admin.Try(ctx, admin.TryOptions{
 		Version: programVersion(), Settings: settings, Image: image, Command: command,
-		Stdout: stdout, Stderr: stderr, Log: log, Admin: admin,
+		Stdout: stdout, Stderr: stderr, Log: log, Admin: logger,
 	})
 	var script executor.ScriptError
 	if errors.As(err, &script) {

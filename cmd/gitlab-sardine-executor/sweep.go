@@ -2,23 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"time"
+
+	"gitlab-sardine-executor/executor/admin"
 
 	"github.com/urfave/cli/v2"
-
-	"gitlab-sardine-executor/executor"
-	"gitlab-sardine-executor/executor/metrics"
-	"gitlab-sardine-executor/vm"
 )
 
-// sweepTimeout bounds a whole sweep.
-const sweepTimeout = 10 * time.Minute
-
 func sweepCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
-	o := &executor.SweepOptions{}
+	var all, dryRun bool
 	return &cli.Command{
 		Name:  "sweep",
 		Usage: "remove machines and files that no job owns any more",
@@ -26,34 +19,21 @@ func sweepCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 			"sweep removes those that have expired (job timeout and an hour) and files without a machine.\n" +
 			"prepare does the same each time. Other domains are never touched.",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "all", Usage: "remove the machines of running jobs, too", Destination: &o.All},
-			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed", Destination: &o.DryRun},
+			&cli.BoolFlag{Name: "all", Usage: "remove the machines of running jobs, too", Destination: &all},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed", Destination: &dryRun},
 		},
-		Action: func(c *cli.Context) error { return sweep(c.Context, cfg, *o, stdout) },
+		Action: func(c *cli.Context) error { return sweep(c.Context, cfg, all, dryRun, stdout) },
 	}
 }
 
-func sweep(ctx context.Context, cfg *settingsFlags, o executor.SweepOptions, stdout io.Writer) error {
+func sweep(ctx context.Context, cfg *settingsFlags, all, dryRun bool, stdout io.Writer) error {
 	settings, err := cfg.load()
 	if err != nil {
 		return err
 	}
-	dirs, err := settings.Dirs()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
-	defer cancel()
-	host, err := vm.Open(ctx, settings.Defaults.Connect)
-	if err != nil {
-		return err
-	}
-	defer host.Close()
-	metrics := &metrics.Changes{}
-	o.Now, o.Metrics = time.Now(), metrics
-	swept, err := executor.Sweep(ctx, host, dirs, o)
+	swept, err := admin.Sweep(ctx, settings, all, dryRun)
 	for _, s := range swept {
 		fmt.Fprintf(stdout, "%s\t%s\n", s.Machine, s.Reason)
 	}
-	return errors.Join(err, metrics.Write(settings.Defaults.MetricsTextfile))
+	return err
 }

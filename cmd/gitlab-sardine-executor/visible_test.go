@@ -7,7 +7,7 @@ import (
 	"testing"
 	"unicode"
 
-	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -15,7 +15,7 @@ const hostileText = "a\x1b[31m\nStore: b\u009b2J\u202ec"
 
 // TestVisible: no text of an image commands the terminal of whoever inspects it.
 func TestVisible(t *testing.T) {
-	report := &executor.ImageReport{Inspection: &oci.Inspection{}}
+	report := &admin.ImageReport{Inspection: &oci.Inspection{}}
 	report.Reference, report.Format, report.OS, report.Architecture = hostileText, hostileText, hostileText, hostileText
 	report.Evidence, report.Prepare = []string{hostileText}, []string{hostileText}
 	report.Disks = []oci.InspectedDisk{{Name: hostileText, Content: hostileText}}

@@ -1,13 +1,11 @@
-package executor
+package admin
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
@@ -41,48 +39,11 @@ func ListImages(ctx context.Context, settings *config.Settings) ([]ImageUse, err
 	return images, unknown
 }
 
-// PruneOptions say what [PruneImages] removes.
-type PruneOptions struct {
-	// OlderThan spares images that were used within that time.
-	OlderThan time.Duration
-	// KeepStorage stops the removal as soon as the store takes no more than so many
-	// bytes; [oci.KeepNothing] does not.
-	KeepStorage int64
-	// DryRun removes nothing.
-	DryRun bool
-	// Now is compared with the times of last use.
-	Now time.Time
-}
-
-// PruneImages removes images that nothing stands on, those first that were not
-// used for the longest time, and returns them. Their snapshots go with them. Where
-// libvirt cannot be asked, nothing is removed.
-func PruneImages(ctx context.Context, settings *config.Settings, o PruneOptions) ([]oci.StoredImage, error) {
-	store, err := storeOf(settings)
-	if err != nil {
-		return nil, err
-	}
-	domains, err := domainsByImage(ctx, settings)
-	if err != nil {
-		return nil, fmt.Errorf("find out which images are in use: %w", err)
-	}
-	removed, err := store.Prune(ctx, oci.PruneOptions{
-		UnusedSince: o.Now.Add(-o.OlderThan),
-		Keep:        o.KeepStorage,
-		InUse:       func(d digest.Digest) bool { return len(domains[d]) > 0 },
-		DryRun:      o.DryRun,
-	})
-	if !o.DryRun {
-		err = errors.Join(err, pruneSnapshots(ctx, settings, store))
-	}
-	return removed, err
-}
-
 // domainsByImage are the names of the domains that stand on each image.
 func domainsByImage(ctx context.Context, settings *config.Settings) (map[digest.Digest][]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, libvirtTimeout)
+	ctx, cancel := context.WithTimeout(ctx, executor.LibvirtTimeout)
 	defer cancel()
-	host, err := openLibvirt(ctx, settings)
+	host, err := executor.OpenHost(ctx, settings)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package executor
+package admin
 
 import (
 	"cmp"
@@ -11,6 +11,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
@@ -166,13 +167,10 @@ func PreviewDomain(settings *config.Settings, image string) (doc string, dropped
 }
 
 func preview(stored *oci.Image, resolved config.Resolved) (doc string, dropped []string, err error) {
-	o := FetchAndCloneOptions{
+	o := executor.FetchAndCloneOptions{
 		Name: previewName, Settings: resolved, Dirs: config.Dirs{Overlays: "/clones", Jobs: "/jobs"},
-		Size:   machineSize{memory: resolved.Memory, disk: resolved.Disk},
+		Size:   executor.SizeFor(resolved, 0, 0),
 		Record: record.Record{Image: stored.Reference, Digest: stored.Digest.String()},
 	}
-	if resolved.CPUs != config.AutoCPUs {
-		o.Size.cpus = uint(resolved.CPUs)
-	}
-	return vm.Preview(specFor(stored, o))
+	return vm.Preview(executor.SpecFor(stored, o))
 }

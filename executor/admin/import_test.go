@@ -1,15 +1,17 @@
-package executor
+package admin
 
 import (
 	"testing"
 
+	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 )
 
 // What a section says of the domain reaches the machines of its images, and the
 // bases that are imported, and no others.
 func TestDomainOfASection(t *testing.T) {
-	settings := parse(t, `
+	settings, err := config.Parse([]byte(`
 [defaults]
 omit_backingstore = "no"
 [[image]]
@@ -19,7 +21,10 @@ omit_backingstore = "yes"
 [[image]]
 match = "registry.example.com/macos/old/**"
 trusted = true
-`)
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		image, template string
 		trusted         bool
@@ -29,7 +34,7 @@ trusted = true
 		{"registry.example.com/macos/old/lion:10", "", true, "no"},
 		{"registry.example.com/linux:1", "", false, "no"},
 	} {
-		spec := specFor(&oci.Image{}, FetchAndCloneOptions{Settings: settings.For(test.image)})
+		spec := executor.SpecFor(&oci.Image{}, executor.FetchAndCloneOptions{Settings: settings.For(test.image)})
 		if spec.Template != test.template || spec.Trusted != test.trusted || spec.OmitBackingStore != test.omit {
 			t.Errorf("%s: template %q, trusted %v, omit_backingstore %q", test.image, spec.Template, spec.Trusted, spec.OmitBackingStore)
 		}

@@ -1,4 +1,4 @@
-package executor
+package admin
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
@@ -15,7 +16,7 @@ import (
 // the layout to. o says how; disks, domain XML and architecture are the machine's.
 // The error is [vm.ErrRunning] if it runs.
 func ExportVM(ctx context.Context, settings *config.Settings, name string, to oci.Reference, o oci.ExportOptions) (digest.Digest, error) {
-	host, err := openLibvirt(ctx, settings)
+	host, err := executor.OpenHost(ctx, settings)
 	if err != nil {
 		return "", err
 	}
@@ -40,7 +41,7 @@ func ExportVM(ctx context.Context, settings *config.Settings, name string, to oc
 }
 
 func sealVM(ctx context.Context, host *vm.Host, name string) (*vm.Sealed, error) {
-	ctx, cancel := context.WithTimeout(ctx, libvirtTimeout)
+	ctx, cancel := context.WithTimeout(ctx, executor.LibvirtTimeout)
 	defer cancel()
 	return vm.Seal(ctx, host, name)
 }

@@ -1,4 +1,4 @@
-package executor
+package admin
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
@@ -58,7 +59,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 		return nil, err
 	}
 	// libvirt first: it is the quicker to say that it is not there.
-	host, err := openLibvirt(ctx, o.Settings)
+	host, err := executor.OpenHost(ctx, o.Settings)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 // baseOf is where an image becomes a base: of the domain that a job's machine would
 // be made of.
 func baseOf(imported *Imported, ref oci.Reference, settings config.Resolved) vm.BaseSpec {
-	spec := specFor(imported.Image, FetchAndCloneOptions{Settings: settings})
+	spec := executor.SpecFor(imported.Image, executor.FetchAndCloneOptions{Settings: settings})
 	return vm.BaseSpec{
 		Name:             imported.Name,
 		DomainXML:        spec.DomainXML,
@@ -109,11 +110,4 @@ func checkName(name string) error {
 		return fmt.Errorf("%q cannot be the name of a virtual machine", name)
 	}
 	return nil
-}
-
-// openLibvirt connects to the libvirt of the settings.
-func openLibvirt(ctx context.Context, settings *config.Settings) (*vm.Host, error) {
-	ctx, cancel := context.WithTimeout(ctx, libvirtTimeout)
-	defer cancel()
-	return vm.Open(ctx, settings.Defaults.Connect)
 }

@@ -1,4 +1,4 @@
-package executor
+package admin
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
@@ -204,7 +205,7 @@ func (d *doctor) programs() {
 func (d *doctor) libvirt(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()
-	host, err := vm.Open(ctx, d.settings.Defaults.Connect)
+	host, err := executor.OpenHost(ctx, d.settings)
 	if err != nil {
 		d.say("libvirt", Broken, "%v", err)
 		return

@@ -1,4 +1,4 @@
-package executor
+package admin
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/job"
@@ -32,10 +33,10 @@ type TryOptions struct {
 
 // Try runs one job through all four stages on this machine, as GitLab Runner
 // would, and says how long each took. cleanup runs whatever happens. The error
-// is a [ScriptError] if only the command failed.
+// is a [executor.ScriptError] if only the command failed.
 func Try(ctx context.Context, o TryOptions) (err error) {
 	host, _ := os.Hostname()
-	d := &Driver{
+	d := &executor.Driver{
 		Version:  o.Version,
 		Settings: o.Settings,
 		Log:      o.Log,

@@ -1,0 +1,100 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+)
+
+// PruneOptions say what [PruneImages] removes.
+type PruneOptions struct {
+	// OlderThan spares images that were used within that time.
+	OlderThan time.Duration
+	// KeepStorage stops the removal as soon as the store takes no more than so many
+	// bytes; [oci.KeepNothing] does not.
+	KeepStorage int64
+	// DryRun removes nothing.
+	DryRun bool
+	// Now is compared with the times of last use.
+	Now time.Time
+}
+
+// PruneImages removes images that nothing stands on, those first that were not
+// used for the longest time, and returns them. Their snapshots go with them. Where
+// libvirt cannot be asked, nothing is removed.
+func PruneImages(ctx context.Context, settings *config.Settings, o PruneOptions) ([]oci.StoredImage, error) {
+	store, err := storeOf(settings)
+	if err != nil {
+		return nil, err
+	}
+	domains, err := domainsByImage(ctx, settings)
+	if err != nil {
+		return nil, fmt.Errorf("find out which images are in use: %w", err)
+	}
+	removed, err := store.Prune(ctx, oci.PruneOptions{
+		UnusedSince: o.Now.Add(-o.OlderThan),
+		Keep:        o.KeepStorage,
+		InUse:       func(d digest.Digest) bool { return len(domains[d]) > 0 },
+		DryRun:      o.DryRun,
+	})
+	if !o.DryRun {
+		err = errors.Join(err, pruneSnapshots(ctx, settings, store))
+	}
+	return removed, err
+}
+
+// pruneSnapshots removes the snapshots of images that are not in the store any more.
+func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.Store) error {
+	dirs, err := settings.Dirs()
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dirs.Snapshots())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("prune snapshots: %w", err)
+	}
+	stored, err := store.Inventory(ctx)
+	if err != nil {
+		return err
+	}
+	kept := make(map[string]bool)
+	for _, image := range stored {
+		kept[image.Digest.Encoded()] = true
+	}
+	var failed []error
+	for _, entry := range entries {
+		if !kept[entry.Name()] {
+			failed = append(failed, vm.RemoveSnapshots(filepath.Join(dirs.Snapshots(), entry.Name())))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// PruneCaches removes caches that no machine has and that were not used within
+// o.OlderThan, and returns them. Where libvirt cannot be asked, nothing is removed.
+func PruneCaches(ctx context.Context, settings *config.Settings, o PruneOptions) ([]vm.StoredCache, error) {
+	dirs, err := settings.Dirs()
+	if err != nil {
+		return nil, err
+	}
+	host, err := executor.OpenHost(ctx, settings)
+	if err != nil {
+		return nil, fmt.Errorf("find out which caches are in use: %w", err)
+	}
+	defer host.Close()
+	return vm.PruneCaches(ctx, host, dirs.Caches, vm.CachePruneOptions{UnusedSince: o.Now.Add(-o.OlderThan), DryRun: o.DryRun})
+}

@@ -1,0 +1,62 @@
+package admin
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"gitlab-sardine-executor/executor"
+	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/record"
+)
+
+// SSH logs a person in to the machine of a job: its number, if only one
+// GitLab server has a job of that number here, or the machine's name. It returns
+// the exit status of the person's shell.
+func SSH(ctx context.Context, s *config.Settings, job string, stdin *os.File, stdout, stderr io.Writer) (int, error) {
+	dirs, err := s.Dirs()
+	if err != nil {
+		return 0, err
+	}
+	host, err := executor.OpenHost(ctx, s)
+	if err != nil {
+		return 0, err
+	}
+	defer host.Close()
+	name, err := findMachine(ctx, host, job)
+	if err != nil {
+		return 0, err
+	}
+	guest, err := executor.Connect(ctx, host, name, dirs.Job(name))
+	if err != nil {
+		return 0, err
+	}
+	defer guest.Close()
+	return guest.Shell(ctx, stdin, stdout, stderr)
+}
+
+// findMachine is the name of the machine that a person means.
+func findMachine(ctx context.Context, host *vm.Host, job string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, executor.LibvirtTimeout)
+	defer cancel()
+	machines, err := record.List(ctx, host.Host)
+	if err != nil {
+		return "", err
+	}
+	var found []string
+	for _, m := range machines {
+		if m.Name == job || m.Record.Job == job {
+			found = append(found, m.Name)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return "", fmt.Errorf("no machine of job %s runs here (is it over? keep_on_failure keeps machines of failed jobs)", job)
+	case 1:
+		return found[0], nil
+	}
+	return "", fmt.Errorf("job %s is several: %s", job, strings.Join(found, ", "))
+}
