@@ -6,8 +6,8 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/seed"
 )
 
 // errNoUser: there are credentials, and nobody to use them.
@@ -17,7 +17,7 @@ var errNoUser = errors.New("the settings say how to log in to the guest, but nob
 // loginFor is how to log in to a guest of an image. If neither the image nor the
 // settings say how, as with the images that distributions make for clouds, the
 // guest gets a key of the job when it boots, by the seed; else that is nil.
-func loginFor(settings config.Resolved, guest oci.GuestConfig) (guestssh.Login, *vm.Seed, error) {
+func loginFor(settings config.Resolved, guest oci.GuestConfig) (guestssh.Login, *seed.Seed, error) {
 	login := settings.Login(guest)
 	if login.User != "" && (login.Password != "" || login.IdentityFile != "" || login.Agent) {
 		return login, nil, nil
@@ -25,7 +25,7 @@ func loginFor(settings config.Resolved, guest oci.GuestConfig) (guestssh.Login, 
 	if login.Password != "" || login.IdentityFile != "" || login.Agent {
 		return login, nil, jobFault(errNoUser)
 	}
-	seed, err := vm.NewSeed(cmp.Or(login.User, vm.SeedUser))
+	seed, err := seed.New(cmp.Or(login.User, seed.DefaultUser))
 	if err != nil {
 		return login, nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/seed"
 )
 
 func TestLoginFor(t *testing.T) {
@@ -23,7 +24,7 @@ func TestLoginFor(t *testing.T) {
 		want     error
 	}{
 		{"the image says all", "", complete, "vagrant", false, nil},
-		{"nobody says anything", "", silent, vm.SeedUser, true, nil},
+		{"nobody says anything", "", silent, seed.DefaultUser, true, nil},
 		{"the image names a user", "", named, "debian", true, nil},
 		{"the settings name a user", "username = 'cloud'", silent, "cloud", true, nil},
 		{"the settings say all", "username = 'cloud'\nidentity_file = '/key'", silent, "cloud", false, nil},

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/seed"
 )
 
 const (
@@ -82,8 +83,8 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 			if g.Resumed() {
 				return errors.Join(g.wake(ctx), g.record.Store(ctx, g.dom))
 			}
-			if err := ejectSeed(ctx, g.dom); err != nil {
-				g.warn(err.Error()) // it holds nothing that the guest's root does not have
+			if err := g.ejectSeed(ctx); err != nil {
+				g.warn("eject the seed: " + err.Error()) // it holds nothing that the guest's root does not have
 			}
 			return g.record.Store(ctx, g.dom)
 		}
@@ -96,6 +97,19 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 			return errors.Join(context.Cause(ctx), err)
 		}
 	}
+}
+
+// ejectSeed takes the seed out of the drive of a guest that has read it, if it has one.
+func (g *Guest) ejectSeed(ctx context.Context) error {
+	doc, err := g.dom.XML(ctx)
+	if err != nil {
+		return err
+	}
+	drive, err := seed.EmptyDrive(doc)
+	if err != nil || drive == "" {
+		return err
+	}
+	return g.dom.UpdateDevice(ctx, drive)
 }
 
 // final says whether a log-in that failed with err would fail for ever.

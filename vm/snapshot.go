@@ -157,7 +157,7 @@ func (s *Spec) seedUser() string {
 	if s.Seed == nil {
 		return ""
 	}
-	return s.Seed.user
+	return s.Seed.User()
 }
 
 // processor is what this host's processor can do: a guest that has looked takes

@@ -18,6 +18,7 @@ import (
 
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/seed"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -97,9 +98,7 @@ func MakeSnapshot(ctx context.Context, h *Host, spec Spec, login guestssh.Login,
 // make makes the snapshot of the machine that guest will be.
 func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain, spec *Spec, login guestssh.Login, timeout time.Duration) (err error) {
 	if spec.Seed != nil {
-		seed := *spec.Seed // the caller's is for the job's own machine
-		seed.hostname = snapshotHostname
-		spec.Seed = &seed
+		spec.Seed = spec.Seed.WithHostname(snapshotHostname) // the caller's is for the job's own machine
 	}
 	identify(d)
 	undo := &undoer{}
@@ -134,7 +133,7 @@ func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain,
 	}
 	s.HostKey = guest.record.HostKey
 	if spec.Seed != nil {
-		s.Seed = spec.Seed.key
+		s.Seed = spec.Seed.Login().Key
 	}
 	if err := s.take(ctx, guest, spec); err != nil {
 		return noSnapshotOf(ctx, err)
@@ -226,7 +225,7 @@ func (s *snapshot) gather(g *Guest, spec *Spec, dir string) error {
 		}
 		s.Disks = append(s.Disks, snapshotDisk{Name: image.Name, File: file, Was: path})
 	}
-	for _, file := range []string{nvramFile, hostKeyFile} {
+	for _, file := range []string{nvramFile, seed.HostKeyFile} {
 		err := os.Rename(filepath.Join(machine, file), filepath.Join(dir, file))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

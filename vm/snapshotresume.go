@@ -17,6 +17,7 @@ import (
 
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/savefile"
+	"gitlab-sardine-executor/vm/seed"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -103,8 +104,8 @@ func (g *Guest) resume(ctx context.Context, s *snapshot, spec Spec) (err error) 
 	if err := s.copyNVRAM(d, files.nvram); err != nil {
 		return err
 	}
-	hostKey := filepath.Join(spec.CloneDir, spec.Name, hostKeyFile)
-	if err := disk.CopyFile(s.path(hostKeyFile), hostKey, maxHostKey); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	hostKey := filepath.Join(spec.CloneDir, spec.Name, seed.HostKeyFile)
+	if err := disk.CopyFile(s.path(seed.HostKeyFile), hostKey, maxHostKey); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("copy the host key of the snapshot: %w", err)
 	}
 	if err := s.rename(d, &spec, files, hostKey); err != nil {
@@ -161,7 +162,7 @@ func (s *snapshot) rename(d *libvirtxml.Domain, spec *Spec, files layout, hostKe
 			continue
 		}
 		for e := range d.SysInfo[i].FWCfg.Entry {
-			if entry := &d.SysInfo[i].FWCfg.Entry[e]; entry.File == filepath.Join(s.Files, hostKeyFile) {
+			if entry := &d.SysInfo[i].FWCfg.Entry[e]; entry.File == filepath.Join(s.Files, seed.HostKeyFile) {
 				entry.File = hostKey
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/seed"
 )
 
 // A Spec describes a machine to start.
@@ -69,7 +70,7 @@ type Spec struct {
 	SSHPort int
 
 	// Seed tells the guest, while it boots, how we log in; nil if its image does.
-	Seed *Seed
+	Seed *seed.Seed
 
 	// Cache is what the machine shares with earlier and later ones; nil for none.
 	Cache *Cache

@@ -144,13 +144,13 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 		return err
 	}
 	if spec.Seed != nil {
-		spec.Record.HostKey = spec.Seed.hostKeyLine()
+		spec.Record.HostKey = spec.Seed.HostKey()
 		g.record = spec.Record
 	}
 	if err := personalise(d, spec, files); err != nil || spec.Seed == nil {
 		return err
 	}
-	return spec.Seed.attach(d, filepath.Join(spec.CloneDir, spec.Name))
+	return spec.Seed.Attach(d, filepath.Join(spec.CloneDir, spec.Name))
 }
 
 // launch waits for room on the host, gives the machine its network and starts it.

@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/seed"
 )
 
 // An ImageReport is what there is to know of an image before a job uses it.
@@ -135,7 +136,7 @@ func (r *ImageReport) login(resolved config.Resolved) []string {
 	switch {
 	case means == nil:
 		return []string{fmt.Sprintf("log in as %s with a key of the job, of which cloud-init or systemd in the guest is told, at port %d",
-			cmp.Or(user, vm.SeedUser), r.Guest.SSHPort())}
+			cmp.Or(user, seed.DefaultUser), r.Guest.SSHPort())}
 	case user == "":
 		return []string{"find nobody who says which user runs the job: neither the image nor the settings (username)"}
 	}

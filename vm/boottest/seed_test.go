@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/seed"
 )
 
 // fullGuestName is the name of the disk of a full guest.
@@ -38,7 +39,7 @@ func showFullGuest(t *testing.T) {
 }
 
 // fullGuest is a machine of it.
-func fullGuest(seed *vm.Seed) func(*vm.Spec) {
+func fullGuest(seed *seed.Seed) func(*vm.Spec) {
 	return func(s *vm.Spec) {
 		s.Disks = []disk.Disk{{Name: fullGuestName, Path: filepath.Join(host.TempDir, fullGuestName), Format: "qcow2", VirtualSize: 1466 << 20}}
 		s.Memory, s.CPUs, s.Seed = 1<<30, 2, seed
@@ -50,7 +51,7 @@ func fullGuest(seed *vm.Seed) func(*vm.Spec) {
 func TestFullGuest(t *testing.T) {
 	showFullGuest(t)
 	systemOnly(t, func(t *testing.T, l *lab) {
-		seed, err := vm.NewSeed("")
+		seed, err := seed.New("")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,8 +104,8 @@ func TestFullGuestFromASnapshot(t *testing.T) {
 	}
 	showFullGuest(t)
 	systemOnly(t, func(t *testing.T, l *lab) {
-		newSeed := func() *vm.Seed {
-			seed, err := vm.NewSeed("")
+		newSeed := func() *seed.Seed {
+			seed, err := seed.New("")
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,9 +1,8 @@
-package vm
+package seed
 
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
@@ -19,13 +18,13 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/virt"
 )
 
-// SeedUser is the user that a guest gets when nobody says who shall log in. It is
+// DefaultUser is the user that a guest gets when nobody says who shall log in. It is
 // none of a distribution's own, so that it is the same everywhere.
-const SeedUser = "ci"
+const DefaultUser = "ci"
 
 // seedLabel is the label of the file system by which cloud-init's data source
 // NoCloud knows its seed.
@@ -50,13 +49,13 @@ type Seed struct {
 // several syntaxes.
 var userName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 
-// NewSeed makes the keys. An empty user means [SeedUser].
-func NewSeed(user string) (*Seed, error) {
+// New makes the keys. An empty user means [DefaultUser].
+func New(user string) (*Seed, error) {
 	if user == "" {
-		user = SeedUser
+		user = DefaultUser
 	}
 	if !userName.MatchString(user) {
-		return nil, fmt.Errorf("%w: %.40q is no name for a user that a guest without a password could be given (want %s)", ErrSpec, user, userName)
+		return nil, fmt.Errorf("%w: %.40q is no name for a user that a guest without a password could be given (want %s)", errdefs.ErrInvalid, user, userName)
 	}
 	s := &Seed{user: user}
 	for _, key := range []*ed25519.PrivateKey{&s.key, &s.hostKey} {
@@ -69,11 +68,21 @@ func NewSeed(user string) (*Seed, error) {
 	return s, nil
 }
 
+// WithHostname is the same seed for a guest of that host name.
+func (s *Seed) WithHostname(name string) *Seed {
+	named := *s
+	named.hostname = name
+	return &named
+}
+
+// User is the name of the user that the guest gets.
+func (s *Seed) User() string { return s.user }
+
 // Login is how to log in to the guest.
 func (s *Seed) Login() guestssh.Login { return guestssh.Login{User: s.user, Key: s.key, Late: true} }
 
-// hostKeyLine is the public host key as in known_hosts, without the host.
-func (s *Seed) hostKeyLine() string { return publicLine(s.hostKey) }
+// HostKey is the public host key as in known_hosts, without the host.
+func (s *Seed) HostKey() string { return publicLine(s.hostKey) }
 
 func publicLine(key ed25519.PrivateKey) string {
 	public, err := ssh.NewPublicKey(key.Public())
@@ -92,9 +101,9 @@ func (s *Seed) privatePEM() ([]byte, error) {
 	return pem.EncodeToMemory(block), nil
 }
 
-// attach gives the seed to a machine; its files are made in dir, where they are
+// Attach gives the seed to a machine; its files are made in dir, where they are
 // needed only until QEMU has them.
-func (s *Seed) attach(d *libvirtxml.Domain, dir string) error {
+func (s *Seed) Attach(d *libvirtxml.Domain, dir string) error {
 	private, err := s.privatePEM()
 	if err != nil {
 		return err
@@ -139,7 +148,7 @@ func (s *Seed) iso(name, private string) ([]byte, error) {
 	}
 	config, err := json.MarshalIndent(userData{
 		Users:         []seedUser{user},
-		SSHKeys:       map[string]string{"ed25519_private": private, "ed25519_public": s.hostKeyLine()},
+		SSHKeys:       map[string]string{"ed25519_private": private, "ed25519_public": s.HostKey()},
 		SSHDeleteKeys: true,
 		// The other types are nobody's, and RSA takes an emulated guest seconds.
 		SSHGenKeyTypes: []string{"ed25519"},
@@ -222,30 +231,22 @@ func nextSCSIController(d *libvirtxml.Domain) uint {
 	return next
 }
 
-// ejectSeed takes the seed out of the drive of a guest that has read it, if it
-// has one.
-func ejectSeed(ctx context.Context, dom *virt.Domain) error {
-	doc, err := dom.XML(ctx)
-	if err != nil {
-		return err
-	}
+// EmptyDrive is the drive of the seed without its medium, as XML, for a domain that
+// has one; empty if it has none. doc is the XML of the running domain.
+func EmptyDrive(doc string) (device string, err error) {
 	d := &libvirtxml.Domain{}
 	if err := d.Unmarshal(doc); err != nil {
-		return err
+		return "", err
 	}
 	if d.Devices == nil {
-		return nil
+		return "", nil
 	}
 	for _, disk := range d.Devices.Disks {
 		if disk.Alias == nil || disk.Alias.Name != seedAlias {
 			continue
 		}
 		disk.Source, disk.BackingStore, disk.Driver = nil, nil, nil
-		empty, err := disk.Marshal()
-		if err != nil {
-			return err
-		}
-		return dom.UpdateDevice(ctx, empty)
+		return disk.Marshal()
 	}
-	return nil
+	return "", nil
 }

@@ -1,4 +1,4 @@
-package vm
+package seed
 
 import (
 	"encoding/base64"
@@ -13,8 +13,8 @@ import (
 // private host key. QEMU allows names of fw_cfg 55 bytes, with the prefix.
 const hostKeyCredential = "sardine.ssh_host_key"
 
-// hostKeyFile is the file with it, among a machine's files.
-const hostKeyFile = "hostkey"
+// HostKeyFile is the file with it, among a machine's files.
+const HostKeyFile = "hostkey"
 
 // addCredentials hands the seed to systemd (252 or later) as system credentials
 // (systemd.system-credentials(7)): what anybody may know as SMBIOS OEM strings,
@@ -24,7 +24,7 @@ func (s *Seed) addCredentials(d *libvirtxml.Domain, private []byte, dir string) 
 	if d.OS == nil || d.OS.Type == nil || d.OS.Type.Arch != "x86_64" && d.OS.Type.Arch != "aarch64" {
 		return nil
 	}
-	key := filepath.Join(dir, hostKeyFile)
+	key := filepath.Join(dir, HostKeyFile)
 	if err := os.WriteFile(key, private, 0o600); err != nil {
 		return fmt.Errorf("make the host key for systemd: %w", err)
 	}

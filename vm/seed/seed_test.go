@@ -1,4 +1,4 @@
-package vm
+package seed
 
 import (
 	"bytes"
@@ -14,15 +14,17 @@ import (
 	"github.com/kdomanski/iso9660"
 	"golang.org/x/crypto/ssh"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 func TestSeedUser(t *testing.T) {
 	for user, want := range map[string]error{
 		"": nil, "ci": nil, "root": nil, "_apt": nil, "cloud-user": nil,
-		"a b": ErrSpec, "ci\nu root": ErrSpec, "CI": ErrSpec, "-x": ErrSpec, "%wheel": ErrSpec,
-		"ci ALL=(ALL)": ErrSpec, "../x": ErrSpec, strings.Repeat("a", 33): ErrSpec,
+		"a b": errdefs.ErrInvalid, "ci\nu root": errdefs.ErrInvalid, "CI": errdefs.ErrInvalid, "-x": errdefs.ErrInvalid, "%wheel": errdefs.ErrInvalid,
+		"ci ALL=(ALL)": errdefs.ErrInvalid, "../x": errdefs.ErrInvalid, strings.Repeat("a", 33): errdefs.ErrInvalid,
 	} {
-		if _, err := NewSeed(user); !errors.Is(err, want) {
+		if _, err := New(user); !errors.Is(err, want) {
 			t.Errorf("user %q: got %v, want %v", user, err, want)
 		}
 	}
@@ -42,12 +44,12 @@ func domainWith(machine, bus string) *libvirtxml.Domain {
 // What cloud-init and systemd are told is the public half of the key that we log
 // in with, and the host key that we insist on.
 func TestSeedTellsTheGuestOfBothKeys(t *testing.T) {
-	seed, err := NewSeed("")
+	seed, err := New("")
 	if err != nil {
 		t.Fatal(err)
 	}
 	d, dir := domainWith("pc-q35-7.2", "virtio"), t.TempDir()
-	if err := seed.attach(d, dir); err != nil {
+	if err := seed.Attach(d, dir); err != nil {
 		t.Fatal(err)
 	}
 	login := publicLine(seed.Login().Key)
@@ -60,15 +62,15 @@ func TestSeedTellsTheGuestOfBothKeys(t *testing.T) {
 	if err := json.Unmarshal([]byte(config), &told); err != nil {
 		t.Fatal(err)
 	}
-	if len(told.Users) != 1 || told.Users[0].Name != SeedUser || told.Users[0].AuthorizedKeys[0] != login {
+	if len(told.Users) != 1 || told.Users[0].Name != DefaultUser || told.Users[0].AuthorizedKeys[0] != login {
 		t.Errorf("cloud-init is told of users %+v", told.Users)
 	}
 	signer, err := ssh.ParsePrivateKey([]byte(told.SSHKeys["ed25519_private"]))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))); got != seed.hostKeyLine() {
-		t.Errorf("cloud-init is given host key %s, we want %s", got, seed.hostKeyLine())
+	if got := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))); got != seed.HostKey() {
+		t.Errorf("cloud-init is given host key %s, we want %s", got, seed.HostKey())
 	}
 	fromFile, err := os.ReadFile(filepath.Join(dir, "hostkey"))
 	if err != nil || string(fromFile) != told.SSHKeys["ed25519_private"] {
@@ -85,12 +87,12 @@ func TestSeedTellsTheGuestOfBothKeys(t *testing.T) {
 // host, and libvirt logs it.
 func TestNoSecretOnTheCommandLine(t *testing.T) {
 	for _, user := range []string{"ci", "root"} {
-		seed, err := NewSeed(user)
+		seed, err := New(user)
 		if err != nil {
 			t.Fatal(err)
 		}
 		d := domainWith("pc-q35-7.2", "virtio")
-		if err := seed.attach(d, t.TempDir()); err != nil {
+		if err := seed.Attach(d, t.TempDir()); err != nil {
 			t.Fatal(err)
 		}
 		doc, err := d.Marshal()
