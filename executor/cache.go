@@ -9,6 +9,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -17,7 +18,7 @@ const flushTimeout = 5 * time.Second
 
 // cache is the cache of the job's machine; nil for none. A job of which nobody knows
 // whose it is gets none.
-func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *vm.Cache {
+func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *cache.Config {
 	if settings.Cache == config.CacheNone {
 		return nil
 	}
@@ -33,8 +34,8 @@ func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *vm.Cache {
 	if owner.RefUnknown {
 		d.admin().Warn("protected refs of the project share a cache with all others: GitLab or its runner does not say which are protected (18.3 and newer do)")
 	}
-	return &vm.Cache{
-		Mode:  vm.CacheMode(settings.Cache),
+	return &cache.Config{
+		Mode:  cache.Mode(settings.Cache),
 		Dir:   dirs.Caches,
 		Key:   owner.CacheKey(),
 		Owner: owner.String(),
@@ -50,7 +51,7 @@ func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) er
 		return nil
 	}
 	err := guestshell.MountCache(ctx, guest, guestshell.Cache{
-		Mode: string(mode), Label: vm.CacheLabel, Dir: dir, Fresh: guest.CacheIsFresh(),
+		Mode: string(mode), Label: cache.Label, Dir: dir, Fresh: guest.CacheIsFresh(),
 	}, d.Log)
 	if errors.Is(err, guestshell.ErrCacheUnusable) {
 		d.dropCache(guest)
@@ -63,7 +64,7 @@ func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) er
 // wrong: a file system can be what a guest dies of, at boot or when it is mounted, and
 // would be that for every job of the project.
 func (d *Driver) dropCache(guest *vm.Guest) {
-	if guest.CacheMode() != vm.CacheDisk {
+	if guest.CacheMode() != cache.Disk {
 		return
 	}
 	name := guest.Record().Cache
@@ -81,7 +82,7 @@ func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs config.Dirs
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, d.Job.VMName(), d.jobDir(dirs))
-	if err != nil || guest.CacheMode() != vm.CacheDisk || guest.Record().Address == "" {
+	if err != nil || guest.CacheMode() != cache.Disk || guest.Record().Address == "" {
 		return // an error is vm.Remove's to report
 	}
 	login, err := guestssh.LoadLogin(d.jobDir(dirs))
@@ -99,16 +100,16 @@ func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs config.Dirs
 
 // gaugeCaches counts the caches. What shares take would take too long to add up.
 func (d *Driver) gaugeCaches(dirs config.Dirs) error {
-	caches, err := vm.Caches(dirs.Caches)
+	caches, err := cache.List(dirs.Caches)
 	if err != nil {
 		return err
 	}
-	count, size := map[vm.CacheMode]float64{}, float64(0)
+	count, size := map[cache.Mode]float64{}, float64(0)
 	for _, c := range caches {
 		count[c.Mode]++
 		size += float64(c.Size)
 	}
-	for _, mode := range []vm.CacheMode{vm.CacheDisk, vm.CacheShare} {
+	for _, mode := range []cache.Mode{cache.Disk, cache.Share} {
 		d.metrics.Set("sardine_caches", count[mode], "mode", string(mode))
 	}
 	d.metrics.Set("sardine_cache_disk_bytes", size)

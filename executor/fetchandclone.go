@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
@@ -31,7 +32,7 @@ type FetchAndCloneOptions struct {
 	Size      Size
 	Admission vm.Admission
 	// Cache of the machine; nil for none.
-	Cache *vm.Cache
+	Cache *cache.Config
 	// Record of the job; image and digest are filled in.
 	Record record.Record
 	// Log hears how it goes on.

@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -61,8 +62,8 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		return err
 	}
 	defer host.Close()
-	if p.settings.Cache == string(vm.CacheShare) {
-		if err := host.CheckShares(); err != nil {
+	if p.settings.Cache == string(cache.Share) {
+		if err := cache.CheckShares(host.Host); err != nil {
 			return err
 		}
 	}

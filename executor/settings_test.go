@@ -6,6 +6,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/cache"
 )
 
 func parse(t *testing.T, text string) *config.Settings {
@@ -21,8 +22,8 @@ func parse(t *testing.T, text string) *config.Settings {
 func TestSettingsUseTheWordsOfVM(t *testing.T) {
 	for word, want := range map[string]string{
 		config.NetworkUser: vm.UserNetwork,
-		config.CacheDisk:   string(vm.CacheDisk),
-		config.CacheShare:  string(vm.CacheShare),
+		config.CacheDisk:   string(cache.Disk),
+		config.CacheShare:  string(cache.Share),
 	} {
 		if word != want {
 			t.Errorf("config has %q, vm %q", word, want)

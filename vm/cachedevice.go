@@ -1,48 +1,11 @@
 package vm
 
 import (
-	"context"
-	"encoding/json"
-	"fmt"
-	"os"
-	"path/filepath"
-
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
 )
-
-// firstLibvirtWithUserShares: before, libvirt refuses virtiofs in qemu:///session.
-const firstLibvirtWithUserShares = 10_000_000
-
-// addCache gives the machine its cache, and says so in its record. unlock has to be
-// called when libvirt knows the machine, or when nothing comes of it.
-func (g *Guest) addCache(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (unlock func() error, err error) {
-	if spec.Cache == nil {
-		return func() error { return nil }, nil
-	}
-	unlock, err = lockCaches(ctx, spec.Cache.Dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			unlock()
-		}
-	}()
-	if g.cache, err = spec.Cache.choose(ctx, g.host); err != nil {
-		return nil, err
-	}
-	if spec.Cache.Mode == CacheDisk {
-		addCacheDisk(d, g.cache.path)
-	} else {
-		addCacheShare(d, g.cache.path)
-	}
-	spec.Record.Cache = g.cache.name
-	g.record = spec.Record
-	d.Metadata, err = spec.Record.Metadata()
-	return unlock, err
-}
 
 // addCacheDisk adds the disk after those of the image, so that these keep their
 // names in the guest. Other than those it has to survive the machine, and so what
@@ -57,7 +20,7 @@ func addCacheDisk(d *libvirtxml.Domain, path string) {
 		},
 		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}},
 		Target: &libvirtxml.DomainDiskTarget{Dev: disk.FreeTarget(d, "vd"), Bus: "virtio"},
-		Serial: CacheLabel,
+		Serial: cache.Label,
 		Alias:  &libvirtxml.DomainAlias{Name: "ua-sardine-cache"},
 	})
 }
@@ -73,7 +36,7 @@ func addCacheShare(d *libvirtxml.Domain, path string) {
 	d.Devices.Filesystems = append(d.Devices.Filesystems, libvirtxml.DomainFilesystem{
 		Driver:  &libvirtxml.DomainFilesystemDriver{Type: "virtiofs"},
 		Source:  &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Dir: path}},
-		Target:  &libvirtxml.DomainFilesystemTarget{Dir: CacheLabel},
+		Target:  &libvirtxml.DomainFilesystemTarget{Dir: cache.Label},
 		Address: shareAddress(d),
 	})
 }
@@ -139,41 +102,4 @@ func explicitRootSlots(d *libvirtxml.Domain) map[uint]bool {
 		note(dog[0].Address)
 	}
 	return taken
-}
-
-// vhostUserDirs are where programs like virtiofsd announce themselves (QEMU's
-// docs/interop/vhost-user.json); libvirt looks there.
-var vhostUserDirs = []string{"/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user"}
-
-// CheckShares says why machines here can have no [CacheShare]; nil if they can. The
-// error is an [ErrSpec].
-func (h *Host) CheckShares() error {
-	if version := h.Version(); !h.System() && version < firstLibvirtWithUserShares {
-		return fmt.Errorf("%w: cache = \"share\" needs the system's libvirt, or libvirt 10: %s is libvirt %d.%d.%d, "+
-			"which has no virtiofs for users (cache = \"disk\" works there)", ErrSpec, h.uri, version/1e6, version/1e3%1e3, version%1e3)
-	}
-	for _, dir := range vhostUserDirs {
-		files, _ := filepath.Glob(filepath.Join(dir, "*.json"))
-		for _, file := range files {
-			if servesFiles(file) {
-				return nil
-			}
-		}
-	}
-	return fmt.Errorf("%w: cache = \"share\" needs virtiofsd, and none is announced in %q "+
-		"(Debian 12: qemu-system-common has it; later: virtiofsd)", ErrSpec, vhostUserDirs)
-}
-
-// servesFiles says whether the file announces a virtiofsd that is there.
-func servesFiles(file string) bool {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return false
-	}
-	var program struct{ Type, Binary string }
-	if json.Unmarshal(text, &program) != nil || program.Type != "fs" {
-		return false
-	}
-	_, err = os.Stat(program.Binary)
-	return err == nil
 }

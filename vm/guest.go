@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -37,7 +38,7 @@ type Guest struct {
 	name   string
 	record record.Record
 	jobDir string
-	cache  chosenCache
+	cache  cache.Cache
 	// overlays are the files of its disks, by the names of the disks; while it is
 	// started.
 	overlays map[string]string

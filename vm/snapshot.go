@@ -394,7 +394,7 @@ func SnapshotUse(dir string) (count int, size int64, err error) {
 		if entry.Name() == snapshotMemory && filepath.Ext(filepath.Dir(path)) != halfMade {
 			count++
 		}
-		bytes, err := allocatedBytes(path)
+		bytes, err := disk.AllocatedBytes(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}

@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
@@ -73,7 +74,7 @@ type Spec struct {
 	Seed *seed.Seed
 
 	// Cache is what the machine shares with earlier and later ones; nil for none.
-	Cache *Cache
+	Cache *cache.Config
 
 	// Admission says when the host has room for the machine.
 	Admission Admission

@@ -18,6 +18,7 @@ import (
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/kvm"
 )
 
@@ -242,7 +243,7 @@ func (d *doctor) caches(host *vm.Host) {
 	if !somewhere {
 		return
 	}
-	err := host.CheckShares()
+	err := cache.CheckShares(host.Host)
 	switch {
 	case err == nil:
 		d.say("cache", Good, "share: by virtiofs")

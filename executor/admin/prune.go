@@ -15,6 +15,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/cache"
 )
 
 // PruneOptions say what [PruneImages] removes.
@@ -86,7 +87,7 @@ func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.S
 
 // PruneCaches removes caches that no machine has and that were not used within
 // o.OlderThan, and returns them. Where libvirt cannot be asked, nothing is removed.
-func PruneCaches(ctx context.Context, settings *config.Settings, o PruneOptions) ([]vm.StoredCache, error) {
+func PruneCaches(ctx context.Context, settings *config.Settings, o PruneOptions) ([]cache.Stored, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return nil, err
@@ -96,5 +97,5 @@ func PruneCaches(ctx context.Context, settings *config.Settings, o PruneOptions)
 		return nil, fmt.Errorf("find out which caches are in use: %w", err)
 	}
 	defer host.Close()
-	return vm.PruneCaches(ctx, host, dirs.Caches, vm.CachePruneOptions{UnusedSince: o.Now.Add(-o.OlderThan), DryRun: o.DryRun})
+	return cache.Prune(ctx, host.Host, dirs.Caches, cache.PruneOptions{UnusedSince: o.Now.Add(-o.OlderThan), DryRun: o.DryRun})
 }

@@ -1,4 +1,4 @@
-package vm
+package cache
 
 import (
 	"context"
@@ -12,16 +12,19 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/virt"
 )
 
-// A StoredCache is a cache that lies on this host: one disk, or one share.
-type StoredCache struct {
+// A Stored is a cache that lies on this host: one disk, or one share.
+type Stored struct {
 	// Name is its path below the directory of caches.
 	Name string
-	Mode CacheMode
+	Mode Mode
 	// Owner says whose it is.
 	Owner string
-	// Size is what it takes on this host, in bytes. [Caches] leaves that of shares
+	// Size is what it takes on this host, in bytes. [List] leaves that of shares
 	// out, for which every file has to be looked at.
 	Size int64
 	// LastUsed is when a machine last wrote to the disk, which mounting does, or last
@@ -29,17 +32,17 @@ type StoredCache struct {
 	LastUsed time.Time
 }
 
-// Caches lists the caches below dir, without a look into them, in the order of their
+// List lists the caches below dir, without a look into them, in the order of their
 // names.
-func Caches(dir string) ([]StoredCache, error) {
-	var caches []StoredCache
+func List(dir string) ([]Stored, error) {
+	var caches []Stored
 	for _, pattern := range []string{path.Join(diskDir, "*", "*"+diskSuffix), path.Join(shareDir, "*", filesDir)} {
 		names, err := fs.Glob(os.DirFS(dir), pattern)
 		if err != nil {
 			return nil, fmt.Errorf("list caches: %w", err)
 		}
 		for _, name := range names {
-			cache, err := storedCache(dir, name)
+			cache, err := describe(dir, name)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // gone since it was listed
 			}
@@ -52,18 +55,18 @@ func Caches(dir string) ([]StoredCache, error) {
 	return caches, nil
 }
 
-// storedCache describes the disk, or the share with the files, of that name.
-func storedCache(dir, name string) (StoredCache, error) {
+// describe describes the disk, or the share with the files, of that name.
+func describe(dir, name string) (Stored, error) {
 	owner, err := os.ReadFile(filepath.Join(dir, path.Dir(name), ownerFile))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return StoredCache{}, err
+		return Stored{}, err
 	}
-	cache := StoredCache{Name: name, Mode: CacheDisk, Owner: strings.TrimSpace(string(owner))}
+	cache := Stored{Name: name, Mode: Disk, Owner: strings.TrimSpace(string(owner))}
 	used := filepath.Join(dir, name)
 	if path.Base(name) == filesDir {
-		cache.Name, cache.Mode = path.Dir(name), CacheShare
+		cache.Name, cache.Mode = path.Dir(name), Share
 		used = filepath.Join(dir, path.Dir(name), ownerFile) // the directory's own time is the guests'
-	} else if cache.Size, err = allocatedBytes(used); err != nil {
+	} else if cache.Size, err = disk.AllocatedBytes(used); err != nil {
 		return cache, err
 	}
 	info, err := os.Lstat(used)
@@ -74,25 +77,25 @@ func storedCache(dir, name string) (StoredCache, error) {
 	return cache, nil
 }
 
-// CachePruneOptions say what [PruneCaches] removes.
-type CachePruneOptions struct {
+// PruneOptions say what [Prune] removes.
+type PruneOptions struct {
 	// UnusedSince spares caches that were used after that time.
 	UnusedSince time.Time
 	// DryRun removes nothing.
 	DryRun bool
 }
 
-// PruneCaches removes caches below dir that no machine has, and returns them, those
+// Prune removes caches below dir that no machine has, and returns them, those
 // first that were not used for the longest time. Where libvirt cannot be asked whose
 // are in use, nothing is removed.
-func PruneCaches(ctx context.Context, h *Host, dir string, o CachePruneOptions) ([]StoredCache, error) {
+func Prune(ctx context.Context, h *virt.Host, dir string, o PruneOptions) ([]Stored, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	pruned, places, err := setAside(ctx, h, dir, o)
 	// Without the lock: a share can have millions of files.
 	for i := range pruned {
-		if pruned[i].Mode == CacheShare && err == nil {
+		if pruned[i].Mode == Share && err == nil {
 			pruned[i].Size, err = shareSize(ctx, places[i])
 		}
 	}
@@ -109,22 +112,22 @@ func PruneCaches(ctx context.Context, h *Host, dir string, o CachePruneOptions) 
 
 // setAside takes the caches that are to go out of everybody's reach, and says where
 // they are then.
-func setAside(ctx context.Context, h *Host, dir string, o CachePruneOptions) (pruned []StoredCache, places []string, err error) {
-	unlock, err := lockCaches(ctx, dir)
+func setAside(ctx context.Context, h *virt.Host, dir string, o PruneOptions) (pruned []Stored, places []string, err error) {
+	unlock, err := lock(ctx, dir)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	inUse, err := cachesInUse(ctx, h)
+	taken, err := inUse(ctx, h)
 	if err != nil {
 		return nil, nil, err
 	}
-	caches, err := Caches(dir)
+	caches, err := List(dir)
 	if err != nil {
 		return nil, nil, err
 	}
-	caches = slices.DeleteFunc(caches, func(c StoredCache) bool { return inUse[c.Name] || c.LastUsed.After(o.UnusedSince) })
-	slices.SortStableFunc(caches, func(a, b StoredCache) int { return a.LastUsed.Compare(b.LastUsed) })
+	caches = slices.DeleteFunc(caches, func(c Stored) bool { return taken[c.Name] || c.LastUsed.After(o.UnusedSince) })
+	slices.SortStableFunc(caches, func(a, b Stored) int { return a.LastUsed.Compare(b.LastUsed) })
 	for _, c := range caches {
 		place := filepath.Join(dir, c.Name)
 		if !o.DryRun {
@@ -137,7 +140,7 @@ func setAside(ctx context.Context, h *Host, dir string, o CachePruneOptions) (pr
 	return pruned, places, nil
 }
 
-func (c StoredCache) setAside(dir string) (place string, err error) {
+func (c Stored) setAside(dir string) (place string, err error) {
 	removed := filepath.Join(dir, removedDir)
 	if err := os.MkdirAll(removed, 0o700); err != nil {
 		return "", err
@@ -147,7 +150,7 @@ func (c StoredCache) setAside(dir string) (place string, err error) {
 		return "", err
 	}
 	place = filepath.Join(bin, path.Base(c.Name))
-	if err := os.Rename(filepath.Join(dir, c.Name), place); err != nil || c.Mode == CacheShare {
+	if err := os.Rename(filepath.Join(dir, c.Name), place); err != nil || c.Mode == Share {
 		return place, err
 	}
 	keyDir := filepath.Join(dir, path.Dir(c.Name))
