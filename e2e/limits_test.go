@@ -136,14 +136,14 @@ func TestKeptMachine(t *testing.T) {
 		if result.Status != gitlab.BuildFailure || result.ExitCode != 9 {
 			t.Fatal(result)
 		}
-		if !strings.Contains(result.JobLog, "gitlab-sardine-executor login 77") {
+		if !strings.Contains(result.JobLog, "gitlab-sardine-executor ssh 77") {
 			t.Errorf("the job is not told how to look inside:\n%s", result.JobLog)
 		}
-		login := mode.Command(deadline(t), s.driver, "--config", s.config, "login", "77")
+		login := mode.Command(deadline(t), s.driver, "--config", s.config, "ssh", "77")
 		login.Stdin = strings.NewReader("cat /tmp/evidence; exit 5\n")
 		output, err := login.Output()
 		if string(output) != "evidence\n" || login.ProcessState.ExitCode() != 5 {
-			t.Errorf("login 77: %q, %v", output, err)
+			t.Errorf("ssh 77: %q, %v", output, err)
 		}
 
 		mode.Run(t, s.driver, "--config", s.config, "sweep")

@@ -111,7 +111,7 @@ func (d *Driver) noteStage(dirs config.Dirs, stage string) (end func(context.Con
 			}
 		}
 		if d.note(dirs, o) && o.Keep > 0 {
-			d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor login %s", o.Keep, hostname(), d.Job.ID)
+			d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor ssh %s", o.Keep, hostname(), d.Job.ID)
 		}
 	}
 }

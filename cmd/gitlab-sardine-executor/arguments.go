@@ -9,12 +9,12 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// errHelpShown ends a command whose help was asked for, and printed.
+// errHelpShown ends a command that has printed its help.
 var errHelpShown = errors.New("help shown")
 
-// arguments are the words of a command that are no flags, at least so many and at
-// most so many. Flags may stand after them, as with skopeo and podman; the cli
-// package reads only those before. What follows -- is never a flag.
+// arguments returns between least and most words that are not flags. Flags may follow
+// them, as with skopeo and podman; the cli package reads only those before. Words
+// after -- are never flags.
 func arguments(c *cli.Context, least, most int) ([]string, error) {
 	var words []string
 	for rest := c.Args().Slice(); len(rest) > 0; {
@@ -45,7 +45,8 @@ func usageOf(c *cli.Context) string {
 	return fmt.Sprintf("%s %s [options] %s", c.App.Name, c.Command.Name, c.Command.ArgsUsage)
 }
 
-// setFlag sets the flag that word names, to its own value or to the next word.
+// setFlag sets the flag in word, to the value after its = or to the next word, and
+// returns the words that are left.
 func setFlag(c *cli.Context, word string, rest []string) ([]string, error) {
 	name, value, hasValue := strings.Cut(strings.TrimLeft(word, "-"), "=")
 	if name == "help" || name == "h" {
@@ -71,7 +72,7 @@ func setFlag(c *cli.Context, word string, rest []string) ([]string, error) {
 	return rest, nil
 }
 
-// withArguments makes an action of a function that wants its arguments.
+// withArguments returns an action that passes its arguments to run.
 func withArguments(least, most int, run func(c *cli.Context, args []string) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		args, err := arguments(c, least, most)
@@ -83,4 +84,19 @@ func withArguments(least, most int, run func(c *cli.Context, args []string) erro
 		}
 		return run(c, args)
 	}
+}
+
+// describe appends examples to the description of a command, without the name of the
+// program.
+func describe(text string, examples ...string) string {
+	var b strings.Builder
+	b.WriteString(text)
+	if text != "" {
+		b.WriteString("\n\n")
+	}
+	b.WriteString("Example:")
+	for _, example := range examples {
+		b.WriteString("\n  gitlab-sardine-executor " + example)
+	}
+	return b.String()
 }

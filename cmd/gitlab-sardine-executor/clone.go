@@ -11,7 +11,7 @@ import (
 	"gitlab-sardine-executor/vm"
 )
 
-// cloneFlags are what clone is told beside the names.
+// cloneFlags are the flags of clone.
 type cloneFlags struct {
 	start   string
 	mac     string
@@ -26,22 +26,23 @@ func cloneCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "clone",
 		Category:  imageCategory,
-		Usage:     "clone a defined virtual machine copy-on-write",
+		Usage:     "clone a defined virtual machine, copy-on-write",
 		ArgsUsage: "SOURCE [TARGET]",
-		Description: "The clone's disks are overlays on those of SOURCE, which must be shut off and must not run again\n" +
-			"as long as there are clones. Without TARGET the clone is called SOURCE-clone, SOURCE-clone-1, ...\n" +
-			"--start define:     define the clone\n" +
-			"--start print:      print the XML of the clone, and make nothing\n" +
-			"--start ephemeral:  start it; nothing of it is left when it stops\n" +
-			"--start persistent: define and start it\n" +
-			"Prints the name of the clone. Jobs need no clone: they make theirs.",
+		Description: describe("The disks of the clone are overlays on the disks of SOURCE. SOURCE must be shut off, and must not run while\n"+
+			"there are clones. The default for TARGET is SOURCE-clone, SOURCE-clone-1, ...\n"+
+			"--start define:     define the clone\n"+
+			"--start print:      print the XML of the clone, and create nothing\n"+
+			"--start ephemeral:  start the clone; it is removed when it stops\n"+
+			"--start persistent: define and start the clone\n"+
+			"Prints the name of the clone. Jobs do not need this command.",
+			"clone debian web --start persistent"),
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "start", Usage: "what becomes of the clone: define, print, ephemeral or persistent (`MODE`)", Value: string(vm.CloneDefine), Destination: &f.start},
-			&cli.StringFlag{Name: "mac", Usage: "give the only network card the address `MAC` (default: random ones)", Destination: &f.mac},
-			&cli.StringFlag{Name: "outdir", Usage: "put the overlays into `DIR` (default: the setting overlay_dir)", Destination: &f.outdir},
-			&cli.StringFlag{Name: "omit-backingstore", Usage: "leave it to libvirt to find the disks below the overlays: auto (libvirt before 9.1.0), yes or no (`WHEN`; default: the setting omit_backingstore)", Destination: &f.omit},
+			&cli.StringFlag{Name: "start", Usage: "`MODE`: define, print, ephemeral or persistent", Value: string(vm.CloneDefine), Destination: &f.start},
+			&cli.StringFlag{Name: "mac", Usage: "`MAC` address of the only network card (default: random)", Destination: &f.mac},
+			&cli.StringFlag{Name: "outdir", Usage: "directory `DIR` for the overlays (default: the setting overlay_dir)", Destination: &f.outdir},
+			&cli.StringFlag{Name: "omit-backingstore", Usage: "omit <backingStore> and let libvirt probe the chain: auto (libvirt before 9.1.0), yes or no (`WHEN`; default: the setting omit_backingstore)", Destination: &f.omit},
 			&cli.StringFlag{Name: "connect", Usage: "connect to libvirt at `URI` (default: the setting connect)", Destination: &f.connect},
-			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not say what the clone has otherwise than its source", Destination: &f.quiet},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not list the differences from the source", Destination: &f.quiet},
 		},
 		Action: withArguments(1, 2, func(c *cli.Context, args []string) error {
 			return clone(c.Context, cfg, f, args, stdout, stderr)

@@ -14,18 +14,18 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write docs/commands.md anew")
+var update = flag.Bool("update", false, "write docs/commands.md")
 
 const commandsHead = `# Commands
 
-What ` + "`gitlab-sardine-executor COMMAND --help`" + ` says. (` + "`go test ./cmd/gitlab-sardine-executor -run TestCommandsPage -update`" + `
+The output of ` + "`gitlab-sardine-executor COMMAND --help`" + `. (` + "`go test ./cmd/gitlab-sardine-executor -run TestCommandsPage -update`" + `
 writes this page.)
 
-The four stages are for GitLab Runner to call; all other commands are for people. Those who try an
-image call ` + "`try`" + `; who makes images, ` + "`export`" + ` and ` + "`push`" + `; who looks after a host, ` + "`doctor`, `images`, `prune`" + ` and ` + "`sweep`" + `.
+GitLab Runner calls the four stages; all other commands are for people. Try an image with ` + "`try`" + `, make one with
+` + "`export`" + ` and ` + "`push`" + `, look after a host with ` + "`doctor`, `images`, `prune`" + ` and ` + "`sweep`" + `.
 `
 
-// help is what the program says to a person who asks.
+// help returns the output of --help.
 func help(t *testing.T, args ...string) string {
 	t.Helper()
 	var stdout bytes.Buffer
@@ -35,18 +35,22 @@ func help(t *testing.T, args ...string) string {
 	return strings.TrimSpace(stdout.String())
 }
 
-// docs/commands.md is the help of every command.
+// docs/commands.md is the help of every command, with examples.
 func TestCommandsPage(t *testing.T) {
 	var page strings.Builder
 	page.WriteString(commandsHead)
 	fence := func(title, text string) { fmt.Fprintf(&page, "\n## %s\n\n```text\n%s\n```\n", title, text) }
-	// Not the version, which is of one build.
+	// Without the version, which differs between builds.
 	fence("All", regexp.MustCompile(`(?s)VERSION:\n.*?\n\n`).ReplaceAllString(help(t, "--help"), ""))
 	for _, command := range newApp(io.Discard, io.Discard).Commands {
 		if command.Usage == "" {
 			t.Errorf("%s has no usage", command.Name)
 		}
-		fence(command.Name, help(t, command.Name, "--help"))
+		text := help(t, command.Name, "--help")
+		if !strings.Contains(text, "Example") {
+			t.Errorf("the help of %s has no example", command.Name)
+		}
+		fence(command.Name, text)
 	}
 	const path = "../../docs/commands.md"
 	if *update {
@@ -59,11 +63,11 @@ func TestCommandsPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(page.String(), string(text)); diff != "" {
-		t.Errorf("docs/commands.md is not what --help says (go test -run TestCommandsPage -update):\n%s", diff)
+		t.Errorf("docs/commands.md differs from --help (go test -run TestCommandsPage -update):\n%s", diff)
 	}
 }
 
-// README lists every page of docs/, and every link to a file leads to one.
+// README lists every page of docs/, and no link to a file is dead.
 func TestLinks(t *testing.T) {
 	const root = "../.."
 	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
@@ -97,7 +101,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// hasAnchor says whether a page has a heading of which GitLab makes that anchor.
+// hasAnchor reports whether GitLab gives a heading of the page that anchor.
 func hasAnchor(page, anchor string) bool {
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(page, -1) {
 		made := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(heading[1]), "")

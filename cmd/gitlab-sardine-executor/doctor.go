@@ -13,8 +13,8 @@ import (
 func doctorCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:        "doctor",
-		Usage:       "look whether jobs can run on this host, and how well",
-		Description: "Run it as the user as whom GitLab Runner runs. The exit status is 1 if no job can run.",
+		Usage:       "check whether jobs can run on this host",
+		Description: describe("Run it as the user that runs GitLab Runner. The exit status is 1 if no job can run.", "doctor"),
 		Action:      func(c *cli.Context) error { return doctor(c.Context, cfg, stdout) },
 	}
 }
@@ -24,12 +24,12 @@ func doctor(ctx context.Context, cfg *settingsFlags, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	worst := admin.Good
+	worst := admin.OK
 	for _, f := range admin.Doctor(ctx, settings) {
 		worst = max(worst, f.Level)
 		fmt.Fprintf(stdout, "%-8s %-14s %s\n", f.Level, f.Part, f.Text)
 	}
-	if worst == admin.Broken {
+	if worst == admin.Error {
 		return exitError{1}
 	}
 	return nil

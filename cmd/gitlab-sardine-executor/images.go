@@ -21,6 +21,9 @@ import (
 
 const imageCategory = "Images"
 
+// imageArgument describes the argument IMAGE.
+const imageArgument = "IMAGE is what a job would name (REGISTRY/NAME:TAG), or oci:PATH[:TAG], an OCI layout on this host.\n"
+
 // openStore opens the store of unpacked images.
 func openStore(settings *config.Settings) (*oci.Store, error) {
 	dirs, err := settings.Dirs()
@@ -33,9 +36,10 @@ func openStore(settings *config.Settings) (*oci.Store, error) {
 func imagesCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	var asJSON bool
 	return &cli.Command{
-		Name:     "images",
-		Category: imageCategory,
-		Usage:    "list the images that are ready for jobs",
+		Name:        "images",
+		Category:    imageCategory,
+		Usage:       "list the images that are ready for jobs",
+		Description: describe("", "images", "images --json"),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print JSON", Destination: &asJSON},
 		},
@@ -45,7 +49,7 @@ func imagesCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	}
 }
 
-// imageLine is one image as the commands print it.
+// imageLine is an image as images --json prints it.
 type imageLine struct {
 	Digest     digest.Digest `json:"digest"`
 	References []string      `json:"references"`
@@ -53,7 +57,7 @@ type imageLine struct {
 	Format     string        `json:"format,omitempty"`
 	Size       int64         `json:"size"`
 	LastUsed   time.Time     `json:"lastUsed"`
-	// InUse are the domains that stand on the image; null if libvirt did not say.
+	// InUse are the domains on top of the image; null if libvirt did not answer.
 	InUse []string `json:"inUse"`
 }
 
@@ -78,7 +82,7 @@ func images(ctx context.Context, cfg *settingsFlags, asJSON bool, stdout, stderr
 		if list == nil {
 			return err
 		}
-		fmt.Fprintf(stderr, "WARNING: who uses the images is not known: %v\n", err)
+		fmt.Fprintf(stderr, "WARNING: cannot find out which domains use the images: %v\n", err)
 	}
 	lines := make([]imageLine, len(list))
 	for i, image := range list {
@@ -99,7 +103,7 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// shortDigest is how many characters of a digest tell images apart for people.
+// shortDigest is the length of a digest in the table.
 const shortDigest = len("sha256:") + 12
 
 func printImages(w io.Writer, lines []imageLine) error {
@@ -135,7 +139,7 @@ func inUse(domains []string) string {
 	return strings.Join(domains, ", ")
 }
 
-// pruneFlags say what prune removes.
+// pruneFlags are the flags of prune.
 type pruneFlags struct {
 	olderThan   string
 	keepStorage string
@@ -148,12 +152,13 @@ func pruneCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 		Name:     "prune",
 		Category: imageCategory,
 		Usage:    "remove images and caches that no machine uses",
-		Description: "At least one of --older-than and --keep-storage is needed; with both, images go only while both say so.\n" +
-			"Those that were not used for the longest time go first. Caches of projects go by --older-than alone.",
+		Description: describe("prune needs --older-than or --keep-storage. With both, it removes an image only if both allow it. Least\n"+
+			"recently used images are removed first. Only --older-than removes caches of projects.",
+			"prune --older-than 30d --dry-run", "prune --keep-storage 50GiB"),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "older-than", Usage: "remove what no job has used for `TIME`, such as 12h or 30d", Destination: &f.olderThan},
-			&cli.StringFlag{Name: "keep-storage", Usage: "stop as soon as the images take no more than `SIZE`, such as 50GiB", Destination: &f.keepStorage},
-			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed", Destination: &f.dryRun},
+			&cli.StringFlag{Name: "keep-storage", Usage: "stop when the images take `SIZE` or less, such as 50GiB", Destination: &f.keepStorage},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only list what would be removed", Destination: &f.dryRun},
 		},
 		Action: withArguments(0, 0, func(c *cli.Context, _ []string) error {
 			return prune(c.Context, cfg, f, stdout)
@@ -164,7 +169,7 @@ func pruneCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Writer) error {
 	o := admin.PruneOptions{KeepStorage: oci.KeepNothing, DryRun: f.dryRun, Now: time.Now()}
 	if f.olderThan == "" && f.keepStorage == "" {
-		return errors.New("prune needs --older-than TIME or --keep-storage SIZE (--older-than 0s removes all that is not in use)")
+		return errors.New("prune needs --older-than TIME or --keep-storage SIZE (--older-than 0s removes everything that is not in use)")
 	}
 	var err error
 	if f.olderThan != "" {
@@ -215,7 +220,7 @@ func pruneCaches(ctx context.Context, settings *config.Settings, o admin.PruneOp
 	return err
 }
 
-// parseAge reads a time in Go's notation, or a number of days: "30d".
+// parseAge parses a time in Go's notation, or a number of days: "30d".
 func parseAge(text string) (time.Duration, error) {
 	if days, ok := strings.CutSuffix(text, "d"); ok {
 		var n uint16
@@ -226,7 +231,7 @@ func parseAge(text string) (time.Duration, error) {
 	}
 	age, err := time.ParseDuration(text)
 	if err == nil && age < 0 {
-		err = fmt.Errorf("%q: want no negative time", text)
+		err = fmt.Errorf("%q is negative", text)
 	}
 	return age, err
 }

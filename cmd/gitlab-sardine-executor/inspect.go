@@ -26,14 +26,14 @@ func inspectCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "inspect",
 		Category:  imageCategory,
-		Usage:     "say what an image is, and what a job would get of it",
+		Usage:     "describe an image, and what a job would do with it",
 		ArgsUsage: "IMAGE",
-		Description: "IMAGE is what a job would name, or oci:PATH[:TAG], an OCI layout on this machine.\n" +
-			"Nothing is pulled; for --domain, the image must have been.",
+		Description: describe(imageArgument+"inspect pulls nothing; --domain needs an image that was pulled.",
+			"inspect registry.example.com/vms/debian:12"),
 		Flags: append(f.flags(),
-			&cli.BoolFlag{Name: "json", Usage: "print JSON, the image's VM config with its passwords included", Destination: &f.asJSON},
-			&cli.BoolFlag{Name: "domain", Usage: "print the libvirt domain that a job would boot", Destination: &f.domain},
-			&cli.StringFlag{Name: "arch", Usage: "choose from an index what is for `ARCH` (default: this machine's)", Destination: &f.arch},
+			&cli.BoolFlag{Name: "json", Usage: "print JSON, including the passwords in the image's VM config", Destination: &f.asJSON},
+			&cli.BoolFlag{Name: "domain", Usage: "print the libvirt domain XML that a job would boot", Destination: &f.domain},
+			&cli.StringFlag{Name: "arch", Usage: "select the image for `ARCH` from an index (default: this host's)", Destination: &f.arch},
 		),
 		Before: logWarnings(stderr),
 		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
@@ -53,7 +53,7 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 			return err
 		}
 		for _, path := range dropped {
-			fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", visible(path))
+			fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", escapeControl(path))
 		}
 		_, err = fmt.Fprintln(stdout, doc)
 		return err
@@ -68,7 +68,7 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 	return printReport(stdout, report)
 }
 
-// printReport prints what a person wants to know of an image.
+// printReport prints a report for people.
 func printReport(w io.Writer, r *admin.ImageReport) error {
 	p := &printer{w: w}
 	p.line("Image:", r.Reference)
@@ -97,7 +97,7 @@ func printReport(w io.Writer, r *admin.ImageReport) error {
 		p.line("Service:", fmt.Sprintf("%s at port %d", service.Service, service.Port))
 	}
 	if r.Stored == nil {
-		p.line("Store:", "not there")
+		p.line("Store:", "not in the store")
 	} else {
 		p.line("Store:", r.Stored.Dir)
 		p.line("", "last used "+r.Stored.LastUsed.Local().Format(time.DateTime))
@@ -111,7 +111,7 @@ func printReport(w io.Writer, r *admin.ImageReport) error {
 	return p.err
 }
 
-// A printer writes lines with a column of labels.
+// A printer writes lines with a column of labels, and keeps the first error.
 type printer struct {
 	w   io.Writer
 	err error
@@ -119,7 +119,7 @@ type printer struct {
 
 func (p *printer) line(label, text string) {
 	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, "%-13s %s\n", label, visible(text))
+		_, p.err = fmt.Fprintf(p.w, "%-13s %s\n", label, escapeControl(text))
 	}
 }
 

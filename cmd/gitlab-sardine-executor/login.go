@@ -11,7 +11,6 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
-	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/oci"
 )
@@ -29,37 +28,24 @@ func loginCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "login",
 		Category:  registryCategory,
-		Usage:     "store the password for a registry, where skopeo and podman find it too",
-		ArgsUsage: "REGISTRY | JOB",
-		Description: "JOB is the number of a job (or the name of its machine) on this host: login then opens a shell\n" +
-			"in its machine, which keep_on_failure keeps for a while after the job has failed.\n\n" +
-			"REGISTRY is HOST[:PORT], or with a path behind it for the images below that path alone.\n" +
-			"The password is asked for, or read from stdin; it is checked before it is stored.",
+		Usage:     "store the password for a registry, in the file of skopeo and podman",
+		ArgsUsage: "REGISTRY",
+		Description: describe("REGISTRY is HOST[:PORT], or HOST[:PORT]/PATH for the images below that path.\n"+
+			"login asks for the password, or reads it from stdin, and checks it before it stores it.",
+			"login registry.example.com --username ci"),
 		Flags: append(f.flags(),
 			&cli.StringFlag{Name: "username", Aliases: []string{"u"}, Usage: "log in as `USER`", Destination: &f.username},
 			&cli.BoolFlag{Name: "password-stdin", Usage: "read the password from stdin", Destination: &f.stdin},
 		),
 		Before: logWarnings(stderr),
 		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
-			if job.IsJob(args[0]) {
-				return loginToMachine(c.Context, cfg, args[0], stdout, stderr)
+			if job.IsJob(args[0]) { // the name of ssh in early versions
+				fmt.Fprintf(stderr, "login is for registries; for machines of jobs use: gitlab-sardine-executor ssh %s\n", args[0])
+				return sshToMachine(c.Context, cfg, args[0], stdout, stderr)
 			}
 			return login(c.Context, f, args[0], os.Stdin, stdout, stderr)
 		}),
 	}
-}
-
-// loginToMachine ends with the status of the person's shell, as ssh does.
-func loginToMachine(ctx context.Context, cfg *settingsFlags, job string, stdout, stderr io.Writer) error {
-	settings, err := cfg.load()
-	if err != nil {
-		return err
-	}
-	status, err := admin.SSH(ctx, settings, job, os.Stdin, stdout, stderr)
-	if err == nil && status != 0 {
-		return exitError{status}
-	}
-	return err
 }
 
 func login(ctx context.Context, f *loginFlags, registry string, stdin *os.File, stdout, stderr io.Writer) error {
@@ -78,20 +64,19 @@ func login(ctx context.Context, f *loginFlags, registry string, stdin *os.File, 
 	return err
 }
 
-// maxPassword bounds what is read from stdin, in bytes; tokens are some KiB long.
+// maxPassword bounds a password on stdin, in bytes; tokens are some KiB long.
 const maxPassword = 64 << 10
 
-// readPassword asks for a password, which does not appear on the terminal, or
-// reads it from a pipe. It is never an argument: those can be seen by everybody
-// on the machine.
+// readPassword asks for a password without echo, or reads it from a pipe. It is never
+// an argument: every user of the host can see those.
 func readPassword(piped bool, stdin *os.File, stderr io.Writer) (string, error) {
 	if piped {
 		text, err := io.ReadAll(io.LimitReader(stdin, maxPassword+1))
 		if err != nil {
-			return "", fmt.Errorf("reading the password from stdin: %w", err)
+			return "", fmt.Errorf("read the password from stdin: %w", err)
 		}
 		if len(text) > maxPassword {
-			return "", fmt.Errorf("reading the password from stdin: it is longer than %d bytes", maxPassword)
+			return "", fmt.Errorf("read the password from stdin: it is longer than %d bytes", maxPassword)
 		}
 		return strings.TrimRight(string(text), "\r\n"), nil
 	}
@@ -102,7 +87,7 @@ func readPassword(piped bool, stdin *os.File, stderr io.Writer) (string, error) 
 	text, err := term.ReadPassword(int(stdin.Fd()))
 	fmt.Fprintln(stderr)
 	if err != nil {
-		return "", fmt.Errorf("asking for the password: %w", err)
+		return "", fmt.Errorf("ask for the password: %w", err)
 	}
 	return string(text), nil
 }
@@ -115,13 +100,14 @@ type logoutFlags struct {
 func logoutCommand(stdout io.Writer) *cli.Command {
 	f := &logoutFlags{}
 	return &cli.Command{
-		Name:      "logout",
-		Category:  registryCategory,
-		Usage:     "forget the password for a registry",
-		ArgsUsage: "REGISTRY | --all",
+		Name:        "logout",
+		Category:    registryCategory,
+		Usage:       "remove the password for a registry",
+		ArgsUsage:   "REGISTRY | --all",
+		Description: describe("", "logout registry.example.com"),
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "authfile", Usage: "forget it in `FILE` (default: as with login)", Destination: &f.authFile},
-			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "forget every password", Destination: &f.all},
+			&cli.StringFlag{Name: "authfile", Usage: "remove it from `FILE` (default: as with login)", Destination: &f.authFile},
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "remove all passwords", Destination: &f.all},
 		},
 		Action: withArguments(0, 1, func(c *cli.Context, args []string) error {
 			if f.all == (len(args) == 1) {
@@ -132,7 +118,7 @@ func logoutCommand(stdout io.Writer) *cli.Command {
 	}
 }
 
-// logout of the one registry in args, or of all.
+// logout removes the password for the registry in args, or all passwords.
 func logout(f *logoutFlags, args []string, stdout io.Writer) error {
 	creds := oci.Credentials{AuthFile: f.authFile}
 	if f.all {

@@ -1,6 +1,6 @@
-// Command gitlab-sardine-executor runs GitLab CI jobs in fresh virtual machines:
-// a driver for GitLab Runner's custom executor, and the commands of those who
-// install it and make images for it.
+// Command gitlab-sardine-executor runs GitLab CI jobs in fresh virtual machines. It is
+// a driver for GitLab Runner's custom executor, with commands for administrators and
+// image makers.
 package main
 
 import (
@@ -22,11 +22,11 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// version is set by the build (Makefile); a plain go build says what Go knows.
+// version is set by the Makefile.
 var version = ""
 
 func main() {
-	// A stack is of no use to the author of a job, whose log it would end in.
+	// A stack trace would end in the job's log, where it helps nobody.
 	debug.SetTraceback("none")
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }
@@ -51,17 +51,17 @@ func run(args []string, stdout, stderr io.Writer) (status int) {
 	case errors.As(err, &exit):
 		return exit.status
 	}
-	fmt.Fprintf(stderr, "gitlab-sardine-executor: %s\n", visible(err.Error(), '\n', '\t'))
+	fmt.Fprintf(stderr, "gitlab-sardine-executor: %s\n", escapeControl(err.Error(), '\n', '\t'))
 	return 1
 }
 
-// exitError ends the program with a status; what there is to say was said.
+// exitError ends the program with a status, after the message was printed.
 type exitError struct{ status int }
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
 
-// signalContext ends with the first SIGTERM or SIGINT. The second ends the program
-// as if nobody had asked for them, unless somebody else has (stage).
+// signalContext returns a context that the first SIGTERM or SIGINT cancels. The second
+// ends the program, except in a stage, which asks for signals itself.
 func signalContext() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -93,6 +93,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			runCommand(cfg, stdout, stderr),
 			cleanupCommand(cfg, stderr),
 			tryCommand(cfg, stdout, stderr),
+			sshCommand(cfg, stdout, stderr),
 			imagesCommand(cfg, stdout, stderr),
 			inspectCommand(cfg, stdout, stderr),
 			pruneCommand(cfg, stdout),
@@ -108,18 +109,19 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			doctorCommand(cfg, stdout),
 			versionCommand(stdout),
 		},
-		// The status is this program's business (see run), not the library's.
+		// run sets the exit status, not the library.
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return fmt.Errorf("%w (gitlab-sardine-executor --help lists what there is)", err)
+			return fmt.Errorf("%w (gitlab-sardine-executor --help lists commands and flags)", err)
 		},
 	}
 }
 
 func versionCommand(stdout io.Writer) *cli.Command {
 	return &cli.Command{
-		Name:  "version",
-		Usage: "print the version",
+		Name:        "version",
+		Usage:       "print the version",
+		Description: describe("", "version"),
 		Action: func(*cli.Context) error {
 			_, err := fmt.Fprintln(stdout, programVersion())
 			return err
@@ -127,8 +129,7 @@ func versionCommand(stdout io.Writer) *cli.Command {
 	}
 }
 
-// programVersion is the version that the build set, or the revision that Go
-// recorded.
+// programVersion is the version from the Makefile, or the revision that Go recorded.
 func programVersion() string {
 	if version != "" {
 		return version
@@ -143,7 +144,7 @@ func programVersion() string {
 	return "unknown"
 }
 
-// settingsFlags are the flags that every command shares.
+// settingsFlags are the global flags.
 type settingsFlags struct {
 	path  string
 	debug bool
@@ -158,7 +159,7 @@ func (f *settingsFlags) flags() []cli.Flag {
 		},
 		&cli.BoolFlag{
 			Name:        "debug",
-			Usage:       "write everything that goes on to stderr (in a stage: into the job's log)",
+			Usage:       "log everything to stderr (in a stage: to the job's log)",
 			Destination: &f.debug,
 		},
 	}

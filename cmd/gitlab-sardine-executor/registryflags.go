@@ -10,8 +10,7 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// registryFlags are those of every command that talks to a registry; skopeo and
-// podman have the same.
+// registryFlags are the flags of commands that use a registry, as in skopeo and podman.
 type registryFlags struct {
 	authFile  string
 	tlsVerify bool
@@ -26,7 +25,7 @@ func (f *registryFlags) flags() []cli.Flag {
 		},
 		&cli.BoolFlag{
 			Name:        "tls-verify",
-			Usage:       "insist on HTTPS and valid certificates; --tls-verify=false does not",
+			Usage:       "require HTTPS and valid certificates; --tls-verify=false does not",
 			Value:       true,
 			Destination: &f.tlsVerify,
 		},
@@ -37,7 +36,7 @@ func (f *registryFlags) credentials() oci.Credentials {
 	return oci.Credentials{AuthFile: f.authFile, Insecure: !f.tlsVerify}
 }
 
-// progressFlags are those of every command that moves much.
+// progressFlags are the flags of commands that transfer images.
 type progressFlags struct {
 	quiet bool
 }
@@ -55,14 +54,14 @@ func (f *progressFlags) progress(stderr io.Writer, what string) joblog.Progress 
 	return joblog.NewProgress(stderr, what)
 }
 
-// logWarnings shows on stderr what the library for registries warns of.
+// logWarnings prints the warnings of the registry library on stderr.
 func logWarnings(stderr io.Writer) cli.BeforeFunc {
 	return func(*cli.Context) error {
 		oci.LogTo(slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{
 			Level: slog.LevelWarn,
 			ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 				if len(groups) == 0 && a.Key == slog.TimeKey {
-					return slog.Attr{} // of no use to a person at a terminal
+					return slog.Attr{} // of no use at a terminal
 				}
 				return a
 			},

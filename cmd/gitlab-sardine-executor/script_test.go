@@ -25,10 +25,9 @@ const (
 	scriptPassword = "correct horse"
 )
 
-// TestScript runs the command lines in testdata/script. Each has a home and a
-// storage of its own, and two registries in this process: $REGISTRY, which lets
-// everybody in, and $PRIVATE, which wants the password in the file password.
-// $FIXTURES are images of the Python tool.
+// TestScript runs the scripts in testdata/script. Each has its own home, its own
+// storage, and two registries in this process: $REGISTRY is open, $PRIVATE wants the
+// password in the file password. $FIXTURES has images of the Python tool.
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
@@ -71,7 +70,7 @@ func setUpScript(env *testscript.Env) error {
 	return expandFiles(env)
 }
 
-// expandFiles puts the script's directory into its files that name it: ${WORK}.
+// expandFiles replaces ${WORK} in the script's files by its directory.
 func expandFiles(env *testscript.Env) error {
 	for _, pattern := range []string{"*.toml", "*.xml"} {
 		paths, err := filepath.Glob(filepath.Join(env.WorkDir, pattern))
@@ -91,7 +90,7 @@ func expandFiles(env *testscript.Env) error {
 	return nil
 }
 
-// serve starts a registry that ends with the script.
+// serve starts a registry that stops with the script.
 func serve(env *testscript.Env, private bool) (host string) {
 	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

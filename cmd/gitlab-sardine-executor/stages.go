@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -21,20 +22,29 @@ import (
 
 const stageCategory = "Called by GitLab Runner"
 
-// signalGrace is how long a stage may take to end after a signal. GitLab Runner
-// believes the exit status of a stage even after SIGTERM, so that one which
-// hangs has to end with the right status all the same. lastWord is how long it may
-// take to say so.
+// A stage exits within two seconds of a signal, with the right status even if it
+// hangs: GitLab Runner believes the exit status of a stage even after SIGTERM.
+// signalGrace is the time to end in an orderly way, flushGrace the time to write the
+// last line of the log.
 const (
 	signalGrace = 1900 * time.Millisecond
-	lastWord    = 50 * time.Millisecond
+	flushGrace  = 50 * time.Millisecond
 )
+
+// stageExample shows how config.toml of GitLab Runner calls a stage.
+func stageExample(name string) string {
+	return fmt.Sprintf(`Example, in GitLab Runner's config.toml:
+  [runners.custom]
+    %[1]s_exec = "/usr/local/bin/gitlab-sardine-executor"
+    %[1]s_args = ["%[1]s"]`, name)
+}
 
 func configCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
-		Name:     "config",
-		Category: stageCategory,
-		Usage:    "tell the runner about the guest (config_exec)",
+		Name:        "config",
+		Category:    stageCategory,
+		Usage:       "tell the runner about the guest (config_exec)",
+		Description: stageExample("config"),
 		Action: func(c *cli.Context) error {
 			return stage(c, cfg, stderr, func(d *executor.Driver) error { return d.Config(stdout) })
 		},
@@ -43,9 +53,10 @@ func configCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 
 func prepareCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 	return &cli.Command{
-		Name:     "prepare",
-		Category: stageCategory,
-		Usage:    "pull the job's image, start its machine and wait for the guest (prepare_exec)",
+		Name:        "prepare",
+		Category:    stageCategory,
+		Usage:       "pull the job's image, start its machine and wait for the guest (prepare_exec)",
+		Description: stageExample("prepare"),
 		Action: func(c *cli.Context) error {
 			return stage(c, cfg, stderr, func(d *executor.Driver) error { return d.Prepare(c.Context) })
 		},
@@ -54,14 +65,15 @@ func prepareCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 
 func runCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
-		Name:      "run",
-		Category:  stageCategory,
-		Usage:     "run a script in the job's machine (run_exec)",
-		ArgsUsage: "SCRIPT STAGE",
+		Name:        "run",
+		Category:    stageCategory,
+		Usage:       "run a script in the job's machine (run_exec)",
+		Description: stageExample("run"),
+		ArgsUsage:   "SCRIPT STAGE",
 		Action: func(c *cli.Context) error {
 			return stage(c, cfg, stderr, func(d *executor.Driver) error {
 				if c.NArg() < 1 {
-					return errors.New("run needs the path of a script and the name of a stage, which GitLab Runner appends to run_args")
+					return errors.New("run needs the path of a script and the name of a stage: GitLab Runner appends them to run_args")
 				}
 				return d.Run(c.Context, c.Args().Get(0), c.Args().Get(1), stdout, stderr)
 			})
@@ -71,21 +83,22 @@ func runCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 
 func cleanupCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 	return &cli.Command{
-		Name:     "cleanup",
-		Category: stageCategory,
-		Usage:    "remove the job's machine (cleanup_exec)",
+		Name:        "cleanup",
+		Category:    stageCategory,
+		Usage:       "remove the job's machine (cleanup_exec)",
+		Description: stageExample("cleanup"),
 		Action: func(c *cli.Context) error {
 			return stage(c, cfg, stderr, func(d *executor.Driver) error { return d.Cleanup(c.Context) })
 		},
 	}
 }
 
-// stage runs one of the runner's stages and turns its error into the last line
-// of the job log and an exit status.
+// stage runs one of GitLab Runner's stages and turns its error into the last line of
+// the job log and an exit status.
 func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*executor.Driver) error) error {
 	log := joblog.NewGitLab(stderr)
-	// A second signal changes nothing: prepare has to undo what it did, and
-	// exitInTime ends what hangs.
+	// Ignore further signals: prepare has to remove its machine, and exitInTime ends
+	// a stage that hangs.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(c.Context, func() { exitInTime(log) })
 	settings, err := cfg.load()
@@ -96,39 +109,40 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	if err != nil {
 		return finish(log, err)
 	}
-	// A log that cannot be opened is the administrator's business: cleanup, which each
-	// job has, tells them.
-	admin, closer, _ := cfg.openAdminLog(settings, adminlog.Options{
+	// No job fails if the log cannot be opened. cleanup, which runs after each job,
+	// warns the administrator.
+	logger, closer, _ := cfg.openAdminLog(settings, adminlog.Options{
 		Stderr: stderr, IsRunner: c.Command.Name == "cleanup", Secrets: j.Secrets(),
 	})
 	defer closer.Close()
 	job.ForgetVariables()
 	began := time.Now()
-	driver := &executor.Driver{Version: programVersion(), Settings: settings, Job: j, Log: log, Admin: admin}
+	driver := &executor.Driver{Version: programVersion(), Settings: settings, Job: j, Log: log, Admin: logger}
 	err = run(driver)
 	if err := driver.WriteMetrics(); err != nil {
-		admin.Warn("metrics are lost", "error", err)
+		logger.Warn("cannot write metrics", "error", err)
 	}
 	if err != nil && c.Context.Err() != nil {
-		admin.Debug("what the signal interrupted", "error", err)
+		logger.Debug("error after the signal", "error", err)
 	}
-	logStage(admin, c.Command.Name, j, time.Since(began), told(c, err))
-	return finish(log, told(c, err))
+	err = resultAfterSignal(c, err)
+	logStage(logger, c.Command.Name, j, time.Since(began), err)
+	return finish(log, err)
 }
 
-// exitInTime ends the program when the time is over that a stage has after a signal,
-// whatever hangs: the log itself may, if nobody reads it.
+// exitInTime exits when signalGrace is over. It does not wait for the log either, which
+// blocks if its reader is gone.
 func exitInTime(log *joblog.Log) {
 	time.Sleep(signalGrace)
 	go executor.ReportFailure(log, executor.ErrCancelled)
-	time.Sleep(lastWord)
+	time.Sleep(flushGrace)
 	os.Exit(executor.ExitCodesFromEnv().System)
 }
 
-// told is how a stage ends for GitLab Runner. One that was told to end has failed,
-// also if all of it succeeded: the job would go on. Only a cleanup that has done all
-// of its work is done: nobody goes on after it, and there is nothing to warn of.
-func told(c *cli.Context, err error) error {
+// resultAfterSignal replaces the error of a stage that got a signal by the signal. That
+// includes nil, because the job would go on. A cleanup that succeeded has succeeded:
+// nothing follows it.
+func resultAfterSignal(c *cli.Context, err error) error {
 	cause := context.Cause(c.Context)
 	if !errors.Is(cause, executor.ErrCancelled) || err == nil && c.Command.Name == "cleanup" {
 		return err
@@ -136,25 +150,25 @@ func told(c *cli.Context, err error) error {
 	return cause
 }
 
-// logStage tells the administrator how a stage ended.
-func logStage(admin *slog.Logger, name string, j job.Job, took time.Duration, err error) {
-	admin = admin.With("stage", name, "job", j.ID, "project", j.Project, "image", j.Image, "seconds", took.Seconds())
+// logStage logs for the administrator how a stage ended.
+func logStage(logger *slog.Logger, name string, j job.Job, took time.Duration, err error) {
+	logger = logger.With("stage", name, "job", j.ID, "project", j.Project, "image", j.Image, "seconds", took.Seconds())
 	var script executor.ScriptError
 	switch {
 	case err == nil:
-		admin.Info("stage done")
+		logger.Info("stage done")
 	case errors.As(err, &script):
-		admin.Info("stage done", "status", int(script))
+		logger.Info("stage done", "status", int(script))
 	default:
-		admin.Error("stage failed", "class", executor.Classify(err).String(), "error", err)
+		logger.Error("stage failed", "class", executor.Classify(err).String(), "error", err)
 	}
 }
 
-// noScript is the exit code of a job that failed without a script of its having done
-// so: GitLab Runner's own, where no file tells it another.
+// noScript is the exit code of a job that failed before its script did. GitLab Runner
+// uses the same where no file names another.
 const noScript executor.ScriptError = 1
 
-// finish says how a job's stage ended and makes the exit status of it.
+// finish writes the last line of the job log and returns the exit status.
 func finish(log *joblog.Log, err error) error {
 	if err == nil {
 		return nil
@@ -163,7 +177,7 @@ func finish(log *joblog.Log, err error) error {
 	status := noScript
 	isScript := errors.As(err, &status)
 	if codes.Of(err) == codes.Build {
-		// Whatever failed: an earlier stage may have left its status there.
+		// Always: an earlier stage may have left its status there.
 		if failed := executor.WriteExitCode(os.Getenv("BUILD_EXIT_CODE_FILE"), int(status)); failed != nil {
 			err, isScript = failed, false
 		}
@@ -177,10 +191,10 @@ func finish(log *joblog.Log, err error) error {
 func tryCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "try",
-		Usage:     "run one job through all stages on this machine, without GitLab",
+		Usage:     "run one job through all stages on this host, without GitLab",
 		ArgsUsage: "IMAGE [-- COMMAND...]",
-		Description: "IMAGE is what a job would name (REGISTRY/NAME:TAG), or oci:PATH[:TAG], an OCI layout on this machine.\n" +
-			"Without COMMAND, uname -a runs in the guest. The exit status is the command's.",
+		Description: describe(imageArgument+"The default for COMMAND is uname -a. The exit status is that of the command.",
+			"try registry.example.com/vms/debian:12 -- cat /etc/os-release"),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
 				return errors.New("try needs an image: try IMAGE [-- COMMAND...]")
@@ -190,7 +204,7 @@ func tryCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	}
 }
 
-// commandOf drops the -- that ends our own arguments.
+// commandOf drops the -- before the command.
 func commandOf(args []string) []string {
 	if len(args) > 0 && args[0] == "--" {
 		return args[1:]

@@ -12,20 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stageCommand is a stage of job 7, with further arguments; a test's own settings
-// come first.
+// stageCommand is a stage of job 7 with a settings file and arguments.
 func stageCommand(config string, args ...string) *exec.Cmd {
 	cmd := exec.Command("gitlab-sardine-executor", append([]string{"--config", config}, args...)...)
 	cmd.Env = append(os.Environ(), "CUSTOM_ENV_CI_JOB_ID=7", "CUSTOM_ENV_CI_SERVER_URL=https://gitlab.example.com")
 	return cmd
 }
 
-// slack is what a busy test host gets beyond the two seconds that a stage has after a
-// signal.
+// slack is the extra time for a busy test host, beyond the two seconds that a stage
+// has after a signal.
 const slack = 2 * time.Second
 
-// settingsPipe are settings that a stage waits for: it has begun to read them when
-// opened is called, and goes on when what that returns is called.
+// settingsPipe makes a settings file that blocks its reader: opened returns when a stage
+// reads it, and release lets the stage continue.
 func settingsPipe(t *testing.T) (path string, opened func() (release func())) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "config.toml")
@@ -41,7 +40,7 @@ func settingsPipe(t *testing.T) (path string, opened func() (release func())) {
 	}
 }
 
-// endsWith waits for a command, at most for limit, and wants its exit status.
+// endsWith waits for a command, for limit at most, and checks its exit status.
 func endsWith(t *testing.T, cmd *exec.Cmd, limit time.Duration, want int) {
 	t.Helper()
 	ended := make(chan struct{})
@@ -58,8 +57,8 @@ func endsWith(t *testing.T, cmd *exec.Cmd, limit time.Duration, want int) {
 	}
 }
 
-// GitLab Runner believes a stage that succeeds although it was told to end, and
-// would go on with the job.
+// GitLab Runner believes a stage that succeeds after SIGTERM, and would continue the
+// job.
 func TestNoSuccessAfterSignal(t *testing.T) {
 	config, opened := settingsPipe(t)
 	stage := stageCommand(config, "config")
@@ -69,12 +68,11 @@ func TestNoSuccessAfterSignal(t *testing.T) {
 	release := opened()
 	stage.Process.Signal(syscall.SIGTERM)
 	time.Sleep(300 * time.Millisecond)
-	release() // the settings are there after all
+	release()
 	endsWith(t, stage, 10*time.Second, 2)
 }
 
-// A stage ends in two seconds also when nobody reads what it says: its output is a
-// full pipe.
+// A stage ends within two seconds even if its output is a full pipe without a reader.
 func TestSignalWithFullOutput(t *testing.T) {
 	reader, writer, err := os.Pipe()
 	if err != nil {
@@ -91,7 +89,7 @@ func TestSignalWithFullOutput(t *testing.T) {
 	if err := unix.SetNonblock(fd, false); err != nil {
 		t.Fatal(err)
 	}
-	stage := stageCommand("/nonexistent", "prepare") // which it says, and waits
+	stage := stageCommand("/nonexistent", "prepare") // blocks when it writes the error
 	stage.Stderr = writer
 	if err := stage.Start(); err != nil {
 		t.Fatal(err)
@@ -102,8 +100,8 @@ func TestSignalWithFullOutput(t *testing.T) {
 	endsWith(t, stage, 2*time.Second+slack, 2)
 }
 
-// systemd sends SIGTERM to all processes of the runner's service, and the runner
-// then sends its own: a stage that ends in an orderly way goes on to do so.
+// systemd sends SIGTERM to all processes of the runner's service, and the runner sends
+// another: a stage still ends in an orderly way.
 func TestSecondSignal(t *testing.T) {
 	config, opened := settingsPipe(t)
 	stage := stageCommand(config, "config")
@@ -124,8 +122,8 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// GitLab Runner reads the exit code of the job in a file that all stages share. It
-// must not take that of an earlier script for one that never ran.
+// GitLab Runner reads the exit code of the job from a file that all stages share. A
+// script that never ran must not get the code of an earlier one.
 func TestExitCodeOfNoScript(t *testing.T) {
 	code := filepath.Join(t.TempDir(), "code")
 	if err := os.WriteFile(code, []byte("42\n"), 0o600); err != nil { // of get_sources
@@ -142,9 +140,8 @@ func TestExitCodeOfNoScript(t *testing.T) {
 	}
 }
 
-// No job fails of an administrator's log that cannot be opened, nor does its author
-// read of it.
-func TestStageWithoutItsLog(t *testing.T) {
+// A log that cannot be opened fails no job, and the job's log does not mention it.
+func TestStageWithoutAdminLog(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "config.toml")
 	if err := os.WriteFile(config, []byte("[defaults]\nlog_file = '/dev/full/log'\n"), 0o600); err != nil {
 		t.Fatal(err)

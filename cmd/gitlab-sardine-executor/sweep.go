@@ -14,13 +14,14 @@ func sweepCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 	var all, dryRun bool
 	return &cli.Command{
 		Name:  "sweep",
-		Usage: "remove machines and files that no job owns any more",
-		Description: "A runner that was killed, or a host that lost power, can leave machines whose jobs are over.\n" +
-			"sweep removes those that have expired (job timeout and an hour) and files without a machine.\n" +
-			"prepare does the same each time. Other domains are never touched.",
+		Usage: "remove machines and files that no job owns",
+		Description: describe("A killed runner or a power failure can leave machines of jobs that have ended. sweep removes machines that\n"+
+			"have expired (the timeout of the job plus one hour) and files without a machine. Each prepare does the same.\n"+
+			"sweep never touches other domains.",
+			"sweep --dry-run"),
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "all", Usage: "remove the machines of running jobs, too", Destination: &all},
-			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be removed", Destination: &dryRun},
+			&cli.BoolFlag{Name: "all", Usage: "also remove the machines of running jobs", Destination: &all},
+			&cli.BoolFlag{Name: "dry-run", Usage: "only list what would be removed", Destination: &dryRun},
 		},
 		Action: func(c *cli.Context) error { return sweep(c.Context, cfg, all, dryRun, stdout) },
 	}

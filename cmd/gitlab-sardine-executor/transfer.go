@@ -11,11 +11,11 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// transferFlags are those of fetch and push.
+// transferFlags are the flags of fetch and push.
 type transferFlags struct {
 	registryFlags
 	progressFlags
-	// other is the name in the registry, if it is another than here.
+	// other is the name in the registry, if it differs from the local one.
 	other string
 }
 
@@ -26,10 +26,11 @@ func fetchCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 		Category:  registryCategory,
 		Usage:     "copy an image from a registry to an OCI layout",
 		ArgsUsage: "IMAGE [oci:PATH[:TAG]]",
-		Description: "Without a layout, the image goes to its own in the directory layout_dir, under its tag.\n" +
-			"Prints the digest. Jobs need no fetch: they pull.",
+		Description: describe("The default layout is a directory below layout_dir, named after the repository. Prints the digest.\n"+
+			"Jobs do not need this command: they pull.",
+			"fetch registry.example.com/vms/debian:12 oci:debian:12"),
 		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
-			&cli.StringFlag{Name: "source", Usage: "fetch `NAME` in place of IMAGE, which then only says where it goes", Destination: &f.other}),
+			&cli.StringFlag{Name: "source", Usage: "fetch `NAME`; IMAGE then only names the layout", Destination: &f.other}),
 		Before: logWarnings(stderr),
 		Action: withArguments(1, 2, func(c *cli.Context, args []string) error {
 			return fetch(c.Context, cfg, f, args, stdout, stderr)
@@ -64,10 +65,10 @@ func pushCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 		Category:  registryCategory,
 		Usage:     "copy an image from an OCI layout to a registry",
 		ArgsUsage: "[oci:PATH[:TAG]] IMAGE",
-		Description: "Without a layout, the image comes from its own in the directory layout_dir.\n" +
-			"Prints the digest.",
+		Description: describe("The default layout is a directory below layout_dir, named after the repository. Prints the digest.",
+			"push oci:debian:12 registry.example.com/vms/debian:12"),
 		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
-			&cli.StringFlag{Name: "target", Usage: "push to `NAME` in place of IMAGE, which then only says where it comes from", Destination: &f.other}),
+			&cli.StringFlag{Name: "target", Usage: "push to `NAME`; IMAGE then only names the layout", Destination: &f.other}),
 		Before: logWarnings(stderr),
 		Action: withArguments(1, 2, func(c *cli.Context, args []string) error {
 			return push(c.Context, cfg, f, args, stdout, stderr)
@@ -109,7 +110,7 @@ func (f *transferFlags) run(ctx context.Context, copyImage transferFunc, what st
 
 type transferFunc func(context.Context, oci.Reference, oci.Reference, oci.TransferOptions) (digest.Digest, error)
 
-// defaultLayout is the layout of an image in the directory layout_dir.
+// defaultLayout is the layout of an image below layout_dir.
 func defaultLayout(cfg *settingsFlags, image oci.Reference) (oci.Reference, error) {
 	settings, err := cfg.load()
 	if err != nil {
@@ -133,7 +134,7 @@ func parseReferences(texts []string) ([]oci.Reference, error) {
 	return refs, nil
 }
 
-// pullFlags are those of pull.
+// pullFlags are the flags of pull.
 type pullFlags struct {
 	registryFlags
 	progressFlags
@@ -146,13 +147,13 @@ func pullCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "pull",
 		Category:  registryCategory,
-		Usage:     "get an image ready for jobs: unpacked, verified and in the store",
+		Usage:     "pull, verify and unpack an image, so that jobs start faster",
 		ArgsUsage: "IMAGE",
-		Description: "IMAGE is what a job would name, or oci:PATH[:TAG], an OCI layout on this machine.\n" +
-			"Prints the digest. The first job to need an image pulls it, too.",
+		Description: describe(imageArgument+"Prints the digest. Without this command the first job that needs the image pulls it.",
+			"pull registry.example.com/vms/debian:12"),
 		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
 			&cli.StringFlag{Name: "policy", Usage: "when to ask the registry: always, if-not-present or never (`POLICY`)", Value: string(oci.PullAlways), Destination: &f.policy},
-			&cli.StringFlag{Name: "arch", Usage: "choose from an index what is for `ARCH`, such as arm64 (default: this machine's)", Destination: &f.arch},
+			&cli.StringFlag{Name: "arch", Usage: "select the image for `ARCH`, such as arm64, from an index (default: this host's)", Destination: &f.arch},
 		),
 		Before: logWarnings(stderr),
 		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {

@@ -22,44 +22,43 @@ import (
 	"gitlab-sardine-executor/vm/kvm"
 )
 
-// doctorTimeout bounds each question that doctor asks.
+// doctorTimeout bounds each check.
 const doctorTimeout = 20 * time.Second
 
 // lowSpace is the free space, in bytes, below which doctor warns.
 const lowSpace = 10 << 30
 
-// A Finding is what [Doctor] says about one part of the host.
+// A Finding is the result of one check of [Doctor].
 type Finding struct {
 	// Part of the host: "libvirt", "KVM".
 	Part string
-	// Level is how bad it is.
+	// Level is the severity.
 	Level Level
-	// Text says what was found and, unless it is good, what to do.
+	// Text says what was found and, unless the level is OK, what to do.
 	Text string
 }
 
-// A Level says how bad a finding is.
+// A Level is the severity of a finding.
 type Level int
 
 const (
-	// Good: nothing to do.
-	Good Level = iota
-	// Worse: jobs run, but slower or less protected than they could.
-	Worse
-	// Broken: no job can run.
-	Broken
+	// OK: nothing to do.
+	OK Level = iota
+	// Warning: jobs run, but slower or less protected than they could.
+	Warning
+	// Error: no job can run.
+	Error
 )
 
-func (l Level) String() string { return [...]string{"ok", "warning", "broken"}[l] }
+func (l Level) String() string { return [...]string{"ok", "warning", "error"}[l] }
 
-// Doctor looks at everything on this host that a job needs, in the order in which
-// a job needs it.
+// Doctor checks what a job needs on this host, in the order in which a job needs it.
 func Doctor(ctx context.Context, s *config.Settings) []Finding {
 	d := &doctor{settings: s}
 	d.settingsFile()
 	dirs, err := s.Dirs()
 	if err != nil {
-		d.say("storage", Broken, "%v", err)
+		d.add("storage", Error, "%v", err)
 		return d.findings
 	}
 	d.storage(dirs)
@@ -76,66 +75,66 @@ type doctor struct {
 	findings []Finding
 }
 
-func (d *doctor) say(part string, level Level, format string, args ...any) {
+func (d *doctor) add(part string, level Level, format string, args ...any) {
 	d.findings = append(d.findings, Finding{part, level, joblog.OneLine(fmt.Sprintf(format, args...))})
 }
 
 func (d *doctor) settingsFile() {
 	if d.settings.Path == "" {
-		d.say("settings", Good, "no file, every setting has its default")
+		d.add("settings", OK, "no file; every setting has its default")
 		return
 	}
-	d.say("settings", Good, "%s", d.settings.Path)
+	d.add("settings", OK, "%s", d.settings.Path)
 	for _, alias := range d.settings.Aliases() {
-		d.say("settings", Worse, "%s is an old name: write %s", alias.Old, alias.New)
+		d.add("settings", Warning, "%s is an old name; rename it to %s", alias.Old, alias.New)
 	}
 	info, err := os.Stat(d.settings.Path)
 	if err == nil && info.Mode().Perm()&0o044 != 0 && len(d.settings.Passwords()) > 0 {
-		d.say("settings", Worse, "other users of this host can read the passwords in %s (chmod 600)", d.settings.Path)
+		d.add("settings", Warning, "other users of this host can read the passwords in %s (chmod 600)", d.settings.Path)
 	}
 }
 
-// storage looks whether there is room, and whether this user may use it.
+// storage checks free space and permissions.
 func (d *doctor) storage(dirs config.Dirs) {
 	if _, err := oci.OpenStore(dirs.Store); err != nil {
-		d.say("storage", Broken, "%v", err)
+		d.add("storage", Error, "%v", err)
 		return
 	}
 	for _, dir := range []string{dirs.Store, filepath.Dir(dirs.Overlays)} {
 		var fs unix.Statfs_t
 		if err := unix.Access(dir, unix.W_OK); err != nil {
-			d.say("storage", Broken, "this user may not write to %s: %v", dir, err)
+			d.add("storage", Error, "this user cannot write to %s: %v", dir, err)
 			return
 		}
 		if err := unix.Statfs(dir, &fs); err != nil {
-			d.say("storage", Worse, "no telling how much room there is in %s: %v", dir, err)
+			d.add("storage", Warning, "cannot find out the free space in %s: %v", dir, err)
 			return
 		}
 		free := fs.Bavail * uint64(fs.Bsize)
-		level, advice := Good, ""
+		level, advice := OK, ""
 		if free < lowSpace {
-			level, advice = Worse, ": little, for images and what jobs write (prune removes images)"
+			level, advice = Warning, ": too little for images and overlays (prune removes images)"
 		}
-		d.say("storage", level, "%s free in %s%s", units.BytesSize(float64(free)), dir, advice)
+		d.add("storage", level, "%s free in %s%s", units.BytesSize(float64(free)), dir, advice)
 		if dirs.Store == filepath.Dir(dirs.Overlays) {
 			return
 		}
 	}
 }
 
-// written looks whether this user can write the file of a setting; replaced says that
-// it is replaced by another each time, and so wants a directory to write to. No file
-// is made: it would be this user's, who may not be the runner's.
+// written checks whether this user can write the file of a setting. replaced says that
+// each write replaces the file, which needs a writable directory. It does not create
+// the file: the owner might not be the user that runs GitLab Runner.
 func (d *doctor) written(setting, path string, replaced bool) {
 	if path == "" {
 		return
 	}
-	// A directory with a slash: the kernel takes nothing else for it.
+	// With a slash at the end the kernel accepts only a directory.
 	directory := filepath.Dir(path) + "/"
 	needs := map[string]uint32{}
 	switch info, err := os.Stat(path); {
 	case err == nil && info.IsDir():
-		d.say(setting, Worse, "jobs run, but nothing is written to %s: it is a directory", path)
+		d.add(setting, Warning, "jobs run, but nothing is written to %s: it is a directory", path)
 		return
 	case err == nil && !replaced:
 		needs[path] = unix.W_OK
@@ -147,15 +146,15 @@ func (d *doctor) written(setting, path string, replaced bool) {
 	}
 	for where, mode := range needs {
 		if err := unix.Access(where, mode); err != nil {
-			d.say(setting, Worse, "jobs run, but nothing is written to %s: this user may not write to %s (%v)", path, where, err)
+			d.add(setting, Warning, "jobs run, but nothing is written to %s: this user cannot write to %s (%v)", path, where, err)
 			return
 		}
 	}
-	d.say(setting, Good, "%s", path)
+	d.add(setting, OK, "%s", path)
 }
 
-// snapshots looks whether machines can start from snapshots where the settings want
-// that; system says that libvirt is the system's.
+// snapshots checks whether machines can start from snapshots where the settings want
+// that; system says that it is qemu:///system.
 func (d *doctor) snapshots(system bool) {
 	wanted, needs := false, []string(nil)
 	for match, r := range d.settings.All() {
@@ -168,20 +167,20 @@ func (d *doctor) snapshots(system bool) {
 			of = " of " + match
 		}
 		if r.Network != vm.UserNetwork {
-			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs network = %q, and theirs is %q", of, vm.UserNetwork, r.Network))
+			needs = append(needs, fmt.Sprintf("machines%s boot: memory_snapshot needs network = %q, and theirs is %q", of, vm.UserNetwork, r.Network))
 		}
 		if r.Cache != config.CacheNone {
-			needs = append(needs, fmt.Sprintf("machines%s boot, for it needs cache = %q, and theirs is %q", of, config.CacheNone, r.Cache))
+			needs = append(needs, fmt.Sprintf("machines%s boot: memory_snapshot needs cache = %q, and theirs is %q", of, config.CacheNone, r.Cache))
 		}
 	}
 	if wanted && system && os.Geteuid() != 0 {
-		needs = append(needs, "machines boot, for only root may read what the system's libvirt saves, and this user is not root")
+		needs = append(needs, "machines boot: only root can read the files that qemu:///system saves")
 	}
 	for _, text := range needs {
-		d.say("memory_snapshot", Worse, "%s", text)
+		d.add("memory_snapshot", Warning, "%s", text)
 	}
 	if wanted && len(needs) == 0 {
-		d.say("memory_snapshot", Good, "machines start from others that have booted, if image and domain allow it")
+		d.add("memory_snapshot", OK, "machines start from snapshots, if image and domain allow it")
 	}
 }
 
@@ -190,49 +189,49 @@ func (d *doctor) programs() {
 		name, text string
 		missing    Level
 	}{
-		{"qemu-img", "makes the overlays of machines (Debian: qemu-utils)", Broken},
-		{"passt", "connects guests of network user; without it QEMU's own lets them reach this host's loopback (Debian: passt)", Worse},
-		{"gitlab-runner", "is copied into guests that have none, for artifacts and cache", Worse},
+		{"qemu-img", "creates the overlays of machines (Debian: qemu-utils)", Error},
+		{"passt", "connects guests with network = \"user\"; without it QEMU's slirp lets them reach this host's loopback (Debian: passt)", Warning},
+		{"gitlab-runner", "is copied into guests that lack it, for artifacts and cache", Warning},
 	} {
 		if path, err := exec.LookPath(program.name); err == nil {
-			d.say(program.name, Good, "%s", path)
+			d.add(program.name, OK, "%s", path)
 		} else {
-			d.say(program.name, program.missing, "not found; it %s", program.text)
+			d.add(program.name, program.missing, "not found; it %s", program.text)
 		}
 	}
 }
 
-// libvirt connects and looks at the network.
+// libvirt checks the connection and the network.
 func (d *doctor) libvirt(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
 	defer cancel()
 	host, err := executor.OpenHost(ctx, d.settings)
 	if err != nil {
-		d.say("libvirt", Broken, "%v", err)
+		d.add("libvirt", Error, "%v", err)
 		return
 	}
 	defer host.Close()
 	size, err := host.Size(ctx)
 	if err != nil {
-		d.say("libvirt", Broken, "%v", err)
+		d.add("libvirt", Error, "%v", err)
 		return
 	}
-	d.say("libvirt", Good, "%s: %d CPUs, %s of memory", host.URI(), size.CPUs, units.BytesSize(float64(size.Memory)))
+	d.add("libvirt", OK, "%s: %d CPUs, %s of memory", host.URI(), size.CPUs, units.BytesSize(float64(size.Memory)))
 	d.caches(host)
 	d.snapshots(host.System())
 	network := d.settings.For("").Network
 	if network == vm.UserNetwork {
-		d.say("network", Good, "user: a private one for each guest")
+		d.add("network", OK, "user: a private network for each guest")
 		return
 	}
 	if err := host.CheckNetwork(ctx, network); err != nil {
-		d.say("network", Broken, "%v", err)
+		d.add("network", Error, "%v", err)
 		return
 	}
-	d.say("network", Good, "%s, of libvirt", network)
+	d.add("network", OK, "libvirt network %s", network)
 }
 
-// caches looks whether machines here can have the caches that the settings want.
+// caches checks whether machines can have the caches that the settings want.
 func (d *doctor) caches(host *vm.Host) {
 	everywhere, somewhere := false, false
 	for match, r := range d.settings.All() {
@@ -246,11 +245,11 @@ func (d *doctor) caches(host *vm.Host) {
 	err := cache.CheckShares(host.Host)
 	switch {
 	case err == nil:
-		d.say("cache", Good, "share: by virtiofs")
+		d.add("cache", OK, "share: virtiofs works")
 	case everywhere:
-		d.say("cache", Broken, "%v", err)
+		d.add("cache", Error, "%v", err)
 	default:
-		d.say("cache", Worse, "images that want a share cannot be used: %v", err)
+		d.add("cache", Warning, "images with cache = \"share\" cannot run: %v", err)
 	}
 }
 
@@ -260,12 +259,12 @@ func (d *doctor) kvm(ctx context.Context, dirs config.Dirs) {
 	err := kvm.Probe(ctx, dirs.Jobs)
 	switch {
 	case err == nil:
-		d.say("KVM", Good, "a boot sector ran on it")
+		d.add("KVM", OK, "a boot sector ran on it")
 	case errors.Is(err, os.ErrNotExist):
-		d.say("KVM", Worse, "this host has none (/dev/kvm): machines are emulated, many times slower")
+		d.add("KVM", Warning, "this host has no /dev/kvm: machines are emulated, many times slower")
 	case errors.Is(err, os.ErrPermission):
-		d.say("KVM", Worse, "this user may not use /dev/kvm (usermod -aG kvm USER): machines are emulated, many times slower")
+		d.add("KVM", Warning, "this user cannot open /dev/kvm (usermod -aG kvm USER): machines are emulated, many times slower")
 	default:
-		d.say("KVM", Worse, "%v: machines are emulated, many times slower", err)
+		d.add("KVM", Warning, "%v: machines are emulated, many times slower", err)
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 )
 
-// findings are what doctor says about a part, a line each.
+// findings are the findings about a part, a line each.
 func findings(t *testing.T, part, settings string, look func(*doctor)) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.toml")
@@ -31,8 +31,8 @@ func findings(t *testing.T, part, settings string, look func(*doctor)) string {
 	return text.String()
 }
 
-// A file that nobody can write fails no job, so that only doctor tells of it.
-func TestDoctorLooksAtWrittenFiles(t *testing.T) {
+// A file that cannot be written fails no job: doctor has to report it.
+func TestDoctorWrittenFiles(t *testing.T) {
 	dir := t.TempDir()
 	there := filepath.Join(dir, "there")
 	if err := os.WriteFile(there, nil, 0o600); err != nil {
@@ -53,25 +53,32 @@ func TestDoctorLooksAtWrittenFiles(t *testing.T) {
 		}
 	}
 	if _, err := os.Stat(filepath.Join(dir, "not-yet")); err == nil {
-		t.Error("doctor has made a file, which is its user's now")
+		t.Error("doctor has created the file")
 	}
 	if got := findings(t, "log_file", "", func(d *doctor) { d.written("log_file", "", false) }); got != "" {
 		t.Errorf("without the setting: %q", got)
 	}
 }
 
-func TestDoctorLooksAtSnapshots(t *testing.T) {
+func TestDoctorSnapshots(t *testing.T) {
 	for _, test := range []struct{ settings, want string }{
 		{"", ""},
 		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\n", "ok: machines start"},
-		{"[defaults]\nmemory_snapshot = true\nnetwork = \"default\"\n", "warning: machines boot, for it needs network = \"user\""},
-		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\ncache = \"disk\"\n", "warning: machines boot, for it needs cache"},
+		{"[defaults]\nmemory_snapshot = true\nnetwork = \"default\"\n", "warning: machines boot: memory_snapshot needs network = \"user\""},
+		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\ncache = \"disk\"\n", "warning: machines boot: memory_snapshot needs cache"},
 		{"[defaults]\nnetwork = \"user\"\n[[image]]\nmatch = \"a/*\"\nmemory_snapshot = true\n", "ok: machines start"},
-		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\n[[image]]\nmatch = \"a/*\"\nnetwork = \"lan\"\n", "warning: machines of a/* boot, for it needs network"},
+		{"[defaults]\nmemory_snapshot = true\nnetwork = \"user\"\n[[image]]\nmatch = \"a/*\"\nnetwork = \"lan\"\n", "warning: machines of a/* boot: memory_snapshot needs network"},
 	} {
 		got := findings(t, "memory_snapshot", test.settings, func(d *doctor) { d.snapshots(false) })
 		if !strings.HasPrefix(got, test.want) || test.want == "" && got != "" || strings.Count(got, "\n") > 1 {
 			t.Errorf("settings\n%s\nwant %q, got %q", test.settings, test.want, got)
 		}
+	}
+}
+
+func TestDoctorAliases(t *testing.T) {
+	got := findings(t, "settings", "[defaults]\nvmdir = '/images'\n", (*doctor).settingsFile)
+	if want := "warning: vmdir is an old name; rename it to image_dir\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("got %q, want …%q", got, want)
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"gitlab-sardine-executor/vm"
 )
 
-// ExportVM packs a virtual machine that is shut down as an image, and puts it into
-// the layout to. o says how; disks, domain XML and architecture are the machine's.
-// The error is [vm.ErrRunning] if it runs.
+// ExportVM exports a domain that is shut off as an image into the layout to. Disks,
+// domain XML and architecture in o are replaced by the domain's. The error is
+// [vm.ErrRunning] if it is running.
 func ExportVM(ctx context.Context, settings *config.Settings, name string, to oci.Reference, o oci.ExportOptions) (digest.Digest, error) {
 	host, err := executor.OpenHost(ctx, settings)
 	if err != nil {
@@ -33,9 +33,9 @@ func ExportVM(ctx context.Context, settings *config.Settings, name string, to oc
 	if err != nil {
 		return "", err
 	}
-	// Nothing keeps others from starting it while its disks are read.
+	// Somebody may have started it while its disks were read.
 	if _, err := sealVM(ctx, host, name); err != nil {
-		return "", fmt.Errorf("export %s: it changed while it was packed, and the image may be damaged: %w", name, err)
+		return "", fmt.Errorf("export %s: it changed during the export, and the image may be damaged: %w", name, err)
 	}
 	return d, nil
 }

@@ -12,16 +12,15 @@ import (
 	"gitlab-sardine-executor/vm/record"
 )
 
-// An ImageUse is an image in the store, and who uses it.
+// An ImageUse is an image in the store and the domains that use it.
 type ImageUse struct {
 	oci.StoredImage
-	// Domains that stand on the image: machines of jobs, and bases that were
-	// imported.
+	// Domains whose disks are on top of the image: machines of jobs and imported ones.
 	Domains []string
 }
 
-// ListImages lists the images in the store, in the order of their digests. An
-// error together with a list says that libvirt could not be asked who uses them.
+// ListImages lists the images in the store, sorted by digest. An error together with a
+// list means that libvirt did not answer, and Domains are not known.
 func ListImages(ctx context.Context, settings *config.Settings) ([]ImageUse, error) {
 	store, err := storeOf(settings)
 	if err != nil {
@@ -39,7 +38,7 @@ func ListImages(ctx context.Context, settings *config.Settings) ([]ImageUse, err
 	return images, unknown
 }
 
-// domainsByImage are the names of the domains that stand on each image.
+// domainsByImage returns the names of the domains on top of each image.
 func domainsByImage(ctx context.Context, settings *config.Settings) (map[digest.Digest][]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, executor.LibvirtTimeout)
 	defer cancel()

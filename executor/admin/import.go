@@ -13,36 +13,35 @@ import (
 	"gitlab-sardine-executor/vm"
 )
 
-// basesDir is where the disks of imported virtual machines lie, in the store.
-const basesDir = "vms"
+// importDir, in the store, holds the disks of imported virtual machines.
+const importDir = "vms"
 
-// ImportOptions say what [Import] defines.
+// ImportOptions configure [Import].
 type ImportOptions struct {
 	Settings *config.Settings
 	// Image as a job would name it, or a layout.
 	Image string
-	// Name of the domain; empty means the digest of the image, with a dash in place
-	// of the colon.
+	// Name of the domain; the default is the digest of the image, with a dash for
+	// the colon.
 	Name string
-	// Dir is the directory to make for the machine's disks; empty means one of that
-	// name in the store.
+	// Dir is the directory to create for the disks; the default is one of that name
+	// in the store.
 	Dir  string
 	Pull oci.PullOptions
 }
 
-// An Imported is a virtual machine that was made of an image.
+// An Imported is a virtual machine that [Import] defined.
 type Imported struct {
 	Name string
-	// Dir holds its disks: overlays, that the image in the store stays what it is.
+	// Dir holds its disks, which are overlays on the image in the store.
 	Dir   string
 	Image *oci.Image
-	// Dropped is what the image's domain asked for and did not get.
+	// Dropped lists the elements of the image's domain XML that were dropped.
 	Dropped []string
 }
 
-// Import pulls an image and defines a virtual machine on it: a base to be cloned,
-// or to be started, changed and exported again. If it fails, nothing of the machine
-// is left; the image stays in the store.
+// Import pulls an image and defines a virtual machine with it, to clone, or to start,
+// change and export. If it fails, it removes the machine; the image stays in the store.
 func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 	settings := o.Settings.For(o.Image)
 	ref, err := oci.ParseReference(settings.Image)
@@ -58,7 +57,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// libvirt first: it is the quicker to say that it is not there.
+	// libvirt first: it answers faster than a registry.
 	host, err := executor.OpenHost(ctx, o.Settings)
 	if err != nil {
 		return nil, err
@@ -68,14 +67,14 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Held until the domain says that it stands on the image.
+	// Hold the image until the domain records that it uses it.
 	defer func() { err = errors.Join(err, image.Close()) }()
 	imported := &Imported{Name: o.Name, Dir: o.Dir, Image: image}
 	if imported.Name == "" {
 		imported.Name = strings.ReplaceAll(image.Digest.String(), ":", "-")
 	}
 	if imported.Dir == "" {
-		imported.Dir = filepath.Join(store.Root(), basesDir, imported.Name)
+		imported.Dir = filepath.Join(store.Root(), importDir, imported.Name)
 	}
 	imported.Dropped, err = vm.Define(ctx, host, baseOf(imported, ref, settings))
 	if err != nil {
@@ -84,8 +83,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 	return imported, nil
 }
 
-// baseOf is where an image becomes a base: of the domain that a job's machine would
-// be made of.
+// baseOf builds the domain to define from the same source as a job's machine.
 func baseOf(imported *Imported, ref oci.Reference, settings config.Resolved) vm.BaseSpec {
 	spec := executor.SpecFor(imported.Image, executor.FetchAndCloneOptions{Settings: settings})
 	return vm.BaseSpec{
@@ -104,7 +102,7 @@ func baseOf(imported *Imported, ref oci.Reference, settings config.Resolved) vm.
 	}
 }
 
-// checkName finds names that could not be a directory.
+// checkName refuses names that cannot be a directory.
 func checkName(name string) error {
 	if name == "." || name == ".." || strings.ContainsAny(name, "/\x00\n") {
 		return fmt.Errorf("%q cannot be the name of a virtual machine", name)

@@ -8,8 +8,8 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// What a section says of the domain reaches the machines of its images, and the
-// bases that are imported, and no others.
+// The settings of a section apply to the machines of its images, and to imported ones,
+// and to no others.
 func TestDomainOfASection(t *testing.T) {
 	settings, err := config.Parse([]byte(`
 [defaults]

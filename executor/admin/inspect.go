@@ -19,24 +19,24 @@ import (
 	"gitlab-sardine-executor/vm/seed"
 )
 
-// An ImageReport is what there is to know of an image before a job uses it.
+// An ImageReport describes an image and what a job would do with it.
 type ImageReport struct {
 	*oci.Inspection
-	// Stored is nil if the store does not hold the image.
+	// Stored is nil if the image is not in the store.
 	Stored *StoredReport `json:"stored,omitempty"`
-	// Prepare says in sentences what the prepare stage would do with it.
+	// Prepare lists what the prepare stage would do; the verbs come first.
 	Prepare []string `json:"prepare"`
 }
 
-// A StoredReport is what the store knows of an image that it holds.
+// A StoredReport describes an image in the store.
 type StoredReport struct {
 	Dir      string     `json:"dir"`
 	LastUsed time.Time  `json:"lastUsed"`
 	Disks    []oci.Disk `json:"disks"`
 }
 
-// InspectImage asks the registry, or a layout, about an image that a job could
-// name, and looks what the settings and the store add to that.
+// InspectImage describes an image as a job would name it: from its registry or layout,
+// the settings and the store.
 func InspectImage(ctx context.Context, settings *config.Settings, image string, o oci.InspectOptions) (*ImageReport, error) {
 	resolved := settings.For(image)
 	ref, err := oci.ParseReference(resolved.Image)
@@ -71,16 +71,16 @@ func InspectImage(ctx context.Context, settings *config.Settings, image string, 
 	return report, nil
 }
 
-// admission says whether a job gets the image at all.
+// admission says whether jobs may use the image.
 func (r *ImageReport) admission(settings *config.Settings, image string, resolved config.Resolved) []string {
 	if resolved.Image != image {
-		return []string{fmt.Sprintf("use %s: the settings put it in place of %s", resolved.Image, image)}
+		return []string{fmt.Sprintf("use %s: the settings replace %s", resolved.Image, image)}
 	}
 	if !settings.Allowed(image) {
 		return []string{fmt.Sprintf("refuse the image: no pattern in allowed_images (%q) allows it", settings.Defaults.AllowedImages)}
 	}
 	if strings.HasPrefix(image, "oci:") && !settings.AllowsLayout(image) {
-		return []string{"refuse the image to jobs (try and pull may use it): it is a directory of this host, and no pattern in allowed_images that starts with oci: allows it"}
+		return []string{"refuse the image (try and pull accept it): it is a directory of this host, and no pattern in allowed_images that starts with oci: allows it"}
 	}
 	return nil
 }
@@ -90,7 +90,7 @@ func (r *ImageReport) pull(resolved config.Resolved) []string {
 		return []string{fmt.Sprintf("use the copy in the store, without a pull (pull_policy: %q)", resolved.PullPolicies)}
 	}
 	if !slices.ContainsFunc(resolved.PullPolicies, func(p oci.PullPolicy) bool { return p != oci.PullNever }) {
-		return []string{"fail: the store does not hold the image, and pull_policy forbids a pull"}
+		return []string{"fail: the image is not in the store, and pull_policy forbids a pull"}
 	}
 	layers := 0
 	for _, d := range r.Disks {
@@ -99,21 +99,21 @@ func (r *ImageReport) pull(resolved config.Resolved) []string {
 	return []string{fmt.Sprintf("pull up to %s (disks: %d, layers: %d)", units.BytesSize(float64(r.Size)), len(r.Disks), layers)}
 }
 
-// machine says what becomes of the domain that the image brings.
+// machine says what happens to the image's domain XML.
 func (r *ImageReport) machine(stored *oci.Image, resolved config.Resolved) []string {
 	switch {
 	case resolved.Domain != "":
-		return []string{"start a machine made of the template " + resolved.Domain + " (setting domain)"}
+		return []string{"start a machine from the template " + resolved.Domain + " (setting domain)"}
 	case r.DomainXML == nil:
-		return []string{"start the default machine: the image brings no domain XML"}
+		return []string{"start the default machine: the image has no domain XML"}
 	case stored == nil:
-		return []string{"start a machine made of the image's domain XML; what of it is kept can be told when the image is in the store (pull)"}
+		return []string{"start a machine from the image's domain XML; pull the image to see which elements are dropped"}
 	}
 	_, dropped, err := preview(stored, resolved)
 	if err != nil {
 		return []string{"refuse the image: " + err.Error()}
 	}
-	lines := []string{"start a machine made of the image's domain XML"}
+	lines := []string{"start a machine from the image's domain XML"}
 	for _, path := range dropped {
 		lines = append(lines, "drop "+path)
 	}
@@ -135,19 +135,19 @@ func (r *ImageReport) login(resolved config.Resolved) []string {
 	user := login.User
 	switch {
 	case means == nil:
-		return []string{fmt.Sprintf("log in as %s with a key of the job, of which cloud-init or systemd in the guest is told, at port %d",
+		return []string{fmt.Sprintf("log in as %s with a key of the job, which cloud-init or systemd installs in the guest, at port %d",
 			cmp.Or(user, seed.DefaultUser), r.Guest.SSHPort())}
 	case user == "":
-		return []string{"find nobody who says which user runs the job: neither the image nor the settings (username)"}
+		return []string{"fail: neither the image nor the settings (username) name the user of the guest"}
 	}
 	return []string{fmt.Sprintf("log in as %s with %s, at port %d", user, strings.Join(means, ", "), r.Guest.SSHPort())}
 }
 
-// previewName is the name of a machine that nobody starts.
+// previewName is the name of the machine in a preview.
 const previewName = "sardine-00000000-0"
 
-// PreviewDomain is the domain XML of the machine that a job with image would get,
-// and what is dropped from the image's. The store must hold the image.
+// PreviewDomain returns the domain XML of the machine for a job with image, and the
+// elements of the image's domain XML that it drops. The image must be in the store.
 func PreviewDomain(settings *config.Settings, image string) (doc string, dropped []string, err error) {
 	resolved := settings.For(image)
 	ref, err := oci.ParseReference(resolved.Image)

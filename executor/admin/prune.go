@@ -18,22 +18,21 @@ import (
 	"gitlab-sardine-executor/vm/cache"
 )
 
-// PruneOptions say what [PruneImages] removes.
+// PruneOptions select what [PruneImages] and [PruneCaches] remove.
 type PruneOptions struct {
-	// OlderThan spares images that were used within that time.
+	// OlderThan keeps what was used within that time.
 	OlderThan time.Duration
-	// KeepStorage stops the removal as soon as the store takes no more than so many
-	// bytes; [oci.KeepNothing] does not.
+	// KeepStorage stops the removal when the store is that small, in bytes;
+	// [oci.KeepNothing] does not.
 	KeepStorage int64
 	// DryRun removes nothing.
 	DryRun bool
-	// Now is compared with the times of last use.
+	// Now is the time to compare with.
 	Now time.Time
 }
 
-// PruneImages removes images that nothing stands on, those first that were not
-// used for the longest time, and returns them. Their snapshots go with them. Where
-// libvirt cannot be asked, nothing is removed.
+// PruneImages removes images that no domain uses, least recently used first, with their
+// snapshots, and returns them. If libvirt does not answer, it removes nothing.
 func PruneImages(ctx context.Context, settings *config.Settings, o PruneOptions) ([]oci.StoredImage, error) {
 	store, err := storeOf(settings)
 	if err != nil {
@@ -55,7 +54,7 @@ func PruneImages(ctx context.Context, settings *config.Settings, o PruneOptions)
 	return removed, err
 }
 
-// pruneSnapshots removes the snapshots of images that are not in the store any more.
+// pruneSnapshots removes the snapshots of images that are no longer in the store.
 func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.Store) error {
 	dirs, err := settings.Dirs()
 	if err != nil {
@@ -85,8 +84,8 @@ func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.S
 	return errors.Join(failed...)
 }
 
-// PruneCaches removes caches that no machine has and that were not used within
-// o.OlderThan, and returns them. Where libvirt cannot be asked, nothing is removed.
+// PruneCaches removes caches that no machine uses and that were not used within
+// o.OlderThan, and returns them. If libvirt does not answer, it removes nothing.
 func PruneCaches(ctx context.Context, settings *config.Settings, o PruneOptions) ([]cache.Stored, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {

@@ -13,9 +13,8 @@ import (
 	"gitlab-sardine-executor/vm/record"
 )
 
-// SSH logs a person in to the machine of a job: its number, if only one
-// GitLab server has a job of that number here, or the machine's name. It returns
-// the exit status of the person's shell.
+// SSH opens a shell in the machine of a job and returns its exit status. job is the
+// name of the machine, or the number of the job if that is unique on this host.
 func SSH(ctx context.Context, s *config.Settings, job string, stdin *os.File, stdout, stderr io.Writer) (int, error) {
 	dirs, err := s.Dirs()
 	if err != nil {
@@ -38,7 +37,7 @@ func SSH(ctx context.Context, s *config.Settings, job string, stdin *os.File, st
 	return guest.Shell(ctx, stdin, stdout, stderr)
 }
 
-// findMachine is the name of the machine that a person means.
+// findMachine returns the name of the machine.
 func findMachine(ctx context.Context, host *vm.Host, job string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, executor.LibvirtTimeout)
 	defer cancel()
@@ -54,9 +53,9 @@ func findMachine(ctx context.Context, host *vm.Host, job string) (string, error)
 	}
 	switch len(found) {
 	case 0:
-		return "", fmt.Errorf("no machine of job %s runs here (is it over? keep_on_failure keeps machines of failed jobs)", job)
+		return "", fmt.Errorf("no machine of job %s is running on this host (keep_on_failure keeps the machines of failed jobs)", job)
 	case 1:
 		return found[0], nil
 	}
-	return "", fmt.Errorf("job %s is several: %s", job, strings.Join(found, ", "))
+	return "", fmt.Errorf("more than one machine has a job %s; name one of them: %s", job, strings.Join(found, ", "))
 }

@@ -18,22 +18,22 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 )
 
-// TryOptions say what [Try] runs.
+// TryOptions configure [Try].
 type TryOptions struct {
 	Version  string
 	Settings *config.Settings
 	Image    string
-	// Command and its arguments; none means to say which system runs there.
+	// Command with its arguments; the default prints the system of the guest.
 	Command []string
-	// Stdout and Stderr get the command's output, Log what try itself says.
+	// Stdout and Stderr get the output of the command, Log that of the stages.
 	Stdout, Stderr io.Writer
 	Log            *joblog.Log
 	Admin          *slog.Logger
 }
 
-// Try runs one job through all four stages on this machine, as GitLab Runner
-// would, and says how long each took. cleanup runs whatever happens. The error
-// is a [executor.ScriptError] if only the command failed.
+// Try runs one job through all four stages on this host, as GitLab Runner does, and
+// logs how long each took. cleanup always runs. The error is an [executor.ScriptError]
+// if only the command failed.
 func Try(ctx context.Context, o TryOptions) (err error) {
 	host, _ := os.Hostname()
 	d := &executor.Driver{
@@ -61,7 +61,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 		return err
 	}
 	defer func() {
-		// Also after Ctrl-C: the machine must not stay.
+		// Also after Ctrl-C, which must not leave the machine.
 		cleanup := tryStage(o.Log, "cleanup", func() error { return d.Cleanup(context.WithoutCancel(ctx)) })
 		err = errors.Join(err, cleanup)
 	}()
@@ -81,7 +81,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 	return nil
 }
 
-// tryStage runs a stage between two lines that name it.
+// tryStage runs a stage and logs its start, end and duration.
 func tryStage(log *joblog.Log, name string, run func() error) error {
 	log.Say("==> %s", name)
 	began := time.Now()

@@ -13,8 +13,8 @@ import (
 
 const hostileText = "a\x1b[31m\nStore: b\u009b2J\u202ec"
 
-// TestVisible: no text of an image commands the terminal of whoever inspects it.
-func TestVisible(t *testing.T) {
+// No text of an image sends control characters to the terminal.
+func TestEscapeControl(t *testing.T) {
 	report := &admin.ImageReport{Inspection: &oci.Inspection{}}
 	report.Reference, report.Format, report.OS, report.Architecture = hostileText, hostileText, hostileText, hostileText
 	report.Evidence, report.Prepare = []string{hostileText}, []string{hostileText}
@@ -26,10 +26,10 @@ func TestVisible(t *testing.T) {
 		t.Fatal(err)
 	}
 	if status := run([]string{"gitlab-sardine-executor", "inspect", "oci:" + filepath.Join(t.TempDir(), "\x1b[31mnone")}, &out, &stderr); status == 0 {
-		t.Error("inspected what is not there")
+		t.Error("inspect found an image that does not exist")
 	}
 	if !strings.Contains(stderr.String(), `\x1b[31mnone`) {
-		t.Errorf("the error does not say what was asked for: %q", stderr.String())
+		t.Errorf("the error does not name the image: %q", stderr.String())
 	}
 	for _, text := range []string{out.String(), stderr.String()} {
 		if i := strings.IndexFunc(text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
@@ -39,7 +39,7 @@ func TestVisible(t *testing.T) {
 	if n := strings.Count(out.String(), "\nStore:"); n != 1 {
 		t.Errorf("%d lines about the store:\n%s", n, out.String())
 	}
-	if plain := "Größe: 3, „quoted“"; visible(plain) != plain {
-		t.Errorf("%q became %q", plain, visible(plain))
+	if plain := "Größe: 3, „quoted“"; escapeControl(plain) != plain {
+		t.Errorf("%q became %q", plain, escapeControl(plain))
 	}
 }

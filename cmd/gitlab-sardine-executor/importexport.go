@@ -17,7 +17,7 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// importFlags say what import defines.
+// importFlags are the flags of import.
 type importFlags struct {
 	registryFlags
 	progressFlags
@@ -31,14 +31,14 @@ func importCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "import",
 		Category:  imageCategory,
-		Usage:     "define a virtual machine made of an image in libvirt",
+		Usage:     "define a virtual machine in libvirt from an image",
 		ArgsUsage: "IMAGE",
-		Description: "IMAGE is what a job would name, or oci:PATH[:TAG], an OCI layout on this machine.\n" +
-			"The machine is a base to clone, or to start, change and export. Its disks are overlays: the image stays what it is.\n" +
-			"Prints the machine's name.",
+		Description: describe(imageArgument+"Clone the machine, or start it, change it and export it. Its disks are overlays: the image does not change.\n"+
+			"Prints the name of the machine.",
+			"import registry.example.com/vms/debian:12 --name debian"),
 		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
-			&cli.StringFlag{Name: "name", Usage: "call the machine `NAME` (default: the image's digest)", Destination: &f.name},
-			&cli.StringFlag{Name: "dir", Usage: "make the directory `DIR` for its disks (default: one of that name in the storage)", Destination: &f.dir},
+			&cli.StringFlag{Name: "name", Usage: "name the machine `NAME` (default: the digest of the image)", Destination: &f.name},
+			&cli.StringFlag{Name: "dir", Usage: "create the directory `DIR` for its disks (default: a directory of that name below image_dir)", Destination: &f.dir},
 			&cli.StringFlag{Name: "policy", Usage: "when to ask the registry: always, if-not-present or never (`POLICY`)", Value: string(oci.PullAlways), Destination: &f.policy},
 		),
 		Before: logWarnings(stderr),
@@ -74,13 +74,13 @@ func importImage(ctx context.Context, cfg *settingsFlags, f *importFlags, image 
 		return err
 	}
 	for _, path := range imported.Dropped {
-		fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", visible(path))
+		fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", escapeControl(path))
 	}
 	_, err = fmt.Fprintln(stdout, imported.Name)
 	return err
 }
 
-// exportFlags say what export packs, and how.
+// exportFlags are the flags of export.
 type exportFlags struct {
 	progressFlags
 	disks     cli.StringSlice
@@ -94,15 +94,16 @@ func exportCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "export",
 		Category:  imageCategory,
-		Usage:     "pack a virtual machine, or disks, as an image in an OCI layout",
+		Usage:     "pack a virtual machine, or disks, into an image in an OCI layout",
 		ArgsUsage: "VM oci:PATH[:TAG] | --disk FILE... oci:PATH[:TAG]",
-		Description: "VM is one of libvirt's, shut down. Backing files come along, base first; what belongs to one host or one\n" +
-			"machine is taken out of its XML. Prints the digest of the image, which push copies to a registry.",
+		Description: describe("VM is a libvirt domain that is shut off. The image gets its disks with their backing files, and its domain XML\n"+
+			"without what belongs to one host or one machine. Prints the digest. push copies the image to a registry.",
+			"export debian oci:debian:12", "export --disk disk.qcow2 oci:debian:12"),
 		Flags: append(f.flags(),
-			&cli.StringSliceFlag{Name: "disk", Usage: "pack the disk `FILE`, qcow2 or raw, in place of a VM (repeatable)", Destination: &f.disks},
-			&cli.StringFlag{Name: "vm-config", Usage: "put the JSON `FILE` into the image: who logs in to the guest ({\"users\": [{\"username\": …, \"password\": …}]})", Destination: &f.vmConfig},
-			&cli.StringFlag{Name: "format", Usage: "sardinecake, which its Python tool reads, or chunked, of which a new version transfers only what changed (`FORMAT`)", Value: "sardinecake", Destination: &f.format},
-			&cli.StringFlag{Name: "chunk-size", Usage: "cut the disks into layers of `SIZE`, such as 64MiB (default: whole disks; with chunked, by the size of the disk)", Destination: &f.chunkSize},
+			&cli.StringSliceFlag{Name: "disk", Usage: "pack the disk `FILE`, qcow2 or raw, instead of a VM (repeatable)", Destination: &f.disks},
+			&cli.StringFlag{Name: "vm-config", Usage: "add the JSON `FILE` to the image, with the guest's user ({\"users\": [{\"username\": …, \"password\": …}]})", Destination: &f.vmConfig},
+			&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the image: sardinecake, for the Python tool, or chunked, where a new version transfers only the chunks that changed", Value: "sardinecake", Destination: &f.format},
+			&cli.StringFlag{Name: "chunk-size", Usage: "split the disks into layers of `SIZE`, such as 64MiB (default: one layer for a disk; chunked: depends on the size of the disk)", Destination: &f.chunkSize},
 		),
 		Action: withArguments(1, 2, func(c *cli.Context, args []string) error {
 			if (len(f.disks.Value()) > 0) == (len(args) == 2) {
@@ -113,8 +114,7 @@ func exportCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	}
 }
 
-// export packs the VM and the layout in args, or the flags' disks and the layout
-// alone.
+// export packs a VM, if args has one before the layout, or the disks of the flags.
 func export(ctx context.Context, cfg *settingsFlags, f *exportFlags, args []string, stdout, stderr io.Writer) error {
 	to, err := oci.ParseReference(args[len(args)-1])
 	if err != nil {
@@ -147,7 +147,7 @@ func export(ctx context.Context, cfg *settingsFlags, f *exportFlags, args []stri
 	return err
 }
 
-// options are those of the flags.
+// options converts the flags.
 func (f *exportFlags) options() (oci.ExportOptions, error) {
 	o := oci.ExportOptions{Format: f.format}
 	for _, path := range f.disks.Value() {
@@ -156,7 +156,7 @@ func (f *exportFlags) options() (oci.ExportOptions, error) {
 	if f.chunkSize != "" {
 		size, err := units.RAMInBytes(f.chunkSize)
 		if err == nil && size <= 0 {
-			err = errors.New("want more than nothing")
+			err = errors.New("want a size greater than 0")
 		}
 		if err != nil {
 			return o, fmt.Errorf("--chunk-size %s: %w", f.chunkSize, err)
