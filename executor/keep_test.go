@@ -121,11 +121,11 @@ func TestOutcomeOfASignal(t *testing.T) {
 
 // Without a script the job did not come so far.
 func TestOutcomeWithoutScripts(t *testing.T) {
-	d, dirs, metrics := outcomeBed(t, "")
+	d, _, metrics := outcomeBed(t, "")
 	if got := counted(t, d, metrics); got != "system_failure 1" {
 		t.Errorf("prepare was killed: counted %s", got)
 	}
-	d, dirs, metrics = outcomeBed(t, "")
+	d, dirs, metrics := outcomeBed(t, "")
 	d.notePrepared(dirs)
 	if got := counted(t, d, metrics); got != "cancelled 1" {
 		t.Errorf("nothing came after prepare: counted %s", got)

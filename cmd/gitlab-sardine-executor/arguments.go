@@ -34,12 +34,10 @@ func arguments(c *cli.Context, least, most int) ([]string, error) {
 		}
 	}
 	if len(words) < least || len(words) > most {
-		return nil, fmt.Errorf("%w %s", errUsage, usageOf(c))
+		return nil, fmt.Errorf("usage: %s", usageOf(c))
 	}
 	return words, nil
 }
-
-var errUsage = errors.New("usage:")
 
 func usageOf(c *cli.Context) string {
 	return fmt.Sprintf("%s %s [options] %s", c.App.Name, c.Command.Name, c.Command.ArgsUsage)
