@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -30,7 +31,7 @@ type FetchAndCloneOptions struct {
 	Settings config.Resolved
 	// Size of the machine, and when the host has room for it.
 	Size      Size
-	Admission vm.Admission
+	Admission admission.Policy
 	// Cache of the machine; nil for none.
 	Cache *cache.Config
 	// Record of the job; image and digest are filled in.

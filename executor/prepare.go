@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
@@ -108,8 +109,8 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 	if err != nil {
 		return nil, err
 	}
-	admission := admission(d.Settings)
-	admission.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
+	policy := admissionPolicy(d.Settings)
+	policy.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
 	progress := d.Log.Progress("Pulling")
 	defer d.countPull(progress)
 	return FetchAndClone(ctx, host, FetchAndCloneOptions{
@@ -124,7 +125,7 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 		Name:      d.Job.VMName(),
 		Settings:  p.settings,
 		Size:      size,
-		Admission: admission,
+		Admission: policy,
 		Cache:     d.cache(p.settings, p.dirs),
 		Record:    d.record(time.Now()),
 		Log:       d.Log,
@@ -133,9 +134,9 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 	})
 }
 
-// admission is when the host has room for another machine.
-func admission(s *config.Settings) vm.Admission {
-	return vm.Admission{
+// admissionPolicy is when the host has room for another machine.
+func admissionPolicy(s *config.Settings) admission.Policy {
+	return admission.Policy{
 		Slots:   s.Defaults.Slots,
 		Reserve: int64(s.Defaults.HostReserve),
 		Timeout: time.Duration(s.Defaults.QueueTimeout),

@@ -18,22 +18,15 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 // emptyHost is libvirt's in-memory driver with nothing in it that another test
 // made, other than [testHost].
 func emptyHost(t *testing.T) *Host {
 	t.Helper()
-	node := filepath.Join(t.TempDir(), "node.xml")
-	if err := os.WriteFile(node, []byte("<node/>"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	h, err := Open(t.Context(), "test://"+node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { h.Close() })
-	return h
+	h := virttest.OpenEmpty(t)
+	return &Host{Host: h, conn: h.Libvirt(), uri: h.URI()}
 }
 
 // A sourceDomain is a domain to clone; empty holes are filled with what is

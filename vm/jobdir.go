@@ -18,6 +18,8 @@ const (
 	// jobDirTimeout is how long a machine that is to be made waits for its directory
 	// while somebody removes what lies there.
 	jobDirTimeout = 5 * time.Second
+	// lockPoll is how often a lock is tried that another process has.
+	lockPoll = 20 * time.Millisecond
 	// removeLockTimeout is how long who removes a machine waits for who makes it, which
 	// was told to end, or for a sweep.
 	removeLockTimeout = 500 * time.Millisecond

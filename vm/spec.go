@@ -3,6 +3,7 @@ package vm
 import (
 	"errors"
 
+	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/errdefs"
@@ -77,7 +78,7 @@ type Spec struct {
 	Cache *cache.Config
 
 	// Admission says when the host has room for the machine.
-	Admission Admission
+	Admission admission.Policy
 
 	// Record goes into the domain's metadata.
 	Record record.Record

@@ -156,7 +156,7 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 // launch waits for room on the host, gives the machine its network and starts it.
 func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer,
 	start func(context.Context, *libvirtxml.Domain) error) error {
-	release, err := g.host.admit(ctx, d, spec)
+	release, err := spec.Admission.Admit(ctx, g.host.Host, memoryOf(d), filepath.Dir(spec.JobDir))
 	if err != nil {
 		return err
 	}

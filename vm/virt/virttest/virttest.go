@@ -3,6 +3,8 @@
 package virttest
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"libvirt.org/go/libvirtxml"
@@ -10,10 +12,25 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// Open connects to the in-memory driver.
+// Open connects to the in-memory driver. All tests of a process share its domains.
 func Open(t testing.TB) *virt.Host {
 	t.Helper()
-	h, err := virt.Open(t.Context(), "test:///default")
+	return open(t, "test:///default")
+}
+
+// OpenEmpty connects to an in-memory driver of its own, which has no domains yet.
+func OpenEmpty(t testing.TB) *virt.Host {
+	t.Helper()
+	node := filepath.Join(t.TempDir(), "node.xml")
+	if err := os.WriteFile(node, []byte("<node/>"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return open(t, "test://"+node)
+}
+
+func open(t testing.TB, uri string) *virt.Host {
+	t.Helper()
+	h, err := virt.Open(t.Context(), uri)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,5 @@
-package vm
+// Package admission has machines wait until the host has room for them.
+package admission
 
 import (
 	"cmp"
@@ -11,20 +12,18 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/gofrs/flock"
-	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
-	// admissionPoll is how often a machine that waits for room looks again.
-	admissionPoll = time.Second
+	// pollInterval is how often a machine that waits for room looks again.
+	pollInterval = time.Second
 	// turnPause is how long a machine waits for another that looks for room before it
 	// says so.
 	turnPause = 200 * time.Millisecond
-	// lockPoll is how often a lock is tried that another process has.
-	lockPoll = 20 * time.Millisecond
 	// holdersShown is how many of the machines in the way are named.
 	holdersShown = 5
 )
@@ -32,9 +31,9 @@ const (
 // ErrQueue: the host had no room for the machine in time.
 var ErrQueue = errors.New("no room on this host")
 
-// Admission says how many machines a host takes at once. The zero value takes as
+// A Policy says how many machines a host takes at once. The zero value takes as
 // many as come.
-type Admission struct {
+type Policy struct {
 	// Slots is the number of machines of jobs; 0 means any number.
 	Slots uint
 	// Reserve is the memory, in bytes, that the host keeps for itself: the memory of
@@ -48,21 +47,19 @@ type Admission struct {
 	Waiting func(reason string)
 }
 
-// admit waits until the host has room for the machine. It returns with a lock that
-// keeps other machines from being admitted until this one runs and is counted:
-// call release then.
-func (h *Host) admit(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (release func() error, err error) {
-	a := spec.Admission
+// Admit waits until the host has room for a machine that needs so much memory, in bytes.
+// It returns with a lock in dir that keeps other machines from being admitted until this
+// one runs and is counted: call release then.
+func (a Policy) Admit(ctx context.Context, h *virt.Host, need uint64, dir string) (release func() error, err error) {
 	if a.Slots == 0 && a.Reserve < 0 {
 		return func() error { return nil }, nil
 	}
-	need := memoryOf(d)
 	size, err := h.Size(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if a.Reserve >= 0 && need+uint64(a.Reserve) > size.Memory {
-		return nil, fmt.Errorf("%w: it needs %s of memory, and the host has %s, of which it keeps %s (host_reserve) for itself", ErrSpec,
+		return nil, fmt.Errorf("%w: it needs %s of memory, and the host has %s, of which it keeps %s (host_reserve) for itself", errdefs.ErrInvalid,
 			units.BytesSize(float64(need)), units.BytesSize(float64(size.Memory)), units.BytesSize(float64(a.Reserve)))
 	}
 	if a.Timeout > 0 {
@@ -70,7 +67,7 @@ func (h *Host) admit(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (rel
 		ctx, cancel = context.WithTimeout(ctx, a.Timeout)
 		defer cancel()
 	}
-	q := &queue{h: h, a: a, need: need, size: size, lock: flock.New(filepath.Join(filepath.Dir(spec.JobDir), ".admission"))}
+	q := &queue{h: h, a: a, need: need, size: size, lock: flock.New(filepath.Join(dir, ".admission"))}
 	if err := q.wait(ctx); err != nil {
 		return nil, queueError(ctx, q.said, err)
 	}
@@ -82,8 +79,8 @@ func (h *Host) admit(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (rel
 // libvirt counts it: were it given up between two looks, a large machine would wait as
 // long as small ones come and go.
 type queue struct {
-	h    *Host
-	a    Admission
+	h    *virt.Host
+	a    Policy
 	need uint64
 	size virt.HostSize
 	lock *flock.Flock
@@ -96,7 +93,7 @@ func (q *queue) wait(ctx context.Context) error {
 		return err
 	}
 	for {
-		reason, err := q.h.noRoom(ctx, q.a, q.need, q.size)
+		reason, err := noRoom(ctx, q.h, q.a, q.need, q.size)
 		if err == nil && reason == "" {
 			return nil
 		}
@@ -105,7 +102,7 @@ func (q *queue) wait(ctx context.Context) error {
 		}
 		q.say(reason)
 		select {
-		case <-time.After(admissionPoll):
+		case <-time.After(pollInterval):
 		case <-ctx.Done():
 			return errors.Join(context.Cause(ctx), q.lock.Close())
 		}
@@ -125,7 +122,7 @@ func (q *queue) takeTurn(ctx context.Context) error {
 			q.lock.Close()
 		}
 	}
-	for pause := turnPause; ; pause = admissionPoll { // at first the other has just begun
+	for pause := turnPause; ; pause = pollInterval { // at first the other has just begun
 		select {
 		case err := <-got:
 			return err
@@ -134,7 +131,7 @@ func (q *queue) takeTurn(ctx context.Context) error {
 			go leave()
 			return context.Cause(ctx)
 		}
-		reason, err := q.h.noRoom(ctx, q.a, q.need, q.size)
+		reason, err := noRoom(ctx, q.h, q.a, q.need, q.size)
 		if err != nil {
 			go leave()
 			return err
@@ -161,8 +158,8 @@ func queueError(ctx context.Context, reason string, err error) error {
 
 // noRoom says why there is no room for a machine that needs so much memory; empty
 // if there is.
-func (h *Host) noRoom(ctx context.Context, a Admission, need uint64, size virt.HostSize) (string, error) {
-	machines, err := record.List(ctx, h.Host)
+func noRoom(ctx context.Context, h *virt.Host, a Policy, need uint64, size virt.HostSize) (string, error) {
+	machines, err := record.List(ctx, h)
 	if err != nil {
 		return "", err
 	}

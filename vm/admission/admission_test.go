@@ -1,19 +1,18 @@
-package vm
+package admission
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"libvirt.org/go/libvirt"
-	"libvirt.org/go/libvirtxml"
-
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 // The memory of all machines that run, whoever's they are, of the new one and of the
@@ -21,7 +20,7 @@ import (
 // until another ends.
 func TestAdmissionByMemory(t *testing.T) {
 	const mib = 1 << 20
-	newcomer := &libvirtxml.Domain{Memory: &libvirtxml.DomainMemory{Value: 1 << 20, Unit: "KiB"}}
+	const newcomer = 1 << 30
 	for _, test := range []struct {
 		name    string
 		reserve int64 // more than what is left to the host by two machines of 1 GiB
@@ -37,28 +36,28 @@ func TestAdmissionByMemory(t *testing.T) {
 		{name: "memory is not counted", reserve: -4 << 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h := emptyHost(t)
+			h := virttest.OpenEmpty(t)
 			running := startTestMachine(t, h, test.foreign)
 			size, err := h.Size(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
 			said := make(chan string, 10)
-			spec := &Spec{JobDir: filepath.Join(t.TempDir(), "job"), Admission: Admission{
+			policy, dir := Policy{
 				Reserve: int64(size.Memory) - 2048*mib + test.reserve,
 				Timeout: 3 * time.Second,
 				Waiting: func(reason string) { said <- reason },
-			}}
+			}, t.TempDir()
 			if test.ends {
-				spec.Admission.Timeout = time.Minute
+				policy.Timeout = time.Minute
 				go func() {
 					said <- <-said // that it waits is known
-					if err := running.Destroy(); err != nil {
+					if err := running.Destroy(context.Background()); err != nil {
 						t.Error(err)
 					}
 				}()
 			}
-			release, err := h.admit(t.Context(), newcomer, spec)
+			release, err := policy.Admit(t.Context(), h, newcomer, dir)
 			if !errors.Is(err, test.err) {
 				t.Fatalf("got %v, want %v", err, test.err)
 			}
@@ -84,20 +83,20 @@ func TestAdmissionByMemory(t *testing.T) {
 
 // Two machines that come at once do not both get the room of one.
 func TestAdmissionIsOneByOne(t *testing.T) {
-	h := emptyHost(t)
-	newcomer := &libvirtxml.Domain{Memory: &libvirtxml.DomainMemory{Value: 1 << 20, Unit: "KiB"}}
-	spec := &Spec{JobDir: filepath.Join(t.TempDir(), "job"), Admission: Admission{Slots: 1, Reserve: -1, Timeout: time.Second}}
-	release, err := h.admit(t.Context(), newcomer, spec)
+	h := virttest.OpenEmpty(t)
+	const newcomer = 1 << 30
+	policy, dir := Policy{Slots: 1, Reserve: -1, Timeout: time.Second}, t.TempDir()
+	release, err := policy.Admit(t.Context(), h, newcomer, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.admit(t.Context(), newcomer, spec); err == nil {
+	if _, err := policy.Admit(t.Context(), h, newcomer, dir); err == nil {
 		t.Error("two were admitted at once")
 	}
 	if err := release(); err != nil {
 		t.Fatal(err)
 	}
-	release, err = h.admit(t.Context(), newcomer, spec)
+	release, err = policy.Admit(t.Context(), h, newcomer, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,27 +106,27 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 // A machine that needs all of the room gets it, however many small ones that would
 // fit come after it.
 func TestAdmissionIsFair(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	size, err := h.Size(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	start := func(name string, mib int) {
-		spec := &Spec{JobDir: filepath.Join(dir, "job"), Admission: Admission{Reserve: int64(size.Memory) - 1<<30, Timeout: time.Minute}}
-		release, err := h.admit(t.Context(), &libvirtxml.Domain{Memory: &libvirtxml.DomainMemory{Value: uint(mib << 10), Unit: "KiB"}}, spec)
+	policy := Policy{Reserve: int64(size.Memory) - 1<<30, Timeout: time.Minute}
+	start := func(name string, mib uint64) {
+		release, err := policy.Admit(t.Context(), h, mib<<20, dir)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			return
 		}
 		defer release()
-		dom, err := h.conn.DomainCreateXML(fmt.Sprintf(
-			"<domain type='test'><name>%s</name><memory unit='MiB'>%d</memory><os><type>hvm</type></os></domain>", name, mib), 0)
+		dom, err := h.Start(t.Context(), name, fmt.Sprintf(
+			"<domain type='test'><name>%s</name><memory unit='MiB'>%d</memory><os><type>hvm</type></os></domain>", name, mib))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			return
 		}
-		time.AfterFunc(200*time.Millisecond, func() { dom.Destroy() })
+		time.AfterFunc(200*time.Millisecond, func() { dom.Destroy(context.Background()) })
 	}
 	start("first", 512)
 	var large, small sync.WaitGroup
@@ -151,20 +150,20 @@ func TestAdmissionIsFair(t *testing.T) {
 // A machine whose turn comes while it looks at the host, or says why it waits, which
 // can take seconds on a busy one, has its turn all the same.
 func TestTurnIsNotMissed(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	dir := t.TempDir()
-	admit := func(a Admission) (func() error, error) {
+	admit := func(a Policy) (func() error, error) {
 		a.Slots, a.Reserve = 1, -1
-		return h.admit(t.Context(), &libvirtxml.Domain{}, &Spec{JobDir: filepath.Join(dir, "job"), Admission: a})
+		return a.Admit(t.Context(), h, 0, dir)
 	}
-	leave, err := admit(Admission{Timeout: time.Minute})
+	leave, err := admit(Policy{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
 	waits, goOn := make(chan bool), make(chan bool)
 	var first sync.WaitGroup
 	first.Go(func() {
-		release, err := admit(Admission{Timeout: time.Minute, Waiting: func(string) { close(waits); <-goOn }})
+		release, err := admit(Policy{Timeout: time.Minute, Waiting: func(string) { close(waits); <-goOn }})
 		if err != nil {
 			t.Error(err)
 			return
@@ -174,7 +173,7 @@ func TestTurnIsNotMissed(t *testing.T) {
 	<-waits
 	leave()
 	time.Sleep(100 * time.Millisecond) // the kernel wakes who waits
-	if release, err := admit(Admission{Timeout: 500 * time.Millisecond}); !errors.Is(err, ErrQueue) {
+	if release, err := admit(Policy{Timeout: 500 * time.Millisecond}); !errors.Is(err, ErrQueue) {
 		t.Errorf("a machine that came later: %v, want %v", err, ErrQueue)
 		if err == nil {
 			release()
@@ -185,7 +184,7 @@ func TestTurnIsNotMissed(t *testing.T) {
 }
 
 // startTestMachine starts a machine of 1 GiB: a job's, or somebody else's.
-func startTestMachine(t *testing.T, h *Host, foreign bool) *libvirt.Domain {
+func startTestMachine(t *testing.T, h *virt.Host, foreign bool) *virt.Domain {
 	t.Helper()
 	metadata := ""
 	if !foreign {
@@ -195,8 +194,8 @@ func startTestMachine(t *testing.T, h *Host, foreign bool) *libvirt.Domain {
 		}
 		metadata = "<metadata>" + record.XML + "</metadata>"
 	}
-	dom, err := h.conn.DomainCreateXML(fmt.Sprintf(
-		"<domain type='test'><name>sardine-0-1</name>%s<memory unit='MiB'>1024</memory><os><type>hvm</type></os></domain>", metadata), 0)
+	dom, err := h.Start(t.Context(), "sardine-0-1", fmt.Sprintf(
+		"<domain type='test'><name>sardine-0-1</name>%s<memory unit='MiB'>1024</memory><os><type>hvm</type></os></domain>", metadata))
 	if err != nil {
 		t.Fatal(err)
 	}
