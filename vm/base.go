@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -56,8 +56,7 @@ type BaseSpec struct {
 // from the image's domain XML. The error is [ErrExists] if there is a domain of
 // that name.
 func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err error) {
-	spec := base.spec()
-	rebuilt, err := domainOf(&spec)
+	rebuilt, err := domain.Build(base.source())
 	if err != nil {
 		return nil, err
 	}
@@ -80,16 +79,14 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 			err = errors.Join(err, undo.all())
 		}
 	}()
-	if _, err := accelerate(ctx, rebuilt.Domain, &spec); err != nil {
+	if _, err := domain.Accelerate(ctx, rebuilt.Domain, base.Accel, filepath.Dir(base.Dir)); err != nil {
 		return nil, err
 	}
-	files := layout{nvram: filepath.Join(base.Dir, "nvram.fd")}
-	omit, err := omitsBackingStore(base.OmitBackingStore, h.Version() < firstLibvirtWithBackingStore)
-	if err != nil {
+	files := domain.Files{NVRAM: filepath.Join(base.Dir, "nvram.fd")}
+	if files.BackingStore, err = domain.WritesBackingStore(base.OmitBackingStore, h.Version()); err != nil {
 		return nil, err
 	}
-	files.backingStore = !omit
-	if files.overlays, err = disk.CloneDisks(ctx, base.Disks, base.Dir, 0); err != nil {
+	if files.Overlays, err = disk.CloneDisks(ctx, base.Disks, base.Dir, 0); err != nil {
 		return nil, err
 	}
 	if err := base.complete(rebuilt.Domain, files); err != nil {
@@ -98,22 +95,20 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 	return rebuilt.Dropped, h.define(ctx, rebuilt.Domain)
 }
 
-// spec is what the functions that start machines need to know of a base.
-func (b *BaseSpec) spec() Spec {
-	return Spec{
-		Name: b.Name, DomainXML: b.DomainXML, Trusted: b.Trusted, Template: b.Template, Architecture: b.Architecture, UEFI: b.UEFI,
-		Disks: b.Disks, Network: b.Network, Accel: b.Accel, JobDir: b.Dir,
+func (b *BaseSpec) source() domain.Source {
+	return domain.Source{
+		DomainXML: b.DomainXML, Trusted: b.Trusted, Template: b.Template, Architecture: b.Architecture, UEFI: b.UEFI, Disks: b.Disks,
 	}
 }
 
 // complete makes the domain of an image that of a base.
-func (b *BaseSpec) complete(d *libvirtxml.Domain, files layout) error {
+func (b *BaseSpec) complete(d *libvirtxml.Domain, files domain.Files) error {
 	origin, err := xml.Marshal(b.Origin)
 	if err != nil {
 		return fmt.Errorf("write the origin of %s: %w", b.Name, err)
 	}
 	d.Name, d.Metadata = b.Name, &libvirtxml.DomainMetadata{XML: string(origin)}
-	if err := placeDisks(d, b.Disks, files); err != nil {
+	if err := domain.PlaceDisks(d, b.Disks, files); err != nil {
 		return err
 	}
 	// Variables that a file of the administrator holds are not this machine's to
@@ -121,10 +116,10 @@ func (b *BaseSpec) complete(d *libvirtxml.Domain, files layout) error {
 	if named, err := disk.NamedNVRAM(d.OS); err != nil {
 		return err
 	} else if named != "" {
-		if err := disk.CopyNVRAM(d.OS, files.nvram, ""); err != nil {
+		if err := disk.CopyNVRAM(d.OS, files.NVRAM, ""); err != nil {
 			return err
 		}
-		disk.SetNVRAM(d.OS, files.nvram)
+		disk.SetNVRAM(d.OS, files.NVRAM)
 	}
 	for i := range d.Devices.Disks {
 		// Of a job's disk nothing has to survive; of this one it has.
@@ -198,29 +193,4 @@ func baseOf(ctx context.Context, dom *virt.Domain) (BaseDomain, error) {
 		return BaseDomain{}, fmt.Errorf("%w: its origin is damaged: %w", record.ErrNotOurs, err)
 	}
 	return BaseDomain{Name: dom.Name(), Origin: Origin{Image: origin.Image, Digest: origin.Digest}}, nil
-}
-
-// Preview is the domain that [Start] would start, and what is dropped from the
-// image's, without a look at the host: whether it runs on KVM, its limits and its
-// network are decided there.
-func Preview(spec Spec) (doc string, dropped []string, err error) {
-	rebuilt, err := domainOf(&spec)
-	if err != nil {
-		return "", nil, err
-	}
-	resize(rebuilt.Domain, &spec)
-	dir, files := machineFiles(&spec)
-	files.backingStore = true
-	files.overlays = make(map[string]string)
-	for _, base := range disk.TopDisks(spec.Disks) {
-		if !base.CDROM {
-			stem := strings.TrimSuffix(base.Name, filepath.Ext(base.Name))
-			files.overlays[base.Name] = filepath.Join(dir, stem+".qcow2")
-		}
-	}
-	if err := personalise(rebuilt.Domain, &spec, files); err != nil {
-		return "", nil, err
-	}
-	doc, err = rebuilt.Domain.Marshal()
-	return doc, rebuilt.Dropped, err
 }

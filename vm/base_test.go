@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -132,7 +133,7 @@ func baseSpec(t *testing.T, name string) BaseSpec {
 		t.Fatal(err)
 	}
 	return BaseSpec{
-		Name: name, Disks: []disk.Disk{{Name: "disk.raw", Path: path, Format: "raw", VirtualSize: 1 << 20}}, Accel: AccelTCG,
+		Name: name, Disks: []disk.Disk{{Name: "disk.raw", Path: path, Format: "raw", VirtualSize: 1 << 20}}, Accel: domain.AccelTCG,
 		Network: "default", Dir: filepath.Join(t.TempDir(), "vms", "web"), Origin: Origin{Image: "r.example/x:1", Digest: "sha256:aa"},
 	}
 }

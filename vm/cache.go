@@ -10,6 +10,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/domain"
 )
 
 // addCache gives the machine its cache, and says so in its record. unlock has to be
@@ -23,9 +24,9 @@ func (g *Guest) addCache(ctx context.Context, d *libvirtxml.Domain, spec *Spec) 
 		return nil, err
 	}
 	if spec.Cache.Mode == cache.Disk {
-		addCacheDisk(d, g.cache.Path)
+		domain.AddCacheDisk(d, g.cache.Path, cache.Label)
 	} else {
-		addCacheShare(d, g.cache.Path)
+		domain.AddCacheShare(d, g.cache.Path, cache.Label)
 	}
 	spec.Record.Cache = g.cache.Name
 	g.record = spec.Record

@@ -14,6 +14,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -82,7 +83,7 @@ func Clone(ctx context.Context, h *Host, o CloneOptions) (*ClonedDomain, error) 
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	omit, err := omitsBackingStore(o.OmitBackingStore, h.Version() < firstLibvirtWithBackingStore)
+	write, err := domain.WritesBackingStore(o.OmitBackingStore, h.Version())
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +92,7 @@ func Clone(ctx context.Context, h *Host, o CloneOptions) (*ClonedDomain, error) 
 		return nil, err
 	}
 	for name := range cloneNames(o) {
-		c := &cloning{host: h, source: source, options: o, omit: omit, name: name}
+		c := &cloning{host: h, source: source, options: o, backingStore: write, name: name}
 		done, err := c.run(ctx)
 		if errors.Is(err, ErrExists) && o.Target == "" {
 			continue // also if somebody was faster
@@ -142,11 +143,11 @@ func cloneNames(o CloneOptions) func(yield func(string) bool) {
 
 // A cloning is one attempt to make a clone, under one name.
 type cloning struct {
-	host    *Host
-	source  *cloneSource
-	options CloneOptions
-	omit    bool // the backing stores
-	name    string
+	host         *Host
+	source       *cloneSource
+	options      CloneOptions
+	backingStore bool // is written
+	name         string
 
 	undo undoer
 }
@@ -159,13 +160,13 @@ func (c *cloning) run(ctx context.Context) (_ *ClonedDomain, err error) {
 	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
-	domain, err := c.source.domain()
+	d, err := c.source.domain()
 	if err != nil {
 		return nil, err
 	}
-	domain.Name, domain.UUID = c.name, uuid.NewString()
+	d.Name, d.UUID = c.name, uuid.NewString()
 	done := &ClonedDomain{Name: c.name}
-	if done.Notes, err = individualise(domain, c.options); err != nil {
+	if done.Notes, err = individualise(d, c.options); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -173,13 +174,13 @@ func (c *cloning) run(ctx context.Context) (_ *ClonedDomain, err error) {
 			err = errors.Join(err, c.undo.all())
 		}
 	}()
-	if done.Files, err = c.place(ctx, domain); err != nil {
+	if done.Files, err = c.place(ctx, d); err != nil {
 		return nil, err
 	}
-	if done.XML, err = domain.Marshal(); err != nil {
+	if done.XML, err = d.Marshal(); err != nil {
 		return nil, fmt.Errorf("write the domain %s: %w", c.name, err)
 	}
-	return done, c.hand(ctx, domain.UUID, done)
+	return done, c.hand(ctx, d.UUID, done)
 }
 
 // place gives the domain its files, and returns their paths. For a clone that is
@@ -240,8 +241,8 @@ func (c *cloning) placeDisks(d *libvirtxml.Domain, overlays map[string]string) {
 		}
 		device.Driver.Type = "qcow2"
 		device.BackingStore = nil
-		if !c.omit && !c.source.unknown[base.Name] {
-			device.BackingStore = backingChain(base, byName)
+		if c.backingStore && !c.source.unknown[base.Name] {
+			device.BackingStore = domain.BackingChain(base, byName)
 		}
 		if c.options.Start == CloneEphemeral {
 			neverForce(device)

@@ -16,6 +16,7 @@ import (
 
 	"gitlab-sardine-executor/internal/qcow2/qcow2test"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 	"gitlab-sardine-executor/vm/virt/virttest"
@@ -276,7 +277,7 @@ func TestCloneSeveralDisks(t *testing.T) {
 		`<disk type='file' device='cdrom'><target dev='sdb' bus='sata'/><readonly/></disk>`}.define(t, h)
 	for _, start := range []StartMode{ClonePrint, CloneDefine} {
 		t.Run(string(start), func(t *testing.T) {
-			clone, err := Clone(t.Context(), h, CloneOptions{Source: "big", Start: start, Dir: out, OmitBackingStore: OmitNo})
+			clone, err := Clone(t.Context(), h, CloneOptions{Source: "big", Start: start, Dir: out, OmitBackingStore: domain.OmitNo})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -313,8 +314,8 @@ func TestCloneBackingStore(t *testing.T) {
 	h := emptyHost(t)
 	web(t, h)
 	for choice, want := range map[string]bool{
-		OmitYes: false, OmitNo: true,
-		OmitAuto: h.Version() >= firstLibvirtWithBackingStore, "": h.Version() >= firstLibvirtWithBackingStore,
+		domain.OmitYes: false, domain.OmitNo: true,
+		domain.OmitAuto: h.Version() >= 9_001_000, "": h.Version() >= 9_001_000,
 	} {
 		clone, err := Clone(t.Context(), h, CloneOptions{Source: "web", Start: ClonePrint, Dir: t.TempDir(), OmitBackingStore: choice})
 		if err != nil {

@@ -56,14 +56,14 @@ var wakeScript string
 func MakeSnapshot(ctx context.Context, h *Host, spec Spec, login guestssh.Login, timeout time.Duration, begin func()) (err error) {
 	spec.normalise()
 	guest := newGuest(h, &spec)
-	domain, err := guest.design(ctx, &spec)
+	d, err := guest.design(ctx, &spec)
 	if err != nil {
 		return err
 	}
-	if err := h.snapshotObstacle(domain, &spec); err != nil {
+	if err := h.snapshotObstacle(d, &spec); err != nil {
 		return err
 	}
-	key, err := h.snapshotKey(domain, &spec)
+	key, err := h.snapshotKey(d, &spec)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func MakeSnapshot(ctx context.Context, h *Host, spec Spec, login guestssh.Login,
 		return err
 	}
 	begin()
-	err = s.make(ctx, guest, domain, &spec, login, timeout)
+	err = s.make(ctx, guest, d, &spec, login, timeout)
 	if errors.Is(err, ErrNoSnapshot) {
 		err = errors.Join(err, s.giveUp(err))
 	}

@@ -16,6 +16,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/savefile"
 	"gitlab-sardine-executor/vm/seed"
 	"gitlab-sardine-executor/vm/virt"
@@ -101,7 +102,7 @@ func (g *Guest) resume(ctx context.Context, s *snapshot, spec Spec) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := s.copyNVRAM(d, files.nvram); err != nil {
+	if err := s.copyNVRAM(d, files.NVRAM); err != nil {
 		return err
 	}
 	hostKey := filepath.Join(spec.CloneDir, spec.Name, seed.HostKeyFile)
@@ -144,7 +145,7 @@ func (s *snapshot) copyNVRAM(d *libvirtxml.Domain, to string) error {
 
 // rename makes of the saved domain that of another machine. Everything that the guest
 // can see stays as it was.
-func (s *snapshot) rename(d *libvirtxml.Domain, spec *Spec, files layout, hostKey string) error {
+func (s *snapshot) rename(d *libvirtxml.Domain, spec *Spec, files domain.Files, hostKey string) error {
 	metadata, err := spec.Record.Metadata()
 	if err != nil {
 		return err
@@ -156,7 +157,7 @@ func (s *snapshot) rename(d *libvirtxml.Domain, spec *Spec, files layout, hostKe
 		d.GenID.Value = uuid.NewString()
 	}
 	detachUserNetwork(d)
-	logConsole(d, files.console)
+	domain.LogConsole(d, files.Console)
 	for i := range d.SysInfo {
 		if d.SysInfo[i].FWCfg == nil {
 			continue
@@ -176,7 +177,7 @@ func (s *snapshot) rename(d *libvirtxml.Domain, spec *Spec, files layout, hostKe
 }
 
 // placeOverlays gives each disk of the saved domain its new overlay.
-func (s *snapshot) placeOverlays(d *libvirtxml.Domain, files layout) error {
+func (s *snapshot) placeOverlays(d *libvirtxml.Domain, files domain.Files) error {
 	for _, saved := range s.Disks {
 		found := false
 		for i := range d.Devices.Disks {
@@ -185,7 +186,7 @@ func (s *snapshot) placeOverlays(d *libvirtxml.Domain, files layout) error {
 				continue
 			}
 			found = true
-			device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.overlays[saved.Name]}}
+			device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.Overlays[saved.Name]}}
 			// libvirt finds out what it stands on: all of these headers were checked.
 			device.BackingStore = nil
 		}

@@ -6,6 +6,7 @@ import (
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/seed"
@@ -97,9 +98,12 @@ var (
 	ErrSpec = errdefs.ErrInvalid
 )
 
-// The values of [Spec.Accel].
-const (
-	AccelAuto = "auto"
-	AccelKVM  = "kvm"
-	AccelTCG  = "tcg"
-)
+func (s *Spec) source() domain.Source {
+	return domain.Source{
+		DomainXML: s.DomainXML, Trusted: s.Trusted, Template: s.Template, Architecture: s.Architecture, UEFI: s.UEFI, Disks: s.Disks,
+	}
+}
+
+func (s *Spec) size() domain.Size {
+	return domain.Size{CPUs: s.CPUs, Memory: s.Memory, MaxCPUs: s.MaxCPUs, MaxMemory: s.MaxMemory}
+}

@@ -13,8 +13,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/disk"
-	"gitlab-sardine-executor/vm/domainxml"
-	"gitlab-sardine-executor/vm/kvm"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -49,11 +48,11 @@ func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
 func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 	spec.normalise()
 	guest := newGuest(h, &spec)
-	domain, err := guest.design(ctx, &spec)
+	d, err := guest.design(ctx, &spec)
 	if err != nil {
 		return nil, err
 	}
-	resumed, err := guest.resumeIfPossible(ctx, domain, &spec)
+	resumed, err := guest.resumeIfPossible(ctx, d, &spec)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +65,7 @@ func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 			err = errors.Join(err, undo.all())
 		}
 	}()
-	if err := guest.boot(ctx, domain, &spec, undo); err != nil {
+	if err := guest.boot(ctx, d, &spec, undo); err != nil {
 		return nil, err
 	}
 	if err := guest.letGo(&spec); err != nil {
@@ -109,7 +108,7 @@ func (g *Guest) letGo(spec *Spec) error {
 // design makes the domain of the machine, as far as that takes nothing of the
 // host.
 func (g *Guest) design(ctx context.Context, spec *Spec) (*libvirtxml.Domain, error) {
-	rebuilt, err := domainOf(spec)
+	rebuilt, err := domain.Build(spec.source())
 	if err != nil {
 		return nil, err
 	}
@@ -122,13 +121,13 @@ func (g *Guest) design(ctx context.Context, spec *Spec) (*libvirtxml.Domain, err
 	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
-	resize(rebuilt.Domain, spec)
-	warnings, err := g.host.bound(ctx, rebuilt.Domain, spec)
+	size, err := g.host.Size(ctx)
 	if err != nil {
 		return nil, err
 	}
-	g.warn(warnings...)
-	warning, err := accelerate(ctx, rebuilt.Domain, spec)
+	spec.size().Resize(rebuilt.Domain)
+	g.warn(spec.size().Limit(rebuilt.Domain, size.CPUs, size.Memory)...)
+	warning, err := domain.Accelerate(ctx, rebuilt.Domain, spec.Accel, filepath.Dir(spec.JobDir))
 	g.warn(warning)
 	return rebuilt.Domain, err
 }
@@ -139,15 +138,20 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 	if err != nil {
 		return err
 	}
-	g.overlays = files.overlays
-	if err := disk.CopyNVRAM(d.OS, files.nvram, ""); err != nil {
+	g.overlays = files.Overlays
+	if err := disk.CopyNVRAM(d.OS, files.NVRAM, ""); err != nil {
 		return err
 	}
 	if spec.Seed != nil {
 		spec.Record.HostKey = spec.Seed.HostKey()
 		g.record = spec.Record
 	}
-	if err := personalise(d, spec, files); err != nil || spec.Seed == nil {
+	metadata, err := spec.Record.Metadata()
+	if err != nil {
+		return err
+	}
+	instance := domain.Instance{Name: spec.Name, Metadata: metadata, Disks: spec.Disks, Files: files}
+	if err := instance.Apply(d); err != nil || spec.Seed == nil {
 		return err
 	}
 	return spec.Seed.Attach(d, filepath.Join(spec.CloneDir, spec.Name))
@@ -156,7 +160,7 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 // launch waits for room on the host, gives the machine its network and starts it.
 func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer,
 	start func(context.Context, *libvirtxml.Domain) error) error {
-	release, err := spec.Admission.Admit(ctx, g.host.Host, memoryOf(d), filepath.Dir(spec.JobDir))
+	release, err := spec.Admission.Admit(ctx, g.host.Host, domain.Memory(d), filepath.Dir(spec.JobDir))
 	if err != nil {
 		return err
 	}
@@ -196,9 +200,13 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 // makeFiles makes the directories and overlays of a machine.
 //
 // The job's directory stays locked until the machine runs or all is undone.
-func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (layout, error) {
+func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (domain.Files, error) {
 	dir, files := machineFiles(spec)
-	files.backingStore = g.host.Version() >= firstLibvirtWithBackingStore
+	write, err := domain.WritesBackingStore(spec.OmitBackingStore, g.host.Version())
+	if err != nil {
+		return files, err
+	}
+	files.BackingStore = write
 	job, err := makeJobDir(ctx, spec.JobDir)
 	if err != nil {
 		return files, err
@@ -218,35 +226,8 @@ func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (layout
 		return files, fmt.Errorf("make the directory for overlays: %w", err)
 	}
 	undo.add(func() error { return os.RemoveAll(dir) })
-	files.overlays, err = disk.CloneDisks(ctx, spec.Disks, dir, spec.DiskSize)
+	files.Overlays, err = disk.CloneDisks(ctx, spec.Disks, dir, spec.DiskSize)
 	return files, err
-}
-
-// accelerate decides whether the machine runs on KVM or is emulated. An image
-// that wants to be emulated is.
-func accelerate(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (warning string, err error) {
-	accel := spec.Accel
-	if accel == "" {
-		accel = AccelAuto
-	}
-	if accel == AccelAuto && d.Type == "qemu" {
-		accel = AccelTCG
-	}
-	switch accel {
-	case AccelKVM:
-		domainxml.UseKVM(d)
-	case AccelTCG:
-		domainxml.UseTCG(d)
-	case AccelAuto:
-		if why := kvm.Works(ctx, filepath.Dir(spec.JobDir)); why != nil {
-			domainxml.UseTCG(d)
-			return fmt.Sprintf("no working KVM on this host (%v): the machine is emulated, which is slow", why), nil
-		}
-		domainxml.UseKVM(d)
-	default:
-		return "", fmt.Errorf("%w: accel is %q: want auto, kvm or tcg", ErrSpec, accel)
-	}
-	return "", nil
 }
 
 // create starts the domain, transient: it is gone when it stops.

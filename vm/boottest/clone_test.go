@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/domain"
 )
 
 // A source is a domain of the test guest, defined, to be cloned.
@@ -231,7 +232,7 @@ func TestClonePersistent(t *testing.T) {
 		if err := os.Mkdir(out, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		kept, err := vm.Clone(t.Context(), l.host, vm.CloneOptions{Source: "source", Start: vm.ClonePersistent, Dir: out, OmitBackingStore: vm.OmitNo})
+		kept, err := vm.Clone(t.Context(), l.host, vm.CloneOptions{Source: "source", Start: vm.ClonePersistent, Dir: out, OmitBackingStore: domain.OmitNo})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 )
@@ -57,7 +58,7 @@ func (l *lab) spec(name string, change ...func(*vm.Spec)) vm.Spec {
 		CPUs:     1,
 		Memory:   256 << 20,
 		Network:  map[string]string{"session": vm.UserNetwork, "system": "default"}[l.mode],
-		Accel:    vm.AccelTCG,
+		Accel:    domain.AccelTCG,
 		CloneDir: filepath.Join(l.dir, "clones"),
 		JobDir:   filepath.Join(l.dir, "jobs", name),
 		Record:   record.Record{Job: "1", Created: time.Unix(1700000000, 0).UTC(), Expires: time.Unix(4000000000, 0).UTC()},

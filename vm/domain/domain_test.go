@@ -1,4 +1,4 @@
-package vm
+package domain
 
 import (
 	"os"
@@ -11,23 +11,21 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 )
 
-// design is the domain that a spec becomes, with files in directories that do not
+// build is the domain that a source becomes, with files in directories that do not
 // exist.
-func design(t *testing.T, spec Spec) (*libvirtxml.Domain, error) {
+func build(t *testing.T, source Source, backingStore bool) (*libvirtxml.Domain, error) {
 	t.Helper()
-	result, err := domainOf(&spec)
+	result, err := Build(source)
 	if err != nil {
 		return nil, err
 	}
-	spec.CloneDir, spec.JobDir = "/nowhere/clones", "/nowhere/jobs"
-	_, files := machineFiles(&spec)
-	files.overlays = map[string]string{}
-	for _, d := range disk.TopDisks(spec.Disks) {
+	files := Files{NVRAM: "/nowhere/clones/machine/nvram.fd", Overlays: map[string]string{}, BackingStore: backingStore}
+	for _, d := range disk.TopDisks(source.Disks) {
 		if !d.CDROM {
-			files.overlays[d.Name] = filepath.Join("/nowhere/clones", d.Name)
+			files.Overlays[d.Name] = filepath.Join("/nowhere/clones", d.Name)
 		}
 	}
-	return result.Domain, personalise(result.Domain, &spec, files)
+	return result.Domain, Instance{Name: "machine", Disks: source.Disks, Files: files}.Apply(result.Domain)
 }
 
 // Firmware that insists on signatures is only for images that ask for it.
@@ -38,24 +36,24 @@ func TestSecureBoot(t *testing.T) {
 	}
 	disks := []disk.Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}
 	for _, test := range []struct {
-		name string
-		spec Spec
-		want string // the feature secure-boot
+		name   string
+		source Source
+		want   string // the feature secure-boot
 	}{
-		{"default machine", Spec{UEFI: true}, "no"},
-		{"BIOS", Spec{}, ""},
-		{"image", Spec{DomainXML: image("firmware='efi'", "")}, "no"},
-		{"image by path", Spec{DomainXML: image("", "<loader type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>")}, "no"},
-		{"image that asks", Spec{DomainXML: image("firmware='efi'", "<firmware><feature enabled='yes' name='secure-boot'/></firmware>")}, "yes"},
-		{"image that asks for a loader", Spec{DomainXML: image("firmware='efi'", "<loader secure='yes'/>")}, ""},
-		{"image that declines", Spec{DomainXML: image("firmware='efi'", "<firmware><feature enabled='no' name='secure-boot'/></firmware>")}, "no"},
-		{"image that wants no keys", Spec{DomainXML: image("firmware='efi'", "<firmware><feature enabled='no' name='enrolled-keys'/></firmware>")}, "no"},
-		{"image that wants keys", Spec{DomainXML: image("firmware='efi'", "<firmware><feature enabled='yes' name='enrolled-keys'/></firmware>")}, ""},
-		{"trusted image", Spec{Trusted: true, DomainXML: image("firmware='efi'", "")}, ""},
+		{"default machine", Source{UEFI: true}, "no"},
+		{"BIOS", Source{}, ""},
+		{"image", Source{DomainXML: image("firmware='efi'", "")}, "no"},
+		{"image by path", Source{DomainXML: image("", "<loader type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>")}, "no"},
+		{"image that asks", Source{DomainXML: image("firmware='efi'", "<firmware><feature enabled='yes' name='secure-boot'/></firmware>")}, "yes"},
+		{"image that asks for a loader", Source{DomainXML: image("firmware='efi'", "<loader secure='yes'/>")}, ""},
+		{"image that declines", Source{DomainXML: image("firmware='efi'", "<firmware><feature enabled='no' name='secure-boot'/></firmware>")}, "no"},
+		{"image that wants no keys", Source{DomainXML: image("firmware='efi'", "<firmware><feature enabled='no' name='enrolled-keys'/></firmware>")}, "no"},
+		{"image that wants keys", Source{DomainXML: image("firmware='efi'", "<firmware><feature enabled='yes' name='enrolled-keys'/></firmware>")}, ""},
+		{"trusted image", Source{Trusted: true, DomainXML: image("firmware='efi'", "")}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			test.spec.Disks = disks
-			d, err := design(t, test.spec)
+			test.source.Disks = disks
+			d, err := build(t, test.source, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -110,8 +108,8 @@ func TestTemplate(t *testing.T) {
 			if err := os.WriteFile(path, []byte(doc), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			spec := Spec{Name: "machine", Template: path, Disks: disks, DomainXML: []byte("<not read>")}
-			result, err := domainOf(&spec)
+			source := Source{Template: path, Disks: disks, DomainXML: []byte("<not read>")}
+			result, err := Build(source)
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
 					t.Fatalf("got %v, want %q", err, test.err)
@@ -128,7 +126,7 @@ func TestTemplate(t *testing.T) {
 			if strings.Join(got, " ") != strings.Join(test.want, " ") {
 				t.Errorf("disks %q, want %q", got, test.want)
 			}
-			d, err := design(t, spec)
+			d, err := build(t, source, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -137,25 +135,33 @@ func TestTemplate(t *testing.T) {
 			}
 		})
 	}
-	if _, err := domainOf(&Spec{Template: "/nowhere/template.xml", Disks: disks}); err == nil || !strings.Contains(err.Error(), "/nowhere/template.xml") {
+	if _, err := Build(Source{Template: "/nowhere/template.xml", Disks: disks}); err == nil || !strings.Contains(err.Error(), "/nowhere/template.xml") {
 		t.Errorf("a template that is not there: %v", err)
 	}
 }
 
 // What the settings say wins over the version of libvirt.
-func TestJobsBackingStore(t *testing.T) {
+func TestWritesBackingStore(t *testing.T) {
+	const old = 9_000_000
 	for choice, want := range map[string]bool{OmitYes: false, OmitNo: true, OmitAuto: false, "": false} {
-		spec := Spec{Name: "machine", OmitBackingStore: choice,
-			Disks: []disk.Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}}
-		d, err := design(t, spec) // as of an old libvirt
+		if got, err := WritesBackingStore(choice, old); err != nil || got != want {
+			t.Errorf("omit %q: backing store written: %v, %v, want %v", choice, got, err, want)
+		}
+	}
+	if got, err := WritesBackingStore("", 9_001_000); err != nil || !got {
+		t.Errorf("a new libvirt: %v, %v", got, err)
+	}
+	if _, err := WritesBackingStore("perhaps", old); err == nil {
+		t.Error("an unknown choice was taken")
+	}
+	source := Source{Disks: []disk.Disk{{Name: "disk.qcow2", Path: "/nowhere/disk.qcow2", Format: "qcow2", VirtualSize: 1 << 20}}}
+	for _, want := range []bool{true, false} {
+		d, err := build(t, source, want)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if got := d.Devices.Disks[0].BackingStore != nil; got != want {
-			t.Errorf("omit %q: backing store written: %v, want %v", choice, got, want)
+			t.Errorf("backing store written: %v, want %v", got, want)
 		}
-	}
-	if _, err := design(t, Spec{OmitBackingStore: "perhaps"}); err == nil {
-		t.Error("an unknown choice was taken")
 	}
 }

@@ -1,4 +1,4 @@
-package vm
+package domain
 
 import (
 	"testing"
@@ -16,7 +16,7 @@ func TestShareAddress(t *testing.T) {
 		}}},
 	}
 	for want := uint(0x11); want <= 0x12; want++ {
-		addCacheShare(d, "/share")
+		AddCacheShare(d, "/share", "label")
 		if got := *d.Devices.Filesystems[len(d.Devices.Filesystems)-1].Address.PCI.Slot; got != want {
 			t.Errorf("got slot %#x, want %#x", got, want)
 		}

@@ -1,4 +1,4 @@
-package vm
+package domain
 
 import (
 	"fmt"
@@ -10,6 +10,7 @@ import (
 
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 // rebuildTemplate makes the domain of a machine from the template of an
@@ -18,11 +19,11 @@ import (
 func rebuildTemplate(path string, disks []disk.Disk) (*domainxml.Result, error) {
 	doc, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w: read the template of its domain: %w", ErrSpec, err)
+		return nil, fmt.Errorf("%w: read the template of its domain: %w", errdefs.ErrInvalid, err)
 	}
 	filled, err := fillTemplate(string(doc), disks)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the template %s: %w", ErrSpec, path, err)
+		return nil, fmt.Errorf("%w: the template %s: %w", errdefs.ErrInvalid, path, err)
 	}
 	result, err := domainxml.Rebuild([]byte(filled), domainxml.Options{Disks: layersOf(disks), Trusted: true})
 	if err != nil {

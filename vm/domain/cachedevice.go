@@ -1,18 +1,17 @@
-package vm
+package domain
 
 import (
 	"libvirt.org/go/libvirtxml"
 
-	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
 )
 
-// addCacheDisk adds the disk after those of the image, so that these keep their
+// AddCacheDisk adds the disk after those of the image, so that these keep their
 // names in the guest. Other than those it has to survive the machine, and so what
 // the guest forces to the disk is forced to the disk. Its format is named: guests
 // write what they like to it. If the host is full, the guest gets an error, and goes
 // on without having saved its cache; by default it would be stopped.
-func addCacheDisk(d *libvirtxml.Domain, path string) {
+func AddCacheDisk(d *libvirtxml.Domain, path, label string) {
 	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
 		Device: "disk",
 		Driver: &libvirtxml.DomainDiskDriver{
@@ -20,14 +19,14 @@ func addCacheDisk(d *libvirtxml.Domain, path string) {
 		},
 		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}},
 		Target: &libvirtxml.DomainDiskTarget{Dev: disk.FreeTarget(d, "vd"), Bus: "virtio"},
-		Serial: cache.Label,
+		Serial: label,
 		Alias:  &libvirtxml.DomainAlias{Name: "ua-sardine-cache"},
 	})
 }
 
-// addCacheShare adds the directory. virtiofsd reads and writes the guest's memory,
+// AddCacheShare adds the directory. virtiofsd reads and writes the guest's memory,
 // which therefore has to be shared.
-func addCacheShare(d *libvirtxml.Domain, path string) {
+func AddCacheShare(d *libvirtxml.Domain, path, label string) {
 	if d.MemoryBacking == nil {
 		d.MemoryBacking = &libvirtxml.DomainMemoryBacking{}
 	}
@@ -36,7 +35,7 @@ func addCacheShare(d *libvirtxml.Domain, path string) {
 	d.Devices.Filesystems = append(d.Devices.Filesystems, libvirtxml.DomainFilesystem{
 		Driver:  &libvirtxml.DomainFilesystemDriver{Type: "virtiofs"},
 		Source:  &libvirtxml.DomainFilesystemSource{Mount: &libvirtxml.DomainFilesystemSourceMount{Dir: path}},
-		Target:  &libvirtxml.DomainFilesystemTarget{Dir: cache.Label},
+		Target:  &libvirtxml.DomainFilesystemTarget{Dir: label},
 		Address: shareAddress(d),
 	})
 }

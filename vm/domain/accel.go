@@ -1,0 +1,46 @@
+package domain
+
+import (
+	"context"
+	"fmt"
+
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/kvm"
+)
+
+// The values of the setting accel.
+const (
+	AccelAuto = "auto"
+	AccelKVM  = "kvm"
+	AccelTCG  = "tcg"
+)
+
+// Accelerate decides whether the machine runs on KVM or is emulated. An image
+// that wants to be emulated is. accel is one of the constants above, or empty for auto;
+// cache is the directory for the outcome of the probe.
+func Accelerate(ctx context.Context, d *libvirtxml.Domain, accel, cache string) (warning string, err error) {
+	if accel == "" {
+		accel = AccelAuto
+	}
+	if accel == AccelAuto && d.Type == "qemu" {
+		accel = AccelTCG
+	}
+	switch accel {
+	case AccelKVM:
+		domainxml.UseKVM(d)
+	case AccelTCG:
+		domainxml.UseTCG(d)
+	case AccelAuto:
+		if why := kvm.Works(ctx, cache); why != nil {
+			domainxml.UseTCG(d)
+			return fmt.Sprintf("no working KVM on this host (%v): the machine is emulated, which is slow", why), nil
+		}
+		domainxml.UseKVM(d)
+	default:
+		return "", fmt.Errorf("%w: accel is %q: want auto, kvm or tcg", errdefs.ErrInvalid, accel)
+	}
+	return "", nil
+}
