@@ -171,7 +171,7 @@ func TestHostileCacheDisk(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		const (
 			look    = "cat /cache/file 2>/dev/null || echo nothing; df -P /cache | grep -c ^/dev/vd; echo mine >/cache/file\n"
-			damaged = "made anew"
+			damaged = "it is formatted"
 		)
 		s := newSite(t, mode, `cache = "disk"`, `cache_size = "32MiB"`, `accel = "tcg"`)
 		found, says := "nothing\n1\n", ""
@@ -179,7 +179,7 @@ func TestHostileCacheDisk(t *testing.T) {
 			{"garbage", "sudo umount /cache; sudo dd if=/dev/urandom of=/dev/vdb bs=1M count=8", "nothing\n1\n", damaged},
 			{"header of a qcow2 file", "sudo umount /cache; { printf 'QFI\\373\\0\\0\\0\\003'; dd if=/dev/zero bs=1M count=1; } | sudo dd of=/dev/vdb bs=1M", "nothing\n1\n", damaged},
 			{"errors that e2fsck cannot repair by itself", "sudo umount /cache; sudo dd if=/dev/urandom of=/dev/vdb bs=1024 seek=2 count=64", "nothing\n1\n", damaged},
-			{"full", "dd if=/dev/zero of=/cache/big bs=1M || true", "nothing\n1\n", "full: it is emptied"},
+			{"full", "dd if=/dev/zero of=/cache/big bs=1M || true", "nothing\n1\n", "full: it is formatted"},
 			{"somebody else's", "sudo chown -R 7:7 /cache; sudo chmod 0 /cache", "mine\n1\n", ""},
 			{"nothing", "true", "mine\n1\n", ""},
 			{"nothing again", "true", "", ""},

@@ -54,7 +54,7 @@ func Open(o Options) (*slog.Logger, io.Closer, error) {
 	}
 	logger := slog.New(slog.NewTextHandler(o.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: hide}))
 	if lost != nil {
-		logger.Warn("the log is not written", "error", lost)
+		logger.Warn("cannot open the log file", "error", lost)
 	}
 	return logger, none, lost
 }
@@ -68,22 +68,21 @@ func (o Options) fileHandler(w io.Writer, replace replaceAttr) slog.Handler {
 }
 
 const (
-	// masked stands in for a secret, as in GitLab Runner's job logs.
+	// masked replaces a secret, as in GitLab Runner's job logs.
 	masked = "[MASKED]"
-	// secretMin is the least length, in bytes, of what is hidden: something shorter
-	// stands in many a word. GitLab masks no variable of less than 8 characters.
+	// secretMin is the length, in bytes, of the shortest secret to mask: shorter ones
+	// occur in ordinary words. GitLab masks variables of 8 characters or more.
 	secretMin = 4
 )
 
-// A replaceAttr is what [slog.HandlerOptions] calls for each attribute, the message
-// included.
+// A replaceAttr is called by [slog.HandlerOptions] for each attribute and the message.
 type replaceAttr = func(groups []string, a slog.Attr) slog.Attr
 
-// hideSecrets replaces the secrets in all that is logged. Nothing here logs a secret
-// knowingly; but a library, or the text of another program's error, can hold one.
+// hideSecrets masks secrets in everything that is logged. The driver logs none itself,
+// but a library or the error of another program can contain one.
 func hideSecrets(secrets []string) replaceAttr {
 	secrets = slices.DeleteFunc(slices.Clone(secrets), func(s string) bool { return len(s) < secretMin })
-	// The longest first: one may be a part of another.
+	// The longest first: one can be part of another.
 	slices.SortFunc(secrets, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
 	var pairs []string
 	for _, secret := range secrets {

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// No secret is logged, whatever is logged and in whichever form.
+// No log contains a secret, in any form.
 func TestSecretsAreMasked(t *testing.T) {
 	secrets := []string{
 		"glcbt-job-token", "multi\nline \"key\"", "glcbt-job", "reg-password", "git-password",
@@ -59,14 +59,14 @@ func TestSecretsAreMasked(t *testing.T) {
 				t.Errorf("%d secrets are masked in:\n%s", n, log)
 			}
 			if !bytes.Contains(log, []byte("not a secret")) || !bytes.Contains(log, []byte("ERROR")) {
-				t.Errorf("more is masked than has to be:\n%s", log)
+				t.Errorf("more is masked than necessary:\n%s", log)
 			}
 		})
 	}
 }
 
-// A log that cannot be written is no reason for a job to fail: whoever looks after
-// the host is told, and the log is as if there were no file.
+// A log file that cannot be opened fails no job: the administrator gets a warning, and
+// the log is as if there were no file.
 func TestLogFileThatCannotBeOpened(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -81,7 +81,7 @@ func TestLogFileThatCannotBeOpened(t *testing.T) {
 			test.o.Stderr, test.o.File = &stderr, "/dev/null/log"
 			logger, closer, err := Open(test.o)
 			if err == nil {
-				t.Error("no error tells the caller")
+				t.Error("no error")
 			}
 			if logger == nil || closer == nil {
 				t.Fatal("no logger")

@@ -15,11 +15,11 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// mountTimeout bounds what the guest does to have its cache: a file system to check or
-// to make, the owner of many files to change.
+// mountTimeout bounds the mount, which may check or create a file system and change the
+// owner of many files.
 const mountTimeout = 3 * time.Minute
 
-// Only the guest does this work: the host never looks into a cache.
+// The guest does this work: the host never opens a cache.
 var (
 	//go:embed scripts/mount-cache.sh
 	mountScript string
@@ -27,7 +27,7 @@ var (
 	flushScript string
 )
 
-// A Cache is what a guest has to know of its cache.
+// A Cache describes the guest's cache to the guest.
 type Cache struct {
 	// Mode is disk or share; Label finds the disk or share; Dir is where to mount it.
 	Mode, Label, Dir string
@@ -35,12 +35,11 @@ type Cache struct {
 	Fresh bool
 }
 
-// ErrCacheUnusable says that no other job should get this cache.
+// ErrCacheUnusable says that the cache must not be given to another job.
 var ErrCacheUnusable = errors.New("the guest cannot use its cache")
 
-// MountCache mounts the guest's cache. A guest that cannot do that has its cache
-// directory on its own disk, as without the setting cache: that is a warning, and no
-// error.
+// MountCache mounts the guest's cache. If the guest cannot mount it, the cache directory
+// is on the guest's own disk, as without the setting cache: a warning, not an error.
 func MountCache(ctx context.Context, guest Guest, cache Cache, log *joblog.Log) error {
 	mounting, cancel := context.WithTimeout(ctx, mountTimeout)
 	defer cancel()
@@ -60,7 +59,7 @@ func MountCache(ctx context.Context, guest Guest, cache Cache, log *joblog.Log) 
 		return fmt.Errorf("mount the cache in the guest: %w", err)
 	}
 	if late {
-		log.Warn("the guest could not mount its cache within %s: this job goes on without it", mountTimeout)
+		log.Warn("the guest could not mount its cache within %s: the job continues without it", mountTimeout)
 	}
 	if late || status != 0 {
 		return ErrCacheUnusable
@@ -68,7 +67,7 @@ func MountCache(ctx context.Context, guest Guest, cache Cache, log *joblog.Log) 
 	return nil
 }
 
-// FlushCache has the guest write to its cache disk what is still in its memory.
+// FlushCache makes the guest write its memory buffers to the cache disk.
 func FlushCache(ctx context.Context, guest Guest, dir string) error {
 	_, err := guest.Run(ctx, guestssh.Command{
 		Line:  "sh -s " + shellescape.Quote(dir),
@@ -77,8 +76,8 @@ func FlushCache(ctx context.Context, guest Guest, dir string) error {
 	return err
 }
 
-// A beginning keeps the first kilobytes of what is written to it: a guest can say
-// anything.
+// A beginning keeps the first kilobytes that are written to it: the guest is not
+// trusted.
 type beginning struct{ bytes.Buffer }
 
 func (b *beginning) Write(p []byte) (int, error) {
@@ -87,8 +86,7 @@ func (b *beginning) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// relay passes on what the guest's part says: lines that begin with "say " or
-// "warn ".
+// relay copies lines that begin with "say " or "warn " to the log.
 func relay(text string, log *joblog.Log) {
 	const most = 10 // lines
 	for _, line := range strings.SplitN(text, "\n", most+1)[:min(most, strings.Count(text, "\n"))] {

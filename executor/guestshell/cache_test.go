@@ -9,7 +9,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 )
 
-// What a guest says of its cache is passed on in part: it can say anything.
+// The output of the guest is limited: the guest is not trusted.
 func TestRelay(t *testing.T) {
 	var said beginning
 	fmt.Fprint(&said, "say one\nwarn two\nother three\n", strings.Repeat("say again\n", 100), "say ", strings.Repeat("x", 1<<20), "\n")

@@ -14,16 +14,16 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// dirsTimeout bounds what the guest is asked here. On Windows the first PowerShell can
+// dirsTimeout bounds the creation of directories. On Windows the first PowerShell can
 // take half a minute to start.
 const (
 	dirsTimeout        = 30 * time.Second
 	dirsTimeoutWindows = 2 * time.Minute
 )
 
-// MakeDirs makes the directories that GitLab Runner's scripts use. Where
-// the guest's user may not, sudo without a password does, as most images allow.
-// A job that checks out nothing can do without them, so that is only a warning.
+// MakeDirs creates the directories for GitLab Runner's scripts, with sudo if the guest's
+// user lacks the permission: most images allow sudo without a password. A failure is
+// only a warning, because a job without a checkout does not need the directories.
 func MakeDirs(ctx context.Context, guest Guest, settings config.Resolved, log *joblog.Log) error {
 	dirs := []string{settings.GuestBuildsDir, settings.GuestCacheDir}
 	timeout, command, script := dirsTimeout, "sh", makeDirsPOSIX(dirs)
@@ -35,19 +35,19 @@ func MakeDirs(ctx context.Context, guest Guest, settings config.Resolved, log *j
 	var stdout, stderr bytes.Buffer
 	status, err := guest.Run(ctx, guestssh.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
-		return fmt.Errorf("make the directories for builds and cache in the guest: %w", err)
+		return fmt.Errorf("create the directories for builds and cache in the guest: %w", err)
 	}
 	if status != 0 {
 		shell, _, _ := strings.Cut(command, " ")
-		log.Warn("the guest cannot run %s (exit status %d: %s), and so has no directories for builds and cache: %s", shell, status, joblog.OneLine(stderr.String()), wrongSystem(settings))
+		log.Warn("cannot create the directories for builds and cache: the guest cannot run %s (exit status %d: %s): %s", shell, status, joblog.OneLine(stderr.String()), wrongSystem(settings))
 	} else if failed := answers(stdout.String()); len(failed) > 0 {
-		log.Warn("the guest's user can neither make nor write %s, which GitLab's scripts will want: "+
-			"choose others for this image with guest_builds_dir and guest_cache_dir", strings.Join(failed, " and "))
+		log.Warn("the guest's user cannot create or write %s, which GitLab's scripts need: "+
+			"set guest_builds_dir and guest_cache_dir for this image", strings.Join(failed, " and "))
 	}
 	return nil
 }
 
-// wrongSystem is what to do if a guest does not run what its settings say.
+// wrongSystem says what to do if the guest's system does not match the settings.
 func wrongSystem(settings config.Resolved) string {
 	if settings.Windows() {
 		return fmt.Sprintf("a guest with guest_builds_dir = %q is expected to run Windows", settings.GuestBuildsDir)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// Only directories that cannot be made or written are named, whatever the shell of
-// the guest's user prints beside them.
+// Only directories that cannot be created or written are listed, whatever else the
+// guest's shell prints.
 func TestMakeDirs(t *testing.T) {
 	good := filepath.Join(t.TempDir(), "it's", "here")
 	sh := exec.Command("sh")

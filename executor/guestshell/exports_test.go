@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// No variable of a job ends the administrator's script before it begins: not one that
-// the shell keeps to itself, nor one that a guest's profile has made readonly.
+// No variable of a job stops the administrator's script: neither one that is readonly in
+// the shell, nor one that the guest's profile has made readonly.
 func TestExportsDoNotEndTheShell(t *testing.T) {
 	variables := map[string]string{"AFTER": "it's here", "ZZZ": "last", "POSIXLY_CORRECT": "1", "READONLY": "job's"}
 	for _, name := range []string{

@@ -1,5 +1,4 @@
-// Package guestshell knows the shells of guests and holds the scripts that the driver
-// runs there.
+// Package guestshell starts shells in guests and runs the driver's own scripts there.
 package guestshell
 
 import (

@@ -12,8 +12,8 @@ import (
 	"unicode/utf16"
 )
 
-// What PowerShell runs in guests. A command line holds the first and the last, for
-// which cmd.exe has 8191 characters.
+// Scripts for PowerShell in guests. bootstrap and copyRunnerPS are sent in a command
+// line, which cmd.exe limits to 8191 characters.
 var (
 	//go:embed scripts/bootstrap.ps1
 	bootstrap string
@@ -25,20 +25,18 @@ var (
 	copyRunnerPS string
 )
 
-// powerShell is the command line by which a PowerShell, called name, runs a text.
+// powerShell returns the command line with which the PowerShell called name runs text.
 //
-// SSH servers hand a command line to the user's shell: cmd.exe on Windows, unless
-// it was told otherwise. So there may be nothing in it that cmd.exe, PowerShell or
-// a POSIX shell would change: the text is encoded. -OutputFormat text, because
-// PowerShell writes XML to standard error otherwise when its text is encoded; the
-// other options are those of GitLab Runner.
+// An SSH server passes the command line to the user's shell: cmd.exe on Windows, unless
+// configured otherwise. The text is encoded, so that cmd.exe, PowerShell and POSIX shells
+// all leave it unchanged. With encoded text PowerShell writes XML to standard error
+// unless there is -OutputFormat text; the other options are those of GitLab Runner.
 func powerShell(name, text string) string {
 	return name + " -NoProfile -NoLogo -InputFormat text -OutputFormat text -NonInteractive -ExecutionPolicy Bypass -EncodedCommand " +
 		encodePowerShell(text)
 }
 
-// encodePowerShell encodes a text for -EncodedCommand, without its comments, of
-// which each has a line of its own.
+// encodePowerShell encodes a text for -EncodedCommand, without comment lines.
 func encodePowerShell(text string) string {
 	var code strings.Builder
 	for line := range strings.Lines(text) {
@@ -52,16 +50,16 @@ func encodePowerShell(text string) string {
 	return base64.StdEncoding.EncodeToString(utf16le.Bytes())
 }
 
-// powerShellQuotes are the characters that end a string in single quotes; doubled,
-// they stand for themselves. Typographic ones count as well (about_Quoting_Rules).
+// powerShellQuotes doubles the characters that end a string in single quotes, typographic
+// ones included (about_Quoting_Rules).
 var powerShellQuotes = strings.NewReplacer(
 	"'", "''", "\u2018", "\u2018\u2018", "\u2019", "\u2019\u2019", "\u201a", "\u201a\u201a", "\u201b", "\u201b\u201b",
 )
 
-// quotePowerShell is an expression whose value is text, whatever it holds.
+// quotePowerShell returns an expression with the value text.
 func quotePowerShell(text string) string { return "'" + powerShellQuotes.Replace(text) + "'" }
 
-// quoteAllPowerShell quotes each of them and puts between between them.
+// quoteAllPowerShell quotes texts and joins them with the separator between.
 func quoteAllPowerShell(texts []string, between string) string {
 	quoted := make([]string, len(texts))
 	for i, text := range texts {
@@ -70,8 +68,8 @@ func quoteAllPowerShell(texts []string, between string) string {
 	return strings.Join(quoted, between)
 }
 
-// withoutBOM is a text without the byte order mark that Windows' editors put before
-// it. Behind something else it would be part of the first word.
+// withoutBOM skips a byte order mark, which Windows' editors write. After a prefix it
+// would be part of the first word.
 func withoutBOM(text io.Reader) (io.Reader, error) {
 	const bom = "\xef\xbb\xbf"
 	r := bufio.NewReader(text)

@@ -15,9 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files")
 
-// decodePowerShell takes a command line apart as PowerShell does.
+// decodePowerShell parses a command line as PowerShell does.
 func decodePowerShell(t *testing.T, line string) (options []string, text string) {
 	t.Helper()
 	words := strings.Split(line, " ")
@@ -33,9 +33,8 @@ func decodePowerShell(t *testing.T, line string) (options []string, text string)
 	return words[:last], string(utf16.Decode(units))
 }
 
-// The command lines by which PowerShell is started, and what they tell it. None has
-// a character that cmd.exe, PowerShell or a POSIX shell would change, nor more of
-// them than cmd.exe takes.
+// The command lines that start PowerShell. They contain no character that cmd.exe,
+// PowerShell or a POSIX shell would change, and are not too long for cmd.exe.
 func TestPowerShellCommands(t *testing.T) {
 	const options = "-NoProfile -NoLogo -InputFormat text -OutputFormat text -NonInteractive -ExecutionPolicy Bypass -EncodedCommand"
 	for _, test := range []struct{ name, line, golden string }{
@@ -64,7 +63,7 @@ func TestPowerShellCommands(t *testing.T) {
 			if diff := cmp.Diff(string(want), text); diff != "" {
 				t.Errorf("text (-want +got):\n%s", diff)
 			}
-			// A text that speaks of it makes PowerShell itself read standard input.
+			// A text with that word makes PowerShell itself read standard input.
 			if strings.Contains(text, "$input") {
 				t.Error("it uses $input")
 			}
@@ -79,9 +78,8 @@ func TestEncodePowerShell(t *testing.T) {
 	}
 }
 
-// singleQuoted reads a string in single quotes as PowerShell's tokenizer does:
-// every quote character ends it, unless another one follows. It returns what is
-// left of the text, too.
+// singleQuoted reads a string in single quotes as PowerShell's tokenizer does: a quote
+// character ends it, unless another one follows. It also returns the rest of the text.
 func singleQuoted(text string) (value, rest string) {
 	quote := func(r rune) bool { return r == '\'' || r >= 0x2018 && r <= 0x201b }
 	runes := []rune(text)

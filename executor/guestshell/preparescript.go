@@ -12,10 +12,9 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// RunPrepareScript runs the administrator's prepare_script in the guest, with the
-// job's variables in its environment and its output in the job's log. If it fails,
-// so does the preparation, which may be tried again: it is the host's business,
-// not the job's.
+// RunPrepareScript runs the administrator's prepare_script in the guest, with the job's
+// variables in its environment and its output in the job's log. Its failure is a system
+// failure: the job cannot change the script.
 func RunPrepareScript(ctx context.Context, guest Guest, settings config.Resolved, variables map[string]string, log *joblog.Log) error {
 	path := settings.PrepareScript
 	if path == "" {

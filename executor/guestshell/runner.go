@@ -20,20 +20,20 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// guestBin is where the runner's binary is put in the guest, below the home of the
-// guest's user; pathPrefix puts it at the end of a script's PATH.
+// guestBin is the directory for gitlab-runner in the guest, below the home of its user;
+// pathPrefix appends it to a script's PATH.
 const (
 	guestBin   = ".gitlab-sardine-executor/bin"
 	pathPrefix = `export PATH="$PATH:$HOME/` + guestBin + `"` + "\n"
 )
 
-// CopyRunner copies gitlab-runner into a guest that has none: artifacts and cache need
-// it there. If this host has none to copy, that is a warning: GitLab's script says
-// what it misses, and some jobs can do without.
+// CopyRunner copies gitlab-runner into a guest that lacks it, for artifacts and cache.
+// If this host has none to copy, that is only a warning: GitLab's script reports what is
+// missing, and some jobs do not need it.
 func CopyRunner(ctx context.Context, guest Guest, settings config.Resolved, log *joblog.Log) error {
 	platform, err := guestPlatform(ctx, guest, settings)
 	if err != nil || platform == "" {
-		return err // or it has one
+		return err // nil if the guest has one
 	}
 	path, err := hostRunner(settings.RunnerBinary, platform)
 	if err != nil {
@@ -43,11 +43,11 @@ func CopyRunner(ctx context.Context, guest Guest, settings config.Resolved, log 
 	return copyRunner(ctx, guest, path, copyCommand(settings), log)
 }
 
-// answerMark goes before what a guest is asked for: its shell may print what its
-// profile says as well. The scripts in scripts/ have it, too.
+// answerMark precedes an answer of the guest, because the profile of its shell may print
+// other lines. The files in scripts/ use it too.
 const answerMark = "gitlab-sardine-executor: "
 
-// answers are the lines behind each [answerMark].
+// answers returns the rest of the line after each [answerMark].
 func answers(stdout string) []string {
 	var lines []string
 	for _, behind := range strings.Split(stdout, answerMark)[1:] {
@@ -57,7 +57,7 @@ func answers(stdout string) []string {
 	return lines
 }
 
-// answer is the first of them; empty if there is none.
+// answer returns the first answer; empty if there is none.
 func answer(stdout string) string {
 	if lines := answers(stdout); len(lines) > 0 {
 		return lines[0]
@@ -65,8 +65,8 @@ func answer(stdout string) string {
 	return ""
 }
 
-// guestPlatform is what the guest's uname says of itself, such as "Linux x86_64",
-// or "Windows AMD64"; empty if it has a gitlab-runner already.
+// guestPlatform returns the guest's uname, such as "Linux x86_64", or "Windows AMD64";
+// empty if the guest has a gitlab-runner.
 func guestPlatform(ctx context.Context, guest Guest, settings config.Resolved) (string, error) {
 	command, script := platformQuestion(settings)
 	var stdout bytes.Buffer
@@ -76,7 +76,7 @@ func guestPlatform(ctx context.Context, guest Guest, settings config.Resolved) (
 	return answer(stdout.String()), nil
 }
 
-// platformQuestion is what has the guest answer that.
+// platformQuestion returns the command and script for that.
 func platformQuestion(settings config.Resolved) (command, script string) {
 	if settings.Windows() {
 		return For(settings.Shell).Command, platform
@@ -84,7 +84,7 @@ func platformQuestion(settings config.Resolved) (command, script string) {
 	return "sh -l", pathPrefix + "command -v gitlab-runner >/dev/null 2>&1 || echo '" + answerMark + "'$(uname -sm)\n"
 }
 
-// unames are what guests call the platforms of Go.
+// unames maps unames to Go's platforms.
 var unames = map[string]string{
 	"Linux x86_64": "linux/amd64", "Linux aarch64": "linux/arm64", "Linux armv7l": "linux/arm",
 	"Linux ppc64le": "linux/ppc64le", "Linux s390x": "linux/s390x", "Linux riscv64": "linux/riscv64",
@@ -92,25 +92,25 @@ var unames = map[string]string{
 	"Windows AMD64": "windows/amd64", "Windows ARM64": "windows/arm64",
 }
 
-// hostRunner is the binary to copy: the one that the settings name, or this host's
-// own if the guest is of the same kind.
+// hostRunner returns the path of the binary to copy: the one in the settings, or this
+// host's own if it fits the guest.
 func hostRunner(setting, platform string) (string, error) {
 	if setting != config.RunnerAuto {
 		return setting, nil
 	}
 	if host := runtime.GOOS + "/" + runtime.GOARCH; unames[platform] != host {
-		return "", fmt.Errorf("this host's is for %s, not for %s", host, platform)
+		return "", fmt.Errorf("that of this host is for %s, not for %s", host, platform)
 	}
 	path, err := exec.LookPath("gitlab-runner")
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", errors.New("it is not on this host's PATH, either")
+		return "", errors.New("it is not on the PATH of this host either")
 	}
 	return path, err
 }
 
-// copyCommand is what makes a gitlab-runner in the guest of what comes on standard
-// input, and answers with its checksum. It renames it when it is complete: a stage that
-// is cancelled leaves no half binary.
+// copyCommand returns the command that writes standard input to gitlab-runner in the
+// guest and answers with its checksum. It renames the file at the end, so that a
+// cancelled stage leaves no incomplete binary.
 func copyCommand(settings config.Resolved) string {
 	if settings.Windows() {
 		return powerShell(settings.Shell, copyRunnerPS)
@@ -119,8 +119,7 @@ func copyCommand(settings config.Resolved) string {
 		` && cat > new && chmod 755 new && printf "%s" "` + answerMark + `" && { sha256sum new 2>/dev/null || shasum -a 256 new; } && mv new gitlab-runner'`
 }
 
-// copyRunner copies a binary into the guest with a [copyCommand] and compares the
-// checksums.
+// copyRunner copies a binary into the guest with command, and compares checksums.
 func copyRunner(ctx context.Context, guest Guest, path, command string, log *joblog.Log) error {
 	file, err := os.Open(path)
 	if err != nil {

@@ -29,7 +29,7 @@ func TestAnswer(t *testing.T) {
 	}
 }
 
-// A guest's shell may greet, by its profile or its start-up file.
+// The profile or the start-up file of a guest's shell may print a greeting.
 func TestRunnerQuestionsToAShellThatGreets(t *testing.T) {
 	home := t.TempDir()
 	const greeting = "echo Welcome, `uname -sm`\n"

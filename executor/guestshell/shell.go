@@ -11,16 +11,15 @@ import (
 
 // A Shell is a value of the setting shell.
 type Shell struct {
-	// Command starts it in the guest, with the script on its standard input.
+	// Command line that starts the shell, which reads the script from stdin.
 	Command string
-	// GitLab is the name by which GitLab Runner knows the kind of script it wants.
+	// GitLab is the name of the shell for GitLab Runner, which writes the scripts.
 	GitLab string
-	// Prefix goes before a script of GitLab's, on standard input.
+	// Prefix is sent before a script of GitLab.
 	Prefix string
 
-	// export is a statement that puts a variable into the environment of what the
-	// script starts, if the shell lets it: some names are readonly, and a guest's
-	// profile may add to them.
+	// export returns a statement that exports a variable, or does nothing if the
+	// variable is readonly: in the shell, or by the guest's profile.
 	export func(name, value string) string
 	// powerShell: see powershell.go.
 	powerShell bool
@@ -39,13 +38,13 @@ var shells = map[string]Shell{
 	"powershell": {Command: powerShell("powershell", bootstrap), GitLab: "powershell", export: exportPowerShell, powerShell: true},
 }
 
-// exportPOSIX exports by way of command: a special builtin that fails would end the
-// shell (POSIX.1-2017, XCU 2.8.1 and "command").
+// exportPOSIX uses command, because a special builtin that fails would exit the shell
+// (POSIX.1-2017, XCU 2.8.1 and "command").
 func exportPOSIX(name, value string) string {
 	return fmt.Sprintf("command export %s=%s 2>/dev/null\n", name, shellescape.Quote(value))
 }
 
-// exportZsh does without command, which in zsh looks for a program.
+// exportZsh cannot use command, which in zsh looks for a program.
 func exportZsh(name, value string) string {
 	return fmt.Sprintf("{ { export %s=%s; } always { TRY_BLOCK_ERROR=0; } } 2>/dev/null\n", name, shellescape.Quote(value))
 }
@@ -54,12 +53,11 @@ func exportPowerShell(name, value string) string {
 	return fmt.Sprintf("$env:%s = %s\n", name, quotePowerShell(value))
 }
 
-// shellName is a name that every shell takes for a variable's.
+// shellName matches names of variables that are valid in every shell.
 var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// exports are statements that export a job's variables. Their values are the
-// author's, and so are quoted, whatever they hold; names that no shell knows are
-// left out, and those that a shell keeps to itself stay as they are.
+// exports returns statements that export a job's variables. Values are quoted, because
+// they are the author's. Invalid names are left out; readonly variables do not change.
 func (s Shell) exports(variables map[string]string) string {
 	names := make([]string, 0, len(variables))
 	for name := range variables {
@@ -75,8 +73,8 @@ func (s Shell) exports(variables map[string]string) string {
 	return text.String()
 }
 
-// JobScript is the script that GitLab Runner would write for a job with that command;
-// without one, the script prints which system runs in the guest.
+// JobScript returns the script that GitLab Runner would write for a job with that
+// command; the default prints the system of the guest.
 func (s Shell) JobScript(command []string) string {
 	if s.powerShell {
 		line := "[Environment]::OSVersion.VersionString"

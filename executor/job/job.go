@@ -16,61 +16,60 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// jobVariablePrefix is what GitLab Runner puts before the name of every job
-// variable. All of them are under the control of the job's author.
+// jobVariablePrefix is the prefix of job variables in the environment. The author of
+// the job controls all of them.
 const jobVariablePrefix = "CUSTOM_ENV_"
 
-// MachineEnv is the variable by which config tells the later stages the name of the
-// job's machine (job_env). An author cannot set it: theirs have [jobVariablePrefix].
-// It serves a stage that finds no payload, cleanup for one, which otherwise would
-// have to believe the author's CI_JOB_ID, and remove the machine of that job.
+// MachineEnv is the variable in which the config stage passes the name of the job's
+// machine to later stages (job_env). An author cannot set it: job variables have
+// [jobVariablePrefix]. A cleanup without a payload would otherwise have to believe
+// CI_JOB_ID, which is the author's, and remove the machine of that job.
 const MachineEnv = "SARDINE_MACHINE"
 
-// authConfigVariable holds passwords for registries, as Docker's config.json does.
+// authConfigVariable holds passwords for registries, in the format of Docker's
+// config.json.
 const authConfigVariable = "DOCKER_AUTH_CONFIG"
 
-// DefaultTimeout is GitLab's, for jobs that do not say theirs.
+// DefaultTimeout is GitLab's default, for payloads without a timeout.
 const DefaultTimeout = time.Hour
 
-// A Job is what GitLab Runner tells a stage about the job. Who the job is comes
-// from the job response file, which GitLab wrote, rather than from the
-// environment: an author can set CI_JOB_ID to the number of somebody else's job.
+// A Job is what GitLab Runner tells a stage about the job. Its identity comes from the
+// job response file, which GitLab wrote: in the environment an author can set
+// CI_JOB_ID to the number of another job.
 type Job struct {
-	// ID is GitLab's number of the job, Server the URL of the GitLab instance:
-	// together they name the job's machine.
+	// ID is GitLab's number of the job, Server the URL of the GitLab instance. The
+	// name of the machine is made of both.
 	ID     string
 	Server string
-	// machine is that name as config left it, where there is no payload to tell it
-	// from; empty otherwise.
+	// machine is the name in [MachineEnv], if there is no payload.
 	machine string
-	// Project is the path of the project, for people.
+	// Project is the path of the project, for logs.
 	Project string
-	// Owner is whose job it is, by what only GitLab can have written.
+	// Owner is the project of the job, from fields that only GitLab can write.
 	Owner Owner
 	// Image as the job names it, with variables expanded; empty if it names none.
 	Image string
-	// PullPolicies the job asks for in image: pull_policy.
+	// PullPolicies from image: pull_policy.
 	PullPolicies []oci.PullPolicy
-	// Accounts at registries that GitLab hands out with the job.
+	// Accounts at registries, from the payload.
 	Accounts []oci.Account
-	// Services says whether the job has services:, of which the runner starts
-	// none for a custom executor.
+	// Services says that the job has services:, which the runner does not start for
+	// a custom executor.
 	Services bool
 	// Timeout of the job.
 	Timeout time.Duration
 
-	// Variables of the job, without their prefix: under the author's control.
+	// Variables of the job, without prefix. The author controls them.
 	Variables map[string]string
 
 	secrets []string // of the payload
 }
 
-// ErrNotGitLab: the environment is not that of a stage.
-var ErrNotGitLab = errors.New("the job's number is in neither JOB_RESPONSE_FILE nor CUSTOM_ENV_CI_JOB_ID: " +
-	"this command is for GitLab Runner's custom executor to call (to run a job by hand: gitlab-sardine-executor try IMAGE)")
+// ErrNotGitLab says that the environment is not that of a stage.
+var ErrNotGitLab = errors.New("neither JOB_RESPONSE_FILE nor CUSTOM_ENV_CI_JOB_ID has the number of the job: " +
+	"GitLab Runner's custom executor calls this command (to run a job by hand: gitlab-sardine-executor try IMAGE)")
 
-// FromEnv reads the job from the environment of a stage, given as os.Environ
-// gives it.
+// FromEnv reads the job from the environment of a stage, in the form of os.Environ.
 func FromEnv(environ []string) (Job, error) {
 	job := Job{Timeout: DefaultTimeout, Variables: map[string]string{}}
 	var responseFile, machine string
@@ -112,9 +111,9 @@ func FromEnv(environ []string) (Job, error) {
 	return job, nil
 }
 
-// ForgetVariables takes the variables of jobs out of the environment of this
-// process. What it starts needs none of them and may outlive the job, as passt
-// does a stage; and they can be so large that there is no room for arguments.
+// ForgetVariables removes job variables from the environment of this process. Its
+// children need none of them and can outlive the stage, as passt does. Large variables
+// also leave no room for their arguments.
 func ForgetVariables() {
 	for _, entry := range os.Environ() {
 		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, jobVariablePrefix) {
@@ -123,8 +122,8 @@ func ForgetVariables() {
 	}
 }
 
-// VMName is the name of the job's machine: a function of the job alone, so that
-// cleanup finds the machine whatever became of the stages before.
+// VMName is the name of the job's machine. It depends on the job alone, so that cleanup
+// finds the machine even if no earlier stage ran.
 func (j Job) VMName() string {
 	if j.machine != "" {
 		return j.machine
@@ -133,7 +132,7 @@ func (j Job) VMName() string {
 	return fmt.Sprintf("sardine-%x-%s", sum[:4], j.ID)
 }
 
-// Secrets are what no log may show: tokens, passwords, masked variables.
+// Secrets returns what no log may show: tokens, passwords, masked variables.
 func (j Job) Secrets() []string {
 	secrets := slices.Clone(j.secrets)
 	for _, account := range j.Accounts {
@@ -142,7 +141,7 @@ func (j Job) Secrets() []string {
 	return append(secrets, oci.SecretsIn(j.Variable(authConfigVariable))...)
 }
 
-// Variable is the value of a job variable: the author's word.
+// Variable returns a job variable. The author controls its value.
 func (j Job) Variable(name string) string { return j.Variables[name] }
 
 // machineName matches what [Job.VMName] makes.
@@ -155,7 +154,7 @@ func IsMachineName(name string) bool { return machineName.MatchString(name) }
 // format of Docker's config.json.
 func (j Job) AuthConfig() string { return j.Variable(authConfigVariable) }
 
-// IsJob says whether a person who wrote text means a job, and not a registry.
+// IsJob reports whether text is the number of a job or the name of a machine.
 func IsJob(text string) bool {
 	return machineName.MatchString(text) || text != "" && strings.Trim(text, "0123456789") == ""
 }

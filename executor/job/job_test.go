@@ -70,9 +70,8 @@ func TestFromEnv(t *testing.T) {
 	}
 }
 
-// The author of a job sets variables. They must not lead to somebody else's
-// machine, whether they stand before or behind GitLab's own in the payload, and
-// whether there is a payload.
+// Variables of the author must not lead to another job's machine, whether they come
+// before or after GitLab's own in the payload, and with or without a payload.
 func TestAuthorCannotBecomeAnotherJob(t *testing.T) {
 	const gitlabs = `"git_info": {"repo_url": "https://gitlab-ci-token:t@gitlab.example.com/group/project.git"}`
 	honest := jobIn(t, "JOB_RESPONSE_FILE="+writeFile(t, `{"id": 4711, `+gitlabs+`}`))
@@ -146,7 +145,7 @@ func TestFromBadEnv(t *testing.T) {
 	}
 }
 
-// cleanup may come when the payload is gone; the environment still has the job.
+// Without a payload the environment has the job: cleanup may run after its removal.
 func TestFromEnvWithoutPayload(t *testing.T) {
 	job, err := FromEnv([]string{
 		"JOB_RESPONSE_FILE=/nonexistent/response.json", "CUSTOM_ENV_CI_JOB_ID=4711", "CUSTOM_ENV_CI_SERVER_URL=https://gitlab.example.com",

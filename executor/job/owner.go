@@ -7,29 +7,28 @@ import (
 	"strings"
 )
 
-// An Owner is whose a job is, as far as that decides which other jobs it may meet in
-// a cache. None of it comes from a variable: an author can set CI_PROJECT_ID, and
-// can even get it to stand before GitLab's own in the payload.
+// An Owner decides which jobs share a cache. It has nothing from variables: an author
+// can set CI_PROJECT_ID, and can even place it before GitLab's own in the payload.
 type Owner struct {
 	// Instance is the URL of the GitLab server, Project GitLab's number of the
-	// project. One of them is empty if GitLab did not say it.
+	// project; empty if the payload lacks it.
 	Instance, Project string
-	// Path of the project, for people.
+	// Path of the project, for logs.
 	Path string
-	// Protected says that the job's branch or tag is a protected one, to which only
-	// some can push. RefUnknown says that GitLab or its runner did not say (before
-	// 18.3); then it is not.
+	// Protected says that the job's branch or tag is protected. RefUnknown says that
+	// the payload does not tell (GitLab and runners before 18.3); then Protected is
+	// false.
 	Protected, RefUnknown bool
 }
 
-// CacheKey tells the caches of different owners apart. It is one way, so that it can
-// name a directory whatever the URL holds.
+// CacheKey identifies the caches of the owner. It is a hash, and so a valid name of a
+// directory.
 func (o Owner) CacheKey() string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %t", o.Instance, o.Project, o.Protected))
 	return fmt.Sprintf("%x", sum[:16])
 }
 
-// String says to people whose cache it is.
+// String describes the owner for people.
 func (o Owner) String() string {
 	refs := "unprotected refs"
 	if o.Protected {
@@ -38,7 +37,7 @@ func (o Owner) String() string {
 	return fmt.Sprintf("%s of %s (project %s), %s", o.Path, o.Instance, o.Project, refs)
 }
 
-// owner is whose job it is.
+// owner returns the owner in the payload.
 func (r *response) owner() Owner {
 	protected := r.GitInfo.Protected
 	owner := Owner{

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// ownedPayload is a job as GitLab hands it out; the author has set what an author can.
+// ownedPayload is a payload in which the author has set every variable that they can.
 const ownedPayload = `{
   "id": 1,
   "job_info": {"project_id": %s, "project_full_path": "group/project"},
@@ -35,7 +35,7 @@ func ownerIn(t *testing.T, text string) Owner {
 	return job.Owner
 }
 
-// Whose a job is comes from nothing that an author can set, and holds no secret.
+// An author cannot set the owner, and the owner holds no secret.
 func TestOwner(t *testing.T) {
 	const repo = "https://gitlab-ci-token:s3cret@GitLab.example.com/group/project.git"
 	for _, test := range []struct {

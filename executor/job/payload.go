@@ -14,7 +14,7 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// response is what we read of the payload that GitLab sends for a job.
+// response has the fields of the job payload that the driver reads.
 type response struct {
 	ID      json.Number `json:"id"`
 	JobInfo struct {
@@ -45,12 +45,12 @@ type response struct {
 	} `json:"credentials"`
 }
 
-// readResponse takes what GitLab itself says over what the environment does. It
-// reports whether there was anything to read.
+// readResponse reads the payload, which wins over the environment. It reports whether
+// there is one.
 func (j *Job) readResponse(path string) (bool, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil // runners before 13.9 write none; cleanup may come too late for it
+		return false, nil // runners before 13.9 write none, and cleanup may run after its removal
 	}
 	if err != nil {
 		return false, fmt.Errorf("read the job's payload (JOB_RESPONSE_FILE): %w", err)
@@ -61,9 +61,9 @@ func (j *Job) readResponse(path string) (bool, error) {
 	}
 	j.ID = cmp.Or(r.ID.String(), j.ID)
 	j.Owner = r.owner()
-	// Of the variables in the payload some are the author's, and GitLab sorts them:
-	// one that another refers to comes before it. So the first CI_SERVER_URL may be
-	// the author's; the address of the repository is not.
+	// The payload also has the author's variables, and GitLab sorts a variable before
+	// those that refer to it. So the first CI_SERVER_URL can be the author's; the URL
+	// of the repository cannot.
 	j.Server = cmp.Or(j.Owner.Instance, r.first("CI_SERVER_URL"), j.Server)
 	j.Project = cmp.Or(r.JobInfo.ProjectFullPath, r.first("CI_PROJECT_PATH"), j.Project)
 	if r.RunnerInfo.Timeout > 0 {
@@ -85,8 +85,8 @@ func (j *Job) readResponse(path string) (bool, error) {
 	return true, nil
 }
 
-// first is the value of the first variable of that name: most likely GitLab's own,
-// of which the author's come behind.
+// first returns the first variable of that name: most likely GitLab's own, which
+// usually precede the author's.
 func (r *response) first(name string) string {
 	for _, v := range r.Variables {
 		if v.Key == name {
@@ -96,7 +96,7 @@ func (r *response) first(name string) string {
 	return ""
 }
 
-// registryOf is the host of a registry that GitLab names with or without scheme.
+// registryOf returns the host of a registry, which GitLab writes with or without scheme.
 func registryOf(text string) string {
 	if u, err := url.Parse(text); err == nil && u.Host != "" {
 		return u.Host

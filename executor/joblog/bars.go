@@ -12,31 +12,31 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// bars show transfers on a terminal: one bar for each that is under way, and
-// below them one for all together. A bar goes when its transfer has ended, for an
-// image can have thousands of layers.
+// bars show transfers on a terminal: one bar for each running transfer, and below
+// them one for the sum. A bar disappears with its transfer, because an image can have
+// thousands of layers.
 type bars struct {
 	out  *mpb.Progress
 	what string
 
 	mu    sync.Mutex
 	tally tally
-	all   *mpb.Bar // nil until something moves
+	all   *mpb.Bar // nil before the first transfer
 }
 
-// newBars writes to w, which is a terminal; options are for tests.
+// newBars draws on the terminal w; options are for tests.
 func newBars(w io.Writer, what string, options ...mpb.ContainerOption) *bars {
 	options = append([]mpb.ContainerOption{mpb.WithOutput(w)}, options...)
 	return &bars{out: mpb.New(options...), what: what}
 }
 
-// barWidth is the most that a bar takes, in characters, without its numbers.
+// barWidth is the largest width of a bar without its numbers, in characters.
 const barWidth = 40
 
 // Waiting writes a line above the bars.
 func (b *bars) Waiting(reason string) { fmt.Fprintf(b.out, "Waiting: %s\n", reason) }
 
-// Expect notes how much is to come.
+// Expect adds to the number of bytes to come.
 func (b *bars) Expect(size int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -57,14 +57,14 @@ func (b *bars) Start(name string, size int64) oci.Transfer {
 	return &barTransfer{bars: b, bar: bar, size: size}
 }
 
-// resize makes the bar for all as long as there is to move. Our caller holds mu.
+// resize sets the length of the bar for the sum. The caller holds mu.
 func (b *bars) resize() {
 	if b.all != nil {
 		b.all.SetTotal(b.tally.total(), false)
 	}
 }
 
-// Close leaves the bar for all on the screen as it is, and takes the others away.
+// Close leaves the bar for the sum on the screen, and removes the others.
 func (b *bars) Close() {
 	b.mu.Lock()
 	switch {
@@ -78,7 +78,7 @@ func (b *bars) Close() {
 	b.out.Shutdown()
 }
 
-// columns are what stands around a bar.
+// columns are the texts around a bar.
 func columns(name string) []mpb.BarOption {
 	return []mpb.BarOption{
 		mpb.BarWidth(barWidth),
@@ -101,7 +101,7 @@ type barTransfer struct {
 	moved int64 // guarded by bars.mu
 }
 
-// Add moves both bars on.
+// Add advances both bars.
 func (t *barTransfer) Add(n int64) {
 	t.bars.mu.Lock()
 	defer t.bars.mu.Unlock()
@@ -111,7 +111,7 @@ func (t *barTransfer) Add(n int64) {
 	t.bars.all.SetCurrent(t.bars.tally.moved)
 }
 
-// Done takes the bar away.
+// Done removes the bar.
 func (t *barTransfer) Done(err error) {
 	t.bars.mu.Lock()
 	defer t.bars.mu.Unlock()

@@ -9,23 +9,23 @@ import (
 	"time"
 )
 
-// A Log is what the author of a job reads: few lines, each for people. What
-// only an administrator can use goes to slog.
+// A Log is what the author of a job reads: few lines, in sentences. Details for the
+// administrator go to slog.
 type Log struct {
 	mu sync.Mutex
 	w  io.Writer
-	// sections says that GitLab shows the log, which folds its sections.
+	// sections says that GitLab shows the log and folds its sections.
 	sections bool
 }
 
-// New writes to w, which a stage's caller passes on to the job log.
+// New returns a log that writes to w, without sections.
 func New(w io.Writer) *Log { return &Log{w: w} }
 
-// NewGitLab is a [Log] that GitLab shows: with sections that can be folded.
+// NewGitLab returns a log with sections that GitLab folds.
 func NewGitLab(w io.Writer) *Log { return &Log{w: w, sections: true} }
 
-// Section begins a part of the log that GitLab can fold, and of which it shows how
-// long it took; end ends it. name consists of letters and underscores.
+// Section begins a section, which GitLab can fold and shows with its duration; end
+// ends it. name consists of letters and underscores.
 //
 // Source: docs.gitlab.com, "Custom collapsible sections".
 func (l *Log) Section(name, title string) (end func()) {
@@ -49,7 +49,7 @@ func (l *Log) Warn(format string, args ...any) { l.line("WARNING: ", format, arg
 // Error writes one line that starts as GitLab Runner's own errors do.
 func (l *Log) Error(format string, args ...any) { l.line("ERROR: ", format, args...) }
 
-// Writer passes on what somebody else writes to the log.
+// Writer returns a writer to the log, for the output of other programs.
 func (l *Log) Writer() io.Writer { return logWriter{l} }
 
 type logWriter struct{ l *Log }
@@ -66,10 +66,10 @@ func (l *Log) line(prefix, format string, args ...any) {
 	fmt.Fprintf(l.w, "%s%s\n", prefix, fmt.Sprintf(format, args...))
 }
 
-// OneLine joins the lines of an error that several causes made.
+// OneLine joins lines, such as those of a joined error.
 func OneLine(text string) string {
 	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }
 
-// Seconds is a duration as a log shows it.
+// Seconds formats a duration for a log.
 func Seconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }

@@ -16,19 +16,19 @@ import (
 // progressInterval is the time between two lines about transfers in a log.
 const progressInterval = 5 * time.Second
 
-// Progress shows a person how transfers go on. Close it when they have ended,
-// well or not, and before anything else is written to the same place.
+// Progress shows transfers to a person. Close it when they have ended, with or without
+// success, before anything else is written to the same place.
 type Progress interface {
 	oci.Progress
 	oci.Estimator
 	Close()
 }
 
-// NewProgress shows transfers on w: by bars if w is a terminal, else by a line
-// every few seconds. what is what happens: "Pulling", "Exporting".
+// NewProgress shows transfers on w: with bars if w is a terminal, else with a line
+// every few seconds. what is the activity: "Pulling", "Exporting".
 func NewProgress(w io.Writer, what string) Progress {
 	if f, ok := w.(*os.File); ok {
-		// A terminal without a width, as some services have, has no room for bars.
+		// Some services have a terminal without a width, where bars cannot be drawn.
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
 			return newBars(w, what)
 		}
@@ -36,7 +36,7 @@ func NewProgress(w io.Writer, what string) Progress {
 	return newLines(New(w), what, time.Now)
 }
 
-// NoProgress is that of people who want to hear nothing.
+// NoProgress shows nothing.
 func NoProgress() Progress { return noProgress{} }
 
 type noProgress struct{}
@@ -48,11 +48,11 @@ func (noProgress) Add(int64)                        {}
 func (noProgress) Done(error)                       {}
 func (noProgress) Close()                           {}
 
-// Progress writes to the log how transfers go on; what is what happens: "Pulling".
+// Progress shows transfers in the log; what is the activity: "Pulling".
 func (l *Log) Progress(what string) *Lines { return newLines(l, what, time.Now) }
 
-// Lines tells a log how transfers go on: a line every few seconds over
-// all of them together, and one at the end if there was time for any other.
+// Lines shows transfers in a log: a line every few seconds with the sum of all, and one
+// at the end if there was any before.
 type Lines struct {
 	log  *Log
 	what string
@@ -63,31 +63,31 @@ type Lines struct {
 	active int
 	began  time.Time
 	spoken time.Time
-	spoke  bool // since the transfers began
+	spoke  bool // a line was written
 }
 
 func newLines(log *Log, what string, now func() time.Time) *Lines {
 	return &Lines{log: log, what: what, now: now}
 }
 
-// Moved is how many bytes all transfers together have moved so far.
+// Moved returns the number of bytes that all transfers have moved.
 func (p *Lines) Moved() int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.tally.moved
 }
 
-// Waiting says what the work waits for.
+// Waiting writes a line with the reason for a wait.
 func (p *Lines) Waiting(reason string) { p.log.Say("Waiting: %s", reason) }
 
-// Expect notes how much is to come.
+// Expect adds to the number of bytes to come.
 func (p *Lines) Expect(size int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tally.expect(size)
 }
 
-// Start begins to count a transfer.
+// Start adds a transfer.
 func (p *Lines) Start(_ string, size int64) oci.Transfer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -103,13 +103,13 @@ func (p *Lines) Start(_ string, size int64) oci.Transfer {
 // Close does nothing: each line is complete.
 func (p *Lines) Close() {}
 
-// A lineTransfer is one of the transfers that Lines adds up.
+// A lineTransfer is one of the transfers of Lines.
 type lineTransfer struct {
 	p           *Lines
 	size, moved int64
 }
 
-// Add counts bytes, and says a line if it is time.
+// Add counts bytes, and writes a line if the interval is over.
 func (t *lineTransfer) Add(n int64) {
 	p := t.p
 	p.mu.Lock()
@@ -122,7 +122,7 @@ func (t *lineTransfer) Add(n int64) {
 	}
 }
 
-// Done ends a transfer. What a failed one moved is moved again if it is tried
+// Done ends a transfer. The bytes of a failed one do not count: a retry moves them
 // again.
 func (t *lineTransfer) Done(err error) {
 	p := t.p
@@ -142,9 +142,9 @@ func (t *lineTransfer) Done(err error) {
 // A tally adds up transfers, in bytes.
 type tally struct {
 	moved    int64
-	started  int64 // sizes of the transfers that have begun
-	expected int64 // sizes of all that will; 0 if nobody said
-	unsized  bool  // some size is not known
+	started  int64 // sizes of the started transfers
+	expected int64 // sizes of all transfers; 0 if not known
+	unsized  bool  // the size of some transfer is not known
 }
 
 func (t *tally) expect(size int64) { t.expected += max(size, 0) }
@@ -154,14 +154,14 @@ func (t *tally) start(size int64) {
 	t.started += max(size, 0)
 }
 
-// drop takes back a transfer that failed.
+// drop subtracts a failed transfer.
 func (t *tally) drop(size, moved int64) {
 	t.started -= max(size, 0)
 	t.moved -= moved
 }
 
-// total is how much there is to move; it grows while nobody said how much is to
-// come.
+// total is the number of bytes to move; without [Lines.Expect] it grows with each
+// transfer.
 func (t *tally) total() int64 { return max(t.started, t.expected) }
 
 func (t *tally) complete() bool { return t.unsized || t.moved >= t.total() }

@@ -15,7 +15,7 @@ import (
 
 const mib = 1 << 20
 
-// A testClock stands still until it is told to move.
+// A testClock stands still between calls of advance.
 type testClock struct{ time time.Time }
 
 func (c *testClock) now() time.Time          { return c.time }
@@ -98,13 +98,13 @@ func TestProgressLines(t *testing.T) {
 	}
 }
 
-// TestBars draws when it is told to.
+// TestBars draws on request.
 func TestBars(t *testing.T) {
 	var out bytes.Buffer
 	refresh := make(chan any)
 	b := newBars(&out, "Pulling", mpb.WithManualRefresh(refresh), mpb.WithWidth(120))
 	draw := func() {
-		// The third is taken when what the first asked for is drawn.
+		// The third request is accepted after the first has been drawn.
 		for range 3 {
 			refresh <- time.Now()
 		}
@@ -137,7 +137,7 @@ func TestBarsWithoutTransfer(t *testing.T) {
 	}
 }
 
-// TestNewProgress: what is no terminal gets lines.
+// A writer that is not a terminal gets lines.
 func TestNewProgress(t *testing.T) {
 	if _, ok := NewProgress(&bytes.Buffer{}, "Pulling").(*Lines); !ok {
 		t.Error("a buffer gets bars")

@@ -24,36 +24,34 @@ import (
 var phaseBuckets = []float64{0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600}
 
 const (
-	// lockTimeout bounds the wait for other stages, which hold the file for
-	// some milliseconds; one that is stopped must not stop all.
+	// lockTimeout bounds the wait for other stages, which hold the lock for
+	// milliseconds; a stopped one must not block the others.
 	lockTimeout = 5 * time.Second
 	lockPoll    = 2 * time.Millisecond
-	// LockSuffix names the file beside the one of metrics that is locked.
+	// LockSuffix is appended to the name of the metrics file for the lock file.
 	LockSuffix = ".lock"
 )
 
-// metricHelp is what Prometheus shows beside each metric; docs/metrics.md lists
-// the same.
+// metricHelp are the texts that Prometheus shows; docs/metrics.md lists the metrics.
 var metricHelp = map[string]string{
 	"sardine_jobs_total":         "Jobs that ended, by result.",
 	"sardine_phase_seconds":      "Seconds that a phase of a job took.",
-	"sardine_pulls_total":        "Images pulled because a job wanted them.",
+	"sardine_pulls_total":        "Images pulled for jobs.",
 	"sardine_pulled_bytes_total": "Bytes that pulls transferred.",
-	"sardine_starts_total":       "Machines that jobs got, by how they started.",
-	"sardine_swept_total":        "Machines and leftovers removed because no job owned them.",
+	"sardine_starts_total":       "Machines started for jobs, by how they started.",
+	"sardine_swept_total":        "Machines and files removed because no job owned them.",
 	"sardine_images":             "Images in the store.",
 	"sardine_image_bytes":        "Size of the files of all images in the store.",
 	"sardine_caches":             "Caches that jobs left to later jobs, by mode.",
-	"sardine_cache_disk_bytes":   "What cache disks take on this host.",
-	"sardine_snapshots":          "Snapshots of machines that booted.",
-	"sardine_snapshot_bytes":     "What snapshots take on this host.",
-	"sardine_machines":           "Machines of jobs that run.",
+	"sardine_cache_disk_bytes":   "Size of all cache disks on this host.",
+	"sardine_snapshots":          "Memory snapshots of machines.",
+	"sardine_snapshot_bytes":     "Size of all snapshots on this host.",
+	"sardine_machines":           "Running machines of jobs.",
 }
 
-// Changes are what one process has to add to the file of metrics: Prometheus' text
-// format, as node_exporter's textfile collector reads it. The stages of jobs are
-// processes of their own, and so the file itself holds the sums. The zero value is
-// ready.
+// Changes are what one process adds to the metrics file, in Prometheus' text format.
+// Each stage is a process of its own, so the file holds the sums. The zero value is
+// ready to use.
 type Changes struct{ changes []func(families) }
 
 // Count adds n to a counter; labels are names and values in turn.
@@ -99,8 +97,8 @@ func emptyHistogram() *dto.Histogram {
 	return h
 }
 
-// Write adds everything to the file path, which is complete at every moment, and
-// forgets it.
+// Write adds the changes to the file path and clears them. It replaces the file
+// atomically.
 func (m *Changes) Write(path string) error {
 	changes := m.changes
 	m.changes = nil
@@ -134,8 +132,8 @@ func (m *Changes) Write(path string) error {
 // families are the metrics of a file, by name.
 type families map[string]*dto.MetricFamily
 
-// readFamilies reads a file. One that cannot be read begins anew: counters may do
-// so at any time.
+// readFamilies reads a file. A damaged file starts empty: counters may restart at any
+// time.
 func readFamilies(path string) (families, error) {
 	text, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -149,7 +147,7 @@ func readFamilies(path string) (families, error) {
 	return f, nil
 }
 
-// metric finds the metric of that name and labels, or makes it.
+// metric returns the metric with that name and labels, and adds it if necessary.
 func (f families) metric(name string, kind dto.MetricType, labels []string) *dto.Metric {
 	family := f[name]
 	if family == nil || family.GetType() != kind {

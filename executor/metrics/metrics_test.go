@@ -14,7 +14,7 @@ import (
 	"github.com/gofrs/flock"
 )
 
-func TestMetricsAddUpOverProcesses(t *testing.T) {
+func TestProcessesAddUp(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sardine.prom")
 	const processes = 10
 	var all sync.WaitGroup
@@ -54,12 +54,12 @@ func TestMetricsAddUpOverProcesses(t *testing.T) {
 	}
 }
 
-// Whoever reads the file while it is written, as node_exporter does, sees all of it.
-func TestMetricsAreComplete(t *testing.T) {
+// A reader such as node_exporter sees a complete file at any time.
+func TestFileIsComplete(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sardine.prom")
 	write := func() {
 		m := &Changes{}
-		m.Count("sardine_jobs_total", 1, "result", strings.Repeat("x", 64<<10)) // more than a write call's worth
+		m.Count("sardine_jobs_total", 1, "result", strings.Repeat("x", 64<<10)) // more than one write call
 		m.Observe("run", time.Second)
 		m.Set("sardine_pulls_total", 1)
 		if err := m.Write(path); err != nil {
@@ -97,8 +97,8 @@ func TestMetricsAreComplete(t *testing.T) {
 	}
 }
 
-// A stage that holds the lock for ever costs the others their metrics, not the job.
-func TestMetricsDoNotWaitForEver(t *testing.T) {
+// A stage that never releases the lock costs other stages their metrics, not their jobs.
+func TestLockTimeout(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sardine.prom")
 	lock := flock.New(path + LockSuffix)
 	if err := lock.Lock(); err != nil {
@@ -112,8 +112,8 @@ func TestMetricsDoNotWaitForEver(t *testing.T) {
 	}
 }
 
-// docs/metrics.md lists the metrics that there are.
-func TestMetricsAreDocumented(t *testing.T) {
+// docs/metrics.md lists exactly the metrics that exist.
+func TestDocsListEveryMetric(t *testing.T) {
 	text, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 }
 
-func TestMetricsBeginAnewAfterDamage(t *testing.T) {
+func TestDamagedFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sardine.prom")
 	if err := os.WriteFile(path, []byte("sardine_jobs_total{ half a line"), 0o644); err != nil {
 		t.Fatal(err)
@@ -146,7 +146,7 @@ func TestMetricsBeginAnewAfterDamage(t *testing.T) {
 	}
 }
 
-func TestMetricsWithoutAFile(t *testing.T) {
+func TestNoFile(t *testing.T) {
 	m := &Changes{}
 	m.Count("sardine_swept_total", 1)
 	if err := m.Write(""); err != nil {

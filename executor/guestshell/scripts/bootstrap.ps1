@@ -10,11 +10,11 @@ $OutputEncoding = New-Object System.Text.UTF8Encoding
 # Fails where there is no console.
 try { [Console]::OutputEncoding = $OutputEncoding; [Console]::InputEncoding = $OutputEncoding } catch { }
 
-# Where the driver has put gitlab-runner, if it did.
+# The driver may have copied gitlab-runner here.
 $env:PATH += "$([IO.Path]::PathSeparator)$HOME/.gitlab-sardine-executor/bin"
 
-# The reader drops a byte order mark. What does not parse ends here, too. (Without
-# "$input" in this text PowerShell itself leaves standard input alone.)
+# The reader skips a byte order mark. A script that does not parse ends here. (PowerShell
+# itself reads standard input only if this text contains "$input".)
 try {
   $__stdin = New-Object System.IO.StreamReader([Console]::OpenStandardInput(), $OutputEncoding)
   $__script = [ScriptBlock]::Create($__stdin.ReadToEnd())
@@ -23,7 +23,7 @@ try {
   exit 1
 }
 
-# exit in the script ends this process with its status, an error that ends the
-# script with 1. What is left over in $LASTEXITCODE does not count, nor in a file.
+# exit in the script ends this process with its status; a terminating error ends it
+# with 1. As with a file, $LASTEXITCODE is ignored.
 & $__script
 exit 0

@@ -1,5 +1,5 @@
-# Makes a gitlab-runner of what comes on standard input, and answers with its checksum.
-# It is renamed when it is complete: a stage that is cancelled leaves no half binary.
+# Writes standard input to gitlab-runner and answers with its checksum. It renames the
+# file at the end, so that a cancelled stage leaves no incomplete binary.
 $ErrorActionPreference = 'Stop'
 try {
   $dir = "$HOME/.gitlab-sardine-executor/bin"

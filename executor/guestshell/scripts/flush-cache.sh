@@ -1,6 +1,5 @@
-# Runs in a guest whose machine is about to be ended: completes the cache disk that
-# is mounted on the directory $1. Something may still run there and keep it from being
-# unmounted; then it is at least written.
+# Runs in a guest before its machine is destroyed: unmounts the cache disk from the
+# directory $1, or syncs it if a process still uses it.
 
 root() {
 	if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi </dev/null

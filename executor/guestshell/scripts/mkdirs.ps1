@@ -1,4 +1,4 @@
-# Makes the directories $dirs and prints those that cannot be made or written.
+# Creates the directories $dirs and prints those that cannot be created or written.
 foreach ($dir in $dirs) {
   try {
     [void][IO.Directory]::CreateDirectory($dir)

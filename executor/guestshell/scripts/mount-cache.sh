@@ -1,34 +1,34 @@
-# Runs in a guest: mounts the cache that this machine has. Arguments: "disk" or
-# "share", the label by which to find it, the directory, and "yes" if nobody has
-# ever written to it. Lines "say …" and "warn …" are for the log of the job.
+# Runs in a guest: mounts the machine's cache. Arguments: "disk" or "share", its label,
+# the directory, and "yes" if the cache is new. Lines "say …" and "warn …" go to the
+# job's log.
 #
-# Exit status 0: mounted, or this guest cannot and the cache is not to blame.
-# Another: nobody should use this disk again.
+# Exit status 0: the cache is mounted, or the guest cannot mount caches. Any other: the
+# disk must not be used again.
 #
-# What is on a disk was written by other jobs of the project, and is not trusted
-# more than that: whatever it holds, this job has to be able to go on.
+# Other jobs of the project wrote the content of the disk. It is not trusted: the job
+# must be able to continue whatever it is.
 
 main() {
 	mode=$1 label=$2 dir=$3 fresh=$4
 	PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 	root true 2>/dev/null || unable "the guest's user is not root, and sudo wants a password"
-	root mkdir -p "$dir" || unable "$dir cannot be made"
+	root mkdir -p "$dir" || unable "cannot create $dir"
 	"mount_$mode"
 	own
 }
 
-# unable WHY: this job goes on without.
+# unable WHY: continue without the cache.
 unable() {
-	echo "warn the cache of the project is not mounted in this guest, since $*: what this job leaves in ${dir} is gone with the machine"
+	echo "warn the cache of the project is not mounted in this guest: $*. The content of ${dir} will be lost with the machine"
 	exit 0
 }
 
-# root COMMAND...: run it as root. Its input is not this script.
+# root COMMAND...: run it as root, without this script on its stdin.
 root() {
 	if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi </dev/null
 }
 
-# Neither setuid programs nor devices are wanted from other jobs.
+# Other jobs must not provide setuid programs or devices.
 safe=nosuid,nodev
 
 mount_share() {
@@ -37,19 +37,19 @@ mount_share() {
 }
 
 mount_disk() {
-	device=$(device) || unable "there is no disk with the serial number $label (does its kernel have virtio_blk?)"
+	device=$(device) || unable "no disk has the serial number $label (does the kernel have virtio_blk?)"
 	if [ "$fresh" = yes ]; then
-		anew
-	elif ! sound || ! mount_any || ! writable; then
-		echo "warn the cache disk of the project has no file system that can be used: it is made anew, and empty"
-		anew
+		format
+	elif ! verify || ! mount_any || ! writable; then
+		echo "warn the cache disk of the project has no usable file system: it is formatted"
+		format
 	elif full=$(fullness) && [ "$full" -ge 95 ]; then
-		echo "say The cache disk of the project is $full % full: it is emptied (the setting cache_size says how large it is)"
-		anew
+		echo "say The cache disk of the project is $full % full: it is formatted (its size is the setting cache_size)"
+		format
 	fi
 }
 
-# device: the disk, which a driver that is loaded late may bring after a while.
+# device: print the path of the disk, which may appear late, with its driver.
 device() {
 	tries=0
 	while [ -d /sys/block ] && [ $tries -le 20 ]; do
@@ -66,16 +66,15 @@ device() {
 	return 1
 }
 
-# sound: repair what the sudden end of an earlier machine left, if that is an ext
-# file system; it is not if errors are left (4). Others repair themselves when they
-# are mounted.
-sound() {
+# verify: repair an ext file system after the sudden end of an earlier machine; fail if
+# errors are left (4). Other file systems recover when they are mounted.
+verify() {
 	command -v e2fsck >/dev/null || return 0
 	root e2fsck -p "$device" >/dev/null 2>&1
 	[ $(($? & 4)) = 0 ]
 }
 
-# mount_any: mount one of those that anew makes. By name: nothing is probed.
+# mount_any: mount a file system of the types that format makes, without probing.
 mount_any() {
 	for type in ext4 xfs btrfs ext3 ext2; do
 		root mount -t $type -o $safe,noatime "$device" "$dir" 2>/dev/null && return 0
@@ -83,7 +82,7 @@ mount_any() {
 	return 1
 }
 
-# writable: also the file system of an exhausted disk is of no use.
+# writable: a full or broken disk is of no use.
 writable() {
 	probe=$(root mktemp "$dir/.sardine.XXXXXX" 2>/dev/null) && root rm -f "$probe"
 }
@@ -94,7 +93,8 @@ fullness() {
 	[ $# -ge 6 ] && echo "${5%\%}"
 }
 
-anew() {
+# format: make an empty file system and mount it.
+format() {
 	root umount "$dir" 2>/dev/null
 	for make in 'mkfs.ext4 -q -F -m 0' 'mkfs.xfs -q -f' 'mkfs.btrfs -q -f' 'mkfs.ext3 -q -F -m 0' 'mkfs.ext2 -q -F -m 0' 'mke2fs -F -m 0'; do
 		command -v "${make%% *}" >/dev/null || continue
@@ -106,13 +106,12 @@ anew() {
 		failed=${make%% *}
 	done
 	[ "$failed" ] || unable "it has none of mkfs.ext4, mkfs.xfs, mkfs.btrfs, mke2fs"
-	echo "warn $failed cannot make a file system on the cache disk of the project: this job goes on without it"
+	echo "warn $failed cannot make a file system on the cache disk of the project: the job continues without it"
 	exit 1
 }
 failed=
 
-# own gives the cache to the user of this guest, who may have another number than
-# that of the last.
+# own: give the cache to the user of this guest, whose ID may differ from the last one.
 own() {
 	[ "$(stat -c %u "$dir" 2>/dev/null)" = "$(id -u)" ] ||
 		root chown -R -h "$(id -u):$(id -g)" "$dir" 2>/dev/null
