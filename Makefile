@@ -26,9 +26,11 @@ GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # Without go vet, which lint runs.
 GOTEST := go test -count=1 -vet=off -timeout 60m
+# What boots machines is below test/, behind the tag boot.
+GOBOOT := $(GOTEST) -tags boot
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo test test-session test-boot test-system test-packages test-race test-faults test-soak fuzz bench bench-oci lint check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo test test-unit test-session test-system test-boot test-host test-race test-faults test-soak fuzz bench bench-oci lint check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,29 +52,32 @@ demo: deps build guest ## push the test guest to a registry and run a job in it
 
 # Each part has a host of its own. Two at once: guests that boot use a processor each,
 # and more of them than there are processors slow each other down.
-test: deps guest full-guest ## run every test, end to end ones included
-	@$(MAKE) --no-print-directory --keep-going -j2 test-session test-boot test-system test-packages
+test: deps guest full-guest ## run every test: the unit tests, and those that boot machines
+	@$(MAKE) --no-print-directory --keep-going -j2 test-session test-boot test-system test-unit test-host
 
-test-session test-system: test-%:
-	$(GOTEST) ./e2e -mode $*
+test-unit: ## run the unit tests: no root, no libvirtd, no guest
+	$(GOTEST) -p 1 ./...
 
-test-boot:
-	$(GOTEST) ./vm/boottest
+test-session test-system: test-%: ## run jobs as an ordinary user; as root
+	$(GOBOOT) ./test/e2e -mode $*
 
-test-packages:
-	$(GOTEST) -p 1 $$(go list ./... | grep -v -e /e2e$$ -e /boottest$$)
+test-boot: ## boot machines by package vm, in both modes
+	$(GOBOOT) ./test/boot
+
+test-host: ## test the commands for base machines, and the test equipment
+	$(GOBOOT) -p 1 ./test/admin ./internal/testbed
 
 # The race detector needs CGO and about twice the time. What boots machines runs without:
 # the program under test is another process there.
 test-race: ## run the unit tests with the race detector
-	$(GOTEST) -race -p 1 $$(go list ./... | grep -v -e /e2e$$ -e /boottest$$)
+	$(GOTEST) -race -p 1 ./...
 
 test-faults: deps guest ## kill each part at each moment of a job: docs/reliability.md
-	$(GOTEST) ./e2e -run 'TestFaults|TestSnapshotInterrupted' -faults -v
+	$(GOBOOT) ./test/e2e -run 'TestFaults|TestSnapshotInterrupted' -faults -v
 
 test-soak: deps guest full-guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
-	$(GOTEST) ./e2e -run TestSoak -soak 200 -soak-at-once 40 -timeout 2h -v
-	$(GOTEST) ./vm/boottest -run TestFullGuestFromASnapshot -full-snapshot -v
+	$(GOBOOT) ./test/e2e -run TestSoak -soak 200 -soak-at-once 40 -timeout 2h -v
+	$(GOBOOT) ./test/boot -run TestFullGuestFromASnapshot -full-snapshot -v
 
 # Minimising what is merely new takes a minute for each by default, and nothing else
 # is tried meanwhile.
@@ -86,15 +91,15 @@ fuzz: ## let each fuzz target look for FUZZTIME (20s)
 	done
 
 bench: deps build guest ## measure against virsh, ssh, skopeo
-	go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
+	go test -tags boot -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
 bench-oci: deps ## measure pulls of a gigabyte against skopeo and gzip
 	go run ./oci/bench
 
 lint: ## gofmt, go vet, staticcheck, go.mod, licences
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
-	go vet -tags $(TAGS) ./...
-	$(STATICCHECK) ./...
+	go vet -tags $(TAGS),boot ./...
+	$(STATICCHECK) -tags boot ./...
 	scripts/check-modules.sh
 	go run ./scripts/licences -tags $(TAGS) $(PACKAGE)
 

@@ -237,9 +237,9 @@ func TestChunkedHostile(t *testing.T) {
 	const chunk = format.ChunkUnit
 	content := noise(4*chunk + 1000)
 	tests := map[string]struct {
-		spoil func(c *chunkedImage)
-		want  error
-		text  string
+		corrupt func(c *chunkedImage)
+		want    error
+		text    string
 	}{
 		"sound":             {func(*chunkedImage) {}, nil, ""},
 		"chunk missing":     {func(c *chunkedImage) { c.chunks = append(c.chunks[:1], c.chunks[2:]...) }, ErrFormat, "has 4 chunks, its layer says 5"},
@@ -310,7 +310,7 @@ func TestChunkedHostile(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			image := newChunkedImage(newLayout(t), content, chunk)
-			test.spoil(image)
+			test.corrupt(image)
 			store := newStore(t)
 			pulled, err := store.Pull(t.Context(), image.write(), PullOptions{MaxDisk: 16 << 20})
 			if test.want == nil {

@@ -25,7 +25,7 @@ done
 
 if [[ $(id -u) = 0 && ${TESTBED_HOST-} != inside ]]; then
 	say 'As root: starting a libvirtd in namespaces of its own (this machine and its libvirt are not touched)'
-	exec go run ./internal/testbed/isolated "$0" "$guest"
+	exec go run ./internal/testbed/nsrun "$0" "$guest"
 fi
 
 # Short, since the paths of UNIX sockets are limited to 107 bytes.

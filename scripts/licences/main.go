@@ -38,7 +38,7 @@ var documentation = regexp.MustCompile(`(?i)\.docs$`)
 var licenceFile = regexp.MustCompile(`(?i)^((un)?licen[cs]e|copying|go_license)`)
 
 // libraries are the C libraries that the program may need.
-var libraries = regexp.MustCompile(`^(libvirt(-qemu|-lxc)?\.so\.0|libc\.so\.6|libresolv\.so\.2|libpthread\.so\.0|ld-linux.*)$`)
+var libraries = regexp.MustCompile(`^(libvirt(-admin|-lxc|-qemu)?\.so\.0|libc\.so\.6|libresolv\.so\.2|libpthread\.so\.0|ld-linux.*)$`)
 
 // coverage is how much of a licence file must be text of known licences, in percent.
 // The rest is copyright lines and headings.

@@ -81,13 +81,13 @@ func TestChooseCacheDisk(t *testing.T) {
 // What is not a disk of the size that the settings want is none.
 func TestCacheDiskIsMadeAnew(t *testing.T) {
 	h := virttest.Open(t)
-	for name, spoil := range map[string]func(path string) error{
+	for name, corrupt := range map[string]func(path string) error{
 		"other size":    func(path string) error { return os.WriteFile(path, []byte("short"), 0o600) },
 		"symbolic link": func(path string) error { return errors.Join(os.Remove(path), os.Symlink("/etc/passwd", path)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := aCache(t, Disk)
-			if err := spoil(c.mustChoose(t, h).Path); err != nil {
+			if err := corrupt(c.mustChoose(t, h).Path); err != nil {
 				t.Fatal(err)
 			}
 			chosen := c.mustChoose(t, h)

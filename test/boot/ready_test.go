@@ -1,0 +1,198 @@
+//go:build boot
+
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
+)
+
+// A guest that cannot become ready ends the wait at once, long before the
+// deadline, and what it last said is at hand.
+func TestGuestThatWillNotBeReady(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		guest   variant
+		login   guestssh.Login
+		want    error
+		console string
+	}{
+		{"powers off", variant{arguments: "rdinit=/usr/bin/poweroff -- -f"}, guestLogin, vm.ErrGuestStopped, "reboot: Power down"},
+		{"panics", variant{arguments: "rdinit=/usr/bin/false panic=0"}, guestLogin, vm.ErrGuestStopped, "Kernel panic"},
+		{"panics and restarts", variant{arguments: "rdinit=/usr/bin/false"}, guestLogin, vm.ErrGuestStopped, ""},
+		{"has another password", variant{}, guestssh.Login{User: "vagrant", Password: "guess"}, guestssh.ErrLogin, "guest:"},
+	} {
+		t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
+			sessionOnly(t, func(t *testing.T, l *lab) {
+				guest := l.start(t, l.spec("unready", test.guest.of(t, l)))
+				began := time.Now()
+				err := waitReady(t, guest, test.login)
+				t.Logf("after %v: %v", time.Since(began).Round(time.Millisecond), err)
+				if !errors.Is(err, test.want) {
+					t.Fatalf("got %v, want %v", err, test.want)
+				}
+				if console := vm.ConsoleOf(err); !strings.Contains(console, test.console) {
+					t.Errorf("the console's last lines lack %q:\n%s", test.console, console)
+				}
+			})
+		})
+	}
+}
+
+// A guest that runs and has no SSH server is given up at the deadline, and the
+// error says how far it came.
+func TestGuestWithoutSSH(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		silent := variant{files: map[string]string{"usr/sbin/dropbear": "#!/usr/bin/busybox sh\necho no server here\n"}}
+		spec := l.spec("silent", silent.of(t, l))
+		guest := l.start(t, spec)
+		// However slow the host is, the guest has come as far as it comes.
+		for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+			console, _ := os.ReadFile(filepath.Join(spec.JobDir, vm.ConsoleFile))
+			if strings.Contains(string(console), "no server here") {
+				break
+			}
+			if time.Since(began) > 2*time.Minute {
+				t.Fatalf("the guest does not come up:\n%s", console)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		err := guest.WaitReady(ctx, guestLogin)
+		if !errors.Is(err, vm.ErrNoAnswer) || !strings.Contains(err.Error(), "SSH server") {
+			t.Errorf("got %v, want %v and a word on its SSH server", err, vm.ErrNoAnswer)
+		}
+		if console := vm.ConsoleOf(err); !strings.Contains(console, "no server here") {
+			t.Errorf("console:\n%s", console)
+		}
+	})
+}
+
+// What connects to a guest that still boots is held by passt. It must not cost a
+// processor, which the guest needs, neither while a driver waits nor when it has
+// given up.
+func TestWaitingCostsNoProcessor(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		mute := variant{
+			arguments: "rdinit=/usr/bin/mute", // which the kernel hands arguments of its own
+			files:     map[string]string{"usr/bin/mute": "#!/usr/bin/busybox sh\nexec sleep 1000\n"},
+		}
+		spec := l.spec("mute", mute.of(t, l))
+		guest := l.start(t, spec)
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+		defer cancel()
+		before := ownTime(t)
+		if err := guest.WaitReady(ctx, guestLogin); !errors.Is(err, vm.ErrNoAnswer) {
+			t.Errorf("got %v, want %v", err, vm.ErrNoAnswer)
+		}
+		own := ownTime(t) - before
+		time.Sleep(2 * time.Second)
+		used := passtTime(t, spec)
+		t.Logf("passt used %v, the driver %v", used, own)
+		if used > 500*time.Millisecond {
+			t.Errorf("passt has used %v of the processor for connections that it holds, in 6 s", used)
+		}
+		if own > 250*time.Millisecond {
+			t.Errorf("the driver has used %v of the processor to wait for 4 s", own)
+		}
+	})
+}
+
+// ownTime is how long this process has had a processor.
+func ownTime(t *testing.T) time.Duration {
+	t.Helper()
+	var usage unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+// passtTime is how long the machine's passt has had a processor.
+func passtTime(t *testing.T, spec vm.Spec) time.Duration {
+	t.Helper()
+	pid, err := os.ReadFile(filepath.Join(spec.JobDir, "passt.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(string(pid)), "stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// proc(5): utime and stime are fields 14 and 15, in ticks, of which Linux has 100
+	// in a second on all that we run on; the second field may hold spaces.
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	var user, system int64
+	if _, err := fmt.Sscan(fields[11]+" "+fields[12], &user, &system); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(user+system) * time.Second / 100
+}
+
+// A server that needs long for its greeting, as an emulated guest's sshd does, gets the
+// time for it, and not a call after the other.
+func TestGuestThatGreetsLate(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		late := variant{
+			arguments: "rdinit=/usr/bin/late-init",
+			files: map[string]string{
+				"usr/bin/late-init": `#!/usr/bin/busybox sh
+sed 's,^dropbear .*,nc -ll -p 22 -e /usr/bin/late \&,' /init >/tmp/init
+exec sh /tmp/init
+`,
+				"usr/bin/late": `#!/usr/bin/busybox sh
+echo "guest: a call" >/dev/console
+sleep 5
+exec dropbear -i
+`,
+			},
+		}
+		spec := l.spec("late", late.of(t, l))
+		l.ready(t, spec)
+		console, err := os.ReadFile(filepath.Join(spec.JobDir, vm.ConsoleFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := strings.Count(string(console), "guest: a call")
+		t.Logf("%d calls", calls)
+		if calls > 2*8 { // those that were under way, and some after
+			t.Errorf("the guest was called %d times", calls)
+		}
+	})
+}
+
+// QEMU pauses a guest whose overlay cannot grow: it would wait for ever.
+func TestGuestOnAFullDisk(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		full := variant{files: map[string]string{"usr/sbin/dropbear": `#!/usr/bin/busybox sh
+insmod /usr/lib/modules/virtio_blk.ko
+echo filling the disk
+dd if=/dev/urandom of=/dev/vda bs=64k
+`}}
+		spec := l.spec("full", full.of(t, l))
+		if err := os.MkdirAll(spec.CloneDir, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", spec.CloneDir, "tmpfs", 0, "size=2m,mode=0711"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(spec.CloneDir, unix.MNT_DETACH) })
+		guest := l.start(t, spec)
+		err := waitReady(t, guest, guestLogin)
+		if !errors.Is(err, vm.ErrGuestStopped) || !strings.Contains(err.Error(), "I/O error") {
+			t.Errorf("got %v, want %v by an I/O error", err, vm.ErrGuestStopped)
+		}
+	})
+}

@@ -1,0 +1,398 @@
+//go:build boot
+
+package boot
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
+)
+
+// withSnapshots is a machine that can be started from a snapshot: somebody has to set
+// its clock.
+func withSnapshots(l *lab) func(*vm.Spec) {
+	return func(s *vm.Spec) {
+		s.Network = vm.UserNetwork
+		s.SnapshotDir = filepath.Join(l.dir, "clones", "snapshots", "one")
+	}
+}
+
+func makeSnapshot(t *testing.T, l *lab, spec vm.Spec) {
+	t.Helper()
+	began := time.Now()
+	if err := vm.MakeSnapshot(t.Context(), l.host, spec, guestLogin, 2*time.Minute, func() {}); err != nil {
+		t.Fatalf("make a snapshot: %v\n%s", err, vm.ConsoleOf(err))
+	}
+	t.Logf("made a snapshot in %s", time.Since(began).Round(time.Millisecond))
+}
+
+// A snapshot that is damaged, or of another machine, is not used, and machines boot.
+func TestSnapshotThatIsOfNoUse(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		good := l.spec("maker", withSnapshots(l))
+		makeSnapshot(t, l, good)
+		for _, test := range []struct {
+			name, says string
+			damage     func(t *testing.T, dir string)
+			change     func(*vm.Spec)
+			// forgotten says that nobody tries it again.
+			forgotten bool
+			// again says that it is tried again: one stands for all, since what is left of
+			// them is the same.
+			again bool
+		}{
+			{name: "no memory", says: "no such file", damage: removeFile("memory"), forgotten: true, again: true},
+			{name: "empty memory", says: "not a save file", damage: rewriteFile("memory", func([]byte) []byte { return nil }), forgotten: true},
+			{name: "half a memory", says: "restore domain", damage: rewriteFile("memory", func(m []byte) []byte { return m[:len(m)/2] }), forgotten: true},
+			{name: "another file", says: "not a save file", damage: rewriteFile("memory", func(m []byte) []byte { return m[4096:] }), forgotten: true},
+			{name: "no XML", says: "the XML", damage: rewriteFile("memory", func(m []byte) []byte {
+				return bytes.Replace(m, []byte("<domain"), []byte("<nomain"), 1)
+			}), forgotten: true},
+			{name: "no disk", says: "no such file", damage: removeFile("*.qcow2"), forgotten: true},
+			{name: "a disk on another file", says: "it stands on", damage: rebase, forgotten: true},
+			{name: "a note that is none", says: "damaged", damage: rewriteFile("snapshot.json", func([]byte) []byte { return []byte("{") })},
+			{name: "a disk elsewhere", says: "no disk", damage: rewriteFile("snapshot.json", func(m []byte) []byte {
+				return bytes.ReplaceAll(m, []byte(`"File": "`), []byte(`"File": "../`))
+			}), forgotten: true},
+			{name: "no disks", says: "guest", damage: rewriteFile("snapshot.json", func(m []byte) []byte {
+				return regexp.MustCompile(`(?s)"Disks": \[.*?\]`).ReplaceAll(m, []byte(`"Disks": []`))
+			}), forgotten: true},
+			{name: "more memory", says: "none yet", change: func(s *vm.Spec) { s.Memory = 300 << 20 }},
+			{name: "another port", says: "none yet", change: func(s *vm.Spec) { s.SSHPort = 2222 }},
+		} {
+			spec := l.spec("clone", withSnapshots(l))
+			spec.SnapshotDir = filepath.Join(l.dir, "clones", "snapshots", "copy")
+			run(t, "cp", "-a", good.SnapshotDir, spec.SnapshotDir)
+			if test.damage != nil {
+				test.damage(t, snapshotIn(t, spec.SnapshotDir))
+			}
+			if test.change != nil {
+				test.change(&spec)
+			}
+			tries := 1
+			if test.again {
+				tries = 2
+			}
+			for range tries {
+				guest, err := vm.Start(t.Context(), l.host, spec)
+				if err != nil {
+					t.Fatalf("%s: %v", test.name, err)
+				}
+				said := strings.Join(guest.Notes, "\n")
+				if guest.Resumed() || !strings.Contains(said, test.says) {
+					t.Errorf("%s: resumed: %v; it says %q, want %q", test.name, guest.Resumed(), said, test.says)
+				}
+				if err := vm.Remove(t.Context(), l.host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
+					t.Fatal(err)
+				}
+			}
+			left, _ := filepath.Glob(filepath.Join(snapshotIn(t, spec.SnapshotDir), "*"))
+			if forgotten := len(left) == 1; forgotten != test.forgotten {
+				t.Errorf("%s: forgotten: %v, there is %q", test.name, forgotten, left)
+			}
+			if err := vm.RemoveSnapshots(spec.SnapshotDir); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// rebase has the overlay of a snapshot stand on something else, as a guest that broke out
+// of its QEMU could.
+func rebase(t *testing.T, dir string) {
+	t.Helper()
+	disks, _ := filepath.Glob(filepath.Join(dir, "*.qcow2"))
+	if len(disks) != 1 {
+		t.Fatal(disks)
+	}
+	if err := os.Chmod(disks[0], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", disks[0])
+}
+
+// snapshotIn is the directory of the only snapshot of an image.
+func snapshotIn(t *testing.T, dir string) string {
+	t.Helper()
+	notes, err := filepath.Glob(filepath.Join(dir, "*", "snapshot.json"))
+	if len(notes) != 1 || err != nil {
+		t.Fatal(notes, err)
+	}
+	return filepath.Dir(notes[0])
+}
+
+func removeFile(pattern string) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		files, err := filepath.Glob(filepath.Join(dir, pattern))
+		if len(files) != 1 || err != nil {
+			t.Fatal(files, err)
+		}
+		if err := os.Remove(files[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func rewriteFile(name string, change func([]byte) []byte) func(*testing.T, string) {
+	return func(t *testing.T, dir string) {
+		path := filepath.Join(dir, name)
+		content, err := os.ReadFile(path)
+		if err == nil {
+			err = errors.Join(os.Remove(path), os.WriteFile(path, change(content), 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Machines that start from one snapshot go on where it stopped, side by side, each
+// with a disk, an address and a name of its own, and the right time.
+func TestSnapshot(t *testing.T) {
+	eachMode(t, func(t *testing.T, l *lab) {
+		makeSnapshot(t, l, l.spec("maker", withSnapshots(l)))
+		if left := l.virsh(t, "list", "--all", "--name"); strings.TrimSpace(left) != "" {
+			t.Errorf("domains that are left: %q", left)
+		}
+		var random, keys sync.Map
+		var running sync.WaitGroup
+		for n := range 3 {
+			running.Go(func() {
+				name := fmt.Sprintf("clone-%d", n)
+				spec := l.spec(name, withSnapshots(l))
+				spec.Record.Job = strconv.Itoa(n)
+				began := time.Now()
+				guest := l.start(t, spec)
+				t.Logf("%s started in %s: %q", name, time.Since(began).Round(time.Millisecond), guest.Notes)
+				if err := waitReady(t, guest, guestLogin); err != nil {
+					t.Errorf("%s does not become ready: %v\n%s", name, err, vm.ConsoleOf(err))
+					return
+				}
+				t.Logf("%s: %s from the beginning", name, time.Since(began).Round(time.Millisecond))
+				if !guest.Resumed() {
+					t.Errorf("%s has booted: %q", name, guest.Notes)
+				}
+				asked := time.Now()
+				out, _ := script(t, guest, `date +%s; head -c 16 /dev/urandom | md5sum
+sudo -n sh -c 'until [ -b /dev/vda ]; do sleep 0.1; done; dd if=/dev/vda bs=512 skip=98000 count=1 2>/dev/null | tr -d "\0"
+echo `+name+` | dd of=/dev/vda bs=512 seek=98000 conv=notrunc 2>/dev/null; sync
+dd if=/dev/vda bs=512 skip=98000 count=1 2>/dev/null | tr -d "\0"'`)
+				lines := strings.Split(out, "\n")
+				if len(lines) < 3 {
+					t.Fatalf("%s says %q", name, out)
+				}
+				keys.Store(guest.Record().HostKey, name) // which the guest makes when it boots
+				checkClock(t, name, lines[0], asked)
+				if _, again := random.LoadOrStore(lines[1], true); again {
+					t.Errorf("%s has the random numbers of another", name)
+				}
+				if lines[2] != name {
+					t.Errorf("%s finds %q on its disk", name, lines[2])
+				}
+				if record := guest.Record(); record.Job != strconv.Itoa(n) || record.Address == "" {
+					t.Errorf("%s has the record %+v", name, record)
+				}
+				if _, err := os.Stat(filepath.Join(spec.CloneDir, name)); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("the overlays of %s have names: %v", name, err)
+				}
+			})
+		}
+		running.Wait()
+		count := 0
+		keys.Range(func(_, _ any) bool { count++; return true })
+		if count != 1 {
+			t.Errorf("the clones have %d host keys: they do not go on from one boot", count)
+		}
+	})
+}
+
+// checkClock wants the time that a guest said, in seconds, to be one since asked.
+func checkClock(t *testing.T, name, said string, asked time.Time) {
+	t.Helper()
+	seconds, err := strconv.ParseInt(said, 10, 64)
+	at := time.Unix(seconds, 0)
+	if err != nil || at.Before(asked.Add(-3*time.Second)) || at.After(time.Now().Add(3*time.Second)) {
+		t.Errorf("%s had the time %s, it was %d", name, said, asked.Unix())
+	}
+}
+
+// A guest that goes on is told to renew its random numbers.
+func TestSnapshotRenewsRandomNumbers(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		const log = "/var/log/perl"
+		able := variant{files: map[string]string{"usr/bin/perl": "#!/usr/bin/sh\necho \"$@\" >>" + log + "\n"}}.of(t, l)
+		makeSnapshot(t, l, l.spec("maker", withSnapshots(l), able))
+		guest := l.ready(t, l.spec("clone", withSnapshots(l), able))
+		out, _ := script(t, guest, "cat "+log)
+		// Once to see whether it can, and once in the clone.
+		if lines := strings.Count(out, "0x5207"); !guest.Resumed() || lines != 2 { // RNDRESEEDCRNG, linux/random.h
+			t.Errorf("resumed: %v, and told to renew its random numbers %d times: %q", guest.Resumed(), lines, out)
+		}
+	})
+}
+
+// Where nothing in a guest can renew its random numbers, there is no snapshot, and nobody
+// tries it again.
+func TestSnapshotOfAGuestThatCannotGoOn(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		unable := variant{files: map[string]string{"usr/bin/perl": "#!/usr/bin/sh\nexit 1\n"}}.of(t, l)
+		for try := range 2 {
+			began := false
+			spec := l.spec("maker", withSnapshots(l), unable)
+			err := vm.MakeSnapshot(t.Context(), l.host, spec, guestLogin, 2*time.Minute, func() { began = true })
+			if !errors.Is(err, vm.ErrNoSnapshot) || !strings.Contains(err.Error(), "random numbers") || began != (try == 0) {
+				t.Errorf("try %d: began: %v, got %v", try+1, began, err)
+			}
+		}
+		if domains := strings.TrimSpace(l.virsh(t, "list", "--all", "--name")); domains != "" {
+			t.Errorf("left: %s", domains)
+		}
+	})
+}
+
+// The UEFI variables of a machine are part of its snapshot, and each clone has its own.
+func TestSnapshotOfUEFI(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		uefi := onUEFI(l.uefiGuest(t))
+		makeSnapshot(t, l, l.spec("maker", withSnapshots(l), uefi))
+		for _, name := range []string{"one", "two"} {
+			if guest := l.ready(t, l.spec(name, withSnapshots(l), uefi)); !guest.Resumed() {
+				t.Errorf("%s has booted: %q", name, guest.Notes)
+			}
+		}
+	})
+}
+
+// While a snapshot is made, and after, its disks and the image's belong to root: another
+// machine's QEMU cannot write to them.
+func TestSnapshotIsNoOtherMachines(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		spec := l.spec("maker", withSnapshots(l))
+		begun, done := make(chan bool), make(chan bool)
+		go func() {
+			defer close(done)
+			<-begun
+			overlay := filepath.Join(spec.CloneDir, "maker")
+			for { // as soon as it has nothing more to do with the disks
+				if info, err := os.Stat(overlay); err == nil && info.Mode().Perm() == 0o700 {
+					break
+				}
+				if t.Context().Err() != nil {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			checkRoots(t, l.guest)
+		}()
+		err := vm.MakeSnapshot(t.Context(), l.host, spec, guestLogin, 2*time.Minute, func() { close(begun) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		checkRoots(t, l.guest)
+		for _, name := range []string{"one", "two"} {
+			if guest := l.ready(t, l.spec(name, withSnapshots(l))); !guest.Resumed() {
+				t.Errorf("%s has booted: %q", name, guest.Notes)
+			}
+			files, _ := filepath.Glob(filepath.Join(snapshotIn(t, spec.SnapshotDir), "*"))
+			for _, file := range files {
+				checkRoots(t, file)
+			}
+		}
+	})
+}
+
+// checkRoots wants a file to be root's.
+func checkRoots(t *testing.T, path string) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 {
+		t.Errorf("%s belongs to user %d", path, uid)
+	}
+}
+
+// Each kind of machine has its own snapshot, up to a number of them.
+func TestSnapshotsOfSeveralMachines(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		two := func(s *vm.Spec) { s.CPUs = 2 }
+		for _, test := range []struct {
+			change func(*vm.Spec)
+			made   bool
+		}{{nil, true}, {two, true}, {nil, false}, {two, false}} {
+			spec := l.spec("maker", withSnapshots(l))
+			if test.change != nil {
+				test.change(&spec)
+			}
+			made := false
+			if err := vm.MakeSnapshot(t.Context(), l.host, spec, guestLogin, 2*time.Minute, func() { made = true }); err != nil {
+				t.Fatal(err)
+			}
+			if made != test.made {
+				t.Errorf("with %d CPUs a snapshot was made: %v, want %v", spec.CPUs, made, test.made)
+			}
+		}
+		dir := l.spec("maker", withSnapshots(l)).SnapshotDir
+		for path, want := range map[string]int{filepath.Dir(dir): 2, filepath.Join(l.dir, "nowhere"): 0} {
+			if count, size, err := vm.SnapshotUse(path); count != want || (size > 20<<20) != (want > 0) || err != nil {
+				t.Errorf("%d snapshots of %d bytes, %v; want %d", count, size, err, want)
+			}
+		}
+		for _, name := range []string{"third", "fourth"} {
+			run(t, "cp", "-a", firstOf(t, filepath.Join(dir, "*", "snapshot.json")), filepath.Join(dir, name))
+		}
+		three := l.spec("maker", withSnapshots(l), func(s *vm.Spec) { s.Memory = 300 << 20 })
+		err := vm.MakeSnapshot(t.Context(), l.host, three, guestLogin, 2*time.Minute, func() { t.Error("a fifth is made") })
+		if !errors.Is(err, vm.ErrNoSnapshot) || !strings.Contains(err.Error(), "has 4 already") {
+			t.Errorf("a fifth: %v", err)
+		}
+	})
+}
+
+func firstOf(t *testing.T, pattern string) string {
+	t.Helper()
+	found, err := filepath.Glob(pattern)
+	if len(found) == 0 || err != nil {
+		t.Fatal(found, err)
+	}
+	return filepath.Dir(found[0])
+}
+
+// Of several disks each has the size that the guest knows, also if the first is grown.
+func TestSnapshotOfSeveralDisks(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		second := filepath.Join(l.dir, "second.raw")
+		if err := os.WriteFile(second, make([]byte, 8<<20), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		two := func(s *vm.Spec) {
+			s.Disks = append(s.Disks, disk.Disk{Name: "second.raw", Path: second, Format: "raw", VirtualSize: 8 << 20})
+			s.DiskSize = 200 << 20
+		}
+		makeSnapshot(t, l, l.spec("maker", withSnapshots(l), two))
+		guest := l.ready(t, l.spec("clone", withSnapshots(l), two))
+		if !guest.Resumed() {
+			t.Fatalf("it has booted: %q", guest.Notes)
+		}
+		out, status := script(t, guest, `until [ -b /dev/vdb ]; do sleep 0.1; done; cat /sys/block/vda/size /sys/block/vdb/size
+sudo -n dd if=/dev/zero of=/dev/vda bs=1M seek=150 count=1 conv=notrunc,fsync 2>&1`)
+		if !strings.HasPrefix(out, "409600\n16384\n") || status != 0 {
+			t.Errorf("status %d: %s", status, out)
+		}
+	})
+}

@@ -1,0 +1,249 @@
+//go:build boot
+
+package boot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
+)
+
+// running starts a script in the guest that says "running" and goes on; how it
+// ends is sent to the channel.
+func running(t *testing.T, guest *vm.Guest, text string, keepalive guestssh.Keepalive) <-chan error {
+	t.Helper()
+	r, w := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		status, err := guest.Run(t.Context(), guestssh.Command{
+			Line: "sh", Stdin: strings.NewReader("echo running\n" + text), Stdout: w, Keepalive: keepalive,
+		})
+		if err == nil && status != 0 {
+			err = fmt.Errorf("exit status %d", status)
+		}
+		w.Close()
+		ended <- err
+	}()
+	if _, err := io.ReadFull(r, make([]byte, len("running\n"))); err != nil {
+		t.Fatalf("the script does not start: %v", err)
+	}
+	go io.Copy(io.Discard, r)
+	return ended
+}
+
+// lostTime is how long a job may hang on a guest that is lost.
+const lostTime = 30 * time.Second
+
+// A guest that hangs without a word, as its QEMU does here, is found by the
+// keepalive that jobs have; one that is gone by libvirt.
+func TestGuestIsLostDuringAScript(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		guest := l.ready(t, l.spec("lost"))
+		pid := l.qemu(t, guest.Name())
+		ended := running(t, guest, "sleep 1000", guestssh.Keepalive{})
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		err := <-ended
+		if took := time.Since(began); took > lostTime {
+			t.Errorf("QEMU hangs: that took %v to find", took)
+		}
+		if err2 := syscall.Kill(pid, syscall.SIGCONT); err2 != nil {
+			t.Fatal(err2)
+		}
+		if !errors.Is(err, guestssh.ErrLost) {
+			t.Errorf("QEMU hangs: got %v, want %v", err, guestssh.ErrLost)
+		}
+
+		found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer found.Close()
+		if err := found.Connect(t.Context(), guestLogin); err != nil {
+			t.Fatal(err)
+		}
+		ended = running(t, found, "sleep 1000", guestssh.Keepalive{})
+		l.virsh(t, "destroy", guest.Name())
+		if err := <-ended; !errors.Is(err, vm.ErrGuestStopped) {
+			t.Errorf("virsh destroy: got %v, want %v", err, vm.ErrGuestStopped)
+		}
+	})
+}
+
+// qemu is the process of a machine.
+func (l *lab) qemu(t *testing.T, name string) int {
+	t.Helper()
+	dir := map[string]string{"system": "/run", "session": os.Getenv("XDG_RUNTIME_DIR")}[l.mode]
+	text, err := os.ReadFile(filepath.Join(dir, "libvirt", "qemu", map[string]string{"session": "run"}[l.mode], name+".pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// A daemon that is restarted, by an upgrade say, takes no job with it.
+func TestLibvirtdRestartsDuringAScript(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		guest := l.ready(t, l.spec("restarted"))
+		ended := running(t, guest, "while ! [ -e /tmp/go ]; do sleep 0.1; done", guestssh.DefaultKeepalive)
+		text, err := os.ReadFile("/run/libvirtd.pid")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for syscall.Kill(pid, 0) == nil {
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-ctx.Done():
+				t.Fatal("libvirtd does not end")
+			}
+		}
+		run(t, "sh", "-c", "libvirtd --daemon >/dev/null 2>&1")
+		select {
+		case err := <-ended:
+			t.Fatalf("the script ended with the daemon: %v", err)
+		case <-time.After(5 * time.Second): // two looks at the guest's state and a keepalive
+		}
+		host, err := vm.Open(ctx, l.connect())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer host.Close()
+		again, err := vm.Find(ctx, host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer again.Close()
+		if err := again.Connect(ctx, guestLogin); err != nil {
+			t.Fatal(err)
+		}
+		script(t, again, "touch /tmp/go")
+		if err := <-ended; err != nil {
+			t.Errorf("the script ended with %v", err)
+		}
+	})
+}
+
+// The ways to log in that need no password, with programs of OpenSSH's: ssh-keygen
+// made the key, and ssh-agent keeps the other one.
+func TestKeyLogins(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		inFile, inAgent, foreign := filepath.Join(l.dir, "file"), filepath.Join(l.dir, "agent"), filepath.Join(l.dir, "foreign")
+		authorized := ""
+		for _, path := range []string{inFile, inAgent, foreign} {
+			run(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path)
+			public, err := os.ReadFile(path + ".pub")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if path != foreign {
+				authorized += string(public)
+			}
+		}
+		socket := filepath.Join(l.dir, "agent.socket")
+		keeper := exec.Command("ssh-agent", "-D", "-a", socket)
+		if err := keeper.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { keeper.Process.Kill(); keeper.Wait() })
+		for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+			if _, err := os.Stat(socket); err == nil {
+				break
+			}
+			if time.Since(began) > 10*time.Second {
+				t.Fatal("ssh-agent does not listen")
+			}
+		}
+		t.Setenv("SSH_AUTH_SOCK", socket)
+		run(t, "ssh-add", "-q", inAgent)
+
+		known := variant{files: map[string]string{"home/vagrant/.ssh/authorized_keys": authorized}}
+		guest := l.ready(t, l.spec("keys", known.of(t, l)))
+		for _, test := range []struct {
+			name  string
+			login guestssh.Login
+			want  error
+		}{
+			{"key file", guestssh.Login{User: "vagrant", IdentityFile: inFile}, nil},
+			{"agent", guestssh.Login{User: "vagrant", Agent: true}, nil},
+			{"agent before a wrong password", guestssh.Login{User: "vagrant", Agent: true, Password: "guess"}, nil},
+			{"a key that the guest does not know", guestssh.Login{User: "vagrant", IdentityFile: foreign}, guestssh.ErrLogin},
+		} {
+			t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
+				found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer found.Close()
+				if err := found.Connect(t.Context(), test.login); !errors.Is(err, test.want) {
+					t.Fatalf("got %v, want %v", err, test.want)
+				} else if err != nil {
+					return
+				}
+				if output, status := script(t, found, "id -un"); output != "vagrant\n" || status != 0 {
+					t.Errorf("the guest says %q, status %d", output, status)
+				}
+			})
+		}
+	})
+}
+
+// What a script says and how it ends, with the test guest's dropbear.
+func TestScripts(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) { scripts(t, l.ready(t, l.spec("scripts"))) })
+}
+
+func scripts(t *testing.T, guest *vm.Guest) {
+	everyByte := make([]byte, 256)
+	for i := range everyByte {
+		everyByte[i] = byte(i)
+	}
+	for _, test := range []struct {
+		name, line, stdin string
+		status            int
+		stdout            string
+	}{
+		{name: "status", line: "bash --login", stdin: "echo one\nexit 3\n", status: 3, stdout: "one\n"},
+		{name: "killed", line: "bash --login", stdin: "kill -9 $$\n", status: 128 + 9},
+		{name: "terminated", line: "bash --login", stdin: "kill -TERM $$; kill -9 $$\n", status: 128 + 15},
+		{name: "segmentation fault", line: "bash --login", stdin: "kill -SEGV $$\n", status: 128 + 11},
+		{name: "user's signal", line: "bash --login", stdin: "kill -USR1 $$\n", status: 128 + 10},
+		{name: "child killed", line: "bash --login", stdin: "bash -c 'kill -9 $$'\n", status: 128 + 9},
+		{name: "every byte", line: "cat", stdin: string(everyByte), stdout: string(everyByte)},
+	} {
+		t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
+			var stdout bytes.Buffer
+			status, err := guest.Run(t.Context(), guestssh.Command{Line: test.line, Stdin: strings.NewReader(test.stdin), Stdout: &stdout})
+			if err != nil || status != test.status || stdout.String() != test.stdout {
+				t.Errorf("got %q, status %d, error %v; want %q, %d", stdout.String(), status, err, test.stdout, test.status)
+			}
+		})
+	}
+}

@@ -1,0 +1,228 @@
+//go:build boot
+
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"gitlab-sardine-executor/internal/testbed"
+	"gitlab-sardine-executor/internal/testbed/gitlab"
+)
+
+// What is wrong is said in one line that names it, and fails the right side.
+func TestBadInput(t *testing.T) {
+	tests := []struct {
+		name string
+		// arrange breaks a site or its job.
+		arrange func(t *testing.T, s *site, job *gitlab.Job)
+		status  gitlab.Status
+		// says is what the line must contain.
+		says []string
+	}{
+		{
+			"no image",
+			func(_ *testing.T, _ *site, job *gitlab.Job) { job.Image = nil },
+			gitlab.BuildFailure, []string{"image"},
+		},
+		{
+			"not a reference",
+			func(_ *testing.T, _ *site, job *gitlab.Job) { job.Image.Name = "Not A Reference" },
+			gitlab.BuildFailure, []string{"Not A Reference"},
+		},
+		{
+			"unknown image",
+			func(_ *testing.T, s *site, job *gitlab.Job) { job.Image.Name = s.registry.Image("vms/unknown:1") },
+			gitlab.BuildFailure, []string{"vms/unknown:1", "not found"},
+		},
+		{
+			"image that is not allowed",
+			func(t *testing.T, s *site, _ *gitlab.Job) {
+				s.configure(t, `allowed_images = ["registry.example.com/**"]`)
+			},
+			gitlab.BuildFailure, []string{"vms/guest:1", "allowed_images"},
+		},
+		{
+			"image that is no disk",
+			func(t *testing.T, s *site, job *gitlab.Job) { job.Image.Name = s.pushEmptyImage(t) },
+			gitlab.BuildFailure, []string{"vms/empty:1"},
+		},
+		{
+			"registry down",
+			func(_ *testing.T, s *site, _ *gitlab.Job) { s.registry.Stop() },
+			gitlab.SystemFailure, []string{"127.0.0.1", "connection refused"},
+		},
+		{
+			"no settings",
+			func(t *testing.T, s *site, _ *gitlab.Job) {
+				if err := os.Remove(s.config); err != nil {
+					t.Fatal(err)
+				}
+			},
+			gitlab.BuildFailure, []string{"config.toml"},
+		},
+		{
+			"settings that are not TOML",
+			func(t *testing.T, s *site, _ *gitlab.Job) { s.mode.WriteFile(t, s.config, "[defaults\n") },
+			gitlab.BuildFailure, []string{"config.toml: line 1"},
+		},
+		{
+			"unknown setting",
+			func(t *testing.T, s *site, _ *gitlab.Job) { s.configure(t, `pul_policy = "always"`) },
+			gitlab.BuildFailure, []string{"config.toml: line 8", "pul_policy", "pull_policy"},
+		},
+		{
+			"libvirt not reachable",
+			func(t *testing.T, s *site, _ *gitlab.Job) {
+				s.configure(t, `connect = "qemu+unix:///system?socket=/run/no-libvirt"`)
+			},
+			gitlab.SystemFailure, []string{"/run/no-libvirt"},
+		},
+		{
+			"guest that never answers",
+			func(t *testing.T, s *site, job *gitlab.Job) {
+				s.configure(t, `timeout = "3s"`)
+				job.Image.Name = s.pushBlankDisk(t)
+			},
+			gitlab.SystemFailure, []string{"3s"},
+		},
+		{
+			"guest that rejects the password",
+			func(t *testing.T, s *site, job *gitlab.Job) {
+				job.Image.Name = s.pushImage(t, "vms/password:1", testbed.Guest(t), `{"users": [{"username": "vagrant", "password": "wrong"}]}`)
+			},
+			gitlab.BuildFailure, []string{"vagrant", "VM config", "identity_file"},
+		},
+	}
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		for _, test := range tests {
+			t.Run(test.name, func(t *testing.T) {
+				s := newSite(t, mode)
+				job := s.job("echo script runs")
+				test.arrange(t, s, &job)
+				result := s.runner(t).Run(deadline(t), job)
+				checkOutputs(t, result)
+				if result.Status != test.status {
+					t.Errorf("want %s, got %s", test.status, result)
+				}
+				failed, attempts := failures(result)
+				if want := map[gitlab.Status]int{gitlab.BuildFailure: 1, gitlab.SystemFailure: gitlab.PrepareAttempts}[test.status]; attempts != want {
+					t.Errorf("%d attempts, want %d: %s", attempts, want, result)
+				}
+				checkErrorLine(t, failed.Stderr, test.says)
+			})
+		}
+	})
+}
+
+// On a libvirt network a guest can fail to get an address.
+func TestGuestWithoutAddress(t *testing.T) {
+	systemOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newSite(t, mode, `timeout = "3s"`)
+		job := s.job("true")
+		job.Image.Name = s.pushBlankDisk(t)
+		result := s.runner(t).Run(deadline(t), job)
+		checkOutputs(t, result)
+		failed, attempts := failures(result)
+		if result.Status != gitlab.SystemFailure || attempts != gitlab.PrepareAttempts {
+			t.Errorf("%d attempts, want %d: %s", attempts, gitlab.PrepareAttempts, result)
+		}
+		checkErrorLine(t, failed.Stderr, []string{"3s", "got no address from the network"})
+	})
+}
+
+// failures returns the first execution that failed, and how many attempts there
+// were.
+func failures(result gitlab.Result) (first gitlab.Execution, attempts int) {
+	for _, e := range result.Executions {
+		if e.ExitCode != 0 && first.Stage == "" {
+			first = e
+		}
+		attempts = e.Attempt
+	}
+	return first, attempts
+}
+
+var errorLine = regexp.MustCompile(`^ERROR: .+ \((build|system) failure\)\n$`)
+
+// checkErrorLine wants exactly one line that begins with ERROR, the last, and in it
+// whose side the failure is on and what is to be said.
+func checkErrorLine(t *testing.T, stderr string, says []string) {
+	t.Helper()
+	var lines []string
+	for line := range strings.Lines(stderr) {
+		if strings.Contains(line, "ERROR") {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) != 1 {
+		t.Fatalf("%d error lines, want 1, in:\n%s", len(lines), stderr)
+	}
+	if !strings.HasSuffix(stderr, lines[0]) || !errorLine.MatchString(lines[0]) {
+		t.Errorf("the last line does not say what failed, and whose side that is on:\n%s", stderr)
+	}
+	for _, text := range says {
+		if !strings.Contains(lines[0], text) {
+			t.Errorf("the error does not mention %q: %s", text, lines[0])
+		}
+	}
+}
+
+// Somebody calls a stage by hand.
+func TestWithoutRunner(t *testing.T) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newSite(t, mode)
+		for _, args := range [][]string{{"config"}, {"prepare"}, {"run", "/dev/null", "build_script"}, {"cleanup"}} {
+			t.Run(args[0], func(t *testing.T) {
+				cmd := mode.Command(deadline(t), s.driver, append([]string{"--config", s.config}, args...)...)
+				var stderr strings.Builder
+				cmd.Stderr = &stderr
+				err := cmd.Run()
+				if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != gitlab.BuildFailureExitCode {
+					t.Errorf("ended with %v, want exit status %d", err, gitlab.BuildFailureExitCode)
+				}
+				checkErrorLine(t, stderr.String(), []string{"GitLab Runner", "CI_JOB_ID"})
+			})
+		}
+	})
+}
+
+// pushImage exports a disk with a VM config and pushes it.
+func (s *site) pushImage(t *testing.T, name, disk, vmConfig string) string {
+	t.Helper()
+	config := filepath.Join(t.TempDir(), "vmconfig.json")
+	if err := os.WriteFile(config, []byte(vmConfig), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	layout, err := export(t, disk, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(layout)) })
+	image := s.registry.Image(name)
+	s.push(t, layout, image)
+	return image
+}
+
+// pushBlankDisk pushes an image from which nothing boots.
+func (s *site) pushBlankDisk(t *testing.T) string {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "blank.qcow2")
+	testbed.System(t).Run(t, "qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
+	return s.pushImage(t, "vms/blank:1", disk, `{"users": [{"username": "vagrant", "password": "vagrant"}]}`)
+}
+
+// pushEmptyImage pushes a container image without layers.
+func (s *site) pushEmptyImage(t *testing.T) string {
+	t.Helper()
+	layout := filepath.Join(s.mode.Dir(t), "layout")
+	s.mode.Run(t, "umoci", "init", "--layout", layout)
+	s.mode.Run(t, "umoci", "new", "--image", layout+":1")
+	image := s.registry.Image("vms/empty:1")
+	s.push(t, layout, image)
+	return image
+}

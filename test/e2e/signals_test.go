@@ -1,0 +1,328 @@
+//go:build boot
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/internal/testbed"
+	"gitlab-sardine-executor/internal/testbed/gitlab"
+)
+
+// signalSlack is what a busy test host gets beyond the two seconds that a stage
+// has after a signal.
+const signalSlack = 2 * time.Second
+
+// signalsIn are both in one mode, and what GitLab Runner sends in the other: the
+// two are handled alike.
+func signalsIn(mode *testbed.Mode) []syscall.Signal {
+	if mode.Name == "session" {
+		return []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}
+	}
+	return []syscall.Signal{syscall.SIGTERM}
+}
+
+// told sends a signal to the driver and says how long it took to end.
+func told(t *testing.T, driver process, signal syscall.Signal) time.Duration {
+	t.Helper()
+	began := time.Now()
+	driver.signal(t, signal)
+	until(t, "the driver has ended", driver.ended)
+	took := time.Since(began)
+	t.Logf("%v: ended after %v", signal, took.Round(time.Millisecond))
+	if took > 2*time.Second+signalSlack {
+		t.Errorf("the driver took %v to end, want at most 2s", took)
+	}
+	return took
+}
+
+// checkTold wants what GitLab Runner has to see of a stage that was told to end:
+// the status, one line, and the end of its output.
+func checkTold(t *testing.T, e gitlab.Execution) {
+	t.Helper()
+	if e.ExitCode != gitlab.SystemFailureExitCode {
+		t.Errorf("want exit code %d, got %s", gitlab.SystemFailureExitCode, e)
+	}
+	if e.OutputHeld || e.OutputDelay > time.Second {
+		t.Errorf("somebody holds the output of the stage open: %s", e)
+	}
+	if e.Stage != "cleanup" { // whose stderr is the administrator's
+		checkErrorLine(t, e.Stderr, []string{"cancelled by a signal", "system failure"})
+	}
+}
+
+// A prepare that is told to end does so at once, says so, and leaves nothing of
+// the machine, though no cleanup follows. Its last request to libvirt may outlive
+// it: on a slow host the end of a machine takes longer than the two seconds.
+func TestSignalDuringPrepare(t *testing.T) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		for _, m := range []moment{duringPull, duringImport, duringClone, duringBoot, duringSSHWait} {
+			for _, signal := range signalsIn(mode) {
+				t.Run(fmt.Sprintf("%s/%v", m, signal), func(t *testing.T) {
+					job := s.jobUntil(m, 1)
+					reached, release := s.arrange(t, m, job)
+					result := s.interrupt(t, job, signal, reached)
+					release()
+					checkPrepareTold(t, s, result)
+				})
+			}
+		}
+		script := mode.WriteFile(t, filepath.Join(mode.Dir(t), "prepare.sh"), "echo prepare script runs\nsleep 1000\n")
+		s.configure(t, `accel = "tcg"`, fmt.Sprintf("prepare_script = %q", script))
+		for _, signal := range signalsIn(mode) {
+			t.Run(fmt.Sprintf("prepare script/%v", signal), func(t *testing.T) {
+				result := s.interrupt(t, s.jobUntil(duringBoot, 1), signal, func(log *gitlab.Trace) {
+					if err := log.WaitFor(deadline(t), "prepare script runs"); err != nil {
+						t.Fatal(err)
+					}
+				})
+				checkPrepareTold(t, s, result)
+			})
+		}
+	})
+}
+
+// systemd tells every process of the runner's service to end, and the runner then
+// tells its stage: prepare takes back what it did all the same.
+func TestSignalsDuringPrepare(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		job := s.jobUntil(duringBoot, 1)
+		reached, _ := s.arrange(t, duringBoot, job)
+		result := s.interrupt(t, job, syscall.SIGTERM, func(log *gitlab.Trace) {
+			reached(log)
+			one(t, "driver", s.isDriver("prepare")).signal(t, syscall.SIGTERM)
+			time.Sleep(20 * time.Millisecond) // two at once are one
+		})
+		checkPrepareTold(t, s, result)
+	})
+}
+
+// A prepare that is told to end when its guest is ready, and only its metrics are
+// not written yet, has failed: the job must not go on.
+func TestSignalAtEndOfPrepare(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		metrics := filepath.Join(mode.Dir(t), "sardine.prom")
+		s.configure(t, `accel = "tcg"`, fmt.Sprintf("metrics_textfile = %q", metrics))
+		path := mode.WriteFile(t, metrics+".lock", "")
+		if err := os.Chmod(path, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		lock := flock.New(path)
+		if err := lock.Lock(); err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
+		runner := s.runner(t)
+		runner.PrepareWait = time.Minute // no second attempt
+		build := runner.Start(deadline(t), s.job("echo the job goes on"))
+		if err := build.Log().WaitFor(deadline(t), "Guest ready"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second) // it measures what the host holds
+		driver := one(t, "driver", s.isDriver("prepare"))
+		driver.signal(t, syscall.SIGTERM)
+		time.Sleep(300 * time.Millisecond)
+		lock.Close()
+		until(t, "the driver has ended", driver.ended)
+		build.Cancel()
+		result := build.Wait()
+		prepare, _ := result.Find("prepare")
+		checkTold(t, prepare)
+		if left := s.left(t); left != "nothing" {
+			t.Errorf("left is %s", left)
+		}
+	})
+}
+
+// interrupt starts a job, ends its prepare with a signal when reached returns, and
+// then cancels it.
+func (s *haltSite) interrupt(t *testing.T, job gitlab.Job, signal syscall.Signal, reached func(*gitlab.Trace)) gitlab.Result {
+	t.Helper()
+	runner := s.runnerThatDies(t)
+	runner.PrepareWait = time.Minute // no second attempt
+	build := runner.Start(deadline(t), job)
+	reached(build.Log())
+	told(t, one(t, "driver", s.isDriver("prepare")), signal)
+	build.Cancel()
+	return build.Wait()
+}
+
+func checkPrepareTold(t *testing.T, s *haltSite, result gitlab.Result) {
+	t.Helper()
+	prepare, ran := result.Find("prepare")
+	if !ran {
+		t.Fatal(result)
+	}
+	checkTold(t, prepare)
+	left := s.left(t)
+	for began := time.Now(); left == "machine" && time.Since(began) < orphanTime; left = s.left(t) {
+		time.Sleep(50 * time.Millisecond)
+	}
+	if left != "nothing" {
+		t.Errorf("prepare has left: %s\n%s", left, result)
+		s.clear(t)
+	}
+}
+
+// clear removes what tests have found and left.
+func (s *haltSite) clear(t testing.TB) {
+	t.Helper()
+	s.mode.Run(t, s.driver, "--config", s.config, "sweep", "--all")
+}
+
+// A run that is told to end leaves the machine to cleanup.
+func TestSignalDuringScript(t *testing.T) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		for _, signal := range signalsIn(mode) {
+			t.Run(signal.String(), func(t *testing.T) {
+				job := s.jobUntil(duringScript, 1)
+				reached, _ := s.arrange(t, duringScript, job)
+				build := s.runnerThatDies(t).Start(deadline(t), job)
+				reached(build.Log())
+				told(t, one(t, "driver", s.isDriver("run")), signal)
+				result := build.Wait()
+				script, _ := result.Find(gitlab.StageBuildScript)
+				checkTold(t, script)
+				if left := s.left(t); !strings.Contains(left, "machine") {
+					t.Errorf("the machine is gone already; left is %s", left)
+				}
+				if cleanup := s.runner(t).Stage(deadline(t), job, "cleanup"); cleanup.ExitCode != 0 || s.left(t) != "nothing" {
+					t.Errorf("left is %s after %s", s.left(t), cleanup)
+				}
+			})
+		}
+	})
+}
+
+// A cleanup that is told to end, because a machine does not, fails; the next one
+// does what is left to do.
+func TestSignalDuringCleanup(t *testing.T) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		for _, signal := range signalsIn(mode) {
+			t.Run(signal.String(), func(t *testing.T) {
+				job := s.jobUntil(duringBoot, 1)
+				s.mustPrepare(t, job)
+				reached, release := s.holdCleanup(t, job)
+				cleanup := s.background(t, job, "cleanup")
+				reached()
+				told(t, one(t, "driver", s.isDriver("cleanup")), signal)
+				checkTold(t, <-cleanup)
+				release()
+				if again := s.runner(t).Stage(deadline(t), job, "cleanup"); again.ExitCode != 0 || s.left(t) != "nothing" {
+					t.Errorf("left is %s after %s", s.left(t), again)
+				}
+			})
+		}
+	})
+}
+
+// Config reads a file, which can hang where files are far away.
+func TestSignalDuringConfig(t *testing.T) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		for _, signal := range signalsIn(mode) {
+			t.Run(signal.String(), func(t *testing.T) {
+				pipe := mode.WriteFile(t, filepath.Join(mode.Dir(t), "config.toml"), "")
+				if err := os.Remove(pipe); err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Mkfifo(pipe, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				runner := s.runner(t)
+				runner.Args = []string{"--config", pipe}
+				done := make(chan gitlab.Execution, 1)
+				ctx, job := deadline(t), s.job("true")
+				go func() { done <- runner.Stage(ctx, job, "config") }()
+				var writer *os.File
+				until(t, "the settings are read", func() (read bool) {
+					var err error // ENXIO: nobody reads
+					writer, err = os.OpenFile(pipe, os.O_WRONLY|unix.O_NONBLOCK, 0)
+					return err == nil
+				})
+				defer writer.Close()
+				told(t, one(t, "driver", s.isDriver("config")), signal)
+				checkTold(t, <-done)
+			})
+		}
+	})
+}
+
+// GitLab Runner starts cleanup while a prepare that it told to end still removes
+// its machine, or a run of its still runs.
+func TestStageBesideOneThatEnds(t *testing.T) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newHaltSite(t, mode)
+		t.Run("prepare", func(t *testing.T) {
+			job := s.jobUntil(duringSSHWait, 1)
+			reached, _ := s.arrange(t, duringSSHWait, job)
+			prepare := s.background(t, job, "prepare")
+			reached(nil)
+			driver := one(t, "driver", s.isDriver("prepare"))
+			told, release := s.holdCleanup(t, job)
+			driver.signal(t, syscall.SIGTERM)
+			told()
+			cleanup := s.background(t, job, "cleanup")
+			until(t, "cleanup runs", func() bool { return len(processes(s.isDriver("cleanup"))) == 1 })
+			release()
+			checkTold(t, <-prepare)
+			if e := <-cleanup; e.ExitCode != 0 || e.OutputHeld {
+				t.Error(e)
+			}
+			if left := s.left(t); left != "nothing" {
+				t.Errorf("left is %s", left)
+			}
+		})
+		t.Run("run", func(t *testing.T) {
+			job := s.jobUntil(duringScript, 1)
+			reached, _ := s.arrange(t, duringScript, job)
+			build := s.runner(t).Start(deadline(t), job)
+			reached(build.Log())
+			if cleanup := s.runner(t).Stage(deadline(t), job, "cleanup"); cleanup.ExitCode != 0 {
+				t.Error(cleanup)
+			}
+			result := build.Wait()
+			checkOutputs(t, result)
+			script, _ := result.Find(gitlab.StageBuildScript)
+			if result.Status != gitlab.SystemFailure || script.ExitCode != gitlab.SystemFailureExitCode {
+				t.Errorf("want a system failure, got %s", result)
+			}
+			if left := s.left(t); left != "nothing" {
+				t.Errorf("left is %s", left)
+			}
+		})
+	})
+}
+
+// mustPrepare makes the machine of a job.
+func (s *haltSite) mustPrepare(t testing.TB, job gitlab.Job) {
+	t.Helper()
+	if e := s.runner(t).Stage(deadline(t), job, "prepare"); e.ExitCode != 0 {
+		t.Fatal(e)
+	}
+}
+
+// background runs a stage beside the test.
+func (s *haltSite) background(t testing.TB, job gitlab.Job, stage string) <-chan gitlab.Execution {
+	t.Helper()
+	runner, ctx, done := s.runner(t), deadline(t), make(chan gitlab.Execution, 1)
+	var running sync.WaitGroup
+	running.Go(func() { done <- runner.Stage(ctx, job, stage) })
+	t.Cleanup(running.Wait)
+	return done
+}
