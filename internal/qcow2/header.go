@@ -183,14 +183,59 @@ func IsQCOW2(prefix []byte) bool { return bytes.HasPrefix(prefix, []byte(Magic))
 // most the first cluster (2 MiB), and 40 bytes of each snapshot. The error is
 // [ErrNotQCOW2] if the magic bytes are missing.
 func ReadHeader(r io.ReaderAt) (*Header, error) {
-	f, err := readFixed(r)
+	h, f, err := readChecked(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.check(); err != nil {
+	if err := h.readNames(r, f); err != nil {
 		return nil, err
 	}
-	h := &Header{
+	return h, f.checkSnapshots(r)
+}
+
+// ReadPrefix is [ReadHeader] for a file of which there are only the first bytes. If
+// they are not the whole first cluster, extensions and backing file are left out;
+// the table of snapshots is not looked at. What it accepts, ReadHeader may refuse.
+func ReadPrefix(prefix []byte) (*Header, error) {
+	r := bytes.NewReader(prefix)
+	h, f, err := readChecked(r)
+	if err != nil || int64(len(prefix)) < h.ClusterSize() {
+		return h, err
+	}
+	return h, h.readNames(r, f)
+}
+
+// What a file may have beside the content of its disk, in bytes. Tables take at most
+// a 32nd of the disk (clusters of 512 bytes, refcounts of 64 bits); the rest is for
+// bitmaps and clusters that are lost or not used any more.
+const (
+	metadataShare = 8        // of which the virtual size is divided
+	metadataSlack = 64 << 20 // L1 and refcount table have at most 40 MiB
+	// countedSnapshots are those that the size of a file may be explained by.
+	countedSnapshots = 16
+)
+
+// MaxFileSize is a size, in bytes, which a file with this header has no reason to
+// exceed: the virtual size, an eighth of it and 64 MiB for tables and what they have
+// lost, and as much again for each of at most 16 snapshots. The format itself has no
+// such bound.
+func (h *Header) MaxFileSize() int64 {
+	disks := 1 + int64(min(h.Snapshots, countedSnapshots))
+	if h.VirtualSize > math.MaxInt64/(2*disks)-metadataSlack {
+		return math.MaxInt64
+	}
+	return disks * (h.VirtualSize + h.VirtualSize/metadataShare + metadataSlack)
+}
+
+func readChecked(r io.ReaderAt) (*Header, *fixed, error) {
+	f, err := readFixed(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := f.check(); err != nil {
+		return nil, nil, err
+	}
+	return &Header{
 		Version:      f.Version,
 		ClusterBits:  f.ClusterBits,
 		VirtualSize:  int64(f.Size),
@@ -200,14 +245,15 @@ func ReadHeader(r io.ReaderAt) (*Header, error) {
 		Compatible:   f.Compatible,
 		Autoclear:    f.Autoclear,
 		length:       f.HeaderLength,
-	}
+	}, f, nil
+}
+
+// readNames reads what follows the fixed part in the first cluster.
+func (h *Header) readNames(r io.ReaderAt, f *fixed) error {
 	if err := h.readExtensions(r, f); err != nil {
-		return nil, err
+		return err
 	}
-	if err := h.readBackingFile(r, f); err != nil {
-		return nil, err
-	}
-	return h, f.checkSnapshots(r)
+	return h.readBackingFile(r, f)
 }
 
 func readFixed(r io.ReaderAt) (*fixed, error) {
