@@ -1,12 +1,15 @@
 package oci
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -23,7 +26,11 @@ func nameDisks(dir string, disks []Disk) error {
 			return err
 		}
 		if other, ok := taken[name]; ok {
-			return fmt.Errorf("%w: disks %d and %d are both called %q", ErrFormat, other, i, name)
+			if err := sameDisk(dir, disks, other, i, unnamed(i)); err != nil {
+				return err
+			}
+			disks[i].Name = name
+			continue
 		}
 		taken[name] = i
 		disks[i].Name = name
@@ -32,6 +39,67 @@ func nameDisks(dir string, disks []Disk) error {
 		}
 	}
 	return nil
+}
+
+// sameDisk removes the file of disk i, if it is in every way disk first once more: a
+// machine with two overlays on one base is packed like that.
+func sameDisk(dir string, disks []Disk, first, i int, file string) error {
+	a, b := disks[first], disks[i]
+	if a.Format == b.Format && a.CDROM == b.CDROM {
+		same, err := sameContent(filepath.Join(dir, a.Name), filepath.Join(dir, file))
+		if err != nil {
+			return fmt.Errorf("comparing disks %d and %d: %w", first, i, err)
+		}
+		if same {
+			return os.Remove(filepath.Join(dir, file))
+		}
+	}
+	return fmt.Errorf("%w: disks %d and %d are both called %q, and differ", ErrFormat, first, i, a.Name)
+}
+
+// withoutRepeated leaves out what has the name of a disk before it.
+func withoutRepeated(disks []Disk) []Disk {
+	seen := map[string]bool{}
+	return slices.DeleteFunc(slices.Clone(disks), func(d Disk) bool {
+		repeated := seen[d.Name]
+		seen[d.Name] = true
+		return repeated
+	})
+}
+
+// sameContent compares two files byte by byte.
+func sameContent(a, b string) (bool, error) {
+	f, err := os.Open(a)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	g, err := os.Open(b)
+	if err != nil {
+		return false, err
+	}
+	defer g.Close()
+	one, two := make([]byte, copyBuffer), make([]byte, copyBuffer)
+	for {
+		n, err := io.ReadFull(f, one)
+		m, err2 := io.ReadFull(g, two)
+		if !bytes.Equal(one[:n], two[:m]) {
+			return false, nil
+		}
+		if ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF); ended || err != nil {
+			if ended && (errors.Is(err2, io.EOF) || errors.Is(err2, io.ErrUnexpectedEOF)) {
+				return true, nil
+			}
+			return false, errors.Join(ignoreEOF(err), ignoreEOF(err2))
+		}
+	}
+}
+
+func ignoreEOF(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil
+	}
+	return err
 }
 
 // diskName reduces a name that an image gives to a file name in the image's
@@ -74,15 +142,11 @@ func checkQCOW2(dir string, disks []Disk, i int) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	h, err := qcow2.ReadHeader(f)
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("%w: disk %s: %w", ErrHostile, disk.Name, err)
-	case h.ExternalData():
-		return fmt.Errorf("%w: disk %s keeps its content in another file (%q)", ErrHostile, disk.Name, h.DataFile)
-	case h.Encryption != qcow2.EncryptionNone:
-		return fmt.Errorf("%w: disk %s is encrypted", ErrFormat, disk.Name)
-	case h.Incompatible&qcow2.IncompatibleCorrupt != 0:
-		return fmt.Errorf("%w: disk %s is marked as corrupt by QEMU", ErrFormat, disk.Name)
+	}
+	if err := checkHeader(h); err != nil {
+		return fmt.Errorf("disk %s: %w", disk.Name, err)
 	}
 	if h.Bitmaps() { // which no machine needs
 		if err := qcow2.DropBitmaps(f); err != nil {
@@ -93,7 +157,7 @@ func checkQCOW2(dir string, disks []Disk, i int) (err error) {
 	if h.BackingFile == "" {
 		return nil
 	}
-	backing, err := findBacking(disks[:i], disk.Name, h.BackingFile)
+	backing, err := findBacking(disks[:i], disk.Name, h.BackingFile, func(a, b *Disk) bool { return isSameBase(dir, a, b) })
 	if err != nil {
 		return err
 	}
@@ -104,6 +168,20 @@ func checkQCOW2(dir string, disks []Disk, i int) (err error) {
 	}
 	if err := qcow2.SetBackingFile(f, name, backing.Format); err != nil {
 		return fmt.Errorf("%w: disk %s: %w", ErrFormat, disk.Name, err)
+	}
+	return nil
+}
+
+// checkHeader refuses disks of which this file is not the whole, or that QEMU would
+// not open.
+func checkHeader(h *qcow2.Header) error {
+	switch {
+	case h.ExternalData():
+		return fmt.Errorf("%w: it keeps its content in another file (%q)", ErrHostile, h.DataFile)
+	case h.Encryption != qcow2.EncryptionNone:
+		return fmt.Errorf("%w: it is encrypted", ErrFormat)
+	case h.Incompatible&qcow2.IncompatibleCorrupt != 0:
+		return fmt.Errorf("%w: it is marked as corrupt by QEMU", ErrFormat)
 	}
 	return nil
 }
@@ -124,8 +202,8 @@ func backingName(name string) string {
 // That machine may have had two files of that name in two directories. The
 // Python tool then packs the second as name-1 and leaves the headers alone, so
 // that nothing says which of the two is meant. Taking the wrong one gives a disk
-// of garbage, so such an image is refused.
-func findBacking(before []Disk, disk, backing string) (*Disk, error) {
+// of garbage, so such an image is refused, unless same says that it is no matter.
+func findBacking(before []Disk, disk, backing string, same func(a, b *Disk) bool) (*Disk, error) {
 	want := path.Base(backing)
 	var found []*Disk
 	for i := range before {
@@ -133,9 +211,11 @@ func findBacking(before []Disk, disk, backing string) (*Disk, error) {
 			found = append(found, &before[i])
 		}
 	}
+	exact := slices.IndexFunc(found, func(d *Disk) bool { return d.Name == want || d.alias == want })
+	differs := func(d *Disk) bool { return d != found[exact] && !same(found[exact], d) }
 	switch {
-	case len(found) == 1 && (found[0].Name == want || found[0].alias == want):
-		return found[0], nil
+	case exact >= 0 && !slices.ContainsFunc(found, differs):
+		return found[exact], nil
 	case len(found) > 1:
 		var names []string
 		for _, d := range found {
@@ -144,6 +224,16 @@ func findBacking(before []Disk, disk, backing string) (*Disk, error) {
 		return nil, fmt.Errorf("%w: disk %s needs a backing file %s; the image does not say which of %s that is: export it again", ErrFormat, disk, want, strings.Join(names, ", "))
 	}
 	return nil, fmt.Errorf("%w: disk %s has the backing file %q, which is not a disk of the image before it", ErrHostile, disk, backing)
+}
+
+// isSameBase: whichever of the two a disk stands on, it has the same content. A file
+// that cannot be read is the same as none.
+func isSameBase(dir string, a, b *Disk) bool {
+	if a.Format != b.Format || a.Backing != b.Backing || a.Size != b.Size {
+		return false
+	}
+	same, err := sameContent(filepath.Join(dir, a.Name), filepath.Join(dir, b.Name))
+	return same && err == nil
 }
 
 var renamedSuffix = regexp.MustCompile(`-[0-9]+$`)

@@ -36,6 +36,12 @@ var (
 	magicXZ   = []byte{0xfd, '7', 'z', 'X', 'Z', 0}
 )
 
+// isSkippable: the magic bytes of a frame that zstd skips (RFC 8878, 3.1.2), as pzstd
+// puts before each of its own.
+func isSkippable(magic []byte) bool {
+	return len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18})
+}
+
 // A plainStream is a decompressed stream. Once Close has returned, nothing reads
 // from the compressed one any more.
 type plainStream struct {
@@ -137,7 +143,7 @@ func (d decompression) decode(p *plainStream, r *bufio.Reader) (err error) {
 		}
 		p.Reader = p.gunzip
 		return nil
-	case d.compression == format.Zstd, bytes.HasPrefix(magic, magicZstd):
+	case d.compression == format.Zstd, bytes.HasPrefix(magic, magicZstd), isSkippable(magic):
 		return d.zstd(p, r)
 	case bytes.HasPrefix(magic, magicXZ):
 		// Of github.com/ulikunitz/xz, which is better kept, DictCap is the least that is

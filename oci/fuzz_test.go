@@ -90,8 +90,9 @@ func FuzzTree(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer file.Close()
+		u := &unpacker{maxDisk: 1 << 20, plan: &format.Plan{Disks: make([]format.Disk, 1)}}
 		r := &treeReader{
-			u: &unpacker{maxDisk: 1 << 20}, tree: &format.Tree{Path: "disk", Directory: true}, file: file,
+			u: u, bound: u.newBound(0), other: 1 << 20, tree: &format.Tree{Path: "disk", Directory: true}, file: file,
 			hidden: map[string]bool{}, opaque: map[string]bool{},
 		}
 		for _, layer := range [][]byte{upper, lower} {
@@ -136,4 +137,39 @@ func TestAppleLZ4(t *testing.T) {
 			t.Errorf("%s: no error, %q", name, got)
 		}
 	}
+}
+
+// FuzzHead judges the first bytes of a disk: without a panic, and the same in whatever
+// portions they come.
+func FuzzHead(f *testing.F) {
+	for _, seed := range [][]byte{nil, iso(true, 0), iso(true, 2048), with(512, "EFI PART"), with(0, "QFI\xfb"), []byte("text")} {
+		f.Add(seed, uint16(100), int8(0))
+	}
+	f.Fuzz(func(t *testing.T, head []byte, portion uint16, content int8) {
+		file, err := os.CreateTemp(t.TempDir(), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		u := &unpacker{maxDisk: 1 << 30, dir: t.TempDir(), plan: &format.Plan{Disks: []format.Disk{{Content: format.Content(content & 3)}}}}
+		whole := u.newBound(0)
+		if _, err := file.Write(head); err != nil {
+			t.Fatal(err)
+		}
+		want := whole.finish(file)
+		if errors.Is(want, ErrHostile) == errors.Is(want, ErrFormat) && want != nil {
+			t.Errorf("got %v, want one of ErrHostile and ErrFormat", want)
+		}
+		var got error
+		parts := u.newBound(0)
+		for at := 0; at < len(head) && got == nil; at += int(portion) + 1 {
+			got = parts.admit(head[at:min(len(head), at+int(portion)+1)], int64(at))
+		}
+		if got == nil {
+			got = parts.finish(file)
+		}
+		if (got == nil) != (want == nil) || parts.limit != whole.limit {
+			t.Errorf("at once %v, in portions %v", want, got)
+		}
+	})
 }

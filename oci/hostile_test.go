@@ -104,6 +104,7 @@ func TestPullHostile(t *testing.T) {
 	plain := qcow2File(t)
 	onShadow := qcow2File(t, "-F", "raw", "-b", "/etc/shadow")
 	onBase := qcow2File(t, "-F", "qcow2", "-b", "base.qcow2")
+	other := append(bytes.Clone(plain), 1)
 	external := bytes.Clone(plain)
 	external[79] |= 4 // the feature bit of external data
 	half := len(zipped(t, "disk.raw", plain)) / 2
@@ -120,7 +121,7 @@ func TestPullHostile(t *testing.T) {
 			return l.sardinecakeOf(l.blob(qcow2Layer, zipped(t, "top.qcow2", onBase)), l.blob(qcow2Layer, zipped(t, "base.qcow2", plain)))
 		}, ErrHostile, "base.qcow2"},
 		"ambiguous backing file": {func(l testLayout) Reference {
-			return l.sardinecakeOf(l.blob(qcow2Layer, zipped(t, "base.qcow2", plain)), l.blob(qcow2Layer, zipped(t, "base-1.qcow2", plain)), l.blob(qcow2Layer, zipped(t, "top.qcow2", onBase)))
+			return l.sardinecakeOf(l.blob(qcow2Layer, zipped(t, "base.qcow2", plain)), l.blob(qcow2Layer, zipped(t, "base-1.qcow2", other)), l.blob(qcow2Layer, zipped(t, "top.qcow2", onBase)))
 		}, ErrFormat, "base.qcow2, base-1.qcow2"},
 		"external data file": {func(l testLayout) Reference {
 			return l.sardinecakeOf(l.blob(qcow2Layer, zipped(t, "disk.qcow2", external)))
@@ -163,7 +164,7 @@ func TestPullHostile(t *testing.T) {
 		"wrong diff id": {func(l testLayout) Reference {
 			config := `{"rootfs":{"diff_ids":["` + digest.FromString("").String() + `","` + digest.FromString("x").String() + `"]}}`
 			return l.write(v1.Manifest{Config: l.blob(v1.MediaTypeImageConfig, []byte(config)), Layers: []v1.Descriptor{
-				l.blob("application/vnd.libvirt.domain.config+xml", []byte("<domain/>")), l.blob(rawLayer, zipped(t, "disk.raw", []byte("a"))),
+				l.blob("application/vnd.libvirt.domain.config+xml", []byte("<domain/>")), l.blob(rawLayer, zipped(t, "disk.raw", []byte("\x00"))),
 			}})
 		}, ErrHostile, "its image says"},
 		"size too large": {func(l testLayout) Reference {
@@ -215,7 +216,7 @@ func TestPullArtifact(t *testing.T) {
 		"by type":           {func(l testLayout) v1.Descriptor { return l.blob("application/vnd.qemu.qcow2", plain) }, "disk.qcow2", "qcow2"},
 		"by title":          {func(l testLayout) v1.Descriptor { return titled(l.blob(v1.MediaTypeImageLayer, plain), "a/b.qcow2") }, "b.qcow2", "qcow2"},
 		"img that is qcow2": {func(l testLayout) v1.Descriptor { return titled(l.blob("x/y", plain), "b.img") }, "b.img", "qcow2"},
-		"img":               {func(l testLayout) v1.Descriptor { return titled(l.blob("x/y", []byte("boot")), "b.img") }, "b.img", "raw"},
+		"img":               {func(l testLayout) v1.Descriptor { return titled(l.blob("x/y", []byte("\x00boot")), "b.img") }, "b.img", "raw"},
 		"raw, whatever":     {func(l testLayout) v1.Descriptor { return titled(l.blob("x/y", plain), "b.raw") }, "b.raw", "raw"},
 		"gz":                {func(l testLayout) v1.Descriptor { return titled(l.blob("x/y", zipped(t, "z", plain)), "b.qcow2.gz") }, "b.qcow2", "qcow2"},
 		"gz by name only":   {func(l testLayout) v1.Descriptor { return titled(l.blob("x/y", plain), "b.qcow2.gz") }, "b.qcow2", "qcow2"},

@@ -83,16 +83,25 @@ func inspect(ctx context.Context, src source, ref Reference, o InspectOptions) (
 	if err != nil {
 		return nil, err
 	}
-	plan, err := plan(ctx, src, m)
+	i, _, err := inspectManifest(ctx, src, m)
 	if err != nil {
 		return nil, err
 	}
-	i := &Inspection{
-		Reference: ref.String(), Digest: d, Format: plan.Format, Evidence: evidence(m),
-		Architecture: plan.Architecture, OS: plan.OS, Created: plan.Created, Disks: []InspectedDisk{},
-	}
-	if d != top.digest {
+	if i.Reference, i.Digest = ref.String(), d; d != top.digest {
 		i.Index = top.digest
+	}
+	return i, nil
+}
+
+// inspectManifest reads all of an image but its disks.
+func inspectManifest(ctx context.Context, src source, m *format.Manifest) (*Inspection, *format.Plan, error) {
+	plan, err := plan(ctx, src, m)
+	if err != nil {
+		return nil, nil, err
+	}
+	i := &Inspection{
+		Format: plan.Format, Evidence: evidence(m),
+		Architecture: plan.Architecture, OS: plan.OS, Created: plan.Created, Disks: []InspectedDisk{},
 	}
 	for _, layer := range m.Layers {
 		i.Size += layer.Size
@@ -102,19 +111,19 @@ func inspect(ctx context.Context, src source, ref Reference, o InspectOptions) (
 	}
 	if plan.DomainXML != nil {
 		if i.DomainXML, err = readBlob(ctx, src, *plan.DomainXML, maxDomainXML); err != nil {
-			return nil, fmt.Errorf("domain XML: %w", err)
+			return nil, nil, fmt.Errorf("domain XML: %w", err)
 		}
 	}
 	if plan.GuestConfig != nil {
 		raw, err := readBlob(ctx, src, *plan.GuestConfig, maxGuestConfig)
 		if err != nil {
-			return nil, fmt.Errorf("VM config: %w", err)
+			return nil, nil, fmt.Errorf("VM config: %w", err)
 		}
 		if i.Guest, err = ParseGuestConfig(raw); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return i, nil
+	return i, plan, nil
 }
 
 func inspectDisk(disk format.Disk) InspectedDisk {

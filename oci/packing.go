@@ -154,7 +154,7 @@ func (p *packing) disambiguate() error {
 		if f.backing == nil {
 			continue
 		}
-		_, err := findBacking(before[:i], f.name, f.backing.name)
+		_, err := findBacking(before[:i], f.name, f.backing.name, func(a, b *Disk) bool { return false })
 		if err == nil {
 			continue
 		}

@@ -18,7 +18,7 @@ import (
 // unpackPieces makes a disk of pieces, several at a time, each written to its own
 // place. Pieces of an interrupted pull that are there stay if they have their
 // digest, and so do those that another image in the store has.
-func (u *unpacker) unpackPieces(ctx context.Context, f *os.File, disk format.Disk) (diskState, error) {
+func (u *unpacker) unpackPieces(ctx context.Context, i int, f *os.File, disk format.Disk) (diskState, error) {
 	size, err := u.checkPieces(disk)
 	if err != nil {
 		return diskState{}, err
@@ -31,6 +31,7 @@ func (u *unpacker) unpackPieces(ctx context.Context, f *os.File, disk format.Dis
 	if err := f.Truncate(size); err != nil {
 		return diskState{}, err
 	}
+	bound := u.newBound(i)
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range disk.Streams {
 		select {
@@ -38,13 +39,16 @@ func (u *unpacker) unpackPieces(ctx context.Context, f *os.File, disk format.Dis
 		case <-ctx.Done():
 			return diskState{}, errors.Join(group.Wait(), context.Cause(ctx))
 		}
-		p := &piece{u: u, file: f, stream: disk.Streams[i], limit: u.pieceLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
+		p := &piece{u: u, file: f, bound: bound, stream: disk.Streams[i], limit: u.pieceLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
 		group.Go(func() error {
 			defer func() { <-u.pieces }()
 			return p.make(ctx)
 		})
 	}
 	if err := group.Wait(); err != nil {
+		return diskState{}, err
+	}
+	if err := bound.finish(f); err != nil {
 		return diskState{}, err
 	}
 	if err := f.Sync(); err != nil {
@@ -112,6 +116,7 @@ func (u *unpacker) finishedPieces(f *os.File, disk format.Disk) (diskState, erro
 type piece struct {
 	u      *unpacker
 	file   *os.File
+	bound  *bound
 	stream format.Stream
 	limit  int64
 	old    bool // an interrupted pull may have written here
@@ -126,13 +131,23 @@ func (p *piece) make(ctx context.Context) error {
 	}
 	if p.stream.Digest != "" {
 		if p.old && p.sound() {
-			return nil
+			return p.there()
 		}
-		if done, err := p.u.stored.reuse(p); done || err != nil {
+		if done, err := p.u.stored.reuse(p); err != nil {
 			return err
+		} else if done {
+			return p.there()
 		}
 	}
 	return p.download(ctx)
+}
+
+// there judges the first piece if it was not written.
+func (p *piece) there() error {
+	if p.stream.Offset > 0 {
+		return nil
+	}
+	return p.bound.resume(p.file)
 }
 
 // sound: the bytes that lie there are the right ones.
@@ -140,6 +155,12 @@ func (p *piece) sound() bool {
 	h := p.stream.Digest.Algorithm().Hash()
 	n, err := io.CopyBuffer(h, onlyReader{io.NewSectionReader(p.file, p.stream.Offset, p.stream.Size)}, make([]byte, copyBuffer))
 	return err == nil && n == p.stream.Size && digest.NewDigest(p.stream.Digest.Algorithm(), h) == p.stream.Digest
+}
+
+func (p *piece) writer() *sparseWriter {
+	out := p.u.writer(p.file, p.stream.Offset, p.limit, p.bound)
+	out.dense = p.old
+	return out
 }
 
 func (p *piece) download(ctx context.Context) (err error) {
@@ -150,7 +171,7 @@ func (p *piece) download(ctx context.Context) (err error) {
 	if err != nil {
 		return blobs.explain(err)
 	}
-	out := &sparseWriter{file: p.file, offset: p.stream.Offset, limit: p.limit, dense: p.old}
+	out := p.writer()
 	var h hash.Hash
 	var to io.Writer = out
 	if p.stream.Digest != "" {

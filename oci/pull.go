@@ -40,10 +40,17 @@ type PullOptions struct {
 	// MaxDisk is the largest disk accepted, in bytes, by its virtual size and by
 	// the size of its file; 0 means [DefaultMaxDisk].
 	MaxDisk int64
+	// Reserve is what unpacking leaves free on the file system of the store.
+	Reserve Reserve
+	// Check judges an image by what its manifest and its small layers say, before a
+	// disk is transferred. Its error ends the pull. It is not asked about images that
+	// the store holds. nil accepts all.
+	Check func(*Inspection) error
 	// Progress may be nil.
 	Progress Progress
 
-	patience patience // the zero value means defaultPatience
+	room     func(dir string) (Room, error) // nil means RoomOf
+	patience patience                       // the zero value means defaultPatience
 }
 
 func (o PullOptions) waits() patience {
@@ -51,6 +58,13 @@ func (o PullOptions) waits() patience {
 		return defaultPatience
 	}
 	return o.patience
+}
+
+func (o PullOptions) ask() func(string) (Room, error) {
+	if o.room == nil {
+		return RoomOf
+	}
+	return o.room
 }
 
 func architecture(arch string) string {
@@ -205,20 +219,30 @@ func resolve(ctx context.Context, src source, doc document, arch string) (*forma
 
 // unpack makes the directory of an image. Our caller has its lock.
 func (s *Store) unpack(ctx context.Context, src source, m *format.Manifest, d digest.Digest, ref Reference, o PullOptions) error {
-	plan, err := plan(ctx, src, m)
+	i, plan, err := inspectManifest(ctx, src, m)
 	if err != nil {
 		return err
+	}
+	i.Reference, i.Digest = ref.String(), d
+	if err := checkPlan(plan, o.maxDisk()); err != nil {
+		return err
+	}
+	if o.Check != nil {
+		if err := o.Check(i); err != nil {
+			return err
+		}
 	}
 	partial := s.partialDir(d)
 	if err := os.Mkdir(partial, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the image's directory: %w", err)
 	}
 	u := &unpacker{
-		src: src, dir: partial, plan: plan, maxDisk: o.maxDisk(), progress: progressOrSilent(o.Progress),
-		stored: s.findPieces(plan),
+		src: src, dir: partial, plan: plan, description: i, maxDisk: o.maxDisk(), progress: progressOrSilent(o.Progress),
+		stored: s.findPieces(plan), room: &room{dir: partial, reserve: o.Reserve, ask: o.ask()},
+		announced: announce(partial, plan.TransferSize()),
 	}
 	image, err := u.run(ctx)
-	err = errors.Join(err, u.stored.Close())
+	err = errors.Join(err, u.stored.Close(), u.announced.end())
 	if err == nil {
 		image.Digest, image.Reference = d, ref.String()
 		err = s.publish(image, partial)

@@ -135,7 +135,7 @@ func (x *pieceIndex) reuse(p *piece) (done bool, err error) {
 	if cloneRange(p.file, p.stream.Offset, from, stored.Offset, stored.Size) == nil {
 		return true, nil
 	}
-	out := &sparseWriter{file: p.file, offset: p.stream.Offset, limit: p.limit, dense: p.old}
+	out := p.writer()
 	_, err = out.Write(content)
 	out.startDisk()
 	return err == nil, err

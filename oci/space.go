@@ -17,27 +17,34 @@ type space struct {
 	held int64 // bytes, by what an interrupted pull left
 }
 
-// makeRoom refuses an image that cannot fit before anything is transferred. A
+// checkFreeSpace refuses an image that cannot fit before anything is transferred. A
 // decompressed disk takes at least the space of its compressed form, or nearly so.
-func (u *unpacker) makeRoom() error {
+func (u *unpacker) checkFreeSpace() error {
 	u.space = space{free: -1, held: allocated(u.dir)}
-	var stat syscall.Statfs_t
-	if err := syscall.Statfs(u.dir, &stat); err != nil {
+	now, err := u.room.ask(u.dir)
+	if err != nil {
 		return nil // then we shall see
 	}
-	u.space.free = int64(stat.Bavail) * stat.Bsize
-	if u.stored.has(u.plan) {
-		return nil // parts of it need not be stored again
+	u.space.free = now.Free
+	reserve := u.room.reserve.Of(now.Total)
+	var needed int64
+	if !u.stored.has(u.plan) { // else parts of it need not be stored again
+		needed = max(0, u.plan.TransferSize()-u.space.held)
 	}
-	if needed := u.plan.TransferSize() - u.space.held; needed > u.space.free {
+	if needed > now.Free {
 		return u.full(needed, syscall.ENOSPC)
+	}
+	others := u.announced.earlier()
+	if reserve > 0 && needed+others > now.Free-reserve {
+		return &reserveError{dir: filepath.Dir(u.dir), reserve: reserve, free: now.Free, needed: needed, others: others}
 	}
 	return nil
 }
 
 // diskFull says how much room was needed, and how much there was.
 func (u *unpacker) diskFull(err error) error {
-	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+	var reserved *reserveError
+	if errors.As(err, &reserved) || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 		return err
 	}
 	needed := u.plan.UnpackedSize()

@@ -28,6 +28,9 @@ type sparseWriter struct {
 	// dense: the file may hold other bytes here than zeroes, so zeroes are written
 	// too.
 	dense bool
+	// bound and room are those of the disk; nil if there are none.
+	bound *bound
+	room  *room
 
 	size   int64 // written, holes included
 	behind int64 // written since the kernel was asked to start
@@ -37,10 +40,18 @@ func (w *sparseWriter) Write(p []byte) (int, error) {
 	if int64(len(p)) > w.limit-w.size {
 		return 0, fmt.Errorf("%w: unpacks to more than %d bytes, the most that is allowed", ErrHostile, w.limit)
 	}
+	if w.bound != nil {
+		if err := w.bound.admit(p, w.offset); err != nil {
+			return 0, err
+		}
+	}
 	done := 0
 	for done < len(p) {
 		end, hole := w.run(p, done)
 		if !hole {
+			if err := w.room.take(int64(end - done)); err != nil {
+				return done, err
+			}
 			if _, err := w.file.WriteAt(p[done:end], w.offset); err != nil {
 				return done, err
 			}

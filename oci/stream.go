@@ -35,6 +35,7 @@ type streamDisk struct {
 	number int
 	file   *os.File
 	stream format.Stream
+	bound  *bound
 
 	state diskState
 	hash  hash.Hash // of the file up to state.Size
@@ -46,14 +47,22 @@ func (u *unpacker) statePath(i int) string {
 
 // unpackStream makes a disk of its only stream.
 func (u *unpacker) unpackStream(ctx context.Context, i int, f *os.File, stream format.Stream) (diskState, error) {
-	d := &streamDisk{u: u, number: i, file: f, stream: stream}
+	d := &streamDisk{u: u, number: i, file: f, stream: stream, bound: u.newBound(i)}
 	if err := d.recall(); err != nil {
 		return diskState{}, err
 	}
+	if d.state.Size > 0 {
+		if err := d.bound.resume(f); err != nil {
+			return diskState{}, err
+		}
+	}
 	if d.state.Size > 0 && d.state.Mark == nil {
-		return d.state, nil
+		return d.state, d.bound.finish(f)
 	}
 	if err := d.write(ctx); err != nil {
+		return diskState{}, err
+	}
+	if err := d.bound.finish(f); err != nil {
 		return diskState{}, err
 	}
 	d.state.Mark = nil
@@ -114,6 +123,9 @@ func (d *streamDisk) write(ctx context.Context) error {
 	}
 	if d.state.Mark == nil {
 		d.state.Name = plain.Name()
+		if err := d.u.checkName(d.number, d.state.Name); err != nil {
+			return errors.Join(err, plain.Close())
+		}
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	full, empty := make(chan segment, plainBuffers), make(chan []byte, plainBuffers)
@@ -238,7 +250,7 @@ func fill(plain *plainStream, buffer []byte) (segment, error) {
 }
 
 func (d *streamDisk) consume(full <-chan segment, empty chan<- []byte) error {
-	out := &sparseWriter{file: d.file, offset: d.state.Size, limit: d.u.fileLimit() - d.state.Size}
+	out := d.u.writer(d.file, d.state.Size, d.u.fileLimit()-d.state.Size, d.bound)
 	for s := range full {
 		d.hash.Write(s.bytes)
 		if _, err := out.Write(s.bytes); err != nil {

@@ -19,6 +19,8 @@ import (
 const (
 	// maxTreeEntries bounds the files in all layers of a tree.
 	maxTreeEntries = 1_000_000
+	// maxTreeOther bounds what is not the disk in all layers of a tree, in bytes.
+	maxTreeOther = 64 << 30
 	// maxFound bounds the names in an error.
 	maxFound = 10
 )
@@ -40,7 +42,10 @@ type treeReader struct {
 	opaque  map[string]bool // directories whose content in lower layers counts for nothing
 	found   []string
 	state   diskState
+	bound   *bound
 	entries int
+	// other are the bytes of all layers, the disk apart, that may still come.
+	other int64
 }
 
 // unpackTree makes a disk of the file that a tree names.
@@ -49,10 +54,11 @@ func (u *unpacker) unpackTree(ctx context.Context, number int, f *os.File, tree 
 	if err := d.recall(); err != nil {
 		return diskState{}, err
 	}
+	bound := u.newBound(number)
 	if d.state.Size > 0 {
-		return d.state, nil
+		return d.state, bound.finish(f)
 	}
-	t := &treeReader{u: u, tree: tree, file: f, hidden: map[string]bool{}, opaque: map[string]bool{}}
+	t := &treeReader{u: u, tree: tree, file: f, hidden: map[string]bool{}, opaque: map[string]bool{}, bound: bound, other: min(maxTreeOther, u.fileLimit())}
 	for _, layer := range slices.Backward(tree.Layers) {
 		if err := t.readLayer(ctx, layer); err != nil {
 			return diskState{}, err
@@ -65,6 +71,9 @@ func (u *unpacker) unpackTree(ctx context.Context, number int, f *os.File, tree 
 		return diskState{}, fmt.Errorf("%w: the image has no file /%s", ErrFormat, tree.Path)
 	case len(t.found) > 1:
 		return diskState{}, t.several()
+	}
+	if err := bound.finish(f); err != nil {
+		return diskState{}, err
 	}
 	if err := f.Sync(); err != nil {
 		return diskState{}, err
@@ -93,7 +102,7 @@ func (t *treeReader) readLayer(ctx context.Context, layer format.Stream) (err er
 	if err != nil {
 		return blobs.explain(err)
 	}
-	err = t.readTar(&boundedReader{r: plain, left: t.u.fileLimit()})
+	err = t.readTar(&boundedReader{r: plain, left: &t.other})
 	if final := Final(err); final {
 		cancel()
 	}
@@ -193,7 +202,7 @@ func (t *treeReader) take(content io.Reader, header *tar.Header, name string) er
 	switch {
 	case header.Typeflag == tar.TypeDir && t.tree.Directory:
 		return nil
-	case header.Typeflag != tar.TypeReg:
+	case header.Typeflag != tar.TypeReg && header.Typeflag != tar.TypeGNUSparse:
 		return fmt.Errorf("%w: /%s in the image is not a plain file", ErrFormat, name)
 	}
 	if t.found = append(t.found, path.Base(name)); len(t.found) > 1 {
@@ -205,7 +214,12 @@ func (t *treeReader) take(content io.Reader, header *tar.Header, name string) er
 		}
 		return nil // more names, for the error
 	}
-	out := &sparseWriter{file: t.file, limit: t.u.fileLimit()}
+	if err := t.u.checkName(t.bound.number, path.Base(name)); err != nil {
+		return err
+	}
+	// Of a sparse entry, less than its size comes from the archive.
+	t.other += min(header.Size, t.u.fileLimit())
+	out := t.u.writer(t.file, 0, t.u.fileLimit(), t.bound)
 	hash := digest.Canonical.Digester()
 	if _, err := io.CopyBuffer(io.MultiWriter(hash.Hash(), out), onlyReader{content}, make([]byte, copyBuffer)); err != nil {
 		return tarError(err)
@@ -225,13 +239,13 @@ func tarError(err error) error {
 // A boundedReader fails, with [ErrHostile], instead of reading more than left.
 type boundedReader struct {
 	r    io.Reader
-	left int64
+	left *int64
 }
 
 func (b *boundedReader) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
-	if b.left -= int64(n); b.left < 0 {
-		return 0, fmt.Errorf("%w: a layer unpacks to more than is allowed", ErrHostile)
+	if *b.left -= int64(n); *b.left < 0 {
+		return 0, fmt.Errorf("%w: the layers unpack to more than is allowed beside a disk", ErrHostile)
 	}
 	return n, err
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -35,16 +36,21 @@ const (
 // An unpacker carries out a plan in a directory that is empty, or that an
 // interrupted pull of the same image left.
 type unpacker struct {
-	src      source
-	dir      string
-	plan     *format.Plan
-	maxDisk  int64
-	progress Progress
-	stored   *pieceIndex // of the images in the store
+	src  source
+	dir  string
+	plan *format.Plan
+	// description is what the image says of itself without its disks.
+	description *Inspection
+	maxDisk     int64
+	progress    Progress
+	stored      *pieceIndex // of the images in the store
 
 	pieces   chan struct{} // a place for each piece under way
 	received atomic.Int64  // of all blobs, in bytes
 	space    space
+	room     *room
+
+	announced *announcement
 
 	extending sync.Mutex
 }
@@ -52,27 +58,19 @@ type unpacker struct {
 // run makes all files of the image and checks them. The image it returns lacks
 // its digest, reference and directory.
 func (u *unpacker) run(ctx context.Context) (*Image, error) {
-	if len(u.plan.Disks) > maxDisks {
-		return nil, fmt.Errorf("%w: %d disks, at most %d are accepted", ErrHostile, len(u.plan.Disks), maxDisks)
-	}
 	image := &Image{
 		Format:       u.plan.Format,
 		Architecture: u.plan.Architecture,
 		OS:           u.plan.OS,
 		Created:      u.plan.Created,
 		Disks:        make([]Disk, len(u.plan.Disks)),
+		DomainXML:    u.description.DomainXML,
+		Guest:        u.description.Guest,
 	}
-	if err := u.checkSizes(); err != nil {
-		return nil, err
-	}
-	if err := u.makeRoom(); err != nil {
+	if err := u.checkFreeSpace(); err != nil {
 		return nil, err
 	}
 	expect(u.progress, u.plan.TransferSize())
-	var err error
-	if image.DomainXML, image.Guest, err = u.readConfig(ctx); err != nil {
-		return nil, err
-	}
 	u.pieces = make(chan struct{}, parallelPieces)
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelDisks)
@@ -88,56 +86,27 @@ func (u *unpacker) run(ctx context.Context) (*Image, error) {
 	return image, u.complete(image)
 }
 
-// checkSizes refuses a disk whose blobs alone are larger than any that is accepted.
-// Room on the disk, which is looked at next, may be there another time.
-func (u *unpacker) checkSizes() error {
-	for i, disk := range u.plan.Disks {
-		one := format.Plan{Disks: []format.Disk{disk}}
-		if size := one.TransferSize(); disk.Tree == nil && size > u.fileLimit() {
-			return fmt.Errorf("%w: the layers of disk %d have %d bytes, a disk at most %d (max_disk)", ErrHostile, i, size, u.maxDisk)
-		}
-	}
-	return nil
-}
-
 // complete gives the finished files their names, checks and seals them.
 func (u *unpacker) complete(image *Image) error {
 	if err := nameDisks(u.dir, image.Disks); err != nil {
 		return err
 	}
-	if err := checkDisks(u.dir, image.Disks, u.maxDisk); err != nil {
+	if err := u.writePieceTable(image.Disks); err != nil {
 		return err
 	}
-	if err := u.writePieceTable(image.Disks); err != nil {
+	image.Disks = withoutRepeated(image.Disks)
+	if err := checkDisks(u.dir, image.Disks, u.maxDisk); err != nil {
 		return err
 	}
 	if err := sealDisks(u.dir, image.Disks); err != nil {
 		return err
 	}
-	for i := range image.Disks {
+	for i := range u.plan.Disks {
 		if err := os.Remove(u.statePath(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("tidying the image's directory: %w", err)
 		}
 	}
 	return nil
-}
-
-func (u *unpacker) readConfig(ctx context.Context) (domain []byte, guest GuestConfig, err error) {
-	if desc := u.plan.DomainXML; desc != nil {
-		if domain, err = readBlob(ctx, u.src, *desc, maxDomainXML); err != nil {
-			return nil, guest, fmt.Errorf("domain XML: %w", err)
-		}
-	}
-	if desc := u.plan.GuestConfig; desc != nil {
-		raw, err := readBlob(ctx, u.src, *desc, maxGuestConfig)
-		if err != nil {
-			return nil, guest, fmt.Errorf("VM config: %w", err)
-		}
-		if guest, err = ParseGuestConfig(raw); err != nil {
-			return nil, guest, err
-		}
-	}
-	return domain, guest, nil
 }
 
 // unpackDisk makes the file of the disk with number i, synced. It stays under a
@@ -155,7 +124,7 @@ func (u *unpacker) unpackDisk(ctx context.Context, i int, disk format.Disk) (res
 	case disk.IsStream():
 		state, err = u.unpackStream(ctx, i, f, disk.Streams[0])
 	default:
-		state, err = u.unpackPieces(ctx, f, disk)
+		state, err = u.unpackPieces(ctx, i, f, disk)
 	}
 	if err != nil {
 		return Disk{}, fmt.Errorf("disk %d: %w", i, err)
@@ -212,7 +181,18 @@ func (u *unpacker) blobs(ctx context.Context, blobs []v1.Descriptor) *blobSequen
 
 // fileLimit is the largest file for a disk of the largest size: a full qcow2 is a
 // little larger than what it holds.
-func (u *unpacker) fileLimit() int64 { return u.maxDisk + u.maxDisk/8 + 64<<20 }
+func (u *unpacker) fileLimit() int64 { return fileLimit(u.maxDisk) }
+
+func fileLimit(maxDisk int64) int64 {
+	if maxDisk > math.MaxInt64/2-64<<20 {
+		return math.MaxInt64
+	}
+	return maxDisk + maxDisk/8 + 64<<20
+}
+
+func (u *unpacker) writer(f *os.File, offset, limit int64, b *bound) *sparseWriter {
+	return &sparseWriter{file: f, offset: offset, limit: limit, bound: b, room: u.room}
+}
 
 func unnamed(i int) string { return fmt.Sprintf(".disk-%d", i) }
 

@@ -3,6 +3,7 @@ package format
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/image-spec/specs-go/v1"
@@ -14,7 +15,11 @@ func plainArtifact(i *image) (*Plan, error) {
 	m := i.Manifest
 	var found []Disk
 	for _, layer := range m.Layers {
-		if d, ok := plainDisk(layer); ok {
+		d, ok := plainDisk(layer)
+		repeated := slices.ContainsFunc(found, func(other Disk) bool {
+			return other.Name == d.Name && other.Content == d.Content && other.Streams[0].Blobs[0].Digest == layer.Digest
+		})
+		if ok && !repeated {
 			found = append(found, d)
 		}
 	}

@@ -84,7 +84,7 @@ func (p *Plan) addDescription(mediaType string, layer v1.Descriptor) error {
 	if mediaType == typeGuestConfig {
 		where = &p.GuestConfig
 	}
-	if *where != nil {
+	if *where != nil && (*where).Digest != layer.Digest {
 		return fmt.Errorf("%w: two layers of type %s", ErrUnknown, mediaType)
 	}
 	*where = &layer

@@ -50,9 +50,28 @@ func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
 		if plan.Created.IsZero() {
 			plan.Created = i.config.created()
 		}
+		if err := plan.check(); err != nil {
+			return nil, err
+		}
 		return plan, nil
 	}
 	return nil, fmt.Errorf("%w: %s", ErrUnknown, describe(m))
+}
+
+// ISOAlone says why an image of nothing but CD-ROM images is refused.
+const ISOAlone = "an ISO image and no disk: it installs a machine, or runs without a disk that a job could write to; want the disk of an installed machine"
+
+// check finds plans that make no machine.
+func (p *Plan) check() error {
+	for _, disk := range p.Disks {
+		if disk.Content != ISO {
+			return nil
+		}
+	}
+	if len(p.Disks) == 0 {
+		return fmt.Errorf("%w: it has no disk", ErrUnknown)
+	}
+	return fmt.Errorf("%w: %s", ErrUnknown, ISOAlone)
 }
 
 func isChunked(i *image) (*Plan, error) {

@@ -1,0 +1,177 @@
+package oci
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
+)
+
+// A Reserve is the room that unpacking leaves free on the file system of the store:
+// the larger of the two. The zero value reserves nothing.
+type Reserve struct {
+	Bytes int64
+	// Percent of the file system, 0 to 100.
+	Percent float64
+}
+
+// DefaultReserve is 1 GiB or 5 %.
+var DefaultReserve = Reserve{Bytes: 1 << 30, Percent: 5}
+
+// Of is the reserve, in bytes, on a file system of a size.
+func (r Reserve) Of(total int64) int64 {
+	return max(r.Bytes, int64(float64(total)/100*r.Percent))
+}
+
+// Room is what a file system has, in bytes, for this user.
+type Room struct{ Free, Total int64 }
+
+// RoomOf asks the file system of a directory.
+func RoomOf(dir string) (Room, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return Room{}, fmt.Errorf("asking how much room there is in %s: %w", dir, err)
+	}
+	return Room{Free: int64(stat.Bavail) * stat.Bsize, Total: int64(stat.Blocks) * stat.Bsize}, nil
+}
+
+// A reserveError says that the reserve is reached. It is an ENOSPC: room may be there
+// another time.
+type reserveError struct {
+	dir           string
+	reserve, free int64
+	needed        int64 // 0 if it is not known
+	others        int64 // of needed, what pulls under way are still going to take
+}
+
+func (e *reserveError) Error() string {
+	text := fmt.Sprintf("storage_reserve: %s must stay free on %s; ", size(e.reserve), e.dir)
+	if e.needed > 0 {
+		text += fmt.Sprintf("the image needs about %s, ", size(e.needed))
+	}
+	if e.others > 0 {
+		text += fmt.Sprintf("other pulls under way %s, ", size(e.others))
+	}
+	return text + fmt.Sprintf("%s are: free some (gitlab-sardine-executor prune) or lower it", size(e.free))
+}
+
+func (e *reserveError) Unwrap() error { return syscall.ENOSPC }
+
+func size(n int64) string { return units.BytesSize(float64(max(n, 0))) }
+
+// roomStep is how many bytes one pull writes at most before it asks for the free
+// space again. Several pulls see what the others have written.
+const roomStep = 16 << 20
+
+// A room is what the disks of one image may still take before the reserve is reached.
+// The nil room has no end.
+type room struct {
+	dir     string
+	reserve Reserve
+	ask     func(dir string) (Room, error)
+
+	left atomic.Int64 // may be written before ask is asked again
+	mu   sync.Mutex
+}
+
+// take is called before n bytes are written that are no hole.
+func (r *room) take(n int64) error {
+	if r == nil || r.left.Add(-n) >= 0 {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.left.Load() >= 0 { // another disk of the image has asked
+		return nil
+	}
+	now, err := r.ask(r.dir)
+	if err != nil {
+		r.left.Store(roomStep) // then we shall see
+		return nil
+	}
+	reserve := r.reserve.Of(now.Total)
+	spare := now.Free - reserve
+	if spare < n {
+		return &reserveError{dir: filepath.Dir(r.dir), reserve: reserve, free: now.Free}
+	}
+	// Near the end in smaller steps: others take their share, too.
+	r.left.Store(max(min(roomStep, spare/8), n) - n)
+	return nil
+}
+
+// pullFile, in the directory of an image that is being unpacked, says what the pull
+// needs. It is locked as long as the pull goes on.
+const pullFile = ".pull"
+
+// An announcement is what a pull tells the others.
+type announcement struct {
+	Since time.Time `json:"since"`
+	// Needed is the space that the image takes at least, in bytes.
+	Needed int64 `json:"needed"`
+
+	lock *flock.Flock
+}
+
+// announce writes the announcement of the pull in dir. An error is no reason not to
+// pull.
+func announce(dir string, needed int64) *announcement {
+	a := &announcement{Since: time.Now(), Needed: needed, lock: flock.New(filepath.Join(dir, pullFile))}
+	if locked, err := a.lock.TryLock(); err != nil || !locked {
+		return a
+	}
+	if raw, err := json.Marshal(a); err == nil {
+		_ = os.WriteFile(a.lock.Path(), raw, 0o600)
+	}
+	return a
+}
+
+// end takes the announcement back.
+func (a *announcement) end() error {
+	err := os.Remove(a.lock.Path())
+	if os.IsNotExist(err) {
+		err = nil
+	}
+	if failed := a.lock.Close(); err == nil {
+		err = failed
+	}
+	return err
+}
+
+// earlier is what pulls that began before this one are still going to write to the
+// same store, in bytes. So of two that do not both fit, one does.
+func (a *announcement) earlier() int64 {
+	own := filepath.Dir(a.lock.Path())
+	others, _ := filepath.Glob(filepath.Join(filepath.Dir(own), partialPrefix+"*", pullFile))
+	var sum int64
+	for _, path := range others {
+		dir := filepath.Dir(path)
+		if dir == own || !isLocked(path) {
+			continue
+		}
+		var other announcement
+		raw, err := os.ReadFile(path)
+		if err == nil && json.Unmarshal(raw, &other) == nil && other.Since.Before(a.Since) {
+			sum += max(0, other.Needed-allocated(dir))
+		}
+	}
+	return sum
+}
+
+// isLocked: the pull that wrote the file goes on.
+func isLocked(path string) bool {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	return err == unix.EWOULDBLOCK
+}
