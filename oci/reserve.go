@@ -72,7 +72,7 @@ func size(n int64) string { return units.BytesSize(float64(max(n, 0))) }
 const roomStep = 16 << 20
 
 // A room is what the disks of one image may still take before the reserve is reached.
-// The nil room has no end.
+// The nil room has no end, nor has one without a reserve but that of the file system.
 type room struct {
 	dir     string
 	reserve Reserve
@@ -84,7 +84,7 @@ type room struct {
 
 // take is called before n bytes are written that are no hole.
 func (r *room) take(n int64) error {
-	if r == nil || r.left.Add(-n) >= 0 {
+	if r == nil || r.reserve == (Reserve{}) || r.left.Add(-n) >= 0 {
 		return nil
 	}
 	r.mu.Lock()
