@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
+	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/record"
@@ -182,7 +184,7 @@ func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
 		return err
 	}
 	defer host.Close()
-	o, err := d.outcome(dirs)
+	o, err := outcome.Load(d.jobDir(dirs))
 	if err != nil {
 		d.admin().Warn("cleanup goes on", "error", err)
 	}
@@ -208,7 +210,7 @@ func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
 func (d *Driver) image() (oci.Reference, config.Resolved, error) {
 	settings := d.Settings.For(d.Job.Image)
 	if settings.Image == "" {
-		return oci.Reference{}, settings, jobFault(errors.New("the job names no image: write image: REGISTRY/NAME:TAG in .gitlab-ci.yml " +
+		return oci.Reference{}, settings, failure.OfJob(errors.New("the job names no image: write image: REGISTRY/NAME:TAG in .gitlab-ci.yml " +
 			"(or ask the administrator for a default: image in [defaults])"))
 	}
 	ref, err := oci.ParseReference(settings.Image)
@@ -218,10 +220,10 @@ func (d *Driver) image() (oci.Reference, config.Resolved, error) {
 	// The administrator's substitute needs no permission.
 	if settings.Image == d.Job.Image && !d.Local {
 		if !d.Settings.Allowed(settings.Image) {
-			return ref, settings, jobFault(fmt.Errorf("image %s is not allowed here (allowed_images: %q)", settings.Image, d.Settings.Defaults.AllowedImages))
+			return ref, settings, failure.OfJob(fmt.Errorf("image %s is not allowed here (allowed_images: %q)", settings.Image, d.Settings.Defaults.AllowedImages))
 		}
 		if ref.IsLayout() && !d.Settings.AllowsLayout(settings.Image) {
-			return ref, settings, jobFault(fmt.Errorf("image %s is a directory of the runner's host, and no pattern in allowed_images that starts with oci: allows it", settings.Image))
+			return ref, settings, failure.OfJob(fmt.Errorf("image %s is a directory of the runner's host, and no pattern in allowed_images that starts with oci: allows it", settings.Image))
 		}
 	}
 	return ref, settings, nil
@@ -240,7 +242,7 @@ func (d *Driver) pullPolicies(settings config.Resolved) ([]oci.PullPolicy, error
 	}
 	for _, wish := range d.Job.PullPolicies {
 		if !slices.Contains(allowed, wish) {
-			return nil, jobFault(fmt.Errorf("the job's pull policy %q is not allowed here (allowed_pull_policies: %q)", wish, allowed))
+			return nil, failure.OfJob(fmt.Errorf("the job's pull policy %q is not allowed here (allowed_pull_policies: %q)", wish, allowed))
 		}
 	}
 	return d.Job.PullPolicies, nil

@@ -21,6 +21,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
@@ -300,8 +301,8 @@ func TestHostileDisks(t *testing.T) {
 				if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
 					t.Fatalf("got %v; want %v with %q", err, test.want, test.text)
 				}
-				if Classify(err) != BuildFailure {
-					t.Errorf("the failure is a %s", Classify(err))
+				if failure.Classify(err) != failure.Build {
+					t.Errorf("the failure is a %s", failure.Classify(err))
 				}
 				return
 			}

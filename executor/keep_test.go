@@ -12,8 +12,10 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
+	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -66,7 +68,7 @@ func TestOutcome(t *testing.T) {
 		err   error
 	}
 	killed := errors.New("its driver was killed")
-	failed := ScriptError(9)
+	failed := failure.ScriptError(9)
 	for _, test := range []struct {
 		name   string
 		stages []ended
@@ -91,12 +93,12 @@ func TestOutcome(t *testing.T) {
 		{"the settings are wrong", []ended{{"get_sources", nil}, {"build_script", config.ErrSettings}}, "build_failure"},
 		{"killed", []ended{{"get_sources", nil}, {"build_script", killed}}, "system_failure"},
 		{"killed, and what follows succeeds", []ended{{"build_script", killed}, {"after_script", nil}, {"archive_cache_on_failure", nil}}, "system_failure"},
-		{"cancelled", []ended{{"get_sources", nil}, {"build_script", ErrCancelled}, {"after_script", nil}, {"archive_cache_on_failure", nil}}, "cancelled"},
+		{"cancelled", []ended{{"get_sources", nil}, {"build_script", failure.ErrCancelled}, {"after_script", nil}, {"archive_cache_on_failure", nil}}, "cancelled"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			d, dirs, metrics := outcomeBed(t, "")
 			for _, stage := range test.stages {
-				if end := d.noteStage(dirs, stage.stage); stage.err != killed {
+				if end := d.beginStage(dirs, stage.stage); stage.err != killed {
 					end(t.Context(), stage.err)
 				}
 			}
@@ -111,9 +113,9 @@ func TestOutcome(t *testing.T) {
 // it looks like.
 func TestOutcomeOfASignal(t *testing.T) {
 	told, cancel := context.WithCancelCause(t.Context())
-	cancel(ErrCancelled)
-	for _, err := range []error{nil, ScriptError(143), guestssh.ErrLost, oci.ErrNotFound, context.Canceled} {
-		if got := resultOf(told, err); got != resultCancelled {
+	cancel(failure.ErrCancelled)
+	for _, err := range []error{nil, failure.ScriptError(143), guestssh.ErrLost, oci.ErrNotFound, context.Canceled} {
+		if got := outcome.ResultOf(told, err); got != outcome.Cancelled {
 			t.Errorf("%v: %s", err, got)
 		}
 	}
@@ -126,13 +128,13 @@ func TestOutcomeWithoutScripts(t *testing.T) {
 		t.Errorf("prepare was killed: counted %s", got)
 	}
 	d, dirs, metrics := outcomeBed(t, "")
-	d.notePrepared(dirs)
+	d.save(d.jobDir(dirs), outcome.Outcome{Result: outcome.Cancelled})
 	if got := counted(t, d, metrics); got != "cancelled 1" {
 		t.Errorf("nothing came after prepare: counted %s", got)
 	}
 	d, dirs, metrics = outcomeBed(t, "")
-	d.notePrepared(dirs)
-	d.noteStage(dirs, "get_sources")(t.Context(), nil)
+	d.save(d.jobDir(dirs), outcome.Outcome{Result: outcome.Cancelled})
+	d.beginStage(dirs, "get_sources")(t.Context(), nil)
 	if got := counted(t, d, metrics); got != "success 1" {
 		t.Errorf("prepared and run: counted %s", got)
 	}
@@ -147,15 +149,15 @@ func TestKeepOnFailure(t *testing.T) {
 		want  string
 		kept  bool
 	}{
-		{"build_script", ScriptError(9), "script_failure 1", true},
+		{"build_script", failure.ScriptError(9), "script_failure 1", true},
 		{"restore_cache", guestssh.ErrLost, "system_failure 1", true},
-		{"upload_artifacts_on_success", ScriptError(1), "script_failure 1", true},
-		{"build_script", ErrCancelled, "cancelled 1", false},
+		{"upload_artifacts_on_success", failure.ScriptError(1), "script_failure 1", true},
+		{"build_script", failure.ErrCancelled, "cancelled 1", false},
 		{"build_script", nil, "success 1", false},
 	} {
 		t.Run(test.stage+" "+test.want, func(t *testing.T) {
 			d, dirs, metrics := outcomeBed(t, "keep_on_failure = '30m'")
-			d.noteStage(dirs, test.stage)(t.Context(), test.err)
+			d.beginStage(dirs, test.stage)(t.Context(), test.err)
 			got := counted(t, d, metrics)
 			_, err := os.Stat(d.jobDir(dirs))
 			if kept := err == nil; got != test.want || kept != test.kept {

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/seed"
@@ -23,7 +24,7 @@ func loginFor(settings config.Resolved, guest oci.GuestConfig) (guestssh.Login, 
 		return login, nil, nil
 	}
 	if login.Password != "" || login.IdentityFile != "" || login.Agent {
-		return login, nil, jobFault(errNoUser)
+		return login, nil, failure.OfJob(errNoUser)
 	}
 	seed, err := seed.New(cmp.Or(login.User, seed.DefaultUser))
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/oci"
 )
@@ -48,7 +49,7 @@ func TestJobsPullPolicy(t *testing.T) {
 			d := &Driver{Settings: settings, Job: job}
 			got, err := d.pullPolicies(settings.For(job.Image))
 			if test.want == nil {
-				if err == nil || Classify(err) != BuildFailure || !strings.Contains(err.Error(), "allowed_pull_policies") {
+				if err == nil || failure.Classify(err) != failure.Build || !strings.Contains(err.Error(), "allowed_pull_policies") {
 					t.Errorf("got %v, %v; want a build failure that names allowed_pull_policies", got, err)
 				}
 				return

@@ -9,6 +9,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/joblog"
+	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
@@ -47,7 +48,7 @@ func (d *Driver) plan() (p plan, err error) {
 func (d *Driver) Prepare(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
-			d.metrics.Count("sardine_jobs_total", 1, "result", resultOf(ctx, err))
+			d.metrics.Count("sardine_jobs_total", 1, "result", outcome.ResultOf(ctx, err))
 		}
 	}()
 	defer d.phase("prepare")()
@@ -186,7 +187,8 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	if err := guestshell.RunPrepareScript(ctx, machine.Guest, p.settings, d.Job.Variables, d.Log); err != nil {
 		return err
 	}
-	d.notePrepared(p.dirs)
+	// If no script follows, the job was cancelled.
+	d.save(d.jobDir(p.dirs), outcome.Outcome{Result: outcome.Cancelled})
 	return nil
 }
 

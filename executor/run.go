@@ -6,34 +6,27 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// ScriptError is the status of a script that did not end with 0.
-type ScriptError int
-
-func (e ScriptError) Error() string {
-	return fmt.Sprintf("the script ended with exit status %d", int(e))
-}
-
 // Run is the run stage: it runs the script in the file path in the job's guest;
 // name is GitLab's name of the part of the job. The script's output goes to stdout
-// and stderr as it comes, unchanged. The error is a [ScriptError] if the script
+// and stderr as it comes, unchanged. The error is a [failure.ScriptError] if the script
 // itself failed.
 func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.Writer) (err error) {
 	dirs, err := d.Settings.Dirs()
 	if err != nil {
 		return err
 	}
-	noted := d.noteStage(dirs, name)
-	defer func() { noted(ctx, err) }()
+	end := d.beginStage(dirs, name)
+	defer func() { end(ctx, err) }()
 	script, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open the script of the stage: %w", err)
@@ -70,7 +63,7 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, scr
 		return err
 	}
 	if status != 0 {
-		return ScriptError(status)
+		return failure.ScriptError(status)
 	}
 	return nil
 }
@@ -91,17 +84,4 @@ func Connect(ctx context.Context, host *vm.Host, name, jobDir string) (*vm.Guest
 		return nil, err
 	}
 	return guest, guest.Connect(ctx, login)
-}
-
-// WriteExitCode puts the status of a script where GitLab Runner reads it, over
-// whatever an earlier stage put there: BUILD_EXIT_CODE_FILE, the path of which
-// may be empty (older runners).
-func WriteExitCode(path string, status int) error {
-	if path == "" {
-		return nil
-	}
-	if err := os.WriteFile(path, []byte(strconv.Itoa(status)+"\n"), 0o600); err != nil {
-		return fmt.Errorf("tell the runner the exit status (BUILD_EXIT_CODE_FILE): %w", err)
-	}
-	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/docker/go-units"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -58,7 +59,7 @@ func (d *Driver) size(settings config.Resolved, host virt.HostSize) (Size, error
 		}
 		size.Chosen = true
 		if err := size.grant(name, wish); err != nil {
-			return size, jobFault(fmt.Errorf("the job's variable %s is %q: %w", name, wish, err))
+			return size, failure.OfJob(fmt.Errorf("the job's variable %s is %q: %w", name, wish, err))
 		}
 	}
 	if most := settings.MaxDisk; size.Disk > most {
@@ -71,7 +72,7 @@ func (d *Driver) size(settings config.Resolved, host virt.HostSize) (Size, error
 
 // refuseVariable says that a job may not choose what it chose.
 func (d *Driver) refuseVariable(name string) error {
-	return jobFault(fmt.Errorf("the job sets %s, which is not allowed here (allowed_job_variables: %q)",
+	return failure.OfJob(fmt.Errorf("the job sets %s, which is not allowed here (allowed_job_variables: %q)",
 		name, d.Settings.Defaults.AllowedJobVariables))
 }
 

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm/virt"
@@ -50,7 +51,7 @@ func TestSize(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			d := &Driver{Settings: parse(t, "[defaults]\n"+test.toml), Job: job.Job{Variables: test.variables}, Log: joblog.New(io.Discard)}
 			got, err := d.size(d.Settings.For("x"), host)
-			if refused := err != nil && Classify(err) == BuildFailure; refused != test.refused || !refused && (err != nil || got != test.want) {
+			if refused := err != nil && failure.Classify(err) == failure.Build; refused != test.refused || !refused && (err != nil || got != test.want) {
 				t.Errorf("got %+v, %v; want %+v, refused: %v", got, err, test.want, test.refused)
 			}
 		})

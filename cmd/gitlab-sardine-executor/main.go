@@ -16,9 +16,9 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/adminlog"
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/oci"
 )
 
@@ -33,7 +33,7 @@ func main() {
 
 // run runs one command and returns the exit status.
 func run(args []string, stdout, stderr io.Writer) (status int) {
-	codes := executor.ExitCodesFromEnv()
+	codes := failure.ExitCodesFromEnv()
 	defer func() {
 		if p := recover(); p != nil {
 			fmt.Fprintf(stderr, "ERROR: internal error, please report it: %v\n", p)
@@ -69,7 +69,7 @@ func signalContext() (context.Context, func()) {
 	go func() {
 		<-signals
 		signal.Stop(signals)
-		cancel(executor.ErrCancelled)
+		cancel(failure.ErrCancelled)
 	}()
 	return ctx, func() {
 		signal.Stop(signals)

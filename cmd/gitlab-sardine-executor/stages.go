@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/adminlog"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 )
@@ -134,9 +135,9 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 // blocks if its reader is gone.
 func exitInTime(log *joblog.Log) {
 	time.Sleep(signalGrace)
-	go executor.ReportFailure(log, executor.ErrCancelled)
+	go failure.Report(log, failure.ErrCancelled)
 	time.Sleep(flushGrace)
-	os.Exit(executor.ExitCodesFromEnv().System)
+	os.Exit(failure.ExitCodesFromEnv().System)
 }
 
 // resultAfterSignal replaces the error of a stage that got a signal by the signal. That
@@ -144,7 +145,7 @@ func exitInTime(log *joblog.Log) {
 // nothing follows it.
 func resultAfterSignal(c *cli.Context, err error) error {
 	cause := context.Cause(c.Context)
-	if !errors.Is(cause, executor.ErrCancelled) || err == nil && c.Command.Name == "cleanup" {
+	if !errors.Is(cause, failure.ErrCancelled) || err == nil && c.Command.Name == "cleanup" {
 		return err
 	}
 	return cause
@@ -153,37 +154,37 @@ func resultAfterSignal(c *cli.Context, err error) error {
 // logStage logs for the administrator how a stage ended.
 func logStage(logger *slog.Logger, name string, j job.Job, took time.Duration, err error) {
 	logger = logger.With("stage", name, "job", j.ID, "project", j.Project, "image", j.Image, "seconds", took.Seconds())
-	var script executor.ScriptError
+	var script failure.ScriptError
 	switch {
 	case err == nil:
 		logger.Info("stage done")
 	case errors.As(err, &script):
 		logger.Info("stage done", "status", int(script))
 	default:
-		logger.Error("stage failed", "class", executor.Classify(err).String(), "error", err)
+		logger.Error("stage failed", "class", failure.Classify(err).String(), "error", err)
 	}
 }
 
 // noScript is the exit code of a job that failed before its script did. GitLab Runner
 // uses the same where no file names another.
-const noScript executor.ScriptError = 1
+const noScript failure.ScriptError = 1
 
 // finish writes the last line of the job log and returns the exit status.
 func finish(log *joblog.Log, err error) error {
 	if err == nil {
 		return nil
 	}
-	codes := executor.ExitCodesFromEnv()
+	codes := failure.ExitCodesFromEnv()
 	status := noScript
 	isScript := errors.As(err, &status)
 	if codes.Of(err) == codes.Build {
 		// Always: an earlier stage may have left its status there.
-		if failed := executor.WriteExitCode(os.Getenv("BUILD_EXIT_CODE_FILE"), int(status)); failed != nil {
+		if failed := failure.WriteExitCode(os.Getenv("BUILD_EXIT_CODE_FILE"), int(status)); failed != nil {
 			err, isScript = failed, false
 		}
 	}
 	if !isScript {
-		executor.ReportFailure(log, err)
+		failure.Report(log, err)
 	}
 	return exitError{codes.Of(err)}
 }
@@ -227,7 +228,7 @@ func try(ctx context.Context, cfg *settingsFlags, image string, command []string
 		Version: programVersion(), Settings: settings, Image: image, Command: command,
 		Stdout: stdout, Stderr: stderr, Log: log, Admin: logger,
 	})
-	var script executor.ScriptError
+	var script failure.ScriptError
 	if errors.As(err, &script) {
 		return exitError{int(script)}
 	}

@@ -32,7 +32,7 @@ type TryOptions struct {
 }
 
 // Try runs one job through all four stages on this host, as GitLab Runner does, and
-// logs how long each took. cleanup always runs. The error is an [executor.ScriptError]
+// logs how long each took. cleanup always runs. The error is an [failure.ScriptError]
 // if only the command failed.
 func Try(ctx context.Context, o TryOptions) (err error) {
 	host, _ := os.Hostname()

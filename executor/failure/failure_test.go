@@ -1,4 +1,4 @@
-package executor
+package failure
 
 import (
 	"context"
@@ -24,27 +24,27 @@ func TestClassify(t *testing.T) {
 		err  error
 		want Class
 	}{
-		{oci.ErrReference, BuildFailure},
-		{oci.ErrNotFound, BuildFailure},
-		{oci.ErrDenied, BuildFailure},
-		{oci.ErrFormat, BuildFailure},
-		{oci.ErrHostile, BuildFailure},
-		{guestssh.ErrLogin, BuildFailure},
-		{vm.ErrSpec, BuildFailure},
-		{&domainxml.RefusedError{Element: "os/kernel"}, BuildFailure},
-		{config.ErrSettings, BuildFailure},
-		{job.ErrNotGitLab, BuildFailure},
-		{jobFault(errors.New("not allowed")), BuildFailure},
-		{other, SystemFailure},
-		{vm.ErrNoAnswer, SystemFailure},
-		{vm.ErrGuestStopped, SystemFailure},
-		{guestssh.ErrLost, SystemFailure},
-		{guestssh.ErrHostKey, SystemFailure},
-		{virt.ErrNoDomain, SystemFailure},
-		{record.ErrNotOurs, SystemFailure},
-		{context.DeadlineExceeded, SystemFailure},
-		{ErrCancelled, SystemFailure},
-		{errors.Join(ErrCancelled, oci.ErrNotFound), SystemFailure}, // the signal came first
+		{oci.ErrReference, Build},
+		{oci.ErrNotFound, Build},
+		{oci.ErrDenied, Build},
+		{oci.ErrFormat, Build},
+		{oci.ErrHostile, Build},
+		{guestssh.ErrLogin, Build},
+		{vm.ErrSpec, Build},
+		{&domainxml.RefusedError{Element: "os/kernel"}, Build},
+		{config.ErrSettings, Build},
+		{job.ErrNotGitLab, Build},
+		{OfJob(errors.New("not allowed")), Build},
+		{other, System},
+		{vm.ErrNoAnswer, System},
+		{vm.ErrGuestStopped, System},
+		{guestssh.ErrLost, System},
+		{guestssh.ErrHostKey, System},
+		{virt.ErrNoDomain, System},
+		{record.ErrNotOurs, System},
+		{context.DeadlineExceeded, System},
+		{ErrCancelled, System},
+		{errors.Join(ErrCancelled, oci.ErrNotFound), System}, // the signal came first
 	} {
 		for _, err := range []error{test.err, fmt.Errorf("prepare: %w", test.err), errors.Join(test.err, other)} {
 			if got := Classify(err); got != test.want {
@@ -63,16 +63,16 @@ func TestClassifyHostErrors(t *testing.T) {
 		for _, err := range []error{
 			fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, cause),
 			fmt.Errorf("%w: write a layer: %w", oci.ErrFormat, cause),
-			jobFault(cause),
+			OfJob(cause),
 		} {
-			if got := Classify(err); got != SystemFailure {
+			if got := Classify(err); got != System {
 				t.Errorf("%v: %v", err, got)
 			}
 		}
 	}
 	for _, errno := range []syscall.Errno{syscall.ENOENT, syscall.EACCES, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP} {
 		err := fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, &fs.PathError{Op: "open", Path: "/srv/file", Err: errno})
-		if got := Classify(err); got != BuildFailure {
+		if got := Classify(err); got != Build {
 			t.Errorf("%v: %v", err, got)
 		}
 	}

@@ -1,10 +1,10 @@
-package executor
+// Package failure decides what an error means to GitLab Runner: its class, its exit status
+// and the last line of the log.
+package failure
 
 import (
 	"context"
 	"errors"
-	"os"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -21,16 +21,16 @@ import (
 type Class int
 
 const (
-	// SystemFailure: this host, a registry or the network. The runner tries
+	// System: this host, a registry or the network. The runner tries
 	// prepare again, and may retry the job.
-	SystemFailure Class = iota
-	// BuildFailure: the job, its image or the settings. Trying again changes
+	System Class = iota
+	// Build: the job, its image or the settings. Trying again changes
 	// nothing.
-	BuildFailure
+	Build
 )
 
 func (c Class) String() string {
-	if c == BuildFailure {
+	if c == Build {
 		return "build failure"
 	}
 	return "system failure"
@@ -45,8 +45,8 @@ type jobError struct{ err error }
 func (e jobError) Error() string { return e.err.Error() }
 func (e jobError) Unwrap() error { return e.err }
 
-// jobFault marks err as a [BuildFailure].
-func jobFault(err error) error { return jobError{err} }
+// OfJob marks err as a [Build].
+func OfJob(err error) error { return jobError{err} }
 
 // hostErrors are what this host lacks at the moment, whoever was about to use it: room,
 // memory, open files, a disk that works.
@@ -61,27 +61,27 @@ func Classify(err error) Class {
 	var refused *domainxml.RefusedError
 	for _, passing := range append([]error{ErrCancelled, context.Canceled}, hostErrors...) {
 		if errors.Is(err, passing) {
-			return SystemFailure
+			return System
 		}
 	}
 	if errors.As(err, &fault) || errors.As(err, &refused) {
-		return BuildFailure
+		return Build
 	}
 	for _, final := range []error{
 		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrHostile,
 		guestssh.ErrLogin, vm.ErrSpec, config.ErrSettings, job.ErrNotGitLab,
 	} {
 		if errors.Is(err, final) {
-			return BuildFailure
+			return Build
 		}
 	}
-	return SystemFailure
+	return System
 }
 
-// ReportFailure writes the last lines of a stage that failed: what the guest last said on
+// Report writes the last lines of a stage that failed: what the guest last said on
 // its console, if it is about a guest; then, in one line, whose side the failure
 // is on, what was tried, and what to do.
-func ReportFailure(log *joblog.Log, err error) {
+func Report(log *joblog.Log, err error) {
 	if console := vm.ConsoleOf(err); console != "" {
 		log.Say("The guest's console ended with:")
 		for _, line := range strings.Split(console, "\n") {
@@ -89,33 +89,4 @@ func ReportFailure(log *joblog.Log, err error) {
 		}
 	}
 	log.Error("%s (%s)", joblog.OneLine(err.Error()), Classify(err))
-}
-
-// ExitCodes are the exit statuses by which a stage tells GitLab Runner the class
-// of a failure.
-type ExitCodes struct{ Build, System int }
-
-// ExitCodesFromEnv reads them from the environment, where the runner puts them;
-// their defaults are the runner's, 1 and 2.
-func ExitCodesFromEnv() ExitCodes {
-	return ExitCodes{
-		Build:  exitCodeFromEnv("BUILD_FAILURE_EXIT_CODE", 1),
-		System: exitCodeFromEnv("SYSTEM_FAILURE_EXIT_CODE", 2),
-	}
-}
-
-func exitCodeFromEnv(name string, otherwise int) int {
-	if n, err := strconv.Atoi(os.Getenv(name)); err == nil && n > 0 && n < 256 {
-		return n
-	}
-	return otherwise
-}
-
-// Of is the exit status for a failure.
-func (c ExitCodes) Of(err error) int {
-	var script ScriptError
-	if errors.As(err, &script) || Classify(err) == BuildFailure {
-		return c.Build
-	}
-	return c.System
 }
