@@ -67,7 +67,7 @@ type Machine struct {
 // With the setting memory_snapshot the clone goes on from a snapshot of a machine that has
 // booted, which is made if it is not there.
 //
-// The clone is [vm.Start]'s, not [vm.Clone]'s: no domain has to be defined that
+// The clone is [vm.Start]'s, not [define.Clone]'s: no domain has to be defined that
 // holds the image, and nothing that the image brings is believed.
 func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (*Machine, error) {
 	store, err := oci.OpenStore(o.Dirs.Store)

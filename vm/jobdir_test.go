@@ -13,7 +13,7 @@ const someMachine = "sardine-0123abcd-4711"
 // A sweep that comes upon a machine which is being made, again and again, removes
 // nothing of it, and no prepare is refused.
 func TestSweepBesidePrepare(t *testing.T) {
-	h := emptyHost(t)
+	h := testHost(t)
 	root := t.TempDir()
 	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
 	overlays := filepath.Join(clones, someMachine)
@@ -79,7 +79,7 @@ func TestJobDir(t *testing.T) {
 	if second, err := holdJobDir(t.Context(), dir, 50*time.Millisecond); second != nil || err != nil {
 		t.Errorf("two have the directory at once: %v, %v", second, err)
 	}
-	if found, err := RemoveAbandoned(t.Context(), emptyHost(t), someMachine, t.TempDir(), dir, false); found || err != nil {
+	if found, err := RemoveAbandoned(t.Context(), testHost(t), someMachine, t.TempDir(), dir, false); found || err != nil {
 		t.Errorf("sweep: %v, %v", found, err)
 	}
 	if _, err := os.Stat(left); err != nil {

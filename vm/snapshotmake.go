@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/seed"
@@ -101,7 +102,7 @@ func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain,
 		spec.Seed = spec.Seed.WithHostname(snapshotHostname) // the caller's is for the job's own machine
 	}
 	identify(d)
-	undo := &undoer{}
+	undo := &rollback.Stack{}
 	err = guest.boot(ctx, d, spec, undo)
 	files, _ := machineFiles(spec)
 	if err == nil {
@@ -110,7 +111,7 @@ func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain,
 		err = errors.Join(disk.ChownToRoot(spec.Disks), os.Chmod(files, 0o700))
 	}
 	if err != nil {
-		return errors.Join(err, undo.all())
+		return errors.Join(err, undo.Run())
 	}
 	booting, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -119,7 +120,7 @@ func (s *snapshot) make(ctx context.Context, guest *Guest, d *libvirtxml.Domain,
 	}
 	defer func() {
 		guest.Close()
-		err = errors.Join(err, undo.all())
+		err = errors.Join(err, undo.Run())
 	}()
 	// Better to know now than in every clone whether it can go on.
 	if err := guest.settle(ctx); err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/savefile"
@@ -92,10 +93,10 @@ func (g *Guest) resume(ctx context.Context, s *snapshot, spec Spec) (err error) 
 	spec.Disks = disks
 	spec.Record.HostKey = s.HostKey
 	g.record = spec.Record
-	undo := &undoer{}
+	undo := &rollback.Stack{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, undo.all())
+			err = errors.Join(err, undo.Run())
 		}
 	}()
 	files, err := g.makeFiles(ctx, &spec, undo)

@@ -91,8 +91,6 @@ var (
 	ErrGuestStopped = errors.New("the guest stopped")
 	// ErrNoAnswer: the guest runs, but its SSH server did not answer in time.
 	ErrNoAnswer = errors.New("the guest does not answer")
-	// ErrExists: there is a domain of that name already.
-	ErrExists = errors.New("domain exists already")
 	// ErrSpec: the machine that was asked for cannot be: an unknown network, a
 	// missing program, a value out of range.
 	ErrSpec = errdefs.ErrInvalid

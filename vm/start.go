@@ -8,31 +8,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
-
-// What is done to leave nothing behind when a start fails is bounded by
-// undoTimeout; by hurriedUndoTimeout if it was cancelled, for then the caller may
-// have two seconds left in all.
-const (
-	undoTimeout        = 30 * time.Second
-	hurriedUndoTimeout = 1500 * time.Millisecond
-)
-
-// undoing is the context for taking back what was begun under ctx.
-func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
-	timeout := undoTimeout
-	if ctx.Err() != nil {
-		timeout = hurriedUndoTimeout
-	}
-	return context.WithTimeout(context.WithoutCancel(ctx), timeout)
-}
 
 // Start makes a machine and starts it: an ephemeral one, which is a transient
 // domain whose overlays are unlinked once QEMU holds them open, so that a crash
@@ -42,7 +26,7 @@ func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
 // The machine goes on from the snapshot in [Spec.SnapshotDir] if there is one of
 // the same kind of machine, and boots otherwise.
 //
-// If Start fails, nothing of the machine is left. The error is [ErrExists] if
+// If Start fails, nothing of the machine is left. The error is [errdefs.ErrExists] if
 // there is a domain of that name, [ErrSpec] or a [domainxml.RefusedError] if the
 // machine cannot be made from that image on this host.
 func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
@@ -59,10 +43,10 @@ func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
 	if resumed {
 		return guest, nil
 	}
-	undo := &undoer{}
+	undo := &rollback.Stack{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, undo.all())
+			err = errors.Join(err, undo.Run())
 		}
 	}()
 	if err := guest.boot(ctx, d, &spec, undo); err != nil {
@@ -87,7 +71,7 @@ func newGuest(h *Host, spec *Spec) *Guest {
 
 // boot starts the machine from its beginning. Its files are still where they were
 // made.
-func (g *Guest) boot(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer) error {
+func (g *Guest) boot(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *rollback.Stack) error {
 	if err := g.equip(ctx, d, spec, undo); err != nil {
 		return err
 	}
@@ -117,7 +101,7 @@ func (g *Guest) design(ctx context.Context, spec *Spec) (*libvirtxml.Domain, err
 	}
 	switch _, err := g.host.Domain(ctx, spec.Name); {
 	case err == nil:
-		return nil, fmt.Errorf("%w: %s", ErrExists, spec.Name)
+		return nil, fmt.Errorf("%w: %s", errdefs.ErrExists, spec.Name)
 	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
@@ -133,7 +117,7 @@ func (g *Guest) design(ctx context.Context, spec *Spec) (*libvirtxml.Domain, err
 }
 
 // equip gives the machine its files.
-func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer) error {
+func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *rollback.Stack) error {
 	files, err := g.makeFiles(ctx, spec, undo)
 	if err != nil {
 		return err
@@ -158,32 +142,32 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 }
 
 // launch waits for room on the host, gives the machine its network and starts it.
-func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *undoer,
+func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *rollback.Stack,
 	start func(context.Context, *libvirtxml.Domain) error) error {
 	release, err := spec.Admission.Admit(ctx, g.host.Host, domain.Memory(d), filepath.Dir(spec.JobDir))
 	if err != nil {
 		return err
 	}
-	undo.add(release)
+	undo.Add(release)
 	unlock, err := g.addCache(ctx, d, spec)
 	if err != nil {
 		return err
 	}
-	undo.add(unlock)
+	undo.Add(unlock)
 	network, warnings, err := newNetwork(ctx, g.host, spec)
 	if err != nil {
 		return err
 	}
-	undo.add(network.stop)
+	undo.Add(network.stop)
 	g.warn(warnings...)
 	g.network = network
 	if err := network.attach(d); err != nil {
 		return err
 	}
-	undo.add(func() error { return ignoring(disk.ChownToRoot(spec.Disks), fs.ErrNotExist) })
+	undo.Add(func() error { return ignoring(disk.ChownToRoot(spec.Disks), fs.ErrNotExist) })
 	// Also when we give up waiting for the daemon, it may start the machine.
-	undo.add(func() error {
-		ctx, cancel := undoing(ctx)
+	undo.Add(func() error {
+		ctx, cancel := rollback.Context(ctx)
 		defer cancel()
 		return destroy(ctx, g.host, spec.Name)
 	})
@@ -200,7 +184,7 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 // makeFiles makes the directories and overlays of a machine.
 //
 // The job's directory stays locked until the machine runs or all is undone.
-func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (domain.Files, error) {
+func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *rollback.Stack) (domain.Files, error) {
 	dir, files := machineFiles(spec)
 	write, err := domain.WritesBackingStore(spec.OmitBackingStore, g.host.Version())
 	if err != nil {
@@ -212,7 +196,7 @@ func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (domain
 		return files, err
 	}
 	g.making = job
-	undo.add(func() error { return errors.Join(os.RemoveAll(spec.JobDir), job.unlock()) })
+	undo.Add(func() error { return errors.Join(os.RemoveAll(spec.JobDir), job.unlock()) })
 	// The system daemon's QEMU runs as another user, which has to pass through
 	// here; it can list nothing.
 	if err := os.MkdirAll(spec.CloneDir, 0o711); err != nil {
@@ -225,7 +209,7 @@ func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *undoer) (domain
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return files, fmt.Errorf("make the directory for overlays: %w", err)
 	}
-	undo.add(func() error { return os.RemoveAll(dir) })
+	undo.Add(func() error { return os.RemoveAll(dir) })
 	files.Overlays, err = disk.CloneDisks(ctx, spec.Disks, dir, spec.DiskSize)
 	return files, err
 }
@@ -255,20 +239,6 @@ func ignoring(err, fine error) error {
 		return nil
 	}
 	return err
-}
-
-// An undoer remembers how to take back what was done.
-type undoer struct{ steps []func() error }
-
-func (u *undoer) add(step func() error) { u.steps = append(u.steps, step) }
-
-// all takes everything back, last things first.
-func (u *undoer) all() error {
-	var failed []error
-	for i := len(u.steps) - 1; i >= 0; i-- {
-		failed = append(failed, u.steps[i]())
-	}
-	return errors.Join(failed...)
 }
 
 func (g *Guest) warn(warnings ...string) {

@@ -8,7 +8,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor/admin"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/define"
 )
 
 // cloneFlags are the flags of clone.
@@ -37,7 +37,7 @@ func cloneCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 			"Prints the name of the clone. Jobs do not need this command.",
 			"clone debian web --start persistent"),
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "start", Usage: "`MODE`: define, print, ephemeral or persistent", Value: string(vm.CloneDefine), Destination: &f.start},
+			&cli.StringFlag{Name: "start", Usage: "`MODE`: define, print, ephemeral or persistent", Value: string(define.CloneDefine), Destination: &f.start},
 			&cli.StringFlag{Name: "mac", Usage: "`MAC` address of the only network card (default: random)", Destination: &f.mac},
 			&cli.StringFlag{Name: "outdir", Usage: "directory `DIR` for the overlays (default: the setting overlay_dir)", Destination: &f.outdir},
 			&cli.StringFlag{Name: "omit-backingstore", Usage: "omit <backingStore> and let libvirt probe the chain: auto (libvirt before 9.1.0), yes or no (`WHEN`; default: the setting omit_backingstore)", Destination: &f.omit},
@@ -55,7 +55,7 @@ func clone(ctx context.Context, cfg *settingsFlags, f *cloneFlags, args []string
 	if err != nil {
 		return err
 	}
-	o := vm.CloneOptions{Source: args[0], Start: vm.StartMode(f.start), MAC: f.mac, Dir: f.outdir, OmitBackingStore: f.omit}
+	o := define.CloneOptions{Source: args[0], Start: define.StartMode(f.start), MAC: f.mac, Dir: f.outdir, OmitBackingStore: f.omit}
 	if len(args) > 1 {
 		o.Target = args[1]
 	}
@@ -68,7 +68,7 @@ func clone(ctx context.Context, cfg *settingsFlags, f *cloneFlags, args []string
 			fmt.Fprintf(stderr, "%s: %s\n", clone.Name, note)
 		}
 	}
-	if o.Start == vm.ClonePrint {
+	if o.Start == define.ClonePrint {
 		_, err = fmt.Fprintln(stdout, clone.XML)
 	} else {
 		_, err = fmt.Fprintln(stdout, clone.Name)

@@ -7,14 +7,15 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/define"
 )
 
 // cloneTimeout bounds a clone, which takes long only when it starts on a busy host.
 const cloneTimeout = 5 * time.Minute
 
-// Clone clones a defined domain; see [vm.Clone]. What o leaves empty comes from the
+// Clone clones a defined domain; see [define.Clone]. What o leaves empty comes from the
 // settings, as does connect, libvirt's URI.
-func Clone(ctx context.Context, settings *config.Settings, connect string, o vm.CloneOptions) (*vm.ClonedDomain, error) {
+func Clone(ctx context.Context, settings *config.Settings, connect string, o define.CloneOptions) (*define.ClonedDomain, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return nil, err
@@ -28,5 +29,5 @@ func Clone(ctx context.Context, settings *config.Settings, connect string, o vm.
 		return nil, err
 	}
 	defer host.Close()
-	return vm.Clone(ctx, host, o)
+	return define.Clone(ctx, host.Host, o)
 }

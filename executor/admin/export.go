@@ -10,23 +10,24 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/define"
 )
 
 // ExportVM exports a domain that is shut off as an image into the layout to. Disks,
 // domain XML and architecture in o are replaced by the domain's. The error is
-// [vm.ErrRunning] if it is running.
+// [define.ErrRunning] if it is running.
 func ExportVM(ctx context.Context, settings *config.Settings, name string, to oci.Reference, o oci.ExportOptions) (digest.Digest, error) {
 	host, err := executor.OpenHost(ctx, settings)
 	if err != nil {
 		return "", err
 	}
 	defer host.Close()
-	sealed, err := sealVM(ctx, host, name)
+	captured, err := captureVM(ctx, host, name)
 	if err != nil {
 		return "", fmt.Errorf("export %s: %w", name, err)
 	}
-	o.DomainXML, o.Architecture, o.Disks = sealed.DomainXML, sealed.Architecture, nil
-	for _, d := range sealed.Disks {
+	o.DomainXML, o.Architecture, o.Disks = captured.DomainXML, captured.Architecture, nil
+	for _, d := range captured.Disks {
 		o.Disks = append(o.Disks, oci.ExportDisk{Path: d.Path, Name: d.Name, Format: d.Format, CDROM: d.CDROM})
 	}
 	d, err := oci.Export(ctx, to, o)
@@ -34,14 +35,14 @@ func ExportVM(ctx context.Context, settings *config.Settings, name string, to oc
 		return "", err
 	}
 	// Somebody may have started it while its disks were read.
-	if _, err := sealVM(ctx, host, name); err != nil {
+	if _, err := captureVM(ctx, host, name); err != nil {
 		return "", fmt.Errorf("export %s: it changed during the export, and the image may be damaged: %w", name, err)
 	}
 	return d, nil
 }
 
-func sealVM(ctx context.Context, host *vm.Host, name string) (*vm.Sealed, error) {
+func captureVM(ctx context.Context, host *vm.Host, name string) (*define.Captured, error) {
 	ctx, cancel := context.WithTimeout(ctx, executor.LibvirtTimeout)
 	defer cancel()
-	return vm.Seal(ctx, host, name)
+	return define.Capture(ctx, host.Host, name)
 }

@@ -8,7 +8,7 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/define"
 	"gitlab-sardine-executor/vm/record"
 )
 
@@ -51,7 +51,7 @@ func domainsByImage(ctx context.Context, settings *config.Settings) (map[digest.
 	if err != nil {
 		return nil, err
 	}
-	bases, err := vm.Bases(ctx, host)
+	bases, err := define.List(ctx, host.Host)
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/define"
 )
 
 // importDir, in the store, holds the disks of imported virtual machines.
@@ -76,7 +76,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 	if imported.Dir == "" {
 		imported.Dir = filepath.Join(store.Root(), importDir, imported.Name)
 	}
-	imported.Dropped, err = vm.Define(ctx, host, baseOf(imported, ref, settings))
+	imported.Dropped, err = define.Define(ctx, host.Host, baseOf(imported, ref, settings))
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", ref, err)
 	}
@@ -84,9 +84,9 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 }
 
 // baseOf builds the domain to define from the same source as a job's machine.
-func baseOf(imported *Imported, ref oci.Reference, settings config.Resolved) vm.BaseSpec {
+func baseOf(imported *Imported, ref oci.Reference, settings config.Resolved) define.Spec {
 	spec := executor.SpecFor(imported.Image, executor.FetchAndCloneOptions{Settings: settings})
-	return vm.BaseSpec{
+	return define.Spec{
 		Name:             imported.Name,
 		DomainXML:        spec.DomainXML,
 		Trusted:          spec.Trusted,
@@ -98,7 +98,7 @@ func baseOf(imported *Imported, ref oci.Reference, settings config.Resolved) vm.
 		Accel:            spec.Accel,
 		OmitBackingStore: spec.OmitBackingStore,
 		Dir:              imported.Dir,
-		Origin:           vm.Origin{Image: ref.String(), Digest: imported.Image.Digest.String()},
+		Origin:           define.Origin{Image: ref.String(), Digest: imported.Image.Digest.String()},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/define"
 )
 
 // BenchmarkClone clones a domain with three disks of 60 GB, one of them raw and
@@ -31,20 +32,20 @@ func BenchmarkClone(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer host.Close()
-	for _, start := range []vm.StartMode{vm.CloneDefine, vm.CloneEphemeral} {
+	for _, start := range []define.StartMode{define.CloneDefine, define.CloneEphemeral} {
 		b.Run(string(start), func(b *testing.B) {
 			var times []time.Duration
 			var used int64
 			for b.Loop() {
 				began := time.Now()
-				clone, err := vm.Clone(b.Context(), host, vm.CloneOptions{Source: "big", Start: start, Dir: filepath.Join(dir, "clones")})
+				clone, err := define.Clone(b.Context(), host.Host, define.CloneOptions{Source: "big", Start: start, Dir: filepath.Join(dir, "clones")})
 				if err != nil {
 					b.Fatal(err)
 				}
 				times = append(times, time.Since(began))
 				b.StopTimer()
 				used = max(used, usage(b, clone.Files))
-				if start == vm.CloneEphemeral {
+				if start == define.CloneEphemeral {
 					mode.Virsh(b, "destroy", clone.Name)
 				} else {
 					mode.Virsh(b, "undefine", clone.Name, "--remove-all-storage")

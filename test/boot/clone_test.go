@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/define"
 	"gitlab-sardine-executor/vm/domain"
 )
 
@@ -200,7 +200,7 @@ func TestCloneEphemeral(t *testing.T) {
 		owner := run(t, "stat", "-c", "%u:%g %a", system, data)
 
 		out := filepath.Join(l.dir, "clones")
-		clone, err := vm.Clone(t.Context(), l.host, vm.CloneOptions{Source: "source", Start: vm.CloneEphemeral, Dir: out})
+		clone, err := define.Clone(t.Context(), l.host.Host, define.CloneOptions{Source: "source", Start: define.CloneEphemeral, Dir: out})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,11 +234,11 @@ func TestClonePersistent(t *testing.T) {
 		if err := os.Mkdir(out, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		kept, err := vm.Clone(t.Context(), l.host, vm.CloneOptions{Source: "source", Start: vm.ClonePersistent, Dir: out, OmitBackingStore: domain.OmitNo})
+		kept, err := define.Clone(t.Context(), l.host.Host, define.CloneOptions{Source: "source", Start: define.ClonePersistent, Dir: out, OmitBackingStore: domain.OmitNo})
 		if err != nil {
 			t.Fatal(err)
 		}
-		defined, err := vm.Clone(t.Context(), l.host, vm.CloneOptions{Source: "source", Dir: out})
+		defined, err := define.Clone(t.Context(), l.host.Host, define.CloneOptions{Source: "source", Dir: out})
 		if err != nil || defined.Name != "source-clone-1" {
 			t.Fatalf("%+v, %v", defined, err)
 		}
@@ -256,7 +256,7 @@ func TestClonePersistent(t *testing.T) {
 		l.virsh(t, "start", defined.Name) // the port is free again
 		boots("system")
 		l.virsh(t, "destroy", defined.Name)
-		for _, clone := range []*vm.ClonedDomain{kept, defined} {
+		for _, clone := range []*define.ClonedDomain{kept, defined} {
 			l.virsh(t, "undefine", clone.Name, "--nvram")
 			for _, path := range clone.Files[:1] { // the overlay; virsh removed the variables
 				if err := os.Remove(path); err != nil {
@@ -279,8 +279,8 @@ func TestCloneThatDoesNotStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer taken.Close()
-		for _, start := range []vm.StartMode{vm.CloneEphemeral, vm.ClonePersistent} {
-			clone, err := vm.Clone(t.Context(), l.host, vm.CloneOptions{Source: "source", Start: start, Dir: filepath.Join(l.dir, "clones")})
+		for _, start := range []define.StartMode{define.CloneEphemeral, define.ClonePersistent} {
+			clone, err := define.Clone(t.Context(), l.host.Host, define.CloneOptions{Source: "source", Start: start, Dir: filepath.Join(l.dir, "clones")})
 			if err == nil || !strings.Contains(err.Error(), "host forwarding rule") {
 				t.Errorf("%s: %+v, %v", start, clone, err)
 			}

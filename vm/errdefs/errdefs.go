@@ -4,6 +4,10 @@ package errdefs
 
 import "errors"
 
-// ErrInvalid: the machine cannot be created as requested: an unknown network, a
-// missing program, a value out of range. Retrying does not help.
-var ErrInvalid = errors.New("the machine cannot be made")
+var (
+	// ErrInvalid: the machine cannot be created as requested: an unknown network, a
+	// missing program, a value out of range. Retrying does not help.
+	ErrInvalid = errors.New("the machine cannot be made")
+	// ErrExists: there is a domain of that name already.
+	ErrExists = errors.New("domain exists already")
+)

@@ -1,4 +1,4 @@
-package vm
+package define
 
 import (
 	"crypto/rand"
@@ -7,15 +7,17 @@ import (
 	"slices"
 
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// individualise gives a cloned domain what no two domains of one host can both
+// makeUnique gives a cloned domain what no two domains of one host can both
 // have, except for name, UUID and files. It says what changed that somebody may
 // have relied on.
 //
 // Devices of the host itself stay as they are: libvirt gives them to one machine
 // at a time.
-func individualise(d *libvirtxml.Domain, o CloneOptions) (notes []string, err error) {
+func makeUnique(d *libvirtxml.Domain, o CloneOptions) (notes []string, err error) {
 	if d.GenID != nil {
 		d.GenID = &libvirtxml.DomainGenID{} // by which a guest notices that it was cloned
 	}
@@ -31,7 +33,7 @@ func individualise(d *libvirtxml.Domain, o CloneOptions) (notes []string, err er
 	for i := range d.Devices.Memorydevs {
 		m := &d.Devices.Memorydevs[i]
 		if m.Source != nil && m.Source.Path != "" && (m.Target == nil || m.Target.ReadOnly == nil) {
-			return nil, fmt.Errorf("%w: its memory device %d writes to %s, of which there is only one", ErrSpec, i+1, m.Source.Path)
+			return nil, fmt.Errorf("%w: its memory device %d writes to %s, of which there is only one", errdefs.ErrInvalid, i+1, m.Source.Path)
 		}
 	}
 	notes = append(freeScreens(d.Devices.Graphics), freeCharacterDevices(d.Devices)...)
@@ -61,10 +63,10 @@ func forgetSystemUUID(sysinfo []libvirtxml.DomainSysInfo) {
 func parseMAC(text string) (string, error) {
 	mac, err := net.ParseMAC(text)
 	if err != nil || len(mac) != 6 {
-		return "", fmt.Errorf("%w: %q is no MAC address (want one like 52:54:00:12:34:56)", ErrSpec, text)
+		return "", fmt.Errorf("%w: %q is no MAC address (want one like 52:54:00:12:34:56)", errdefs.ErrInvalid, text)
 	}
 	if mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
-		return "", fmt.Errorf("%w: %q is a MAC address of a group, not of a NIC", ErrSpec, text)
+		return "", fmt.Errorf("%w: %q is a MAC address of a group, not of a NIC", errdefs.ErrInvalid, text)
 	}
 	return mac.String(), nil
 }
@@ -79,7 +81,7 @@ func newMAC() string {
 // setMACs gives the only NIC the address that was asked for, or each a new one.
 func setMACs(nics []libvirtxml.DomainInterface, mac string) error {
 	if mac != "" && len(nics) != 1 {
-		return fmt.Errorf("%w: a MAC address can be given to a domain with one NIC, and this one has %d (without it, each gets a new one)", ErrSpec, len(nics))
+		return fmt.Errorf("%w: a MAC address can be given to a domain with one NIC, and this one has %d (without it, each gets a new one)", errdefs.ErrInvalid, len(nics))
 	}
 	for i := range nics {
 		address := mac
@@ -95,11 +97,11 @@ func setMACs(nics []libvirtxml.DomainInterface, mac string) error {
 // ones.
 func freeInterface(nic *libvirtxml.DomainInterface, number int) error {
 	if nic.Source != nil && nic.Source.VHostUser != nil {
-		return fmt.Errorf("%w: its NIC %d is at a vhost-user socket, which serves one machine", ErrSpec, number)
+		return fmt.Errorf("%w: its NIC %d is at a vhost-user socket, which serves one machine", errdefs.ErrInvalid, number)
 	}
 	if t := nic.Target; t != nil {
 		if t.Managed == "no" {
-			return fmt.Errorf("%w: its NIC %d is at the device %s, which is made for one machine", ErrSpec, number, t.Dev)
+			return fmt.Errorf("%w: its NIC %d is at the device %s, which is made for one machine", errdefs.ErrInvalid, number, t.Dev)
 		}
 		nic.Target = nil
 	}

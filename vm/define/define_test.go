@@ -1,6 +1,7 @@
-package vm
+package define
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,26 +13,28 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 // defined defines a domain of the test driver with the given elements.
-func defined(t *testing.T, h *Host, name, elements string) {
+func defined(t *testing.T, h *virt.Host, name, elements string) {
 	t.Helper()
 	doc := `<domain type="test"><name>` + name + `</name><memory>1024</memory><os><type arch="x86_64">hvm</type></os>` + elements + `</domain>`
-	dom, err := h.conn.DomainDefineXML(doc)
+	dom, err := h.Define(t.Context(), name, doc, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		dom.Undefine()
+		dom.Remove(context.Background())
 		dom.Free()
 	})
 }
 
-const sealedDevices = `
-<metadata><b:image xmlns:b="` + BaseNamespace + `"><reference>r.example/x:1</reference><digest>sha256:aa</digest></b:image></metadata>
+const capturedDevices = `
+<metadata><b:image xmlns:b="` + Namespace + `"><reference>r.example/x:1</reference><digest>sha256:aa</digest></b:image></metadata>
 <devices>
   <disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/srv/a/disk.qcow2"/><target dev="vda" bus="virtio"/></disk>
   <disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/srv/b/disk.qcow2"/><target dev="vdb" bus="virtio"/></disk>
@@ -44,38 +47,38 @@ const sealedDevices = `
 </devices>
 <seclabel type="none" model="selinux"/>`
 
-func TestSeal(t *testing.T) {
-	h := testHost(t)
-	defined(t, h, "web", sealedDevices)
-	sealed, err := Seal(t.Context(), h, "web")
+func TestCapture(t *testing.T) {
+	h := virttest.Open(t)
+	defined(t, h, "web", capturedDevices)
+	captured, err := Capture(t.Context(), h, "web")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []SealedDisk{
+	want := []CapturedDisk{
 		{"/srv/a/disk.qcow2", "disk.qcow2", "qcow2", false},
 		{"/srv/b/disk.qcow2", "disk-1.qcow2", "qcow2", false},
 		{"/srv/b/disk-1.qcow2", "disk-1-1.qcow2", "raw", false},
 		{"/srv/seed.iso", "seed.iso", "raw", true},
 	}
-	if diff := cmp.Diff(want, sealed.Disks); diff != "" {
+	if diff := cmp.Diff(want, captured.Disks); diff != "" {
 		t.Error(diff)
 	}
-	if sealed.Name != "web" || sealed.Architecture != "amd64" {
-		t.Errorf("sealed: %+v", sealed)
+	if captured.Name != "web" || captured.Architecture != "amd64" {
+		t.Errorf("captured: %+v", captured)
 	}
-	doc := string(sealed.DomainXML)
+	doc := string(captured.DomainXML)
 	for _, must := range []string{"<name>web</name>", `file="disk-1-1.qcow2"`, "<mac/>", `network="default"`} {
 		if !strings.Contains(doc, must) {
 			t.Errorf("no %s in\n%s", must, doc)
 		}
 	}
-	for _, mustNot := range []string{"uuid", "52:54", "/srv", "vnet7", "/var/log", "s3cret", "seclabel", BaseNamespace} {
+	for _, mustNot := range []string{"uuid", "52:54", "/srv", "vnet7", "/var/log", "s3cret", "seclabel", Namespace} {
 		if strings.Contains(doc, mustNot) {
 			t.Errorf("%s in\n%s", mustNot, doc)
 		}
 	}
 	var layers []domainxml.Disk
-	for _, d := range sealed.Disks {
+	for _, d := range captured.Disks {
 		layers = append(layers, domainxml.Disk{Name: d.Name, Format: d.Format})
 	}
 	real := strings.Replace(doc, `type="test"`, `type="kvm"`, 1)
@@ -84,8 +87,8 @@ func TestSeal(t *testing.T) {
 	}
 }
 
-func TestSealRefuses(t *testing.T) {
-	h := testHost(t)
+func TestCaptureRefuses(t *testing.T) {
+	h := virttest.Open(t)
 	disk := func(elements string) string { return "<devices>" + elements + "</devices>" }
 	tests := map[string]struct {
 		elements string
@@ -98,41 +101,41 @@ func TestSealRefuses(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			defined(t, h, "bad", test.elements)
-			if _, err := Seal(t.Context(), h, "bad"); err == nil || !strings.Contains(err.Error(), test.text) {
+			if _, err := Capture(t.Context(), h, "bad"); err == nil || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("got %v, want %q", err, test.text)
 			}
 		})
 	}
 	// The driver brings a domain of its own, which runs.
-	if _, err := Seal(t.Context(), h, "test"); !errors.Is(err, ErrRunning) {
+	if _, err := Capture(t.Context(), h, "test"); !errors.Is(err, ErrRunning) {
 		t.Errorf("a running domain: %v", err)
 	}
-	if _, err := Seal(t.Context(), h, "none"); !errors.Is(err, virt.ErrNoDomain) {
+	if _, err := Capture(t.Context(), h, "none"); !errors.Is(err, virt.ErrNoDomain) {
 		t.Errorf("no domain: %v", err)
 	}
 }
 
-func TestBases(t *testing.T) {
-	h := testHost(t)
-	defined(t, h, "web", sealedDevices)
+func TestList(t *testing.T) {
+	h := virttest.Open(t)
+	defined(t, h, "web", capturedDevices)
 	defined(t, h, "other", "")
-	bases, err := Bases(t.Context(), h)
+	bases, err := List(t.Context(), h)
 	if err != nil || len(bases) != 1 || bases[0].Name != "web" || bases[0].Origin.Image != "r.example/x:1" || bases[0].Origin.Digest != "sha256:aa" {
 		t.Errorf("bases: %+v, %v", bases, err)
 	}
 	// None is taken for the machine of a job.
-	if machines, err := record.List(t.Context(), h.Host); err != nil || len(machines) != 0 {
+	if machines, err := record.List(t.Context(), h); err != nil || len(machines) != 0 {
 		t.Errorf("machines: %v, %v", machines, err)
 	}
 }
 
-func baseSpec(t *testing.T, name string) BaseSpec {
+func aSpec(t *testing.T, name string) Spec {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.raw")
 	if err := os.WriteFile(path, make([]byte, 1<<20), 0o444); err != nil {
 		t.Fatal(err)
 	}
-	return BaseSpec{
+	return Spec{
 		Name: name, Disks: []disk.Disk{{Name: "disk.raw", Path: path, Format: "raw", VirtualSize: 1 << 20}}, Accel: domain.AccelTCG,
 		Network: "default", Dir: filepath.Join(t.TempDir(), "vms", "web"), Origin: Origin{Image: "r.example/x:1", Digest: "sha256:aa"},
 	}
@@ -141,27 +144,27 @@ func baseSpec(t *testing.T, name string) BaseSpec {
 // TestDefine: the base is known as one, and can be exported again with the disk of
 // the image below its own.
 func TestDefine(t *testing.T) {
-	h := testHost(t)
-	spec := baseSpec(t, "imported")
+	h := virttest.Open(t)
+	spec := aSpec(t, "imported")
 	if _, err := Define(t.Context(), h, spec); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if dom, err := h.conn.LookupDomainByName("imported"); err == nil {
-			dom.Undefine()
+		if dom, err := h.Domain(t.Context(), "imported"); err == nil {
+			dom.Remove(context.Background())
 			dom.Free()
 		}
 	})
-	bases, err := Bases(t.Context(), h)
+	bases, err := List(t.Context(), h)
 	if err != nil || len(bases) != 1 || bases[0].Name != "imported" || bases[0].Origin.Digest != "sha256:aa" {
 		t.Errorf("bases: %+v, %v", bases, err)
 	}
-	sealed, err := Seal(t.Context(), h, "imported")
+	captured, err := Capture(t.Context(), h, "imported")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []SealedDisk{{Path: filepath.Join(spec.Dir, "disk.qcow2"), Name: "disk.qcow2", Format: "qcow2"}}
-	if diff := cmp.Diff(want, sealed.Disks); diff != "" {
+	want := []CapturedDisk{{Path: filepath.Join(spec.Dir, "disk.qcow2"), Name: "disk.qcow2", Format: "qcow2"}}
+	if diff := cmp.Diff(want, captured.Disks); diff != "" {
 		t.Error(diff)
 	}
 	if _, err := os.Stat(want[0].Path); err != nil {
@@ -171,14 +174,14 @@ func TestDefine(t *testing.T) {
 
 // TestDefineFails: what cannot be defined leaves no file.
 func TestDefineFails(t *testing.T) {
-	h := testHost(t)
-	spec := baseSpec(t, "two\nlines")
+	h := virttest.Open(t)
+	spec := aSpec(t, "two\nlines")
 	if _, err := Define(t.Context(), h, spec); err == nil {
 		t.Error("defined a name of two lines")
 	}
 	defined(t, h, "taken", "")
 	spec.Name = "taken"
-	if _, err := Define(t.Context(), h, spec); !errors.Is(err, ErrExists) {
+	if _, err := Define(t.Context(), h, spec); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("a name that is taken: %v", err)
 	}
 	spec.Name, spec.Disks[0].Path = "new", "/no/such/disk"
@@ -188,25 +191,5 @@ func TestDefineFails(t *testing.T) {
 	}
 	if _, err := os.Stat(spec.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%s: %v", spec.Dir, err)
-	}
-}
-
-func TestPreview(t *testing.T) {
-	spec := Spec{
-		Name: "sardine-1", CPUs: 3, Memory: 1 << 30, CloneDir: "/clones", JobDir: "/jobs/sardine-1",
-		Disks:     []disk.Disk{{Name: "base.qcow2", Path: "/i/base.qcow2", Format: "qcow2"}, {Name: "top.qcow2", Path: "/i/top.qcow2", Format: "qcow2", Backing: "base.qcow2"}},
-		DomainXML: []byte(`<domain type="kvm"><name>x</name><memory>4096</memory><os><type arch="x86_64">hvm</type></os><devices><disk type="file"><source file="top.qcow2"/><target dev="vda"/></disk><hostdev mode="subsystem" type="usb"/></devices></domain>`),
-	}
-	doc, dropped, err := Preview(spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, must := range []string{"<name>sardine-1</name>", `file="/clones/sardine-1/top.qcow2"`, `file="/i/base.qcow2"`, ">3</vcpu>", ">1048576</memory>"} {
-		if !strings.Contains(doc, must) {
-			t.Errorf("no %s in\n%s", must, doc)
-		}
-	}
-	if len(dropped) == 0 || !strings.Contains(strings.Join(dropped, " "), "hostdev") {
-		t.Errorf("dropped: %v", dropped)
 	}
 }

@@ -1,4 +1,4 @@
-package vm
+package define
 
 import (
 	"context"
@@ -10,7 +10,9 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // cloneFiles are where the files of a clone come from: they are made, or, for a
@@ -26,20 +28,20 @@ type cloneFiles interface {
 // realFiles are made in dir.
 type realFiles struct {
 	dir  string
-	undo *undoer
+	undo *rollback.Stack
 }
 
 func (f *realFiles) overlay(ctx context.Context, base disk.Disk) (string, error) {
 	path, err := disk.CloneQCOW2(ctx, disk.BackingFile{Path: base.Path, Format: base.Format, VirtualSize: base.VirtualSize}, f.dir, 0)
 	if err == nil {
-		f.undo.add(func() error { return removeIfThere(path) })
+		f.undo.Add(func() error { return removeIfThere(path) })
 	}
 	return path, err
 }
 
 func (f *realFiles) nvram(system *libvirtxml.DomainOS, clone, otherwise string) (string, error) {
 	path := firstFree(filepath.Join(f.dir, nvramName(clone)), nil)
-	f.undo.add(func() error { return removeIfThere(path) })
+	f.undo.Add(func() error { return removeIfThere(path) })
 	if err := disk.CopyNVRAM(system, path, otherwise); err != nil {
 		return "", err
 	}
@@ -96,7 +98,7 @@ func firstFree(path string, taken map[string]bool) string {
 // defaultNVRAM is where libvirt before 9.2 keeps the UEFI variables of a domain
 // that asks for firmware by name, and does not say so in the domain's XML; empty
 // if that is not known.
-func (h *Host) defaultNVRAM(domain string) string {
+func defaultNVRAM(h *virt.Host, domain string) string {
 	dir := "/var/lib/libvirt/qemu/nvram"
 	if !h.System() {
 		config, err := os.UserConfigDir()

@@ -1,4 +1,4 @@
-package vm
+package define
 
 import (
 	"context"
@@ -13,7 +13,9 @@ import (
 
 	"gitlab-sardine-executor/internal/qcow2"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // maxChain bounds how many files a disk may stand on. libvirt draws the line at
@@ -32,7 +34,7 @@ type cloneSource struct {
 }
 
 // readCloneSource finds a domain and makes sure that it can be cloned.
-func readCloneSource(ctx context.Context, h *Host, name string) (*cloneSource, error) {
+func readCloneSource(ctx context.Context, h *virt.Host, name string) (*cloneSource, error) {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return nil, err
@@ -61,11 +63,11 @@ func readCloneSource(ctx context.Context, h *Host, name string) (*cloneSource, e
 	}
 	switch {
 	case d.Metadata != nil && strings.Contains(d.Metadata.XML, record.Namespace):
-		return nil, fmt.Errorf("%w: domain %s is the machine of a job, and not to be cloned", ErrSpec, name)
+		return nil, fmt.Errorf("%w: domain %s is the machine of a job, and not to be cloned", errdefs.ErrInvalid, name)
 	case active && len(source.disks) > 0:
-		return nil, fmt.Errorf("%w: domain %s is running: the disks of a clone would change under it (first: virsh shutdown %s)", ErrSpec, name, name)
+		return nil, fmt.Errorf("%w: domain %s is running: the disks of a clone would change under it (first: virsh shutdown %s)", errdefs.ErrInvalid, name, name)
 	case saved && len(source.disks) > 0:
-		return nil, fmt.Errorf("%w: domain %s is saved: part of what is on its disks is in its saved memory (first: virsh start %s and virsh shutdown %s)", ErrSpec, name, name, name)
+		return nil, fmt.Errorf("%w: domain %s is saved: part of what is on its disks is in its saved memory (first: virsh start %s and virsh shutdown %s)", errdefs.ErrInvalid, name, name, name)
 	}
 	return source, nil
 }
@@ -95,7 +97,7 @@ func (s *cloneSource) readDisks(d *libvirtxml.Domain) error {
 			continue
 		}
 		if err := checkCloneable(device); err != nil {
-			return fmt.Errorf("%w: its disk %s %w", ErrSpec, disk.TargetName(device), err)
+			return fmt.Errorf("%w: its disk %s %w", errdefs.ErrInvalid, disk.TargetName(device), err)
 		}
 		format := "raw" // what libvirt takes it for
 		if device.Driver != nil && device.Driver.Type != "" {
@@ -150,7 +152,7 @@ func (s *cloneSource) readChain(path, format string) error {
 		}
 		path, format = base, header.BackingFormat
 	}
-	return fmt.Errorf("%w: it stands on more than %d files", ErrSpec, maxChain)
+	return fmt.Errorf("%w: it stands on more than %d files", errdefs.ErrInvalid, maxChain)
 }
 
 // readDisk fills in the size of a disk, which is its owner's and trusted. The
@@ -164,7 +166,7 @@ func readDisk(d *disk.Disk) (*qcow2.Header, error) {
 	if d.Format == "qcow2" {
 		header, err := qcow2.ReadHeader(f)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrSpec, d.Path, err)
+			return nil, fmt.Errorf("%w: %s: %w", errdefs.ErrInvalid, d.Path, err)
 		}
 		d.VirtualSize = header.VirtualSize
 		return header, nil

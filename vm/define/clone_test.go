@@ -1,4 +1,4 @@
-package vm
+package define
 
 import (
 	"errors"
@@ -17,18 +17,11 @@ import (
 	"gitlab-sardine-executor/internal/qcow2/qcow2test"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
-
-// emptyHost is libvirt's in-memory driver with nothing in it that another test
-// made, other than [testHost].
-func emptyHost(t *testing.T) *Host {
-	t.Helper()
-	h := virttest.OpenEmpty(t)
-	return &Host{Host: h, conn: h.Libvirt(), uri: h.URI()}
-}
 
 // A sourceDomain is a domain to clone; empty holes are filled with what is
 // ordinary there.
@@ -41,7 +34,7 @@ type sourceDomain struct {
 	os      string
 }
 
-func (s sourceDomain) define(t *testing.T, h *Host) {
+func (s sourceDomain) define(t *testing.T, h *virt.Host) {
 	t.Helper()
 	if s.os == "" {
 		s.os = `<os><type arch='x86_64'>hvm</type></os>`
@@ -49,7 +42,7 @@ func (s sourceDomain) define(t *testing.T, h *Host) {
 	doc := fmt.Sprintf(`<domain type='test'>
 <name>%s</name><memory unit='MiB'>64</memory>%s%s
 <devices>%s%s%s</devices></domain>`, s.name, s.os, s.top, s.disks, s.nics, s.devices)
-	dom, err := h.conn.DomainDefineXML(doc)
+	dom, err := h.Define(t.Context(), s.name, doc, false)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, doc)
 	}
@@ -62,7 +55,7 @@ func diskXML(path, format, target string) string {
 }
 
 // web is a source of one disk with one NIC, in a directory of its own.
-func web(t *testing.T, h *Host) (dir string) {
+func web(t *testing.T, h *virt.Host) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	disk := filepath.Join(dir, "web.qcow2")
@@ -72,7 +65,7 @@ func web(t *testing.T, h *Host) (dir string) {
 	return dir
 }
 
-func domainXML(t *testing.T, h *Host, name string) *libvirtxml.Domain {
+func domainXML(t *testing.T, h *virt.Host, name string) *libvirtxml.Domain {
 	t.Helper()
 	dom, err := h.Domain(t.Context(), name)
 	if err != nil {
@@ -117,7 +110,7 @@ func TestCloneStartModes(t *testing.T) {
 		{CloneEphemeral, false, true, nil, "unsafe", "", "unmap"},
 	} {
 		t.Run("mode "+string(test.mode), func(t *testing.T) {
-			h := emptyHost(t)
+			h := virttest.OpenEmpty(t)
 			source := web(t, h)
 			out := filepath.Join(t.TempDir(), "new", "dir")
 			clone, err := Clone(t.Context(), h, CloneOptions{Source: "web", Start: test.mode, Dir: out})
@@ -164,7 +157,7 @@ func TestCloneStartModes(t *testing.T) {
 }
 
 func TestClonePrintMakesNothing(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	web(t, h)
 	out := filepath.Join(t.TempDir(), "out")
 	clone, err := Clone(t.Context(), h, CloneOptions{Source: "web", Start: ClonePrint, Dir: out, MAC: "52:54:00:AA:BB:CC"})
@@ -188,7 +181,7 @@ func TestClonePrintMakesNothing(t *testing.T) {
 }
 
 func TestCloneNames(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	web(t, h)
 	out := t.TempDir()
 	for _, want := range []string{"web-clone", "web-clone-1", "web-clone-2"} {
@@ -200,10 +193,10 @@ func TestCloneNames(t *testing.T) {
 	if got := contents(t, out); !slices.Equal(got, []string{"web-1.qcow2", "web-2.qcow2", "web.qcow2"}) {
 		t.Errorf("files: %q", got)
 	}
-	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Target: "web-clone-1", Dir: out}); !errors.Is(err, ErrExists) {
+	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Target: "web-clone-1", Dir: out}); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("a name that is taken: %v", err)
 	}
-	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Target: "web-clone-1", Start: ClonePrint, Dir: out}); !errors.Is(err, ErrExists) {
+	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Target: "web-clone-1", Start: ClonePrint, Dir: out}); !errors.Is(err, errdefs.ErrExists) {
 		t.Errorf("print with a name that is taken: %v", err)
 	}
 	if clone, err := Clone(t.Context(), h, CloneOptions{Source: "web", Target: "mine", Dir: out}); err != nil || clone.Name != "mine" {
@@ -212,7 +205,7 @@ func TestCloneNames(t *testing.T) {
 }
 
 func TestCloneAtOnce(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	web(t, h)
 	out := t.TempDir()
 	const clones = 8
@@ -248,7 +241,7 @@ func TestCloneAtOnce(t *testing.T) {
 // Two disks of one name, a disk in two clones' chains, a shared CD-ROM, an empty
 // drive and a read-only disk.
 func TestCloneSeveralDisks(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	dir, out := t.TempDir(), t.TempDir()
 	path := func(elem ...string) string { return filepath.Join(append([]string{dir}, elem...)...) }
 	for _, sub := range []string{"a", "b"} {
@@ -311,7 +304,7 @@ func TestCloneSeveralDisks(t *testing.T) {
 }
 
 func TestCloneBackingStore(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	web(t, h)
 	for choice, want := range map[string]bool{
 		domain.OmitYes: false, domain.OmitNo: true,
@@ -329,7 +322,7 @@ func TestCloneBackingStore(t *testing.T) {
 
 // UEFI variables: a copy, or a name for what libvirt will make.
 func TestCloneNVRAM(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	dir, out := t.TempDir(), t.TempDir()
 	vars := filepath.Join(dir, "vars.fd")
 	if err := os.WriteFile(vars, []byte("boot order"), 0o600); err != nil {
@@ -359,9 +352,9 @@ func TestCloneNVRAM(t *testing.T) {
 	}
 }
 
-// TestIndividualise has everything that two machines cannot both have.
-func TestIndividualise(t *testing.T) {
-	h := emptyHost(t)
+// TestMakeUnique has everything that two machines cannot both have.
+func TestMakeUnique(t *testing.T) {
+	h := virttest.OpenEmpty(t)
 	sourceDomain{name: "rich",
 		top: `<genid>b8f2a5c0-5f3a-4f3c-9a6e-000000000001</genid>
 <sysinfo type='smbios'><system><entry name='serial'>42</entry></system></sysinfo>`,
@@ -402,7 +395,7 @@ func TestIndividualise(t *testing.T) {
 	if slices.ContainsFunc(clone.Notes, func(note string) bool { return strings.HasPrefix(note, "console") }) {
 		t.Errorf("the first serial port is mentioned twice: %q", clone.Notes)
 	}
-	dom, err := h.conn.DomainDefineXML(clone.XML)
+	dom, err := h.Define(t.Context(), clone.Name, clone.XML, false)
 	if err != nil {
 		t.Fatalf("libvirt does not take it: %v\n%s", err, clone.XML)
 	}
@@ -414,7 +407,7 @@ func TestIndividualise(t *testing.T) {
 }
 
 func TestCloneRefuses(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	dir := web(t, h)
 	disk := filepath.Join(dir, "web.qcow2")
 	twoNICs := `<interface type='network'><source network='default'/></interface><interface type='network'><source network='default'/></interface>`
@@ -432,20 +425,20 @@ func TestCloneRefuses(t *testing.T) {
 		text string
 	}{
 		"no such source":      {CloneOptions{Source: "nobody"}, virt.ErrNoDomain, "nobody"},
-		"unknown mode":        {CloneOptions{Source: "web", Start: "sometimes"}, ErrSpec, "define"},
-		"unknown omit":        {CloneOptions{Source: "web", OmitBackingStore: "perhaps"}, ErrSpec, "auto, yes or no"},
-		"name with a slash":   {CloneOptions{Source: "web", Target: "../x"}, ErrSpec, "no name"},
-		"no MAC":              {CloneOptions{Source: "web", MAC: "hello"}, ErrSpec, "no MAC address"},
-		"a group's MAC":       {CloneOptions{Source: "web", MAC: "01:00:5e:00:00:01"}, ErrSpec, "group"},
-		"a long MAC":          {CloneOptions{Source: "web", MAC: "00:00:5e:00:53:01:00:01"}, ErrSpec, "no MAC address"},
-		"MAC for several":     {CloneOptions{Source: "twonics", MAC: "52:54:00:00:00:09"}, ErrSpec, "this one has 2"},
-		"MAC for none":        {CloneOptions{Source: "nonic", MAC: "52:54:00:00:00:09"}, ErrSpec, "this one has 0"},
-		"network disk":        {CloneOptions{Source: "network"}, ErrSpec, "vda is neither a file nor"},
-		"shareable disk":      {CloneOptions{Source: "shareable"}, ErrSpec, "shareable"},
+		"unknown mode":        {CloneOptions{Source: "web", Start: "sometimes"}, errdefs.ErrInvalid, "define"},
+		"unknown omit":        {CloneOptions{Source: "web", OmitBackingStore: "perhaps"}, errdefs.ErrInvalid, "auto, yes or no"},
+		"name with a slash":   {CloneOptions{Source: "web", Target: "../x"}, errdefs.ErrInvalid, "no name"},
+		"no MAC":              {CloneOptions{Source: "web", MAC: "hello"}, errdefs.ErrInvalid, "no MAC address"},
+		"a group's MAC":       {CloneOptions{Source: "web", MAC: "01:00:5e:00:00:01"}, errdefs.ErrInvalid, "group"},
+		"a long MAC":          {CloneOptions{Source: "web", MAC: "00:00:5e:00:53:01:00:01"}, errdefs.ErrInvalid, "no MAC address"},
+		"MAC for several":     {CloneOptions{Source: "twonics", MAC: "52:54:00:00:00:09"}, errdefs.ErrInvalid, "this one has 2"},
+		"MAC for none":        {CloneOptions{Source: "nonic", MAC: "52:54:00:00:00:09"}, errdefs.ErrInvalid, "this one has 0"},
+		"network disk":        {CloneOptions{Source: "network"}, errdefs.ErrInvalid, "vda is neither a file nor"},
+		"shareable disk":      {CloneOptions{Source: "shareable"}, errdefs.ErrInvalid, "shareable"},
 		"disk is missing":     {CloneOptions{Source: "missing"}, os.ErrNotExist, "vda"},
 		"disk of a format":    {CloneOptions{Source: "vmdk"}, nil, "neither qcow2 nor raw"},
-		"disk is not qcow2":   {CloneOptions{Source: "notqcow2"}, ErrSpec, "/dev/null"},
-		"machine of a job":    {CloneOptions{Source: "jobs"}, ErrSpec, "machine of a job"},
+		"disk is not qcow2":   {CloneOptions{Source: "notqcow2"}, errdefs.ErrInvalid, "/dev/null"},
+		"machine of a job":    {CloneOptions{Source: "jobs"}, errdefs.ErrInvalid, "machine of a job"},
 		"directory is a file": {CloneOptions{Source: "web", Dir: disk}, nil, "not a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -469,7 +462,7 @@ func TestCloneRefuses(t *testing.T) {
 
 // The disks of a domain that runs are not still.
 func TestCloneRefusesWhatIsNotStill(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	web(t, h)
 	sourceDomain{name: "diskless"}.define(t, h)
 	for _, name := range []string{"web", "diskless"} {
@@ -482,7 +475,7 @@ func TestCloneRefusesWhatIsNotStill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Dir: t.TempDir()}); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), "is running") {
+	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Dir: t.TempDir()}); !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "is running") {
 		t.Errorf("running: %v", err)
 	}
 	if _, err := Clone(t.Context(), h, CloneOptions{Source: "diskless", Dir: t.TempDir()}); err != nil {
@@ -496,14 +489,14 @@ func TestCloneRefusesWhatIsNotStill(t *testing.T) {
 	if err := dom.Libvirt().ManagedSave(0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Dir: t.TempDir()}); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), "is saved") {
+	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Dir: t.TempDir()}); !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "is saved") {
 		t.Errorf("saved: %v", err)
 	}
 }
 
 // What fails after files were made takes them away again.
 func TestCloneLeavesNothingOnFailure(t *testing.T) {
-	h := emptyHost(t)
+	h := virttest.OpenEmpty(t)
 	dir := web(t, h)
 	disk := filepath.Join(dir, "web.qcow2")
 	vars := filepath.Join(dir, "vars")

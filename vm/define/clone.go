@@ -1,4 +1,4 @@
-package vm
+package define
 
 import (
 	"context"
@@ -13,8 +13,10 @@ import (
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -77,9 +79,9 @@ type ClonedDomain struct {
 // host cannot both have (fixed ports, socket paths, addresses) is new, too.
 //
 // If Clone fails, nothing of the clone is left. The error is [virt.ErrNoDomain] if
-// there is no such source, [ErrExists] if there is a domain of the name asked
-// for, [ErrSpec] if this source cannot be cloned or the options make no sense.
-func Clone(ctx context.Context, h *Host, o CloneOptions) (*ClonedDomain, error) {
+// there is no such source, [errdefs.ErrExists] if there is a domain of the name asked
+// for, [errdefs.ErrInvalid] if this source cannot be cloned or the options make no sense.
+func Clone(ctx context.Context, h *virt.Host, o CloneOptions) (*ClonedDomain, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
@@ -94,7 +96,7 @@ func Clone(ctx context.Context, h *Host, o CloneOptions) (*ClonedDomain, error) 
 	for name := range cloneNames(o) {
 		c := &cloning{host: h, source: source, options: o, backingStore: write, name: name}
 		done, err := c.run(ctx)
-		if errors.Is(err, ErrExists) && o.Target == "" {
+		if errors.Is(err, errdefs.ErrExists) && o.Target == "" {
 			continue // also if somebody was faster
 		}
 		if err != nil {
@@ -111,7 +113,7 @@ func (o *CloneOptions) complete() (err error) {
 		o.Start = CloneDefine
 	}
 	if !slices.Contains(StartModes, o.Start) {
-		return fmt.Errorf("%w: start mode %q: want one of %q", ErrSpec, o.Start, StartModes)
+		return fmt.Errorf("%w: start mode %q: want one of %q", errdefs.ErrInvalid, o.Start, StartModes)
 	}
 	if o.MAC != "" {
 		if o.MAC, err = parseMAC(o.MAC); err != nil {
@@ -119,7 +121,7 @@ func (o *CloneOptions) complete() (err error) {
 		}
 	}
 	if strings.ContainsAny(o.Target, "/\n") || o.Target == "." || o.Target == ".." {
-		return fmt.Errorf("%w: %q is no name for a domain", ErrSpec, o.Target)
+		return fmt.Errorf("%w: %q is no name for a domain", errdefs.ErrInvalid, o.Target)
 	}
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return fmt.Errorf("find the directory for the clone: %w", err)
@@ -143,20 +145,20 @@ func cloneNames(o CloneOptions) func(yield func(string) bool) {
 
 // A cloning is one attempt to make a clone, under one name.
 type cloning struct {
-	host         *Host
+	host         *virt.Host
 	source       *cloneSource
 	options      CloneOptions
 	backingStore bool // is written
 	name         string
 
-	undo undoer
+	undo rollback.Stack
 }
 
 func (c *cloning) run(ctx context.Context) (_ *ClonedDomain, err error) {
 	switch dom, err := c.host.Domain(ctx, c.name); {
 	case err == nil:
 		dom.Free()
-		return nil, fmt.Errorf("%w: %s at %s", ErrExists, c.name, c.host.URI())
+		return nil, fmt.Errorf("%w: %s at %s", errdefs.ErrExists, c.name, c.host.URI())
 	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
@@ -166,12 +168,12 @@ func (c *cloning) run(ctx context.Context) (_ *ClonedDomain, err error) {
 	}
 	d.Name, d.UUID = c.name, uuid.NewString()
 	done := &ClonedDomain{Name: c.name}
-	if done.Notes, err = individualise(d, c.options); err != nil {
+	if done.Notes, err = makeUnique(d, c.options); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.undo.all())
+			err = errors.Join(err, c.undo.Run())
 		}
 	}()
 	if done.Files, err = c.place(ctx, d); err != nil {
@@ -205,7 +207,7 @@ func (c *cloning) place(ctx context.Context, d *libvirtxml.Domain) (paths []stri
 	if !disk.HasNVRAM(d.OS) {
 		return paths, nil
 	}
-	nvram, err := files.nvram(d.OS, c.name, c.host.defaultNVRAM(c.options.Source))
+	nvram, err := files.nvram(d.OS, c.name, defaultNVRAM(c.host, c.options.Source))
 	return append(paths, nvram), err
 }
 
@@ -213,7 +215,7 @@ func (c *cloning) place(ctx context.Context, d *libvirtxml.Domain) (paths []stri
 func (c *cloning) makeDir() (cloneFiles, error) {
 	dir := c.options.Dir
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		c.undo.add(func() error { _ = os.Remove(dir); return nil }) // unless others use it by now
+		c.undo.Add(func() error { _ = os.Remove(dir); return nil }) // unless others use it by now
 	}
 	// Like the directory of the overlays of jobs.
 	if err := os.MkdirAll(dir, 0o711); err != nil {
@@ -267,10 +269,10 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 	}
 	owners := disk.OwnersOf(c.source.disks)
 	// By its UUID: a domain of that name may be somebody else's.
-	c.undo.add(func() error {
-		ctx, cancel := undoing(ctx)
+	c.undo.Add(func() error {
+		ctx, cancel := rollback.Context(ctx)
 		defer cancel()
-		return c.host.forget(ctx, id)
+		return forget(ctx, c.host, id)
 	})
 	var dom *virt.Domain
 	var err error
@@ -307,14 +309,14 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 func (c *cloning) whose(ctx context.Context, err error) error {
 	if dom, lookup := c.host.Domain(ctx, c.name); lookup == nil {
 		dom.Free()
-		return fmt.Errorf("%w: %w", ErrExists, err)
+		return fmt.Errorf("%w: %w", errdefs.ErrExists, err)
 	}
 	return virt.ClassifyXML(err)
 }
 
 // forget ends and undefines the domain with that UUID, if there is one. Its files
 // are the caller's.
-func (h *Host) forget(ctx context.Context, id string) error {
+func forget(ctx context.Context, h *virt.Host, id string) error {
 	dom, err := h.DomainByUUID(ctx, id)
 	if errors.Is(err, virt.ErrNoDomain) {
 		return nil

@@ -1,4 +1,4 @@
-package vm
+package define
 
 import (
 	"context"
@@ -10,16 +10,17 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
-	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// BaseNamespace is the XML namespace of an [Origin] in a domain's metadata. It is
+// Namespace is the XML namespace of an [Origin] in a domain's metadata. It is
 // not that of a job's record: nobody may take a base for a machine that a job
 // left behind.
-const BaseNamespace = "urn:gitlab-sardine-executor:base:1"
+const Namespace = "urn:gitlab-sardine-executor:base:1"
 
 // An Origin says which image a base was made of.
 type Origin struct {
@@ -29,9 +30,9 @@ type Origin struct {
 	Digest string `xml:"digest"`
 }
 
-// A BaseSpec describes a virtual machine that is defined to be kept: to be
+// A Spec describes a virtual machine that is defined to be kept: to be
 // cloned, or started and changed by hand.
-type BaseSpec struct {
+type Spec struct {
 	// Name of the domain; unique on the host.
 	Name string
 	// DomainXML, Trusted, Template, Architecture, UEFI, Disks, Network, Accel and
@@ -53,16 +54,16 @@ type BaseSpec struct {
 
 // Define defines a persistent domain on overlays of the disks: first the files,
 // then the domain, and nothing of either if it fails. It returns what was dropped
-// from the image's domain XML. The error is [ErrExists] if there is a domain of
+// from the image's domain XML. The error is [errdefs.ErrExists] if there is a domain of
 // that name.
-func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err error) {
+func Define(ctx context.Context, h *virt.Host, base Spec) (dropped []string, err error) {
 	rebuilt, err := domain.Build(base.source())
 	if err != nil {
 		return nil, err
 	}
 	switch _, err := h.Domain(ctx, base.Name); {
 	case err == nil:
-		return nil, fmt.Errorf("%w: %s at %s", ErrExists, base.Name, h.URI())
+		return nil, fmt.Errorf("%w: %s at %s", errdefs.ErrExists, base.Name, h.URI())
 	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
@@ -72,11 +73,11 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 	if err := os.Mkdir(base.Dir, 0o711); err != nil {
 		return nil, fmt.Errorf("make the directory of %s: %w", base.Name, err)
 	}
-	undo := &undoer{}
-	undo.add(func() error { return os.RemoveAll(base.Dir) })
+	undo := &rollback.Stack{}
+	undo.Add(func() error { return os.RemoveAll(base.Dir) })
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, undo.all())
+			err = errors.Join(err, undo.Run())
 		}
 	}()
 	if _, err := domain.Accelerate(ctx, rebuilt.Domain, base.Accel, filepath.Dir(base.Dir)); err != nil {
@@ -92,17 +93,17 @@ func Define(ctx context.Context, h *Host, base BaseSpec) (dropped []string, err 
 	if err := base.complete(rebuilt.Domain, files); err != nil {
 		return nil, err
 	}
-	return rebuilt.Dropped, h.define(ctx, rebuilt.Domain)
+	return rebuilt.Dropped, define(ctx, h, rebuilt.Domain)
 }
 
-func (b *BaseSpec) source() domain.Source {
+func (b *Spec) source() domain.Source {
 	return domain.Source{
 		DomainXML: b.DomainXML, Trusted: b.Trusted, Template: b.Template, Architecture: b.Architecture, UEFI: b.UEFI, Disks: b.Disks,
 	}
 }
 
 // complete makes the domain of an image that of a base.
-func (b *BaseSpec) complete(d *libvirtxml.Domain, files domain.Files) error {
+func (b *Spec) complete(d *libvirtxml.Domain, files domain.Files) error {
 	origin, err := xml.Marshal(b.Origin)
 	if err != nil {
 		return fmt.Errorf("write the origin of %s: %w", b.Name, err)
@@ -129,7 +130,7 @@ func (b *BaseSpec) complete(d *libvirtxml.Domain, files domain.Files) error {
 	}
 	for i := range d.Devices.Interfaces {
 		source := &libvirtxml.DomainInterfaceSource{User: &libvirtxml.DomainInterfaceSourceUser{}}
-		if b.Network != UserNetwork {
+		if b.Network != userNetwork {
 			source = &libvirtxml.DomainInterfaceSource{Network: &libvirtxml.DomainInterfaceSourceNetwork{Network: b.Network}}
 		}
 		d.Devices.Interfaces[i].Source = source
@@ -137,12 +138,12 @@ func (b *BaseSpec) complete(d *libvirtxml.Domain, files domain.Files) error {
 	return nil
 }
 
-func (h *Host) define(ctx context.Context, d *libvirtxml.Domain) error {
+func define(ctx context.Context, h *virt.Host, d *libvirtxml.Domain) error {
 	doc, err := d.Marshal()
 	if err != nil {
 		return fmt.Errorf("write the domain %s: %w", d.Name, err)
 	}
-	dom, err := h.Host.Define(ctx, d.Name, doc, true)
+	dom, err := h.Define(ctx, d.Name, doc, true)
 	if err != nil {
 		return virt.ClassifyXML(err)
 	}
@@ -150,23 +151,29 @@ func (h *Host) define(ctx context.Context, d *libvirtxml.Domain) error {
 	return nil
 }
 
-// A BaseDomain is a domain that [Define] defined.
-type BaseDomain struct {
+// errNoOrigin: the domain was not defined by [Define].
+var errNoOrigin = errors.New("not defined from an image")
+
+// userNetwork is the name of the network that is QEMU's own.
+const userNetwork = "user"
+
+// A TemplateDomain is a domain that [Define] defined.
+type TemplateDomain struct {
 	Name   string
 	Origin Origin
 }
 
-// Bases lists the bases on a host.
-func Bases(ctx context.Context, h *Host) ([]BaseDomain, error) {
+// List lists the bases on a host.
+func List(ctx context.Context, h *virt.Host) ([]TemplateDomain, error) {
 	domains, err := h.Domains(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var bases []BaseDomain
+	var bases []TemplateDomain
 	for _, dom := range domains {
-		base, err := baseOf(ctx, dom)
+		base, err := templateDomain(ctx, dom)
 		dom.Free()
-		if errors.Is(err, record.ErrNotOurs) || errors.Is(err, virt.ErrNoDomain) {
+		if errors.Is(err, errNoOrigin) || errors.Is(err, virt.ErrNoDomain) {
 			continue
 		}
 		if err != nil {
@@ -177,12 +184,12 @@ func Bases(ctx context.Context, h *Host) ([]BaseDomain, error) {
 	return bases, nil
 }
 
-func baseOf(ctx context.Context, dom *virt.Domain) (BaseDomain, error) {
-	text, err := dom.Metadata(ctx, "the origin", BaseNamespace)
+func templateDomain(ctx context.Context, dom *virt.Domain) (TemplateDomain, error) {
+	text, err := dom.Metadata(ctx, "the origin", Namespace)
 	if errors.Is(err, virt.ErrNoMetadata) {
-		return BaseDomain{}, record.ErrNotOurs
+		return TemplateDomain{}, errNoOrigin
 	} else if err != nil {
-		return BaseDomain{}, err
+		return TemplateDomain{}, err
 	}
 	// libvirt gives the element without its namespace, which it knows we know.
 	var origin struct {
@@ -190,7 +197,7 @@ func baseOf(ctx context.Context, dom *virt.Domain) (BaseDomain, error) {
 		Digest string `xml:"digest"`
 	}
 	if err := xml.Unmarshal([]byte(text), &origin); err != nil {
-		return BaseDomain{}, fmt.Errorf("%w: its origin is damaged: %w", record.ErrNotOurs, err)
+		return TemplateDomain{}, fmt.Errorf("%w: its origin is damaged: %w", errNoOrigin, err)
 	}
-	return BaseDomain{Name: dom.Name(), Origin: Origin{Image: origin.Image, Digest: origin.Digest}}, nil
+	return TemplateDomain{Name: dom.Name(), Origin: Origin{Image: origin.Image, Digest: origin.Digest}}, nil
 }

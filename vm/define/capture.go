@@ -1,4 +1,4 @@
-package vm
+package define
 
 import (
 	"context"
@@ -11,25 +11,26 @@ import (
 
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // ErrRunning: the domain runs, and so its disks change.
 var ErrRunning = errors.New("the virtual machine runs")
 
-// A Sealed is a virtual machine as an image describes it: nothing of the host it
+// A Captured is a virtual machine as an image describes it: nothing of the host it
 // was made on is in its domain XML.
-type Sealed struct {
+type Captured struct {
 	Name string
 	// DomainXML names the disks as Disks do.
 	DomainXML []byte
 	// Architecture in Go's terms.
 	Architecture string
-	Disks        []SealedDisk
+	Disks        []CapturedDisk
 }
 
-// A SealedDisk is a disk of the machine; its backing files are known from its own
+// A CapturedDisk is a disk of the machine; its backing files are known from its own
 // header.
-type SealedDisk struct {
+type CapturedDisk struct {
 	// Path of the file on this host, Name in the image.
 	Path, Name string
 	// Format is what the domain says: "qcow2", "raw", or one that no image holds.
@@ -37,11 +38,11 @@ type SealedDisk struct {
 	CDROM  bool
 }
 
-// Seal describes a defined domain as an image. The name is kept; UUID, MAC
+// Capture describes a defined domain as an image. The name is kept; UUID, MAC
 // addresses, host paths and what else belongs to one machine or one host go. The
 // error is [ErrNoDomain] if there is none of that name, [ErrRunning] if it does not
 // stand still.
-func Seal(ctx context.Context, h *Host, name string) (*Sealed, error) {
+func Capture(ctx context.Context, h *virt.Host, name string) (*Captured, error) {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return nil, err
@@ -62,25 +63,25 @@ func Seal(ctx context.Context, h *Host, name string) (*Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := seal(doc)
+	captured, err := capture(doc)
 	if err != nil {
 		return nil, fmt.Errorf("domain %s: %w", name, err)
 	}
-	return sealed, nil
+	return captured, nil
 }
 
-func seal(doc string) (*Sealed, error) {
+func capture(doc string) (*Captured, error) {
 	d := &libvirtxml.Domain{}
 	if err := d.Unmarshal(doc); err != nil {
 		return nil, fmt.Errorf("read its XML: %w", err)
 	}
-	sealed := &Sealed{Name: d.Name}
+	captured := &Captured{Name: d.Name}
 	if d.OS != nil && d.OS.Type != nil {
-		sealed.Architecture = goArch(d.OS.Type.Arch)
+		captured.Architecture = goArch(d.OS.Type.Arch)
 	}
-	anonymise(d)
+	sanitize(d)
 	var err error
-	if sealed.Disks, err = sealDisks(d); err != nil {
+	if captured.Disks, err = captureDisks(d); err != nil {
 		return nil, err
 	}
 	if doc, err = d.Marshal(); err != nil {
@@ -88,15 +89,15 @@ func seal(doc string) (*Sealed, error) {
 	}
 	// An element without the attribute, as the Python tool writes it: libvirt would
 	// take an empty one for a mistake.
-	sealed.DomainXML = []byte(strings.ReplaceAll(doc, `<mac address=""></mac>`, `<mac/>`))
-	return sealed, nil
+	captured.DomainXML = []byte(strings.ReplaceAll(doc, `<mac address=""></mac>`, `<mac/>`))
+	return captured, nil
 }
 
-// anonymise drops what belongs to one machine or one host, but for the disks.
-func anonymise(d *libvirtxml.Domain) {
+// sanitize drops what belongs to one machine or one host, but for the disks.
+func sanitize(d *libvirtxml.Domain) {
 	d.ID, d.UUID = nil, ""
 	d.SecLabel, d.Resource, d.GenID = nil, nil, nil
-	if d.Metadata != nil && (strings.Contains(d.Metadata.XML, BaseNamespace) || strings.Contains(d.Metadata.XML, record.Namespace)) {
+	if d.Metadata != nil && (strings.Contains(d.Metadata.XML, Namespace) || strings.Contains(d.Metadata.XML, record.Namespace)) {
 		d.Metadata = nil
 	}
 	if d.OS != nil {
@@ -136,9 +137,9 @@ func anonymise(d *libvirtxml.Domain) {
 	}
 }
 
-// sealDisks gives the disks bare names, each its own, and lists them.
-func sealDisks(d *libvirtxml.Domain) ([]SealedDisk, error) {
-	var disks []SealedDisk
+// captureDisks gives the disks bare names, each its own, and lists them.
+func captureDisks(d *libvirtxml.Domain) ([]CapturedDisk, error) {
+	var disks []CapturedDisk
 	names := make(map[string]bool)
 	for i := range d.Devices.Disks {
 		device := &d.Devices.Disks[i]
@@ -164,7 +165,7 @@ func sealDisks(d *libvirtxml.Domain) ([]SealedDisk, error) {
 		name := freeName(names, filepath.Base(path))
 		names[name] = true
 		device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: name}}
-		disks = append(disks, SealedDisk{Path: path, Name: name, Format: format, CDROM: device.Device == "cdrom"})
+		disks = append(disks, CapturedDisk{Path: path, Name: name, Format: format, CDROM: device.Device == "cdrom"})
 	}
 	if len(disks) == 0 {
 		return nil, errors.New("it has no disk")
