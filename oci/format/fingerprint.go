@@ -1,0 +1,123 @@
+package format
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// fingerprintVersion changes when the same plan is carried out to another result.
+const fingerprintVersion = 1
+
+// Fingerprint tells what a plan makes of an image: two plans with one fingerprint make the
+// same disks of the same names, with the same domain and guest, in the same format. It is 32
+// hexadecimal digits. A new version of this package that reads a manifest in another way gives
+// its plan another fingerprint, so that both results can lie side by side.
+func (p *Plan) Fingerprint() string {
+	r := planReading{
+		Version: fingerprintVersion, Format: p.Format, Architecture: p.Architecture, OS: p.OS,
+		Domain: blobsReading(p.DomainXML), Guest: blobsReading(p.GuestConfig),
+	}
+	for _, disk := range p.Disks {
+		r.Disks = append(r.Disks, disk.reading())
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // strings and numbers alone
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:16])
+}
+
+// The readings are what a fingerprint covers, under names that do not change with the code.
+type planReading struct {
+	Version      int             `json:"version"`
+	Format       string          `json:"format"`
+	Architecture string          `json:"architecture"`
+	OS           string          `json:"os"`
+	Domain       []digest.Digest `json:"domain"`
+	Guest        []digest.Digest `json:"guest"`
+	Disks        []diskReading   `json:"disks"`
+}
+
+type diskReading struct {
+	Name    string          `json:"name"`
+	Alias   string          `json:"alias"`
+	Content string          `json:"content"`
+	Digest  digest.Digest   `json:"digest"`
+	Size    int64           `json:"size"`
+	Streams []streamReading `json:"streams"`
+	Tree    *treeReading    `json:"tree"`
+}
+
+type streamReading struct {
+	Blobs       []digest.Digest `json:"blobs"`
+	Compression string          `json:"compression"`
+	Offset      int64           `json:"offset"`
+	Size        int64           `json:"size"`
+	Digest      digest.Digest   `json:"digest"`
+}
+
+type treeReading struct {
+	Path      string          `json:"path"`
+	Directory bool            `json:"directory"`
+	Layers    []streamReading `json:"layers"`
+}
+
+func (d Disk) reading() diskReading {
+	r := diskReading{
+		Name: d.Name, Alias: d.Alias, Content: d.Content.reading(), Digest: d.Digest, Size: d.Size,
+		Streams: streamReadings(d.Streams),
+	}
+	if d.Tree != nil {
+		r.Tree = &treeReading{Path: d.Tree.Path, Directory: d.Tree.Directory, Layers: streamReadings(d.Tree.Layers)}
+	}
+	return r
+}
+
+func streamReadings(streams []Stream) []streamReading {
+	readings := make([]streamReading, len(streams))
+	for i, s := range streams {
+		readings[i] = streamReading{Compression: s.Compression.reading(), Offset: s.Offset, Size: s.Size, Digest: s.Digest}
+		for n := range s.Blobs {
+			readings[i].Blobs = append(readings[i].Blobs, s.Blobs[n].Digest)
+		}
+	}
+	return readings
+}
+
+func blobsReading(blob *v1.Descriptor) []digest.Digest {
+	if blob == nil {
+		return nil
+	}
+	return []digest.Digest{blob.Digest}
+}
+
+func (c Content) reading() string {
+	if name, ok := ContentNames[c]; ok {
+		return name
+	}
+	return "detect"
+}
+
+func (c Compression) reading() string {
+	switch c {
+	case None:
+		return "none"
+	case Gzip:
+		return "gzip"
+	case Zstd:
+		return "zstd"
+	case AppleLZ4:
+		return "apple-lz4"
+	case Maybe:
+		return "maybe"
+	case Sniffed:
+		return "sniffed"
+	}
+	return fmt.Sprint(int(c))
+}
