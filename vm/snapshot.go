@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/diskusage"
 	"gitlab-sardine-executor/internal/qcow2"
 	"gitlab-sardine-executor/vm/disk"
 )
@@ -394,7 +395,7 @@ func SnapshotUse(dir string) (count int, size int64, err error) {
 		if entry.Name() == snapshotMemory && filepath.Ext(filepath.Dir(path)) != halfMade {
 			count++
 		}
-		bytes, err := disk.AllocatedBytes(path)
+		bytes, err := diskusage.OfFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}

@@ -15,7 +15,7 @@ import (
 
 	"github.com/gofrs/flock"
 
-	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/internal/diskusage"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -175,7 +175,7 @@ func (c *Config) chooseDisk(taken map[string]bool) (Cache, error) {
 	if err != nil {
 		return chosen, fmt.Errorf("make a cache disk: %w", err)
 	}
-	allocated, err := disk.AllocatedBytes(chosen.Path)
+	allocated, err := diskusage.OfFile(chosen.Path)
 	chosen.Fresh = allocated == 0
 	return chosen, err
 }

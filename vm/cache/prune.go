@@ -10,10 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
-	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/internal/diskusage"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -66,7 +65,7 @@ func describe(dir, name string) (Stored, error) {
 	if path.Base(name) == filesDir {
 		cache.Name, cache.Mode = path.Dir(name), Share
 		used = filepath.Join(dir, path.Dir(name), ownerFile) // the directory's own time is the guests'
-	} else if cache.Size, err = disk.AllocatedBytes(used); err != nil {
+	} else if cache.Size, err = diskusage.OfFile(used); err != nil {
 		return cache, err
 	}
 	info, err := os.Lstat(used)
@@ -96,7 +95,7 @@ func Prune(ctx context.Context, h *virt.Host, dir string, o PruneOptions) ([]Sto
 	// Without the lock: a share can have millions of files.
 	for i := range pruned {
 		if pruned[i].Mode == Share && err == nil {
-			pruned[i].Size, err = shareSize(ctx, places[i])
+			pruned[i].Size, err = diskusage.OfDir(ctx, places[i])
 		}
 	}
 	if o.DryRun {
@@ -158,30 +157,4 @@ func (c Stored) setAside(dir string) (place string, err error) {
 		return place, err
 	}
 	return place, os.RemoveAll(keyDir) // the owner's last
-}
-
-// shareSize adds up what the files of a share take. What lies there is the guests'
-// making: nothing leads out of it.
-func shareSize(ctx context.Context, dir string) (int64, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return 0, fmt.Errorf("see how much the cache %s takes: %w", dir, err)
-	}
-	defer root.Close()
-	var sum int64
-	err = fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err != nil {
-			return nil // what cannot be read is not counted
-		}
-		if info, err := entry.Info(); err == nil {
-			if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-				sum += stat.Blocks * 512
-			}
-		}
-		return nil
-	})
-	return sum, err
 }
