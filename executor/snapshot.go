@@ -10,6 +10,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/snapshot"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -29,7 +30,7 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec
 		end = o.begin("snapshot", "sardine_snapshot", "Booting a machine for a snapshot, from which this and later jobs start")
 	})
 	end()
-	if errors.Is(err, vm.ErrNoSnapshot) {
+	if errors.Is(err, snapshot.ErrNone) {
 		o.detail("the machine boots: " + err.Error())
 		return nil
 	}
@@ -41,7 +42,7 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec
 
 // gaugeSnapshots counts the snapshots.
 func (d *Driver) gaugeSnapshots(dirs config.Dirs) error {
-	count, size, err := vm.SnapshotUse(dirs.Snapshots())
+	count, size, err := snapshot.Usage(dirs.Snapshots())
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/snapshot"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -43,7 +44,7 @@ type Guest struct {
 	// started.
 	overlays map[string]string
 	// snapshot is what it was started from; nil if it booted.
-	snapshot *snapshot
+	snapshot *snapshot.Snapshot
 	network  network // nil for a guest that was looked up
 	making   *jobDir // locked while the machine is started
 	client   *guestssh.Client
@@ -68,27 +69,6 @@ func (g *Guest) Name() string { return g.name }
 
 // Record is what the domain says of its job.
 func (g *Guest) Record() record.Record { return g.record }
-
-// Resumed says whether the machine goes on from a snapshot, and has not booted.
-func (g *Guest) Resumed() bool { return g.snapshot != nil }
-
-// SnapshotTime is when the snapshot was made from which the machine goes on; zero if
-// it booted.
-func (g *Guest) SnapshotTime() time.Time {
-	if g.snapshot == nil {
-		return time.Time{}
-	}
-	return g.snapshot.Made
-}
-
-// Login is how to log in to the guest, where login would let in one that booted: a guest
-// that was given a key at boot still has that one.
-func (g *Guest) Login(login guestssh.Login) guestssh.Login {
-	if g.snapshot != nil && g.snapshot.Seed != nil {
-		login.Key, login.Late = g.snapshot.Seed, false
-	}
-	return login
-}
 
 // Close ends the connections to the guest, which goes on.
 func (g *Guest) Close() error {

@@ -12,6 +12,7 @@ import (
 
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/seed"
+	"gitlab-sardine-executor/vm/snapshot"
 )
 
 const (
@@ -81,7 +82,7 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 			g.record.User = login.User
 			g.record.HostKey = guestssh.FormatKey(client.HostKey)
 			if g.Resumed() {
-				return errors.Join(g.wake(ctx), g.record.Store(ctx, g.dom))
+				return errors.Join(snapshot.Wake(ctx, g.Run), g.record.Store(ctx, g.dom))
 			}
 			if err := g.ejectSeed(ctx); err != nil {
 				g.warn("eject the seed: " + err.Error()) // it holds nothing that the guest's root does not have

@@ -14,8 +14,8 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/snapshot"
 )
 
 // PruneOptions select what [PruneImages] and [PruneCaches] remove.
@@ -78,7 +78,7 @@ func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.S
 	var failed []error
 	for _, entry := range entries {
 		if !kept[entry.Name()] {
-			failed = append(failed, vm.RemoveSnapshots(filepath.Join(dirs.Snapshots(), entry.Name())))
+			failed = append(failed, snapshot.Remove(filepath.Join(dirs.Snapshots(), entry.Name())))
 		}
 	}
 	return errors.Join(failed...)

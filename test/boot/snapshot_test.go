@@ -18,6 +18,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/snapshot"
 )
 
 // withSnapshots is a machine that can be started from a snapshot: somebody has to set
@@ -102,7 +103,7 @@ func TestSnapshotThatIsOfNoUse(t *testing.T) {
 			if forgotten := len(left) == 1; forgotten != test.forgotten {
 				t.Errorf("%s: forgotten: %v, there is %q", test.name, forgotten, left)
 			}
-			if err := vm.RemoveSnapshots(spec.SnapshotDir); err != nil {
+			if err := snapshot.Remove(spec.SnapshotDir); err != nil {
 				t.Error(err)
 			}
 		}
@@ -252,7 +253,7 @@ func TestSnapshotOfAGuestThatCannotGoOn(t *testing.T) {
 			began := false
 			spec := l.spec("maker", withSnapshots(l), unable)
 			err := vm.MakeSnapshot(t.Context(), l.host, spec, guestLogin, 2*time.Minute, func() { began = true })
-			if !errors.Is(err, vm.ErrNoSnapshot) || !strings.Contains(err.Error(), "random numbers") || began != (try == 0) {
+			if !errors.Is(err, snapshot.ErrNone) || !strings.Contains(err.Error(), "random numbers") || began != (try == 0) {
 				t.Errorf("try %d: began: %v, got %v", try+1, began, err)
 			}
 		}
@@ -349,7 +350,7 @@ func TestSnapshotsOfSeveralMachines(t *testing.T) {
 		}
 		dir := l.spec("maker", withSnapshots(l)).SnapshotDir
 		for path, want := range map[string]int{filepath.Dir(dir): 2, filepath.Join(l.dir, "nowhere"): 0} {
-			if count, size, err := vm.SnapshotUse(path); count != want || (size > 20<<20) != (want > 0) || err != nil {
+			if count, size, err := snapshot.Usage(path); count != want || (size > 20<<20) != (want > 0) || err != nil {
 				t.Errorf("%d snapshots of %d bytes, %v; want %d", count, size, err, want)
 			}
 		}
@@ -358,7 +359,7 @@ func TestSnapshotsOfSeveralMachines(t *testing.T) {
 		}
 		three := l.spec("maker", withSnapshots(l), func(s *vm.Spec) { s.Memory = 300 << 20 })
 		err := vm.MakeSnapshot(t.Context(), l.host, three, guestLogin, 2*time.Minute, func() { t.Error("a fifth is made") })
-		if !errors.Is(err, vm.ErrNoSnapshot) || !strings.Contains(err.Error(), "has 4 already") {
+		if !errors.Is(err, snapshot.ErrNone) || !strings.Contains(err.Error(), "has 4 already") {
 			t.Errorf("a fifth: %v", err)
 		}
 	})

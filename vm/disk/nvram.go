@@ -13,6 +13,9 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
+// NVRAMFile is the name of the file with the UEFI variables of a machine, among its files.
+const NVRAMFile = "nvram.fd"
+
 // MaxNVRAM bounds the variables of a UEFI firmware, in bytes. Real ones have
 // between 128 KiB (OVMF) and 64 MiB (arm64).
 const MaxNVRAM = 256 << 20

@@ -1,4 +1,4 @@
-package vm
+package snapshot
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"gitlab-sardine-executor/vm/savefile"
+	"gitlab-sardine-executor/vm/snapshot/savefile"
 )
 
 // Whoever reads the pipe gets all of it and then its end, be it late.
