@@ -22,6 +22,9 @@ type SweepOptions struct {
 	All bool
 	// DryRun removes nothing.
 	DryRun bool
+	// Addresses gives back the addresses of libvirt networks that are kept for the next
+	// machines.
+	Addresses bool
 	// Now is compared with what the machines' records say.
 	Now time.Time
 	// Metrics count what is removed; nil for none.
@@ -30,6 +33,7 @@ type SweepOptions struct {
 
 // Swept is something that no job owns any more.
 type Swept struct {
+	// Machine is its name; of an address, the address.
 	Machine string
 	// Reason is a sentence part: "expired at …".
 	Reason string
@@ -37,8 +41,8 @@ type Swept struct {
 
 // Sweep removes what no job owns any more: machines whose job ended long ago (a
 // runner that was killed cleans nothing up), and the files of machines that are
-// gone. Machines are known by the record in their domain, never by their name
-// alone. It goes on after an error, and returns what it removed with all errors; when
+// gone; with Addresses, also addresses that no machine has. Machines are known by the
+// record in their domain, never by their name alone. It goes on after an error, and returns what it removed with all errors; when
 // ctx ends, what libvirt was asked to end by then ends by itself.
 func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
 	machines, err := record.List(ctx, host.Host)
@@ -46,6 +50,7 @@ func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions)
 		return nil, err
 	}
 	var swept []Swept
+	var going []record.InstanceInfo
 	var failed []error
 	for _, m := range machines {
 		if ctx.Err() != nil {
@@ -58,13 +63,16 @@ func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions)
 			}
 			reason = "expired at " + m.Record.Expires.Format(time.RFC3339)
 		}
-		if !o.DryRun {
-			if err := vm.Remove(ctx, host, m.Name, dirs.Overlays, filepath.Join(dirs.Jobs, m.Name)); err != nil {
-				failed = append(failed, fmt.Errorf("sweep machine %s: %w", m.Name, err))
-				continue
-			}
+		rule := vm.RemoveRule{Now: o.Now, Force: o.All, DryRun: o.DryRun}
+		removed, err := vm.RemoveExpired(ctx, host, m.Name, dirs.Overlays, filepath.Join(dirs.Jobs, m.Name), rule)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("sweep machine %s: %w", m.Name, err))
+			continue
 		}
-		swept = append(swept, Swept{m.Name, reason})
+		if !removed {
+			continue
+		}
+		swept, going = append(swept, Swept{m.Name, reason}), append(going, m)
 	}
 	abandoned, err := sweepFiles(ctx, host, dirs, o)
 	if !o.DryRun {
@@ -74,7 +82,15 @@ func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions)
 	if o.Metrics != nil && !o.DryRun && len(swept) > 0 {
 		o.Metrics.Count("sardine_swept_total", float64(len(swept)))
 	}
-	return swept, errors.Join(append(failed, err)...)
+	failed = append(failed, err)
+	if o.Addresses {
+		idle, err := vm.SweepAddresses(ctx, host, o.DryRun, going)
+		for _, a := range idle {
+			swept = append(swept, Swept{a.Address.String(), "reserved on network " + a.Network + ", and no machine has it"})
+		}
+		failed = append(failed, err)
+	}
+	return swept, errors.Join(failed...)
 }
 
 // sweepFiles removes the files of machines that do not run.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"gitlab-sardine-executor/vm/cache"
@@ -81,7 +83,8 @@ func (g *Guest) Close() error {
 }
 
 // Connect logs in to a guest that [Guest.WaitReady] found ready before, in this
-// process or another, and insists on the host key that it saw.
+// process or another, and insists on the host key that it saw, and on the machine: the
+// error is [ErrContested] if another one answers at its address.
 func (g *Guest) Connect(ctx context.Context, login guestssh.Login) error {
 	if g.client != nil {
 		return nil
@@ -97,12 +100,8 @@ func (g *Guest) Connect(ctx context.Context, login guestssh.Login) error {
 	if err != nil {
 		return fmt.Errorf("%w: connect to %s: %w", guestssh.ErrLost, g.record.Address, err)
 	}
-	client, err := guestssh.Handshake(ctx, conn, login, pinned)
-	if err != nil {
-		return err
-	}
-	g.client = client
-	return nil
+	g.client, err = g.logIn(ctx, conn, login, pinned)
+	return err
 }
 
 // Run runs a command in the guest, to which [Guest.Connect] or
@@ -159,18 +158,89 @@ func (g *Guest) stopped(ctx context.Context, lost error) error {
 // If ctx ends while libvirt ends the domain, the error is [ErrEnding]: libvirt
 // does not stop, and what the machine had is removed without waiting for it.
 func Remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
+	locked, err := lockToRemove(name, cloneDir, jobDir)
+	if err != nil {
+		return err
+	}
+	if locked != nil {
+		defer locked.unlock()
+	}
+	return remove(ctx, h, name, cloneDir, jobDir)
+}
+
+// remove is [Remove] for who holds the lock on the machine's directory.
+func remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
 	err := destroy(ctx, h, name)
 	switch {
 	case errors.Is(err, ErrEnding):
-		return errors.Join(err, removeFiles(name, cloneDir, jobDir))
+		return errors.Join(err, removeFiles(ctx, h, name, cloneDir, jobDir))
 	case err != nil:
 		return err
 	}
-	return errors.Join(removeFiles(name, cloneDir, jobDir), h.undefineGuestFilter(ctx))
+	return errors.Join(removeFiles(ctx, h, name, cloneDir, jobDir), h.undefineGuestFilter(ctx))
 }
 
-// destroy ends the domain if it is there and a job's. The error is [ErrEnding] if
-// ctx ended first.
+// A RemoveRule says which machines [RemoveExpired] removes.
+type RemoveRule struct {
+	// Now is compared with what the machines' records say.
+	Now time.Time
+	// Force removes machines that have not expired, too, and gives a job that makes or
+	// removes one no more than some seconds to come to an end.
+	Force bool
+	// DryRun removes nothing.
+	DryRun bool
+}
+
+// RemoveExpired is [Remove] for a machine that [record.List] shows to have
+// expired, and reports whether it removed it: not if its job makes or removes it at this
+// moment, has removed it since, or has given it more time.
+func RemoveExpired(ctx context.Context, h *Host, name, cloneDir, jobDir string, rule RemoveRule) (removed bool, err error) {
+	locked, err := rule.lock(ctx, jobDir)
+	if err != nil || locked == nil && !rule.Force && exists(jobDir) {
+		return false, err
+	}
+	if locked != nil {
+		defer locked.unlock()
+	}
+	// Asked with the lock held.
+	dom, err := h.Domain(ctx, name)
+	if errors.Is(err, virt.ErrNoDomain) {
+		locked.removeIfEmpty()
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	found, err := record.Read(ctx, dom)
+	dom.Free()
+	if err != nil || !rule.Force && rule.Now.Before(found.Expires) {
+		return false, err
+	}
+	if rule.DryRun {
+		return true, nil
+	}
+	return true, remove(ctx, h, name, cloneDir, jobDir)
+}
+
+// lock locks the directory of a machine, which is made if it is not there; nil if another
+// has it, or if it would have to be made for nothing.
+func (r RemoveRule) lock(ctx context.Context, path string) (*jobDir, error) {
+	if r.DryRun {
+		locked, err := lockDir(path)
+		return locked, ignoring(err, fs.ErrNotExist)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("lock the job's directory: %w", err)
+	}
+	patience := removeLockTimeout
+	if r.Force {
+		patience = forceLockTimeout
+	}
+	return holdJobDir(ctx, path, patience)
+}
+
+// destroy ends the domain if it is there and a job's, and gives its addresses back. The
+// error is [ErrEnding] if ctx ended first.
 func destroy(ctx context.Context, h *Host, name string) error {
 	dom, err := h.Domain(ctx, name)
 	if errors.Is(err, virt.ErrNoDomain) {
@@ -180,16 +250,21 @@ func destroy(ctx context.Context, h *Host, name string) error {
 		return err
 	}
 	defer dom.Free()
+	var nics []nic
 	if _, err = record.Read(ctx, dom); err == nil {
+		nics, _ = nicsOf(ctx, dom)
 		if err = dom.Destroy(ctx); err != nil && ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrEnding, err)
 		}
 	}
 	if errors.Is(err, virt.ErrNoDomain) {
-		return nil // it ended by itself in the meantime
+		err = nil // it ended by itself in the meantime
 	}
 	if errors.Is(err, record.ErrNotOurs) {
 		return fmt.Errorf("domain %s: %w", name, err)
+	}
+	if err == nil {
+		h.giveBack(ctx, nics)
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -23,6 +24,8 @@ const (
 	// removeLockTimeout is how long who removes a machine waits for who makes it, which
 	// was told to end, or for a sweep.
 	removeLockTimeout = 500 * time.Millisecond
+	// forceLockTimeout is the same for who removes it against all.
+	forceLockTimeout = 20 * time.Second
 )
 
 // A jobDir is the directory of a machine, locked. Whoever makes the machine holds
@@ -123,26 +126,28 @@ func (d *jobDir) clear() error {
 	return err
 }
 
+// removeIfEmpty removes a directory that was there, or was made, for the lock alone.
+func (d *jobDir) removeIfEmpty() {
+	if d != nil {
+		_ = os.Remove(d.path)
+	}
+}
+
 func (d *jobDir) unlock() error { return d.dir.Close() }
 
-// removeFiles removes what a machine leaves on the host beside its domain, which
-// must be gone. Whoever makes the machine at this moment is waited for, but not long.
-func removeFiles(name, cloneDir, jobDir string) error {
+// lockToRemove locks the directory of a machine for who removes the machine, from
+// before its domain goes until all has gone: a sweep that finds no domain finds the
+// lock. Whoever makes the machine at this moment is waited for, but not long: then the
+// lock is nil, as it is where the machine has no files.
+func lockToRemove(name, cloneDir, jobDir string) (*jobDir, error) {
 	if !exists(jobDir) && !exists(filepath.Join(cloneDir, name)) {
-		return passtFiles(name, cloneDir, jobDir).stop()
+		return nil, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(jobDir), 0o700); err != nil {
-		return fmt.Errorf("lock the job's directory: %w", err)
+		return nil, fmt.Errorf("lock the job's directory: %w", err)
 	}
 	// Also where there are only overlays: it is the lock on all of the machine.
-	locked, err := holdJobDir(context.Background(), jobDir, removeLockTimeout)
-	if err != nil {
-		return err
-	}
-	if locked != nil {
-		defer locked.unlock()
-	}
-	return removeAll(name, cloneDir, jobDir)
+	return holdJobDir(context.Background(), jobDir, removeLockTimeout)
 }
 
 func exists(path string) bool {
@@ -150,9 +155,12 @@ func exists(path string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// removeAll is removeFiles for who holds the lock.
-func removeAll(name, cloneDir, jobDir string) error {
-	return errors.Join(passtFiles(name, cloneDir, jobDir).stop(), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
+// removeFiles removes what a machine leaves on the host beside its domain, which
+// must be gone. The machine's directory is locked, but see lockToRemove.
+func removeFiles(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
+	ctx, cancel := rollback.Context(ctx)
+	defer cancel()
+	return errors.Join(passtFiles(h, name, cloneDir, jobDir).stop(ctx), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
 }
 
 // RemoveAbandoned removes the files of a machine that has no domain, unless
@@ -160,7 +168,7 @@ func removeAll(name, cloneDir, jobDir string) error {
 // dryRun it only reports. A domain of that name, whoever's, keeps its files.
 func RemoveAbandoned(ctx context.Context, h *Host, name, cloneDir, jobDir string, dryRun bool) (found bool, err error) {
 	made := false
-	if !dryRun { // see removeFiles
+	if !dryRun { // see lockToRemove
 		if err := os.MkdirAll(filepath.Dir(jobDir), 0o700); err != nil {
 			return false, fmt.Errorf("make the job's directory: %w", err)
 		}
@@ -184,8 +192,11 @@ func RemoveAbandoned(ctx context.Context, h *Host, name, cloneDir, jobDir string
 		}
 		return false, err
 	}
+	if made && !exists(filepath.Join(cloneDir, name)) { // all of it has gone since it was seen
+		return false, os.Remove(jobDir)
+	}
 	if dryRun {
 		return true, nil
 	}
-	return true, removeAll(name, cloneDir, jobDir)
+	return true, removeFiles(ctx, h, name, cloneDir, jobDir)
 }

@@ -6,6 +6,11 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 const someMachine = "sardine-0123abcd-4711"
@@ -96,4 +101,94 @@ func TestJobDir(t *testing.T) {
 	if _, err := os.Stat(left); err == nil {
 		t.Error("the files of a dead process are still there")
 	}
+}
+
+// A sweep that comes upon a machine while its own cleanup removes it, at whatever
+// moment, leaves it to that, and reports nothing.
+func TestSweepBesideCleanup(t *testing.T) {
+	h := testHost(t)
+	root := t.TempDir()
+	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
+	files := []string{jobDir, filepath.Join(clones, someMachine)}
+	for n := range 200 {
+		for _, dir := range files {
+			if err := os.MkdirAll(filepath.Join(dir, "a", "b"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		virttest.Start(t, h.Host, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
+		cleaned := make(chan error, 1)
+		go func() { cleaned <- Remove(t.Context(), h, someMachine, clones, jobDir) }()
+		for done := false; !done; {
+			select {
+			case err := <-cleaned:
+				if err != nil {
+					t.Fatal(err)
+				}
+				done = true // and once more, for a directory that was seen before
+			case <-time.After(rand.N(time.Millisecond)): // a sweep looks once at each
+			}
+			if found, err := RemoveAbandoned(t.Context(), h, someMachine, clones, jobDir, false); found || err != nil {
+				t.Fatalf("round %d: the files were swept (%t): %v", n, found, err)
+			}
+		}
+		for _, dir := range files {
+			if exists(dir) {
+				t.Fatalf("round %d: %s is still there", n, dir)
+			}
+		}
+	}
+}
+
+// A machine that has expired, and that its job removes at this moment, is not swept, and
+// one that the job has removed was not.
+func TestRemoveExpired(t *testing.T) {
+	h := testHost(t)
+	root := t.TempDir()
+	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
+	if err := os.MkdirAll(jobDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	sweep := func(what string, rule RemoveRule, want bool) {
+		t.Helper()
+		rule.Now = time.Unix(1700000000, 0)
+		if removed, err := RemoveExpired(t.Context(), h, someMachine, clones, jobDir, rule); removed != want || err != nil {
+			t.Errorf("%s: removed: %t, %v; want %t", what, removed, err, want)
+		}
+	}
+	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
+	locked, err := lockToRemove(someMachine, clones, jobDir)
+	if err != nil || locked == nil {
+		t.Fatal(locked, err)
+	}
+	sweep("beside its cleanup, dry", RemoveRule{DryRun: true}, false)
+	sweep("beside its cleanup", RemoveRule{}, false)
+	if err := locked.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	sweep("dry", RemoveRule{DryRun: true}, true)
+	sweep("expired", RemoveRule{}, true)
+	sweep("removed before", RemoveRule{}, false)
+	sweep("removed before, dry", RemoveRule{DryRun: true}, false)
+	if exists(jobDir) {
+		t.Error("its directory is there")
+	}
+	metadata, err := record.Record{Job: "4711", Expires: time.Unix(1800000000, 0)}.Metadata()
+	if err != nil {
+		t.Fatal(err)
+	}
+	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: someMachine, Metadata: metadata})
+	sweep("given more time", RemoveRule{}, false)
+	sweep("with all others, dry", RemoveRule{DryRun: true, Force: true}, true)
+	sweep("with all others", RemoveRule{Force: true}, true)
+}
+
+// expired is the record of a machine that nobody needs any more.
+func expired(t *testing.T) *libvirtxml.DomainMetadata {
+	t.Helper()
+	metadata, err := record.Record{Job: "4711", Expires: time.Unix(1600000000, 0)}.Metadata()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return metadata
 }

@@ -77,22 +77,28 @@ func netmask(bits int) string {
 	return netip.AddrFrom4([4]byte{byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}).String()
 }
 
-// ref is the filter as a NIC refers to it. A guest's address is what the
-// network's own DHCP server gave it: one that a guest chooses may be another's.
-func (f *guestFilter) ref() *libvirtxml.DomainInterfaceFilterRef {
+// ref is the filter as a NIC refers to it. A guest's address is the one that is
+// reserved for it or, without a reservation, what the network's own DHCP server gave it:
+// one that a guest chooses may be another's.
+func (f *guestFilter) ref(reserved *claim) *libvirtxml.DomainInterfaceFilterRef {
 	if f == nil {
 		return nil
 	}
+	parameters := []libvirtxml.DomainInterfaceFilterParam{
+		{Name: "CTRL_IP_LEARNING", Value: "dhcp"},
+		{Name: "DHCPSERVER", Value: f.gateway},
+	}
+	if reserved != nil {
+		parameters = []libvirtxml.DomainInterfaceFilterParam{{Name: "IP", Value: reserved.address.String()}}
+	}
 	return &libvirtxml.DomainInterfaceFilterRef{
 		Filter: guestFilterName,
-		Parameters: []libvirtxml.DomainInterfaceFilterParam{
-			{Name: "CTRL_IP_LEARNING", Value: "dhcp"},
-			{Name: "DHCPSERVER", Value: f.gateway},
-			{Name: "GATEWAY", Value: f.gateway},
-			{Name: "GATEWAY_MAC", Value: f.mac},
-			{Name: "NETWORK", Value: f.network},
-			{Name: "NETMASK", Value: f.mask},
-		},
+		Parameters: append(parameters,
+			libvirtxml.DomainInterfaceFilterParam{Name: "GATEWAY", Value: f.gateway},
+			libvirtxml.DomainInterfaceFilterParam{Name: "GATEWAY_MAC", Value: f.mac},
+			libvirtxml.DomainInterfaceFilterParam{Name: "NETWORK", Value: f.network},
+			libvirtxml.DomainInterfaceFilterParam{Name: "NETMASK", Value: f.mask},
+		),
 	}
 }
 

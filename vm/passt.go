@@ -3,13 +3,13 @@ package vm
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -35,11 +35,14 @@ var (
 
 // passt is one passt process: it serves one guest and ends with it.
 type passt struct {
-	pidFile  string // in the job's directory
+	notePath string // where we note which process it is: in the job's directory
+	pid      string // path of its own pid file
 	socket   string // for QEMU
 	dir      string // where passt starts, from which
 	bound    string // is the path of the socket that it is given, and that the kernel shows
 	nameless bool   // the guest cannot ask any DNS server
+	// owner asks as whom it runs.
+	owner func(context.Context) (passtOwner, error)
 }
 
 // passtFiles are where a machine's passt keeps its socket, and where we keep its
@@ -48,14 +51,19 @@ type passt struct {
 // the job's directory is open to nobody else.
 //
 // passt of Debian 12 cuts a path off after 98 bytes, without a word, and listens
-// elsewhere: it gets a relative one, which always fits.
-func passtFiles(name, cloneDir, jobDir string) *passt {
-	bound := filepath.Join(name, "passt", "socket")
+// elsewhere: it gets a relative one, which always fits. Machines of one name in
+// several storages have sockets of different names: the kernel shows no more of them.
+func passtFiles(h *Host, name, cloneDir, jobDir string) *passt {
+	storage := sha256.Sum256([]byte(cloneDir))
+	dir := filepath.Join(name, "passt")
+	bound := filepath.Join(dir, hex.EncodeToString(storage[:4]))
 	return &passt{
-		pidFile: filepath.Join(jobDir, "passt.pid"),
-		socket:  filepath.Join(cloneDir, bound),
-		dir:     cloneDir,
-		bound:   bound,
+		notePath: passtNotePath(jobDir),
+		pid:      filepath.Join(cloneDir, dir, "pid"),
+		socket:   filepath.Join(cloneDir, bound),
+		dir:      cloneDir,
+		bound:    bound,
+		owner:    h.qemuOwner,
 	}
 }
 
@@ -102,11 +110,10 @@ func (p *passt) start(ctx context.Context, program string, owner passtOwner, por
 	if err := makeOwned(dir, owner); err != nil {
 		return fmt.Errorf("make the directory for the socket of passt: %w", err)
 	}
-	pidFile := filepath.Join(dir, "pid")
 	// Ends by itself after its one client (-1); does not map the gateway to this
 	// host's loopback; goes into the background once it is ready, with file
 	// descriptors of its own: a stage's pipes do not stay open because of it.
-	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.bound, "--pid", pidFile,
+	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.bound, "--pid", p.pid,
 		"--tcp-ports", fmt.Sprintf("127.0.0.1/%d:%d", port, guestPort)}
 	if os.Geteuid() == 0 {
 		args = append(args, "--runas", fmt.Sprintf("%d:%d", owner.uid, owner.gid))
@@ -116,17 +123,13 @@ func (p *passt) start(ctx context.Context, program string, owner passtOwner, por
 	args = append(args, resolvers...)
 	defer func() {
 		if err != nil { // it may be in the background already
-			err = errors.Join(err, p.stop())
+			err = errors.Join(err, p.stop(context.WithoutCancel(ctx)))
 		}
 	}()
 	if err := runPasst(ctx, program, p.dir, args, port); err != nil {
 		return err
 	}
-	pid, err := os.ReadFile(pidFile)
-	if err == nil {
-		err = os.WriteFile(p.pidFile, pid, 0o600)
-	}
-	if err != nil {
+	if err := p.note(owner); err != nil {
 		return fmt.Errorf("note the process of passt: %w", err)
 	}
 	return nil
@@ -209,83 +212,6 @@ func hasConnection(table, path string) bool {
 		}
 	}
 	return false
-}
-
-// stop ends the passt. One that no pid file names, since whoever started it was
-// killed or the disk was full, is found by its command line.
-func (p *passt) stop() error {
-	process, _ := p.process()
-	if process == nil {
-		var err error
-		if process, err = p.search(); process == nil {
-			return err
-		}
-	}
-	defer process.Release()
-	if err := process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("stop passt (process %d): %w", process.Pid, err)
-	}
-	return nil
-}
-
-// runs says whether it still runs.
-func (p *passt) runs() bool {
-	process, err := p.process()
-	if process != nil {
-		process.Release()
-	}
-	return process != nil || err != nil
-}
-
-// process is what the pid file names, if it is still the one: a process of that
-// number and with our socket on its command line. nil if there is none.
-func (p *passt) process() (*os.Process, error) {
-	text, err := os.ReadFile(p.pidFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("find passt: %w", err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil || pid <= 1 {
-		return nil, fmt.Errorf("find passt: %s holds no process number: %q", p.pidFile, text)
-	}
-	return p.ifOurs(pid), nil
-}
-
-// search looks for it among all processes; nil if there is none.
-func (p *passt) search() (*os.Process, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("find passt: %w", err)
-	}
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		if process := p.ifOurs(pid); process != nil {
-			return process, nil
-		}
-	}
-	return nil, nil
-}
-
-// ifOurs is the process of that number if our socket is on its command line.
-func (p *passt) ifOurs(pid int) *os.Process {
-	// Found before it is looked at: the handle stays with this very process,
-	// whoever gets its number next.
-	process, err := os.FindProcess(pid)
-	if err != nil {
-		return nil
-	}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !bytes.Contains(cmdline, []byte("\x00"+p.bound+"\x00")) {
-		process.Release()
-		return nil
-	}
-	return process
 }
 
 func lastLine(text string) string {

@@ -1,13 +1,16 @@
 package vm
 
 import (
+	"cmp"
+	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -49,11 +52,12 @@ func TestPasstListensAtALongPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	const name = "sardine-0123abcd-12345678901"
-	clones := filepath.Join(base, strings.Repeat("c", socketPathMax-len(passtFiles(name, base+"/", base).socket)-1))
+	h := testHost(t)
+	clones := filepath.Join(base, strings.Repeat("c", socketPathMax-len(passtFiles(h, name, base+"/", base).socket)-1))
 	if err := os.MkdirAll(filepath.Join(clones, name), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	p := passtFiles(name, clones, base)
+	p := passtFiles(h, name, clones, base)
 	if len(p.socket) != socketPathMax {
 		t.Fatalf("the path has %d bytes, want %d", len(p.socket), socketPathMax)
 	}
@@ -61,6 +65,7 @@ func TestPasstListensAtALongPath(t *testing.T) {
 	if owner.uid == 0 {
 		owner = passtOwner{65534, 65534}
 	}
+	p.owner = func(context.Context) (passtOwner, error) { return owner, nil }
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -70,7 +75,7 @@ func TestPasstListensAtALongPath(t *testing.T) {
 	if err := p.start(t.Context(), program, owner, port, 22); err != nil {
 		t.Fatal(err)
 	}
-	defer p.stop()
+	defer p.stop(context.WithoutCancel(t.Context()))
 	conn, err := net.Dial("unix", p.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -80,48 +85,62 @@ func TestPasstListensAtALongPath(t *testing.T) {
 		t.Error(err)
 	}
 	if !p.runs() {
-		t.Error("the process is not found by its pid file")
+		t.Error("the process is not found by its note")
 	}
 	// A driver that was killed before it could note the number.
-	if err := os.Remove(p.pidFile); err != nil {
+	if err := os.Remove(p.notePath); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.stop(); err != nil {
+	if err := p.stop(t.Context()); err != nil {
 		t.Error(err)
 	}
 	conn.SetReadDeadline(time.Now().Add(passtTimeout))
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("passt is not ended without its pid file: %v", err)
+		t.Errorf("passt is not ended without its note: %v", err)
 	}
 
-	longer := passtFiles(name, clones+"c", base)
+	longer := passtFiles(h, name, clones+"c", base)
 	if err := longer.start(t.Context(), program, owner, port, 22); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), "shorter storage") {
 		t.Errorf("a byte more: %v", err)
 	}
 }
 
-// The number in the pid file may be another process's by now.
+// A passt is known by its number, when it started, its user and a whole path on its
+// command line. Any of these alone another process can have.
 func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 	dir := t.TempDir()
-	p := passtFiles("name", filepath.Join(dir, "clones"), dir)
-	argv := func(socket string) []string { return []string{"-c", "read x", "--socket", socket, "x"} }
+	p := passtFiles(testHost(t), "name", filepath.Join(dir, "clones"), dir)
+	// Machines of one name, in the storage of somebody else.
+	stranger := passtFiles(testHost(t), "name", filepath.Join(dir, "others"), dir)
+	self := passtOwner{os.Geteuid(), os.Getegid()}
+	right := func(note *passtNote) string { return noteText(t, *note) }
 	for _, test := range []struct {
-		name string
-		argv []string
-		note string // in the pid file; PID is its number
-		ends bool
+		name    string
+		program string // empty: passt
+		of      *passt
+		note    func(seen *passtNote) string // what is noted of the process; nil: nothing
+		owner   passtOwner                   // as whom ours runs
+		ends    bool
 	}{
-		{"passt", argv(p.bound), "PID\n", true},
-		{"another", argv(p.bound + "2"), "PID\n", false},
-		{"another that is nobody's by the file", argv(p.bound + "2"), "", false},
-		{"passt with an empty file", argv(p.bound), "", true},
-		{"passt with a damaged file", argv(p.bound), "x", true},
-		{"passt with the number of every process", argv(p.bound), "-1", true},
-		{"passt with the number of init", argv(p.bound), "1", true},
-		{"passt with the number of its own group", argv(p.bound), "0", true},
+		{"noted", "", p, right, self, true},
+		{"noted, of a build for one processor", "passt.avx2", p, right, self, true},
+		{"noted, and its number is another's now", "", p, func(n *passtNote) string { n.Start--; return noteText(t, *n) }, self, false},
+		{"noted, and its number is another user's now", "", p, func(n *passtNote) string { n.UID++; return noteText(t, *n) }, self, false},
+		{"noted, and its number is that of another storage's", "", stranger, func(n *passtNote) string { n.Pid = p.pid; return noteText(t, *n) }, self, false},
+		{"not noted", "", p, nil, self, true},
+		{"not noted, of another user", "", p, nil, passtOwner{self.uid + 1, self.gid}, false},
+		{"not noted, of another storage", "", stranger, nil, self, false},
+		{"not noted, another program", "editor", p, nil, self, false},
+		{"empty note", "", p, func(*passtNote) string { return "" }, self, true},
+		{"damaged note", "", p, func(*passtNote) string { return "{" }, self, true},
+		{"note of every process", "", p, func(n *passtNote) string { n.PID = -1; return noteText(t, *n) }, self, true},
+		{"note of init", "", p, func(n *passtNote) string { n.PID = 1; return noteText(t, *n) }, self, true},
+		{"note of its own group", "", p, func(n *passtNote) string { n.PID = 0; return noteText(t, *n) }, self, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			cmd := exec.Command("sh", test.argv...)
+			p.owner = func(context.Context) (passtOwner, error) { return test.owner, nil }
+			cmd := exec.Command("sh", "-c", "read x", "--socket", test.of.bound, "--pid", test.of.pid, "x")
+			cmd.Args[0] = cmp.Or(test.program, "passt")
 			stdin, err := cmd.StdinPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -129,11 +148,14 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			note := strings.ReplaceAll(test.note, "PID", strconv.Itoa(cmd.Process.Pid))
-			if err := os.WriteFile(p.pidFile, []byte(note), 0o600); err != nil {
-				t.Fatal(err)
+			os.Remove(p.notePath)
+			seen := imitation(t, cmd)
+			if test.note != nil {
+				if err := os.WriteFile(p.notePath, []byte(test.note(seen)), 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if err := p.stop(); err != nil {
+			if err := p.stop(t.Context()); err != nil {
 				t.Error(err)
 			}
 			if !test.ends {
@@ -145,5 +167,47 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 				t.Errorf("the process ended with %v", err)
 			}
 		})
+	}
+}
+
+// imitation is what there is to see of a process that looks like passt. Its command line
+// appears a moment after it was started. (Another program's has no pid file.)
+func imitation(t *testing.T, cmd *exec.Cmd) *passtNote {
+	t.Helper()
+	for range 1000 {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(line) > 0 {
+			seen, _ := lookAtPasst(cmd.Process.Pid)
+			return seen
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("the process has no command line")
+	return nil
+}
+
+func noteText(t *testing.T, note passtNote) string {
+	t.Helper()
+	text, err := json.Marshal(note)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestStartInStat(t *testing.T) {
+	const rest = " S 1 7 7 0 -1 4194560 105 0 0 0 0 0 0 0 20 0 1 0 123456 2699264 0"
+	for _, name := range []string{"passt.avx2", "a) S 1 2 (b", "", "with space"} {
+		if start, err := startIn("7 (" + name + ")" + rest); err != nil || start != 123456 {
+			t.Errorf("%q started at %d, %v", name, start, err)
+		}
+	}
+	for _, bad := range []string{"", "7", "7 (x)", "7 (x) S 1"} {
+		if start, err := startIn(bad); err == nil {
+			t.Errorf("%q: %d", bad, start)
+		}
 	}
 }

@@ -25,6 +25,11 @@ const (
 	movePoll    = time.Second
 	// retryPause comes after a log-in that failed but may not fail the next time.
 	retryPause = 200 * time.Millisecond
+	// contestedGrace is how long another machine may answer at the address of one
+	// that starts: it can be about to leave.
+	contestedGrace = 5 * time.Second
+	// absentTimeout bounds the question why nobody answers.
+	absentTimeout = 2 * time.Second
 )
 
 // errMoved: the guest got another address.
@@ -71,12 +76,13 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 			return err
 		}
 	}
+	var contested time.Time
 	for {
 		conn, err := g.greeting(ctx)
 		if err != nil {
 			return err
 		}
-		client, err := guestssh.Handshake(ctx, conn, login, pinned)
+		client, err := g.logIn(ctx, conn, login, pinned)
 		if err == nil {
 			g.client = client
 			g.record.User = login.User
@@ -89,7 +95,10 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 			}
 			return g.record.Store(ctx, g.dom)
 		}
-		if final(err, login) {
+		if errors.Is(err, ErrContested) && contested.IsZero() {
+			contested = time.Now()
+		}
+		if final(err, login) || errors.Is(err, ErrContested) && time.Since(contested) > contestedGrace {
 			return err
 		}
 		select {
@@ -111,6 +120,25 @@ func (g *Guest) ejectSeed(ctx context.Context) error {
 		return err
 	}
 	return g.dom.UpdateDevice(ctx, drive)
+}
+
+// logIn logs in over a connection to the guest's address, if it is this machine that
+// is at the other end: nobody else is shown the credentials.
+func (g *Guest) logIn(ctx context.Context, conn net.Conn, login guestssh.Login, pinned ssh.PublicKey) (*guestssh.Client, error) {
+	if err := g.verify(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	client, err := guestssh.Handshake(ctx, conn, login, pinned)
+	if err != nil {
+		return nil, err
+	}
+	// Once more: if another had taken the address since, the handshake could be with it.
+	if err := g.verify(ctx); err != nil {
+		client.Close()
+		return nil, err
+	}
+	return client, nil
 }
 
 // final says whether a log-in that failed with err would fail for ever.
@@ -175,11 +203,18 @@ func (g *Guest) watchAddress(ctx context.Context, addr string, leave context.Can
 // noAnswer says how far a guest came that did not become ready in time; last is
 // what the last try failed with.
 func (g *Guest) noAnswer(last error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), absentTimeout)
+	defer cancel()
+	absent := g.network.absent(ctx)
 	switch {
+	case errors.Is(last, ErrContested):
+		return last
+	case errors.Is(absent, ErrContested):
+		return absent
 	case errors.Is(last, guestssh.ErrLogin), errors.Is(last, guestssh.ErrHostKey):
 		return fmt.Errorf("%w (it was given a key at boot; does the image have cloud-init, or systemd 252 or later?)", last)
-	case g.record.Address == "":
-		return fmt.Errorf("%w: it runs, but got no address from the network (does it use DHCP?)", ErrNoAnswer)
+	case g.record.Address == "", absent != nil:
+		return fmt.Errorf("%w: it runs, but %w", ErrNoAnswer, errNoLease)
 	}
 	return fmt.Errorf("%w: it runs, but nobody let us in by SSH at %s (does its SSH server start at boot?)", ErrNoAnswer, g.record.Address)
 }

@@ -154,7 +154,7 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 		return err
 	}
 	undo.Add(unlock)
-	network, warnings, err := newNetwork(ctx, g.host, spec)
+	network, warnings, err := newNetwork(ctx, g.host, spec, len(d.Devices.Interfaces))
 	if err != nil {
 		return err
 	}
@@ -177,6 +177,7 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 	if err := network.started(ctx); err != nil {
 		return err
 	}
+	g.record.MAC = strings.Join(network.macs(), " ")
 	// From now on libvirt counts the machine, and says that its cache is in use.
 	return errors.Join(unlock(), release())
 }

@@ -13,6 +13,8 @@ import (
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/internal/rollback"
 )
 
 const (
@@ -55,7 +57,7 @@ func newUserNetwork(ctx context.Context, h *Host, spec *Spec) (*userNetwork, []s
 	if owner.uid != os.Geteuid() && os.Geteuid() != 0 {
 		return slirp("only root can start passt for the user as whom the system's libvirt runs QEMU")
 	}
-	p := passtFiles(spec.Name, spec.CloneDir, spec.JobDir)
+	p := passtFiles(h, spec.Name, spec.CloneDir, spec.JobDir)
 	for range portTries {
 		port, perr := freePort()
 		if perr != nil {
@@ -177,6 +179,10 @@ func (n *userNetwork) started(ctx context.Context) error {
 	return n.passt.connected(ctx)
 }
 
+func (n *userNetwork) macs() []string { return nil }
+
+func (n *userNetwork) absent(context.Context) error { return nil }
+
 func (n *userNetwork) ended() error {
 	if n.passt == nil || n.passt.runs() {
 		return nil
@@ -188,5 +194,7 @@ func (n *userNetwork) stop() error {
 	if n.passt == nil {
 		return nil
 	}
-	return n.passt.stop()
+	ctx, cancel := rollback.Context(context.Background())
+	defer cancel()
+	return n.passt.stop(ctx)
 }

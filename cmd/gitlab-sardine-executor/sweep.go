@@ -17,6 +17,7 @@ func sweepCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 		Usage: "remove machines and files that no job owns",
 		Description: describe("A killed runner or a power failure can leave machines of jobs that have ended. sweep removes machines that\n"+
 			"have expired (the timeout of the job plus one hour) and files without a machine. Each prepare does the same.\n"+
+			"sweep also gives back the addresses that libvirt networks reserve for machines of jobs and that no machine has.\n"+
 			"sweep never touches other domains.",
 			"sweep --dry-run"),
 		Flags: []cli.Flag{

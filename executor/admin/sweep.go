@@ -13,8 +13,8 @@ import (
 // sweepTimeout bounds a whole sweep.
 const sweepTimeout = 10 * time.Minute
 
-// Sweep removes machines and files that no job owns any more, as each prepare does; see
-// [executor.Sweep]. With all it removes the machines of running jobs too; with dryRun
+// Sweep removes machines and files that no job owns any more, as each prepare does, and
+// addresses that no machine has; see [executor.Sweep]. With all it removes the machines of running jobs too; with dryRun
 // nothing. It counts what it removed in the file of metrics.
 func Sweep(ctx context.Context, settings *config.Settings, all, dryRun bool) ([]executor.Swept, error) {
 	dirs, err := settings.Dirs()
@@ -29,6 +29,8 @@ func Sweep(ctx context.Context, settings *config.Settings, all, dryRun bool) ([]
 	}
 	defer host.Close()
 	var counted metrics.Changes
-	swept, err := executor.Sweep(ctx, host, dirs, executor.SweepOptions{All: all, DryRun: dryRun, Now: time.Now(), Metrics: &counted})
+	swept, err := executor.Sweep(ctx, host, dirs, executor.SweepOptions{
+		All: all, DryRun: dryRun, Addresses: true, Now: time.Now(), Metrics: &counted,
+	})
 	return swept, errors.Join(err, counted.Write(settings.Defaults.MetricsTextfile))
 }

@@ -40,9 +40,12 @@ type Record struct {
 	Created time.Time `xml:"created" json:"created"`
 	Expires time.Time `xml:"expires" json:"expires"`
 
-	// Address is host:port of the guest's SSH server as seen from this host,
+	// MAC is the MAC address of the machine's NIC on a libvirt network; if it has
+	// several, they are separated by spaces. Address is host:port of the guest's SSH
+	// server as seen from this host,
 	// HostKey its public key (a line as in known_hosts, without the host), and
 	// User who logs in. All are empty until the guest answered.
+	MAC     string `xml:"mac,omitempty" json:"mac,omitempty"`
 	Address string `xml:"address,omitempty" json:"address,omitempty"`
 	HostKey string `xml:"hostkey,omitempty" json:"hostKey,omitempty"`
 	User    string `xml:"user,omitempty" json:"user,omitempty"`

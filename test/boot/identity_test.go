@@ -1,0 +1,429 @@
+//go:build boot
+
+package boot
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"gitlab-sardine-executor/internal/testbed/host"
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/seed"
+)
+
+// twinClientID is the DHCP client identifier of every twin.
+const twinClientID = "ff00112233000200000ab11122334455667788"
+
+// twin is a guest that was installed once and then exported: each machine of it has
+// the same DHCP client identifier, the same SSH host key and the same password. Its
+// user is root. An address in the kernel's argument sardine.address makes it take that
+// one without asking.
+func twin(t testing.TB, l *lab) variant {
+	t.Helper()
+	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", l.guest, filepath.Join(l.dir, "guest.raw"))
+	init := run(t, "sh", "-c", `cd "$1" && mcopy -n -i guest.raw ::initrd first && lz4 -d -q -c first | cpio --quiet -i --to-stdout init`, "sh", l.dir)
+	const dhcp, keys = "udhcpc -i eth0", "for type in ed25519 ecdsa; do"
+	text := strings.Replace(init, dhcp,
+		"fixed=$(sed -n 's/.*sardine.address=\\([0-9.]*\\).*/\\1/p' /proc/cmdline)\n"+
+			"[ -z \"$fixed\" ] || ip addr add $fixed/24 dev eth0\n"+
+			"[ -n \"$fixed\" ] || "+dhcp+" -C -x 0x3d:"+twinClientID, 1)
+	text = strings.Replace(text, keys, "for type in; do", 1)
+	if strings.Contains(text, keys) || !strings.Contains(text, twinClientID) {
+		t.Fatal("the guest's init is not what it was")
+	}
+	files := map[string]string{
+		"init":                                 text,
+		"etc/dropbear/dropbear_ecdsa_host_key": dropbearKey(t),
+	}
+	for path, content := range asRoot.files {
+		files[path] = content
+	}
+	return variant{files: files}
+}
+
+// dropbearKey is an ECDSA key as dropbear keeps it, the same each time.
+func dropbearKey(t testing.TB) string {
+	t.Helper()
+	seed := sha256.Sum256([]byte("the host key of every test guest"))
+	private, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), seed[:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := private.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(ssh.Marshal(struct {
+		Name, Curve, Point string
+		Private            *big.Int
+	}{"ecdsa-sha2-nistp256", "nistp256", string(point), private.D}))
+}
+
+// narrow makes a libvirt network whose DHCP server has three addresses, gone after the
+// test.
+func narrow(t testing.TB, l *lab) (name string, gateway netip.Addr) {
+	t.Helper()
+	name, gateway = "narrow", netip.MustParseAddr("192.168.123.1")
+	file := filepath.Join(l.dir, name+".xml")
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(`<network xmlns:dnsmasq="http://libvirt.org/schemas/network/dnsmasq/1.0">
+  <name>%s</name><bridge name="virbr1" stp="off" delay="0"/><forward/>
+  <ip address="%s" netmask="255.255.255.0"><dhcp><range start="192.168.123.10" end="192.168.123.12"/></dhcp></ip>
+  <dnsmasq:options><dnsmasq:option value="no-ping"/></dnsmasq:options>
+</network>`, name, gateway)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l.virsh(t, "net-create", file)
+	t.Cleanup(func() { l.virsh(t, "net-destroy", name) })
+	return name, gateway
+}
+
+// mark has a machine remember whose it is.
+func mark(t *testing.T, guest *vm.Guest) {
+	t.Helper()
+	script(t, guest, "echo "+guest.Name()+" >/tmp/me")
+}
+
+// isStill logs in as a later stage does, and looks whose machine it is.
+func isStill(t *testing.T, l *lab, guest *vm.Guest) {
+	t.Helper()
+	found := l.find(t, guest)
+	if err := found.Connect(t.Context(), guestLogin); err != nil {
+		t.Errorf("log in to %s again: %v", guest.Name(), err)
+		return
+	}
+	if out, _ := script(t, found, "cat /tmp/me"); out != guest.Name()+"\n" {
+		t.Errorf("what is for %s runs in the machine of %q", guest.Name(), out)
+	}
+}
+
+// find finds a machine as a later stage does.
+func (l *lab) find(t *testing.T, guest *vm.Guest) *vm.Guest {
+	t.Helper()
+	found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { found.Close() })
+	return found
+}
+
+func hostPart(guest *vm.Guest) string {
+	address, _, _ := strings.Cut(guest.Record().Address, ":")
+	return address
+}
+
+// Machines of an image that brings everything by which one could know a guest each
+// have an address of their own, and scripts run in the right one.
+func TestTwins(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		network, _ := narrow(t, l)
+		image := twin(t, l).of(t, l)
+		first := l.ready(t, l.spec("first", image, onNetwork(network)))
+		mark(t, first)
+		second := l.ready(t, l.spec("second", image, onNetwork(network)))
+		mark(t, second)
+		if first.Record().HostKey != second.Record().HostKey {
+			t.Error("they have different host keys, so that the rest shows nothing")
+		}
+		if first.Record().Address == second.Record().Address {
+			t.Errorf("both have the address %s", first.Record().Address)
+		}
+		for range 2 {
+			isStill(t, l, first)
+			isStill(t, l, second)
+		}
+		// And again, when each has asked for its address once more.
+		for _, guest := range []*vm.Guest{first, second} {
+			script(t, guest, "udhcpc -i eth0 -n -q -t 5 -T 1 -C -x 0x3d:"+twinClientID+" -s /usr/share/udhcpc/script")
+			isStill(t, l, first)
+			isStill(t, l, second)
+		}
+	})
+}
+
+// A guest that asks for its neighbour's address, as its neighbour would, does not get
+// what is the neighbour's.
+func TestThief(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		network, gateway := narrow(t, l)
+		image := twin(t, l).of(t, l)
+		victim := l.ready(t, l.spec("victim", image, onNetwork(network)))
+		mark(t, victim)
+		thief := l.ready(t, l.spec("thief", image, onNetwork(network)))
+		mark(t, thief)
+		address := hostPart(victim)
+		for what, trick := range map[string]string{
+			"its client identifier": "udhcpc -i eth0 -n -q -t 5 -T 1 -C -x 0x3d:" + twinClientID + " -r " + address + " -s /usr/share/udhcpc/script",
+			"its release":           "udhcpc -i eth0 -n -q -t 5 -T 1 -R -C -x 0x3d:" + twinClientID + " -s /usr/share/udhcpc/script; udhcpc -i eth0 -n -q -t 5 -T 1 -s /usr/share/udhcpc/script",
+			"ARP":                   "ip addr add " + address + "/24 dev eth0; arping -c 3 -w 3 -U -I eth0 " + address + "; ping -c 1 -W 1 -I " + address + " " + gateway.String(),
+		} {
+			out, _ := script(t, thief, "exec 2>&1; "+trick)
+			t.Logf("by %s:\n%s", what, out)
+			isStill(t, l, victim)
+			isStill(t, l, thief)
+		}
+	})
+}
+
+// The machine that answers under the address of another, whatever let it, is not
+// given what is for the other, although it has its host key and its password.
+func TestContestedAddress(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		network, _ := narrow(t, l)
+		image := twin(t, l)
+		guest := l.ready(t, l.spec("rightful", image.of(t, l), onNetwork(network)))
+		mark(t, guest)
+		mac := nicOf(t, l, guest.Name())
+		// Another takes its place. No filter keeps it from that.
+		l.virsh(t, "domif-setlink", guest.Name(), mac, "down")
+		image.arguments = "sardine.address=" + hostPart(guest)
+		other := l.stranger(t, image, network)
+		found := l.find(t, guest)
+		err := found.Connect(t.Context(), guestLogin)
+		if !errors.Is(err, vm.ErrContested) {
+			out, _ := script(t, found, "cat /tmp/me; ip addr show eth0")
+			t.Fatalf("connecting gives %v\n%s", err, out)
+		}
+		for _, want := range []string{hostPart(guest), mac, other} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("the error does not name %s: %v", want, err)
+			}
+		}
+		t.Log(err)
+	})
+}
+
+// stranger starts a machine that is nobody's job, without a filter, and returns its MAC
+// address.
+func (l *lab) stranger(t *testing.T, image variant, network string) (mac string) {
+	t.Helper()
+	spec := vm.Spec{}
+	dir := filepath.Join(l.dir, "stranger")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	image.of(t, &lab{dir: dir, guest: l.guest})(&spec)
+	mac = "52:54:00:00:00:99"
+	file := filepath.Join(dir, "stranger.xml")
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(`<domain type="qemu"><name>stranger</name><memory unit="MiB">256</memory><vcpu>1</vcpu>
+<os><type arch="x86_64" machine="q35">hvm</type></os><features><acpi/></features>
+<devices><disk type="file" device="disk"><driver name="qemu" type="raw"/><source file="%s"/><target dev="vda" bus="virtio"/></disk>
+<interface type="network"><mac address="%s"/><source network="%s"/><model type="virtio"/></interface>
+<rng model="virtio"><backend model="random">/dev/urandom</backend></rng></devices></domain>`, spec.Disks[0].Path, mac, network)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l.virsh(t, "create", file)
+	t.Cleanup(func() { l.virsh(t, "destroy", "stranger") })
+	return mac
+}
+
+// Three addresses are enough for any number of machines, one after another and two at
+// a time, and what they had is given back.
+func TestAddressesAreGivenBack(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		network, _ := narrow(t, l)
+		image := twin(t, l).of(t, l)
+		runs := func(name string) error {
+			spec := l.spec(name, image, onNetwork(network))
+			guest, err := vm.Start(t.Context(), l.host, spec)
+			if err != nil {
+				return err
+			}
+			return errors.Join(l.leased(t, network, name), guest.Close(),
+				vm.Remove(t.Context(), l.host, name, spec.CloneDir, spec.JobDir))
+		}
+		for i := range 10 {
+			if err := runs(fmt.Sprintf("one-%d", i)); err != nil {
+				t.Fatalf("machine %d: %v", i, err)
+			}
+			if leases := l.virsh(t, "net-dhcp-leases", network); strings.Contains(leases, "192.168.") {
+				t.Fatalf("the lease of machine %d outlives it:\n%s", i, leases)
+			}
+		}
+		var both sync.WaitGroup
+		for _, side := range []string{"left", "right"} {
+			both.Go(func() {
+				if err := runs(side); err != nil {
+					t.Errorf("%s machine: %v", side, err)
+				}
+			})
+		}
+		both.Wait()
+		if leases := l.virsh(t, "net-dhcp-leases", network); strings.Contains(leases, "192.168.") {
+			t.Errorf("leases outlive their machines:\n%s", leases)
+		}
+	})
+}
+
+// leased waits until a machine has got an address.
+func (l *lab) leased(t *testing.T, network, machine string) error {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	mac := nicOf(t, l, machine)
+	for !strings.Contains(l.virsh(t, "net-dhcp-leases", network), mac) {
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s (%s) gets no address", machine, mac)
+		}
+	}
+	return nil
+}
+
+// A machine that finds no address left says so, and those that start at once do not
+// come in each other's way.
+func TestNoAddressLeft(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		network, _ := narrow(t, l)
+		results := make(chan error, 4)
+		for i := range cap(results) {
+			go func() {
+				_, err := vm.Start(t.Context(), l.host, l.spec(fmt.Sprintf("at-once-%d", i), onNetwork(network)))
+				results <- err
+			}()
+		}
+		failed := 0
+		for range cap(results) {
+			if err := <-results; err != nil {
+				failed++
+				t.Log(err)
+				if !strings.Contains(err.Error(), "network narrow has no address left") || !strings.Contains(err.Error(), "of the 3 that its DHCP server hands out, machines of jobs have 3,") {
+					t.Errorf("a machine too many: %v", err)
+				}
+			}
+		}
+		if failed != 1 {
+			t.Errorf("%d of 4 machines find no address among three", failed)
+		}
+		if macs := regexp.MustCompile(`<host mac='52:54`).FindAllString(l.virsh(t, "net-dumpxml", network), -1); len(macs) != 3 {
+			t.Errorf("%d addresses are reserved, want 3", len(macs))
+		}
+		for i := range cap(results) {
+			spec := l.spec(fmt.Sprintf("at-once-%d", i))
+			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// Reservations outlive a restart of libvirt's daemon, and machines made after it get
+// others; those that no machine has are swept, and an administrator's stay.
+func TestReservationsAreSwept(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		network, _ := narrow(t, l)
+		l.virsh(t, "net-update", network, "add-last", "ip-dhcp-host", "<host mac='52:54:00:11:22:33' name='printer' ip='192.168.123.11'/>", "--live")
+		spec := l.spec("kept", onNetwork(network))
+		guest := l.start(t, spec)
+		killed := l.spec("killed", onNetwork(network))
+		l.start(t, killed)
+		l.virsh(t, "destroy", killed.Name) // and whoever made it is dead
+		sweep := func(dryRun bool) vm.IdleAddress {
+			idle, err := vm.SweepAddresses(t.Context(), l.host, dryRun, nil)
+			idle = slices.DeleteFunc(idle, func(a vm.IdleAddress) bool { return a.Network != network })
+			if err != nil || len(idle) != 1 {
+				t.Fatalf("a sweep (dry: %t) finds %v, %v; want one address", dryRun, idle, err)
+			}
+			return idle[0]
+		}
+		idle := sweep(true)
+		if again := sweep(false); again != idle {
+			t.Errorf("swept %v, want %v", again, idle)
+		}
+		left := l.virsh(t, "net-dumpxml", network)
+		for _, want := range []string{"192.168.123.11", nicOf(t, l, guest.Name())} {
+			if !strings.Contains(left, want) {
+				t.Errorf("%s is not reserved any more:\n%s", want, left)
+			}
+		}
+		if strings.Contains(left, "ip='"+idle.Address.String()+"'") {
+			t.Errorf("%s is still reserved:\n%s", idle.Address, left)
+		}
+	})
+}
+
+// The same of a whole Debian: systemd-networkd names itself to DHCP by the machine-id.
+func TestFullGuestTwins(t *testing.T) {
+	showFullGuest(t)
+	systemOnly(t, func(t *testing.T, l *lab) {
+		network, _ := narrow(t, l)
+		handed, err := seed.New("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		image := func(s *vm.Spec) {
+			fullGuest(handed)(s)
+			s.Disks = []disk.Disk{{Name: "full.raw", Path: fixedMachineID(t, l), Format: "raw", VirtualSize: 1466 << 20}}
+		}
+		specs := []vm.Spec{l.spec("first", image, onNetwork(network)), l.spec("second", image, onNetwork(network))}
+		var guests []*vm.Guest
+		for _, spec := range specs {
+			guests = append(guests, l.start(t, spec))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 9*time.Minute)
+		defer cancel()
+		ids := map[string]bool{}
+		for _, guest := range guests {
+			if err := guest.WaitReady(ctx, handed.Login()); err != nil {
+				t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+			}
+			mark(t, guest)
+			id, _ := script(t, guest, "cat /etc/machine-id")
+			ids[id] = true
+		}
+		if len(ids) != 1 || guests[0].Record().HostKey != guests[1].Record().HostKey {
+			t.Errorf("they have the machine-ids %v and different host keys, so that the rest shows nothing", ids)
+		}
+		if leases := l.virsh(t, "net-dhcp-leases", network); strings.Contains(leases, "192.168.") {
+			t.Logf("leases:\n%s", leases) // one: dnsmasq has forgotten the other, which has its address all the same
+		}
+		for _, guest := range guests {
+			asUser := l.find(t, guest)
+			if err := asUser.Connect(t.Context(), handed.Login()); err != nil {
+				t.Errorf("log in to %s again: %v", guest.Name(), err)
+				continue
+			}
+			if out, _ := script(t, asUser, "cat /tmp/me; sudo networkctl renew enp1s0 2>&1; sleep 3; cat /tmp/me"); out != strings.Repeat(guest.Name()+"\n", 2) {
+				t.Errorf("what is for %s runs in the machine of %q", guest.Name(), out)
+			}
+		}
+	})
+}
+
+// fixedMachineID is the disk of a full guest with a machine-id, which the kernel's
+// arguments say: the boot partition is the one that can be written without a loop
+// device.
+func fixedMachineID(t *testing.T, l *lab) string {
+	t.Helper()
+	raw := filepath.Join(l.dir, "full.raw")
+	if _, err := os.Stat(raw); err == nil {
+		return raw
+	}
+	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", filepath.Join(host.TempDir, fullGuestName), raw)
+	const boot = "@@1M"
+	config := run(t, "mtype", "-i", raw+boot, "::syslinux.cfg")
+	config = strings.Replace(config, "console=ttyS0", "console=ttyS0 systemd.machine_id=0123456789abcdef0123456789abcdef", 1)
+	file := filepath.Join(l.dir, "syslinux.cfg")
+	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mcopy", "-o", "-i", raw+boot, file, "::syslinux.cfg")
+	return raw
+}

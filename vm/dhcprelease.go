@@ -1,0 +1,72 @@
+package vm
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"libvirt.org/go/libvirt"
+)
+
+// releaseLease tells a network's DHCP server that a lease is not needed any more, as
+// its client would (DHCPRELEASE, RFC 2131). It does not wait: there is no answer.
+func releaseLease(plan *dhcpPlan, lease libvirt.NetworkDHCPLease) error {
+	message, err := releaseMessage(plan.gateway, lease)
+	if err != nil {
+		return err
+	}
+	// The server is on this host. Bound to the bridge, what we send comes from there
+	// for it, and not from the loopback device, on which it does not listen.
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.BindToDevice(int(fd), plan.bridge) })
+		if err == nil {
+			err = failed
+		}
+		return err
+	}}
+	conn, err := dialer.DialContext(context.Background(), "udp4", netip.AddrPortFrom(plan.gateway, 67).String())
+	if err != nil {
+		return fmt.Errorf("give the lease of %s back: %w", lease.IPaddr, err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write(message); err != nil {
+		return fmt.Errorf("give the lease of %s back: %w", lease.IPaddr, err)
+	}
+	return nil
+}
+
+// releaseMessage is the message of a client that gives up its lease (RFC 2131, 2 and
+// 4.4.6; options of RFC 2132).
+func releaseMessage(server netip.Addr, lease libvirt.NetworkDHCPLease) ([]byte, error) {
+	const request, ethernet, release = 1, 1, 7
+	const optionType, optionServer, optionClient, optionEnd = 53, 54, 61, 255
+	address, err := netip.ParseAddr(lease.IPaddr)
+	if err != nil || !address.Is4() {
+		return nil, fmt.Errorf("a lease of %q cannot be given back: it is no IPv4 address", lease.IPaddr)
+	}
+	mac, err := net.ParseMAC(lease.Mac)
+	if err != nil || len(mac) != 6 {
+		return nil, fmt.Errorf("the lease of %s has no MAC address: %q", lease.IPaddr, lease.Mac)
+	}
+	client, err := hex.DecodeString(strings.ReplaceAll(lease.Clientid, ":", ""))
+	if err != nil || len(client) > 255 {
+		return nil, fmt.Errorf("the lease of %s has no client identifier: %q", lease.IPaddr, lease.Clientid)
+	}
+	message := make([]byte, 236, 300)
+	message[0], message[1], message[2] = request, ethernet, byte(len(mac))
+	copy(message[12:], address.AsSlice()) // ciaddr
+	copy(message[28:], mac)               // chaddr
+	message = append(message, 99, 130, 83, 99, optionType, 1, release, optionServer, 4)
+	message = append(message, server.AsSlice()...)
+	if len(client) > 0 {
+		message = append(append(message, optionClient, byte(len(client))), client...)
+	}
+	message = append(message, optionEnd)
+	return append(message, make([]byte, max(0, 300-len(message)))...), nil // as long as BOOTP's
+}

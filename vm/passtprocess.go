@@ -1,0 +1,225 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/google/renameio/v2"
+)
+
+// A passtNote is what is kept of a machine's passt: enough to know it again among all
+// processes of the host, whoever's, and after its number was given to another.
+type passtNote struct {
+	PID   int
+	Start uint64 // when it started, in clock ticks since the host booted (proc(5))
+	UID   int    // as whom it runs
+	Pid   string // path of its own pid file, which stands on its command line
+	path  string
+}
+
+// passtNotePath is where the note lies in the directory of a machine.
+func passtNotePath(jobDir string) string { return filepath.Join(jobDir, "passt.json") }
+
+// readPasstNote reads a note; nil if there is none.
+func readPasstNote(path string) (*passtNote, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find passt: %w", err)
+	}
+	note := &passtNote{path: path}
+	if err := json.Unmarshal(text, note); err != nil || note.PID <= 1 || note.Start == 0 || note.Pid == "" {
+		return nil, fmt.Errorf("find passt: %s names no process: %.100q", path, text)
+	}
+	return note, nil
+}
+
+func (n *passtNote) write() error {
+	text, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(n.path, text, 0o600)
+}
+
+// runs says whether the process is still there.
+func (n *passtNote) runs() bool {
+	process := n.process()
+	if process != nil {
+		process.Release()
+	}
+	return process != nil
+}
+
+// process is the process of the note; nil if it has ended.
+func (n *passtNote) process() *os.Process {
+	// Found before it is looked at: the handle stays with this very process,
+	// whoever gets its number next.
+	process, err := os.FindProcess(n.PID)
+	if err != nil {
+		return nil
+	}
+	seen, err := lookAtPasst(n.PID)
+	if err != nil || seen.Start != n.Start || seen.UID != n.UID || seen.Pid != n.Pid {
+		process.Release()
+		return nil
+	}
+	return process
+}
+
+// lookAtPasst is what /proc says of a process, if that is a passt. passt hides what
+// else there is (prctl(2), PR_SET_DUMPABLE); its command line, its user and when it
+// started everybody may read.
+func lookAtPasst(pid int) (*passtNote, error) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid))
+	cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	if err != nil {
+		return nil, err
+	}
+	seen := &passtNote{PID: pid, Pid: pidFileOf(cmdline)}
+	if seen.Pid == "" {
+		return nil, fmt.Errorf("process %d is no passt of ours", pid)
+	}
+	status, err := os.ReadFile(filepath.Join(dir, "status"))
+	if err != nil {
+		return nil, err
+	}
+	if seen.UID, err = uidIn(string(status)); err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	if err != nil {
+		return nil, err
+	}
+	if seen.Start, err = startIn(string(stat)); err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return seen, nil
+}
+
+// pidFileOf is the path of the pid file on a command line of passt, which is the whole
+// path, as that of the socket is not; empty if it is another program's.
+func pidFileOf(cmdline []byte) string {
+	args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
+	if !strings.HasPrefix(filepath.Base(args[0]), "passt") { // passt.avx2
+		return ""
+	}
+	for i := 1; i+1 < len(args); i++ {
+		if args[i] == "--pid" {
+			return args[i+1]
+		}
+	}
+	return ""
+}
+
+// uidIn is the effective user in /proc/PID/status.
+func uidIn(status string) (int, error) {
+	for line := range strings.Lines(status) {
+		if field := strings.Fields(line); len(field) > 2 && field[0] == "Uid:" {
+			return strconv.Atoi(field[2])
+		}
+	}
+	return 0, errors.New("its status names no user")
+}
+
+// startIn is the time of start in /proc/PID/stat: the 22nd field, where the second, the
+// program's name in brackets, may hold anything.
+func startIn(stat string) (uint64, error) {
+	field := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(field) < 20 {
+		return 0, fmt.Errorf("its stat has %d fields after the name", len(field))
+	}
+	return strconv.ParseUint(field[19], 10, 64)
+}
+
+// note notes the process that passt has become, by its own pid file.
+func (p *passt) note(owner passtOwner) error {
+	text, err := os.ReadFile(p.pid)
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return err
+	}
+	// QEMU's user could have written the file.
+	seen, err := lookAtPasst(pid)
+	switch {
+	case err != nil:
+		return err
+	case seen.Pid != p.pid || seen.UID != owner.uid:
+		return fmt.Errorf("process %d of user %d is not the one that was started", pid, seen.UID)
+	}
+	seen.path = p.notePath
+	return seen.write()
+}
+
+// stop ends the passt. One that no note names, since whoever started it was killed or the
+// disk was full, is looked for among all processes.
+func (p *passt) stop(ctx context.Context) error {
+	note, _ := readPasstNote(p.notePath)
+	if note == nil {
+		var err error
+		if note, err = p.search(ctx); note == nil {
+			return err
+		}
+	}
+	process := note.process()
+	if process == nil {
+		return nil
+	}
+	defer process.Release()
+	if err := process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop passt (process %d): %w", process.Pid, err)
+	}
+	return nil
+}
+
+// runs says whether it still runs; also if that cannot be known.
+func (p *passt) runs() bool {
+	note, err := readPasstNote(p.notePath)
+	return err != nil || note != nil && note.runs()
+}
+
+// search looks for it among all processes; nil if there is none.
+func (p *passt) search(ctx context.Context) (*passtNote, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("find passt: %w", err)
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		cmdline, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
+		if err != nil || !bytes.Contains(cmdline, []byte(p.pid)) {
+			continue
+		}
+		seen, err := lookAtPasst(pid)
+		if err != nil || seen.Pid != p.pid {
+			continue
+		}
+		// Somebody else can have a process that looks like it. libvirt says who QEMU's
+		// user is: it is asked only now.
+		owner, err := p.owner(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("find passt: %w", err)
+		}
+		if seen.UID == owner.uid {
+			return seen, nil
+		}
+	}
+	return nil, nil
+}
