@@ -17,6 +17,7 @@ import (
 	"github.com/google/renameio/v2"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 )
 
 // phaseBuckets are the upper bounds, in seconds, of the histogram of phases: from
@@ -139,7 +140,7 @@ func readFamilies(path string) (families, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	var parser expfmt.TextParser
+	parser := expfmt.NewTextParser(model.LegacyValidation)
 	f, err := parser.TextToMetricFamilies(bytes.NewReader(text))
 	if err != nil {
 		return families{}, nil
