@@ -13,26 +13,26 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// flushTimeout bounds what the guest does before its end for its cache to be complete.
+// flushTimeout bounds the flush of the cache before the machine is destroyed.
 const flushTimeout = 5 * time.Second
 
-// cache is the cache of the job's machine; nil for none. A job of which nobody knows
-// whose it is gets none.
+// cache returns the cache for the job's machine; nil for none, also if the owner of the
+// job is not known.
 func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *cache.Config {
 	if settings.Cache == config.CacheNone {
 		return nil
 	}
-	if settings.Windows() { // which knows neither its file system nor sh
-		d.admin().Warn("guests that run Windows have no cache on this host", "image", settings.Image)
+	if settings.Windows() { // cannot read the cache's file systems, and has no sh
+		d.admin().Warn("no cache: the guest runs Windows", "image", settings.Image)
 		return nil
 	}
 	owner := d.Job.Owner
 	if owner.Instance == "" || owner.Project == "" {
-		d.Log.Warn("this job has no cache on this host: its payload (JOB_RESPONSE_FILE) does not say which project of which GitLab it belongs to")
+		d.Log.Warn("no cache on this host: the job's payload (JOB_RESPONSE_FILE) does not name its project and its GitLab server")
 		return nil
 	}
 	if owner.RefUnknown {
-		d.admin().Warn("protected refs of the project share a cache with all others: GitLab or its runner does not say which are protected (18.3 and newer do)")
+		d.admin().Warn("protected and unprotected refs share a cache: GitLab or its runner is older than 18.3 and does not tell which refs are protected")
 	}
 	return &cache.Config{
 		Mode:  cache.Mode(settings.Cache),
@@ -43,8 +43,7 @@ func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *cache.Config
 	}
 }
 
-// mountCache has the guest mount its cache. A cache that is of no use is dropped: no
-// later job will meet it again.
+// mountCache mounts the cache in the guest, and drops a cache that cannot be used.
 func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) error {
 	mode := guest.CacheMode()
 	if mode == "" {
@@ -60,30 +59,28 @@ func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) er
 	return err
 }
 
-// dropCache sees to it that no other job meets a cache disk with which something went
-// wrong: a file system can be what a guest dies of, at boot or when it is mounted, and
-// would be that for every job of the project.
+// dropCache removes a cache disk after a failure. A damaged file system can crash the
+// guest, at boot or at the mount, and would do so in every job of the project.
 func (d *Driver) dropCache(guest *vm.Guest) {
 	if guest.CacheMode() != cache.Disk {
 		return
 	}
 	name := guest.Record().Cache
 	if err := guest.DropCache(); err != nil {
-		d.admin().Warn("a cache disk that may be damaged stays", "cache", name, "error", err)
+		d.admin().Warn("cannot drop a cache disk that may be damaged", "cache", name, "error", err)
 		return
 	}
 	d.admin().Warn("dropped a cache disk that may be damaged", "cache", name)
 }
 
-// flushCache has the guest write what it still holds in its memory to its cache disk:
-// the machine is about to be ended as if its power failed. A guest that cannot do that
-// soon has its end all the same.
+// flushCache flushes the guest's cache disk before the machine is destroyed. The
+// machine is destroyed even if that fails.
 func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, d.Job.VMName(), d.jobDir(dirs))
 	if err != nil || guest.CacheMode() != cache.Disk || guest.Record().Address == "" {
-		return // an error is vm.Remove's to report
+		return // vm.Remove reports the error
 	}
 	login, err := guestssh.LoadLogin(d.jobDir(dirs))
 	if err == nil {
@@ -94,12 +91,12 @@ func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs config.Dirs
 		err = guestshell.FlushCache(ctx, guest, d.Settings.For(d.Job.Image).GuestCacheDir)
 	}
 	if err != nil {
-		d.admin().Warn("the cache may lack what the job wrote last", "cache", guest.Record().Cache, "error", err)
+		d.admin().Warn("cannot flush the cache, which may lack recent writes", "cache", guest.Record().Cache, "error", err)
 	}
 }
 
-// gaugeCaches counts the caches. What shares take would take too long to add up.
-func (d *Driver) gaugeCaches(dirs config.Dirs) error {
+// updateCacheGauges counts caches. It would take too long to measure shares.
+func (d *Driver) updateCacheGauges(dirs config.Dirs) error {
 	caches, err := cache.List(dirs.Caches)
 	if err != nil {
 		return err

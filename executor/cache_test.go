@@ -11,7 +11,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 )
 
-// A job of which nobody knows whose it is has no cache, and is told so.
+// A job without a known owner has no cache, and its log says so.
 func TestNoOwnerNoCache(t *testing.T) {
 	for _, test := range []struct {
 		setting string
@@ -34,7 +34,7 @@ func TestNoOwnerNoCache(t *testing.T) {
 	}
 }
 
-// A guest that runs Windows could not mount a cache.
+// Guests that run Windows cannot mount a cache.
 func TestNoCacheForWindows(t *testing.T) {
 	owner := job.Owner{Instance: "https://gitlab.example.com", Project: "42", Path: "group/project"}
 	for section, want := range map[string]bool{"shell = 'bash'": true, "shell = 'pwsh'": true, "shell = 'powershell'": false} {

@@ -1,6 +1,4 @@
-// Package executor is the driver as GitLab Runner sees it: a job, the
-// administrator's settings, the four stages, and what a failure means.
+// Package executor runs the four stages of a job for GitLab Runner's custom executor.
 //
-// It joins the two rooms that know nothing of each other: it turns an image of
-// package oci into a machine of package vm.
+// It is the only place where an image of package oci becomes a machine of package vm.
 package executor

@@ -26,23 +26,22 @@ import (
 )
 
 const (
-	// LibvirtTimeout bounds each exchange with libvirt that starts nothing.
+	// LibvirtTimeout bounds requests to libvirt that start no machine.
 	LibvirtTimeout = 20 * time.Second
-	// removeTimeout bounds the end of a machine: a QEMU that does not react to
-	// SIGTERM is killed by libvirt after 15 s.
+	// removeTimeout bounds the removal of a machine: libvirt kills a QEMU that ignores
+	// SIGTERM after 15 s.
 	removeTimeout = 60 * time.Second
-	// sweepTimeout bounds what a prepare does for others.
+	// sweepTimeout bounds the sweep at the start of prepare.
 	sweepTimeout = 3 * time.Second
-	// connectTimeout bounds the log-in to a guest that was ready before.
+	// connectTimeout bounds the login to a guest that was ready before.
 	connectTimeout = 30 * time.Second
-	// undoTimeout bounds the end of a machine when a stage was told to end: it
-	// has two seconds in all. cleanup does the rest.
-	undoTimeout = 1500 * time.Millisecond
-	// reconnectPause is how long a libvirt daemon that is restarted is given before
-	// it is asked again.
+	// abortTimeout bounds the removal of a machine after a signal: a stage then has
+	// two seconds in all. cleanup does the rest.
+	abortTimeout = 1500 * time.Millisecond
+	// reconnectPause is the wait for a libvirt daemon that restarts.
 	reconnectPause = 500 * time.Millisecond
-	// expiryGrace is how long after the timeout of its job a machine may live: the
-	// runner's own cleanup comes first.
+	// expiryGrace is the time after the timeout of a job until sweep removes its
+	// machine: the runner's own cleanup comes first.
 	expiryGrace = time.Hour
 )
 
@@ -54,25 +53,25 @@ type Driver struct {
 	Log      *joblog.Log
 	// Admin is the administrator's log; nil for none.
 	Admin *slog.Logger
-	// Local says that whoever started the job is the administrator: images on this
-	// machine may be used.
+	// Local says that the administrator started the job: it may use images on this
+	// host.
 	Local bool
 
 	metrics metrics.Changes
 }
 
-// WriteMetrics adds what this process counted to the file metrics_textfile.
+// WriteMetrics adds the metrics of this process to the file metrics_textfile.
 func (d *Driver) WriteMetrics() error { return d.metrics.Write(d.Settings.Defaults.MetricsTextfile) }
 
-// phase begins to measure a phase of the job; end ends it.
+// phase starts to measure a phase of the job; end stops it.
 func (d *Driver) phase(name string) (end func()) {
 	began := time.Now()
 	return func() { d.metrics.Observe(name, time.Since(began)) }
 }
 
-// gauge measures what the host holds. It is for the metrics alone, and so no
-// reason for a stage to fail.
-func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs config.Dirs) {
+// updateGauges sets the gauges of machines, images, caches and snapshots. A failure is
+// logged and does not fail the stage.
+func (d *Driver) updateGauges(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 	if d.Settings.Defaults.MetricsTextfile == "" {
 		return
 	}
@@ -92,18 +91,18 @@ func (d *Driver) gauge(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 			d.metrics.Set("sardine_image_bytes", float64(size))
 		}
 	}
-	if err := errors.Join(err, storeErr, d.gaugeCaches(dirs), d.gaugeSnapshots(dirs)); err != nil {
+	if err := errors.Join(err, storeErr, d.updateCacheGauges(dirs), d.updateSnapshotGauges(dirs)); err != nil {
 		d.admin().Warn("metrics are incomplete", "error", err)
 	}
 }
 
-// configOutput is what the config stage tells GitLab Runner.
+// configOutput is the output of the config stage.
 type configOutput struct {
 	Driver    driverInfo `json:"driver"`
 	BuildsDir string     `json:"builds_dir"`
 	CacheDir  string     `json:"cache_dir"`
 	Shell     string     `json:"shell"`
-	// JobEnv is for the later stages alone, not for the job.
+	// JobEnv is the environment of later stages, not of the job.
 	JobEnv map[string]string `json:"job_env"`
 }
 
@@ -112,8 +111,8 @@ type driverInfo struct {
 	Version string `json:"version"`
 }
 
-// Config is the config stage: it tells the runner where the guest keeps its
-// files and which shell runs there.
+// Config is the config stage: it tells GitLab Runner the directories and the shell of
+// the guest.
 func (d *Driver) Config(stdout io.Writer) error {
 	settings := d.Settings.For(d.Job.Image)
 	return json.NewEncoder(stdout).Encode(configOutput{
@@ -125,7 +124,7 @@ func (d *Driver) Config(stdout io.Writer) error {
 	})
 }
 
-// admin is the administrator's log, with who the job is.
+// admin returns the administrator's log with the attributes of the job.
 func (d *Driver) admin() *slog.Logger {
 	if d.Admin == nil {
 		return slog.New(slog.DiscardHandler)
@@ -133,7 +132,7 @@ func (d *Driver) admin() *slog.Logger {
 	return d.Admin.With("job", d.Job.ID, "project", d.Job.Project, "machine", d.Job.VMName())
 }
 
-// OpenHost connects to the libvirt of the settings.
+// OpenHost connects to the libvirt in the settings.
 func OpenHost(ctx context.Context, settings *config.Settings) (*vm.Host, error) {
 	ctx, cancel := context.WithTimeout(ctx, LibvirtTimeout)
 	defer cancel()
@@ -143,12 +142,10 @@ func OpenHost(ctx context.Context, settings *config.Settings) (*vm.Host, error) 
 // jobDir is the directory of the job's machine.
 func (d *Driver) jobDir(dirs config.Dirs) string { return filepath.Join(dirs.Jobs, d.Job.VMName()) }
 
-// Cleanup is the cleanup stage: when it returns nil, nothing of the job's
-// machine is left, also if there never was one; unless it is to be kept for a look
-// inside.
+// Cleanup is the cleanup stage. It removes the job's machine, unless the machine is
+// kept after a failure. A missing machine is not an error.
 //
-// The runner does not try it again: when libvirt's daemon is restarted meanwhile, or
-// is away just then, it goes on with the new one.
+// GitLab Runner does not retry cleanup. If libvirt's daemon restarts, Cleanup retries.
 func (d *Driver) Cleanup(ctx context.Context) error {
 	defer d.phase("cleanup")()
 	dirs, err := d.Settings.Dirs()
@@ -159,12 +156,12 @@ func (d *Driver) Cleanup(ctx context.Context) error {
 	defer cancel()
 	for restarted := false; ; {
 		err := d.cleanup(ctx, dirs)
-		// Without a directory there was never a machine, and nothing to wait for.
+		// Without a directory there never was a machine, so there is nothing to remove.
 		restarted = restarted || errors.Is(err, virt.ErrDisconnected) || errors.Is(err, virt.ErrUnreachable) && isDir(d.jobDir(dirs))
 		if err == nil || !restarted {
 			return err
 		}
-		d.admin().Warn("cleanup tries again", "error", err)
+		d.admin().Warn("cleanup retries", "error", err)
 		select {
 		case <-time.After(reconnectPause):
 		case <-ctx.Done():
@@ -186,7 +183,7 @@ func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
 	defer host.Close()
 	o, err := outcome.Load(d.jobDir(dirs))
 	if err != nil {
-		d.admin().Warn("cleanup goes on", "error", err)
+		d.admin().Warn("cleanup does not know how the job ended", "error", err)
 	}
 	kept, err := d.keep(ctx, host, o)
 	if err != nil {
@@ -201,12 +198,11 @@ func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
 	if o != nil {
 		d.metrics.Count("sardine_jobs_total", 1, "result", o.Result)
 	}
-	d.gauge(ctx, host, dirs)
+	d.updateGauges(ctx, host, dirs)
 	return nil
 }
 
-// image is the reference that the job will get, checked against the rules of the
-// administrator.
+// image returns the image for the job, if the administrator's settings allow it.
 func (d *Driver) image() (oci.Reference, config.Resolved, error) {
 	settings := d.Settings.For(d.Job.Image)
 	if settings.Image == "" {
@@ -217,7 +213,7 @@ func (d *Driver) image() (oci.Reference, config.Resolved, error) {
 	if err != nil {
 		return ref, settings, err
 	}
-	// The administrator's substitute needs no permission.
+	// A substitute from the settings needs no permission.
 	if settings.Image == d.Job.Image && !d.Local {
 		if !d.Settings.Allowed(settings.Image) {
 			return ref, settings, failure.OfJob(fmt.Errorf("image %s is not allowed here (allowed_images: %q)", settings.Image, d.Settings.Defaults.AllowedImages))
@@ -229,9 +225,9 @@ func (d *Driver) image() (oci.Reference, config.Resolved, error) {
 	return ref, settings, nil
 }
 
-// pullPolicies are those of the settings, or the job's own within what the
-// administrator allows: as in GitLab's docker executor, nothing else than the
-// settings' own unless allowed_pull_policies says more.
+// pullPolicies returns the policies of the job if the administrator allows them, else
+// those of the settings. As in GitLab's docker executor, the default for
+// allowed_pull_policies is pull_policy.
 func (d *Driver) pullPolicies(settings config.Resolved) ([]oci.PullPolicy, error) {
 	if len(d.Job.PullPolicies) == 0 {
 		return settings.PullPolicies, nil

@@ -10,7 +10,7 @@ import (
 	"gitlab-sardine-executor/executor/job"
 )
 
-// What config tells the later stages is the name that they would find themselves.
+// config passes the name of the machine that the payload gives.
 func TestConfigNamesTheMachine(t *testing.T) {
 	first := jobIn(t, "JOB_RESPONSE_FILE="+payloadFile(t, `{"id": 4711, "git_info": {"repo_url": "https://gitlab.example.com/group/project.git"}}`))
 	var stdout bytes.Buffer

@@ -20,7 +20,7 @@ import (
 	"gitlab-sardine-executor/vm/record"
 )
 
-// FetchAndCloneOptions say what [FetchAndClone] makes a machine of, and how.
+// FetchAndCloneOptions configure [FetchAndClone].
 type FetchAndCloneOptions struct {
 	Image oci.Reference
 	Pull  oci.PullOptions
@@ -29,47 +29,39 @@ type FetchAndCloneOptions struct {
 	Name string
 	// Settings for the image.
 	Settings config.Resolved
-	// Size of the machine, and when the host has room for it.
+	// Size of the machine, and the conditions for its admission.
 	Size      Size
 	Admission admission.Policy
 	// Cache of the machine; nil for none.
 	Cache *cache.Config
 	// Record of the job; image and digest are filled in.
 	Record record.Record
-	// Log hears how it goes on.
+	// Log of the job.
 	Log *joblog.Log
-	// Phase is called when a phase begins, and what it returns when it ends; nil is
-	// fine.
+	// Phase is called at the start of a phase, and its result at the end; may be nil.
 	Phase func(name string) (end func())
-	// Detail is told what only an administrator can use; nil is fine.
+	// Detail gets details for the administrator; may be nil.
 	Detail func(text string)
 }
 
-// A Machine is a running clone of an image.
-type Machine struct {
-	// Name of the domain, and the configuration of its guest as the image gives it.
-	Name   string
-	Config oci.GuestConfig
-
-	Image *oci.Image
+// An Instance is a running clone of an image.
+type Instance struct {
+	Name  string // of the domain
 	Guest *vm.Guest
-	// Login is how to log in to the guest.
-	Login guestssh.Login
+	Login guestssh.Login // to the guest
 }
 
-// FetchAndClone does all in one: it fetches an image unless it is there, unpacks
-// it unless that was done, clones it copy-on-write and starts the clone, an
-// ephemeral machine. It returns the configuration of the guest, with the name of
-// its domain; it does not wait for the guest. If it fails, nothing of the machine
-// is left but what [vm.Remove] removes: the log of its console, if it booted for a snapshot
-// in vain. An image that was unpacked stays.
+// FetchAndClone pulls and unpacks an image unless the store has it, clones it
+// copy-on-write and starts the clone, an ephemeral machine. It does not wait for the
+// guest. If it fails, it removes the machine; if that booted for a snapshot, [vm.Remove]
+// still has to remove its console log. The image stays in the store.
 //
-// With the setting memory_snapshot the clone goes on from a snapshot of a machine that has
-// booted, which is made if it is not there.
+// With the setting memory_snapshot the clone resumes from a snapshot of a booted machine,
+// which is made if necessary.
 //
-// The clone is [vm.Start]'s, not [define.Clone]'s: no domain has to be defined that
-// holds the image, and nothing that the image brings is believed.
-func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (*Machine, error) {
+// The clone is made by [vm.Start], not by [define.Clone]: it needs no defined domain, and does
+// not trust the image's domain XML.
+func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (*Instance, error) {
 	store, err := oci.OpenStore(o.Dirs.Store)
 	if err != nil {
 		return nil, err
@@ -81,7 +73,7 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	if err != nil {
 		return nil, err
 	}
-	defer image.Close() // held until QEMU has its disks open
+	defer image.Close() // not before QEMU has opened its disks
 	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(sizeOf(image))), hostname(), joblog.Seconds(time.Since(began)))
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
 	login, seed, err := loginFor(o.Settings, image.Guest)
@@ -106,7 +98,7 @@ func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (
 	for _, note := range guest.Notes {
 		o.detail(note)
 	}
-	return &Machine{Name: o.Name, Config: image.Guest, Image: image, Guest: guest, Login: guest.Login(login)}, nil
+	return &Instance{Name: o.Name, Guest: guest, Login: guest.Login(login)}, nil
 }
 
 func (o *FetchAndCloneOptions) detail(text string) {
@@ -115,7 +107,7 @@ func (o *FetchAndCloneOptions) detail(text string) {
 	}
 }
 
-// begin begins a phase, with a section of the log.
+// begin starts a phase and a section of the log.
 func (o *FetchAndCloneOptions) begin(phase, section, title string) (end func()) {
 	endSection, endPhase := o.Log.Section(section, title), func() {}
 	if o.Phase != nil {
@@ -124,7 +116,7 @@ func (o *FetchAndCloneOptions) begin(phase, section, title string) (end func()) 
 	return func() { endPhase(); endSection() }
 }
 
-// hostname is this host's, for the logs of jobs: which of several runners it was.
+// hostname tells in the job's log which of several runners ran the job.
 func hostname() string {
 	name, err := os.Hostname()
 	if err != nil {
@@ -133,7 +125,7 @@ func hostname() string {
 	return name
 }
 
-// sizeOf is the size of an image's files, in bytes.
+// sizeOf returns the size of an image's files, in bytes.
 func sizeOf(image *oci.Image) int64 {
 	var sum int64
 	for _, d := range image.Disks {
@@ -142,7 +134,7 @@ func sizeOf(image *oci.Image) int64 {
 	return sum
 }
 
-// SpecFor is where an image becomes a machine.
+// SpecFor describes a machine of an image to vm.
 func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 	disks := make([]disk.Disk, len(image.Disks))
 	for i, d := range image.Disks {

@@ -27,8 +27,7 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 )
 
-// A canary is a file of the host that no image has any business with. Its
-// directory is watched: whoever opens the file is noticed.
+// A canary is a file of the host that no image may use. inotify reports any access.
 type canary struct {
 	path   string
 	events int // inotify
@@ -53,9 +52,8 @@ func newCanary(t *testing.T) *canary {
 	return c
 }
 
-// sang says whether somebody opened, read or changed the canary since it was asked
-// last.
-func (c *canary) sang(t *testing.T) bool {
+// touched reports whether the canary was opened, read or changed since the last call.
+func (c *canary) touched(t *testing.T) bool {
 	t.Helper()
 	heard := false
 	for buf := make([]byte, 4096); ; heard = true {
@@ -69,11 +67,11 @@ func (c *canary) sang(t *testing.T) bool {
 	}
 }
 
-// A qcow2 is a file in the making: a good one, to be spoiled.
+// A qcow2 is the content of a valid file, which tests damage.
 type qcow2 []byte
 
-// newQCOW2 is a 1 MiB disk that qemu-img made, with some content and room for a
-// name at 512 in its first cluster.
+// newQCOW2 returns a 1 MiB disk from qemu-img, with some content and with space for a
+// name at offset 512 of its first cluster.
 func newQCOW2(t *testing.T, args ...string) qcow2 {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk")
@@ -92,7 +90,7 @@ func newQCOW2(t *testing.T, args ...string) qcow2 {
 	return content
 }
 
-// put writes a big-endian number of the header; see docs/interop/qcow2.txt.
+// put writes a big-endian number into the header; see docs/interop/qcow2.txt.
 func (q qcow2) put(offset int, value any) qcow2 {
 	if _, err := binary.Encode(q[offset:], binary.BigEndian, value); err != nil {
 		panic(err)
@@ -100,10 +98,10 @@ func (q qcow2) put(offset int, value any) qcow2 {
 	return q
 }
 
-// number is a number of the header.
+// number reads a number from the header.
 func (q qcow2) number(offset int) uint64 { return binary.BigEndian.Uint64(q[offset:]) }
 
-// backing names a backing file.
+// backing sets the backing file.
 func (q qcow2) backing(name string) qcow2 {
 	copy(q[512:], name)
 	return q.put(8, uint64(512)).put(16, uint32(len(name)))
@@ -121,7 +119,7 @@ func (q qcow2) extensions(list ...extension) qcow2 {
 	return q
 }
 
-// firstL2 is where the first L2 table is.
+// firstL2 is the offset of the first L2 table.
 func (q qcow2) firstL2() int { return int(q.number(int(q.number(atL1))) &^ (1 << 63)) }
 
 // text writes text.
@@ -130,13 +128,13 @@ func (q qcow2) text(offset int, text string) qcow2 {
 	return q
 }
 
-// version2 makes a version 2 header of it: what were features are extensions.
+// version2 converts the header to version 2, where the feature fields are extensions.
 func (q qcow2) version2() qcow2 {
 	clear(q[72:512])
 	return q.put(atVersion, uint32(2))
 }
 
-// vmdk describes a VMware disk whose content is another file.
+// vmdk is the descriptor of a VMware disk with its content in another file.
 func vmdk(content string) []byte {
 	text := "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n" +
 		"RW 2048 FLAT \"" + content + "\" 0\n"
@@ -176,21 +174,20 @@ type layer struct {
 
 func oneDisk(content []byte) []layer { return []layer{{qcow2Layer, "disk.qcow2", content}} }
 
-// A hostileDisk is an image whose disks are not what they seem.
+// A hostileDisk is an image with a disk that tries to use files of the host.
 type hostileDisk struct {
 	name   string
 	layers []layer
-	// sings: QEMU, given the last layer as qcow2 or left to guess, would open the
-	// canary. Where it would not, the case is about something else.
+	// sings says that QEMU, given the last layer as qcow2 or left to probe it, opens
+	// the canary.
 	sings bool
-	// want is the error that the image is refused with; nil if it is made harmless.
+	// want is the error that refuses the image; nil if the image is made harmless.
 	want error
 	text string
 }
 
-// hostileDisks are the corpus. Each call of good is a good disk of its own. (The
-// header's own checks have their table in internal/qcow2, names and sizes of
-// layers theirs in oci.)
+// hostileDisks returns the corpus; good returns a new valid disk. (internal/qcow2 has a
+// table for header checks, oci one for names and sizes of layers.)
 func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 	return []hostileDisk{
 		// Files of the host, by name.
@@ -219,22 +216,22 @@ func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 		{"data file of a version 2 header", oneDisk(good().version2().put(72, uint32(dataFile)).put(76, uint32(len(canary))).text(80, canary)), false, oci.ErrHostile, "another file"},
 		{"a header behind the header", oneDisk(good().put(atHeaderLength, uint32(448)).put(448, uint32(dataFile)).put(452, uint32(len(canary))).text(456, canary).put(atIncompatible, uint64(4))), true, oci.ErrHostile, "another file"},
 
-		// Files whose format somebody might guess.
+		// Files with a format that a program might probe.
 		{"raw disk that is a qcow2", []layer{{rawLayer, "disk.raw", good().backing(canary)}}, true, nil, ""},
 		{"CD-ROM that is a qcow2", append(oneDisk(good()), layer{isoLayer, "tools.iso", good().backing(canary)}), true, nil, ""},
 		{"raw disk that is a VMDK", []layer{{rawLayer, "disk.raw", vmdk(canary)}}, true, nil, ""},
 		{"VMDK under the name of qcow2", oneDisk(vmdk(canary)), true, oci.ErrFormat, "qcow2"},
-		{"raw base of which the overlay says that it is a qcow2", []layer{
+		{"raw base, called qcow2 by the overlay", []layer{
 			{rawLayer, "base.raw", good().backing(canary)},
 			{qcow2Layer, "disk.qcow2", good().extensions(extension{backingFormat, "qcow2"}).backing("base.raw")},
 		}, false, nil, ""},
-		{"raw base of which the overlay does not say what it is", []layer{
+		{"raw base without a format in the overlay", []layer{
 			{rawLayer, "base.raw", good().backing(canary)},
 			{qcow2Layer, "disk.qcow2", good().extensions().backing("base.raw")},
 		}, false, nil, ""},
-		{"base of which the overlay says that it is somewhere else", []layer{{qcow2Layer, filepath.Base(canary), good()}, {qcow2Layer, "disk.qcow2", good().extensions(extension{backingFormat, "raw"}).backing(canary)}}, true, nil, ""},
+		{"base outside of the image", []layer{{qcow2Layer, filepath.Base(canary), good()}, {qcow2Layer, "disk.qcow2", good().extensions(extension{backingFormat, "raw"}).backing(canary)}}, true, nil, ""},
 
-		// Headers that lie.
+		// Headers with false values.
 		{"LUKS", oneDisk(good().put(atCrypt, uint32(2))), false, oci.ErrFormat, "encrypted"},
 		{"AES", oneDisk(good().put(atCrypt, uint32(1))), false, oci.ErrFormat, "encrypted"},
 		{"encryption header far away", oneDisk(good().extensions(extension{cryptHeader, "\x7f\xff\xff\xff\xff\xff\xff\x00\x7f\xff\xff\xff\xff\xff\xff\x00"})), false, oci.ErrHostile, "encryption header"},
@@ -276,9 +273,9 @@ func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 	}
 }
 
-// TestHostileDisks takes each image the way of a job's: pulled, checked, turned
-// into a machine with overlays, and its disks read by QEMU as libvirt would tell it
-// to. At no time does anybody open the canary or write its name.
+// TestHostileDisks handles each image as a job would: pull and check it, create a machine
+// with overlays, and read its disks with QEMU as libvirt would. The canary must never be
+// opened, and its name never be written.
 func TestHostileDisks(t *testing.T) {
 	canary := newCanary(t)
 	made := newQCOW2(t)
@@ -294,7 +291,7 @@ func TestHostileDisks(t *testing.T) {
 			}
 			ref := layoutOf(t, test.layers)
 			image, err := store.Pull(t.Context(), ref, oci.PullOptions{Policies: []oci.PullPolicy{oci.PullAlways}, MaxDisk: 1 << 30})
-			if canary.sang(t) {
+			if canary.touched(t) {
 				t.Error("pull opened a file of the host")
 			}
 			if test.want != nil {
@@ -315,8 +312,7 @@ func TestHostileDisks(t *testing.T) {
 	}
 }
 
-// exposed says whether QEMU opens the canary when it is given a file and nothing
-// is checked.
+// exposed reports whether QEMU opens the canary if nothing is checked.
 func exposed(t *testing.T, c *canary, l layer) bool {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "exposed")
@@ -325,13 +321,12 @@ func exposed(t *testing.T, c *canary, l layer) bool {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	// Most of these fail: they are damaged.
+	// Most of these fail, because the file is damaged.
 	_ = exec.CommandContext(ctx, "qemu-io", "-r", "-c", "read 0 512k", path).Run()
-	return c.sang(t)
+	return c.touched(t)
 }
 
-// checkMachine makes the machine of an image as far as that takes no libvirt, and
-// reads its disks.
+// checkMachine creates the machine of an image, up to libvirt, and reads its disks.
 func checkMachine(t *testing.T, c *canary, image *oci.Image) {
 	t.Helper()
 	settings, err := config.Parse(nil)
@@ -379,12 +374,12 @@ func checkMachine(t *testing.T, c *canary, image *oci.Image) {
 			t.Errorf("disk %d: a guest reads the content of a file of the host", i)
 		}
 	}
-	if c.sang(t) {
+	if c.touched(t) {
 		t.Error("a file of the host was opened")
 	}
 }
 
-// overlayOf finds the overlay that a preview names.
+// overlayOf returns the overlay for a path in a preview.
 func overlayOf(overlays map[string]string, preview string) string {
 	for _, path := range overlays {
 		if filepath.Base(path) == filepath.Base(preview) {
@@ -394,7 +389,7 @@ func overlayOf(overlays map[string]string, preview string) string {
 	return ""
 }
 
-// layoutOf writes an image of the Python tool's format by hand.
+// layoutOf writes an image in the Python tool's format.
 func layoutOf(t *testing.T, layers []layer) oci.Reference {
 	t.Helper()
 	dir := t.TempDir()
@@ -444,7 +439,7 @@ func layoutOf(t *testing.T, layers []layer) oci.Reference {
 	return ref
 }
 
-// domainOf is a domain with the disks that are called disk and tools.
+// domainOf returns a domain with the disks called disk and tools.
 func domainOf(layers []layer) []byte {
 	var disks strings.Builder
 	for i, l := range layers {

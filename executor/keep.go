@@ -20,17 +20,17 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// maxKeep bounds what a job may ask for.
+// maxKeep is the longest time that a job may choose.
 const maxKeep = 24 * time.Hour
 
-// consoleLife is how long the console log of a guest that did not come up is kept,
-// consoleMax how much of it, in bytes.
+// Console logs of guests that did not start are kept for consoleLife, up to consoleMax
+// bytes.
 const (
 	consoleLife = 7 * 24 * time.Hour
 	consoleMax  = 4 << 20
 )
 
-// keepTime is how long the machine of this job is kept if it fails.
+// keepTime returns how long to keep the machine if the job fails.
 func (d *Driver) keepTime(settings config.Resolved) (time.Duration, error) {
 	wish := d.Job.Variable(config.VariableKeepOnFailure)
 	if wish == "" {
@@ -78,8 +78,8 @@ func (d *Driver) save(dir string, o outcome.Outcome) bool {
 	return err == nil
 }
 
-// keep gives the machine of a failed job the rest of its life, and reports whether
-// there is one. Sweep ends it.
+// keep sets the new expiry of a failed job's machine, and reports whether the machine is
+// kept. Sweep removes it.
 func (d *Driver) keep(ctx context.Context, host *vm.Host, o *outcome.Outcome) (bool, error) {
 	if o == nil || o.Keep == 0 {
 		return false, nil
@@ -93,8 +93,8 @@ func (d *Driver) keep(ctx context.Context, host *vm.Host, o *outcome.Outcome) (b
 	return err == nil, err
 }
 
-// saveConsole keeps the console log of a guest that did not come up. Its last
-// lines are in the job's log; the rest is for the administrator.
+// saveConsole keeps the console log of a guest that did not start, for the administrator.
+// The job's log has its last lines.
 func (d *Driver) saveConsole(dirs config.Dirs, cause error) {
 	if !errors.Is(cause, vm.ErrNoAnswer) && !errors.Is(cause, vm.ErrGuestStopped) && !errors.Is(cause, guestssh.ErrLogin) {
 		return
@@ -109,7 +109,7 @@ func (d *Driver) saveConsole(dirs config.Dirs, cause error) {
 	if err == nil {
 		err = writeConsole(path, io.LimitReader(from, consoleMax))
 	}
-	d.admin().Info("console log of a guest that did not come up", "path", path, "error", err)
+	d.admin().Info("console log of a guest that did not start", "path", path, "error", err)
 }
 
 func writeConsole(path string, from io.Reader) error {
@@ -121,7 +121,7 @@ func writeConsole(path string, from io.Reader) error {
 	return errors.Join(err, to.Close())
 }
 
-// sweepConsoles removes console logs that nobody came to read.
+// sweepConsoles removes old console logs.
 func sweepConsoles(dirs config.Dirs, now time.Time) error {
 	entries, err := os.ReadDir(dirs.Consoles)
 	if errors.Is(err, fs.ErrNotExist) {

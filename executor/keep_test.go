@@ -21,7 +21,7 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// outcomeBed is a driver whose job has a machine, and where it counts jobs.
+// outcomeBed returns a driver with a machine for its job, and the path of its metrics.
 func outcomeBed(t *testing.T, settings string) (d *Driver, dirs config.Dirs, metrics string) {
 	t.Helper()
 	root := t.TempDir()
@@ -41,7 +41,7 @@ func outcomeBed(t *testing.T, settings string) (d *Driver, dirs config.Dirs, met
 	return d, dirs, metrics
 }
 
-// counted are the results that cleanup counts, and how often.
+// counted runs cleanup and returns the results that it counted.
 func counted(t *testing.T, d *Driver, metrics string) string {
 	t.Helper()
 	if err := d.Cleanup(t.Context()); err != nil {
@@ -61,7 +61,7 @@ func counted(t *testing.T, d *Driver, metrics string) string {
 	return strings.Join(found, ", ")
 }
 
-// How a job ended, by how its stages did, is what GitLab Runner makes of them.
+// The outcome of a job follows from its stages in the same way as in GitLab Runner.
 func TestOutcome(t *testing.T) {
 	type ended struct {
 		stage string
@@ -86,7 +86,7 @@ func TestOutcome(t *testing.T) {
 		{"archive_cache", []ended{{"build_script", nil}, {"archive_cache", failed}}, "script_failure"},
 		{"an upload", []ended{{"build_script", nil}, {"archive_cache", nil}, {"upload_artifacts_on_success", failed}}, "script_failure"},
 		{"the guest died before an upload", []ended{{"build_script", nil}, {"upload_artifacts_on_success", vm.ErrGuestStopped}}, "system_failure"},
-		{"a stage that nobody knows yet", []ended{{"build_script", nil}, {"sign_artifacts", failed}}, "script_failure"},
+		{"an unknown stage", []ended{{"build_script", nil}, {"sign_artifacts", failed}}, "script_failure"},
 		{"another attempt succeeds", []ended{{"get_sources", failed}, {"clear_worktree", nil}, {"get_sources", nil}, {"build_script", nil}}, "success"},
 		{"no attempt succeeds", []ended{{"get_sources", guestssh.ErrLost}, {"clear_worktree", nil}, {"get_sources", failed}, {"archive_cache_on_failure", nil}}, "script_failure"},
 		{"an attempt is spent on clear_worktree", []ended{{"get_sources", failed}, {"clear_worktree", guestssh.ErrLost}, {"upload_artifacts_on_failure", nil}}, "system_failure"},
@@ -109,19 +109,18 @@ func TestOutcome(t *testing.T) {
 	}
 }
 
-// A script that ends because its stage was told to has not failed by itself, whatever
-// it looks like.
-func TestOutcomeOfASignal(t *testing.T) {
-	told, cancel := context.WithCancelCause(t.Context())
+// After a signal, the job was cancelled, whatever the error of the stage.
+func TestOutcomeAfterSignal(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(failure.ErrCancelled)
 	for _, err := range []error{nil, failure.ScriptError(143), guestssh.ErrLost, oci.ErrNotFound, context.Canceled} {
-		if got := outcome.ResultOf(told, err); got != outcome.Cancelled {
+		if got := outcome.ResultOf(ctx, err); got != outcome.Cancelled {
 			t.Errorf("%v: %s", err, got)
 		}
 	}
 }
 
-// Without a script the job did not come so far.
+// Without a script, the job was cancelled, or prepare was killed.
 func TestOutcomeWithoutScripts(t *testing.T) {
 	d, _, metrics := outcomeBed(t, "")
 	if got := counted(t, d, metrics); got != "system_failure 1" {
@@ -140,8 +139,8 @@ func TestOutcomeWithoutScripts(t *testing.T) {
 	}
 }
 
-// The machine of a job that failed is kept, in whichever stage it did, and the job is
-// counted; that of another is not.
+// The machine of a failed job is kept, whichever stage failed, and the job is counted.
+// The machine of any other job is removed.
 func TestKeepOnFailure(t *testing.T) {
 	for _, test := range []struct {
 		stage string

@@ -11,13 +11,13 @@ import (
 	"gitlab-sardine-executor/vm/seed"
 )
 
-// errNoUser: there are credentials, and nobody to use them.
-var errNoUser = errors.New("the settings say how to log in to the guest, but nobody says as whom: " +
-	"the image has no VM config with users, and the settings have no username")
+// errNoUser says that there are credentials but no user.
+var errNoUser = errors.New("the settings have credentials for the guest but no username, " +
+	"and the image has no VM config with users: set username for this image")
 
-// loginFor is how to log in to a guest of an image. If neither the image nor the
-// settings say how, as with the images that distributions make for clouds, the
-// guest gets a key of the job when it boots, by the seed; else that is nil.
+// loginFor returns the login to a guest of an image. If neither the image nor the
+// settings have credentials, as with cloud images of distributions, the seed gives the
+// guest a key of the job at boot; else seed is nil.
 func loginFor(settings config.Resolved, guest oci.GuestConfig) (guestssh.Login, *seed.Seed, error) {
 	login := settings.Login(guest)
 	if login.User != "" && (login.Password != "" || login.IdentityFile != "" || login.Agent) {

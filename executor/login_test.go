@@ -23,14 +23,14 @@ func TestLoginFor(t *testing.T) {
 		seed     bool
 		want     error
 	}{
-		{"the image says all", "", complete, "vagrant", false, nil},
-		{"nobody says anything", "", silent, seed.DefaultUser, true, nil},
+		{"complete image", "", complete, "vagrant", false, nil},
+		{"no credentials", "", silent, seed.DefaultUser, true, nil},
 		{"the image names a user", "", named, "debian", true, nil},
 		{"the settings name a user", "username = 'cloud'", silent, "cloud", true, nil},
-		{"the settings say all", "username = 'cloud'\nidentity_file = '/key'", silent, "cloud", false, nil},
+		{"complete settings", "username = 'cloud'\nidentity_file = '/key'", silent, "cloud", false, nil},
 		{"image and settings together", "ssh_agent = true", named, "debian", false, nil},
-		{"a key for nobody", "identity_file = '/key'", silent, "", false, errNoUser},
-		{"a name that is none", "", hostile, "", false, vm.ErrSpec},
+		{"a key without a user", "identity_file = '/key'", silent, "", false, errNoUser},
+		{"invalid name", "", hostile, "", false, vm.ErrSpec},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			settings, err := config.Parse([]byte("[defaults]\n" + test.defaults + "\n"))

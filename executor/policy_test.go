@@ -14,30 +14,29 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// TestJobsPullPolicy: what the job asks for in image: pull_policy holds where the
-// administrator allows all of it. (GitLab Runner's own executors were content if
-// they allowed a part of it, and then did all of it.)
-func TestJobsPullPolicy(t *testing.T) {
+// The job's image: pull_policy is used if the administrator allows all of it. (GitLab
+// Runner's own executors accepted a list if they allowed a part of it.)
+func TestJobPullPolicy(t *testing.T) {
 	const always, ifNotPresent, never = oci.PullAlways, oci.PullIfNotPresent, oci.PullNever
 	type policies = []oci.PullPolicy
 	tests := map[string]struct {
 		settings string
 		job      policies
-		want     policies // nil: the job fails, and it is the job's fault
+		want     policies // nil: a build failure
 	}{
-		"nobody says":                {"", nil, policies{always}},
-		"the job, what is the rule":  {"", policies{always}, policies{always}},
-		"the job, another":           {"", policies{never}, nil},
-		"the settings":               {`pull_policy = ["always", "if-not-present"]`, nil, policies{always, ifNotPresent}},
-		"a part of the settings'":    {`pull_policy = ["always", "if-not-present"]`, policies{ifNotPresent}, policies{ifNotPresent}},
-		"in the job's order":         {`pull_policy = ["always", "if-not-present"]`, policies{ifNotPresent, always}, policies{ifNotPresent, always}},
-		"allowed":                    {`allowed_pull_policies = ["always", "never"]`, policies{never}, policies{never}},
-		"allowed, and the job mute":  {`allowed_pull_policies = ["always", "never"]`, nil, policies{always}},
-		"the rule, but not allowed":  {`allowed_pull_policies = ["never"]`, policies{always}, nil},
-		"one of two is not allowed":  {`allowed_pull_policies = ["always"]`, policies{ifNotPresent, always}, nil},
-		"one of two, the other way":  {`allowed_pull_policies = ["always"]`, policies{always, ifNotPresent}, nil},
-		"a word that is none":        {"", policies{"sometimes"}, nil},
-		"a word, of a careless rule": {`allowed_pull_policies = ["always", "if-not-present", "never"]`, policies{"sometimes"}, nil},
+		"no choice":                   {"", nil, policies{always}},
+		"the job, same as default":    {"", policies{always}, policies{always}},
+		"the job, another":            {"", policies{never}, nil},
+		"the settings":                {`pull_policy = ["always", "if-not-present"]`, nil, policies{always, ifNotPresent}},
+		"a part of the settings'":     {`pull_policy = ["always", "if-not-present"]`, policies{ifNotPresent}, policies{ifNotPresent}},
+		"in the job's order":          {`pull_policy = ["always", "if-not-present"]`, policies{ifNotPresent, always}, policies{ifNotPresent, always}},
+		"allowed":                     {`allowed_pull_policies = ["always", "never"]`, policies{never}, policies{never}},
+		"allowed, no choice":          {`allowed_pull_policies = ["always", "never"]`, nil, policies{always}},
+		"default, not allowed":        {`allowed_pull_policies = ["never"]`, policies{always}, nil},
+		"one of two is not allowed":   {`allowed_pull_policies = ["always"]`, policies{ifNotPresent, always}, nil},
+		"one of two, the other way":   {`allowed_pull_policies = ["always"]`, policies{always, ifNotPresent}, nil},
+		"unknown policy":              {"", policies{"sometimes"}, nil},
+		"unknown policy, all allowed": {`allowed_pull_policies = ["always", "if-not-present", "never"]`, policies{"sometimes"}, nil},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -82,7 +81,7 @@ func jobWithPolicies(t *testing.T, policies []oci.PullPolicy) job.Job {
 	return j
 }
 
-// TestImageSectionsPullPolicy: a section's policy is that of its images alone.
+// The policy of a section applies to its images only.
 func TestImageSectionsPullPolicy(t *testing.T) {
 	settings, err := config.Parse([]byte("[[image]]\nmatch = \"registry.example.com/vms/**\"\npull_policy = \"never\"\n"))
 	if err != nil {

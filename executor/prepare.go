@@ -19,7 +19,7 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// A plan is what the settings and the job say before anything is asked or made.
+// A plan is the input of prepare: settings and the choices of the job.
 type plan struct {
 	ref      oci.Reference
 	settings config.Resolved
@@ -27,7 +27,7 @@ type plan struct {
 	dirs     config.Dirs
 }
 
-// plan checks the wishes of the job.
+// plan checks the choices of the job.
 func (d *Driver) plan() (p plan, err error) {
 	if p.ref, p.settings, err = d.image(); err != nil {
 		return p, err
@@ -42,9 +42,8 @@ func (d *Driver) plan() (p plan, err error) {
 	return p, err
 }
 
-// Prepare is the prepare stage: image, machine, guest. When it returns nil, the
-// guest answers and everything that the later stages need is on record; when it
-// fails, nothing of the machine is left.
+// Prepare is the prepare stage: it pulls the image, starts the machine and waits for the
+// guest. If it fails, it removes the machine.
 func (d *Driver) Prepare(ctx context.Context) (err error) {
 	defer func() {
 		if err != nil {
@@ -70,38 +69,38 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		}
 	}
 	d.sweep(ctx, host, p.dirs)
-	if err := d.clearWay(ctx, host, p.dirs); err != nil {
+	if err := d.removeStale(ctx, host, p.dirs); err != nil {
 		return err
 	}
 	defer func() {
-		if err == nil { // it may have been told to end when all was done
+		if err == nil { // a signal may have come at the end
 			err = context.Cause(ctx)
 		}
 		if err != nil {
 			d.saveConsole(p.dirs, err)
-			err = errors.Join(err, d.undo(ctx, host, p.dirs))
+			err = errors.Join(err, d.removeFailed(ctx, host, p.dirs))
 		}
 	}()
-	defer d.gauge(ctx, host, p.dirs)
+	defer d.updateGauges(ctx, host, p.dirs)
 	err = d.prepareMachine(ctx, host, p)
 	if errors.Is(err, errNotResumed) {
-		err = d.prepareAnew(ctx, host, p, err)
+		err = d.retryWithColdBoot(ctx, host, p, err)
 	}
 	return err
 }
 
-// prepareMachine starts the job's machine and makes it ready for the job.
+// prepareMachine starts the job's machine and prepares its guest.
 func (d *Driver) prepareMachine(ctx context.Context, host *vm.Host, p plan) error {
 	machine, err := d.start(ctx, host, p)
 	if err != nil {
 		return err
 	}
 	defer machine.Guest.Close()
-	return d.handOver(ctx, machine, p)
+	return d.finishPrepare(ctx, machine, p)
 }
 
-// start makes the job's machine and starts it.
-func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, error) {
+// start creates and starts the job's machine.
+func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Instance, error) {
 	hostSize, err := host.Size(ctx)
 	if err != nil {
 		return nil, err
@@ -135,7 +134,7 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Machine, er
 	})
 }
 
-// admissionPolicy is when the host has room for another machine.
+// admissionPolicy returns the conditions for another machine on the host.
 func admissionPolicy(s *config.Settings) admission.Policy {
 	return admission.Policy{
 		Slots:   s.Defaults.Slots,
@@ -144,7 +143,7 @@ func admissionPolicy(s *config.Settings) admission.Policy {
 	}
 }
 
-// countPull counts what a pull transferred, if it did.
+// countPull counts a pull that transferred anything.
 func (d *Driver) countPull(progress *joblog.Lines) {
 	if moved := progress.Moved(); moved > 0 {
 		d.metrics.Count("sardine_pulls_total", 1)
@@ -152,8 +151,8 @@ func (d *Driver) countPull(progress *joblog.Lines) {
 	}
 }
 
-// handOver waits for the guest and leaves the later stages what they need of it.
-func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
+// finishPrepare waits for the guest, prepares it, and records what later stages need.
+func (d *Driver) finishPrepare(ctx context.Context, machine *Instance, p plan) error {
 	began := time.Now()
 	end := d.Log.Section("sardine_boot", "Machine "+machine.Name)
 	defer end()
@@ -176,7 +175,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	from := "boot"
 	if machine.Guest.Resumed() {
 		from = "snapshot"
-		d.Log.Say("Guest goes on from a snapshot of %s", machine.Guest.SnapshotTime().Format(time.RFC3339))
+		d.Log.Say("Guest resumed from a snapshot of %s", machine.Guest.SnapshotTime().Format(time.RFC3339))
 	}
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
 	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, joblog.Seconds(time.Since(began)))
@@ -192,7 +191,7 @@ func (d *Driver) handOver(ctx context.Context, machine *Machine, p plan) error {
 	return nil
 }
 
-// record is what the machine's domain will say of the job.
+// record returns the record of the job for the machine's domain.
 func (d *Driver) record(now time.Time) record.Record {
 	return record.Record{
 		Job:     d.Job.ID,
@@ -203,8 +202,8 @@ func (d *Driver) record(now time.Time) record.Record {
 	}
 }
 
-// sweep removes what no job owns any more. That it cannot be done is no reason
-// for this job to fail, nor to wait long: the next one goes on where this one stopped.
+// sweep removes machines and files that no job owns. A failure does not fail the job,
+// and the next job continues after a timeout.
 func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
@@ -217,27 +216,27 @@ func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 	}
 }
 
-// clearWay removes the machine of an earlier attempt at the same job whose
-// cleanup failed.
-func (d *Driver) clearWay(ctx context.Context, host *vm.Host, dirs config.Dirs) error {
+// removeStale removes the machine of an earlier attempt at the same job, if its cleanup
+// failed.
+func (d *Driver) removeStale(ctx context.Context, host *vm.Host, dirs config.Dirs) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs)); err != nil {
-		return fmt.Errorf("remove what an earlier attempt left: %w", err)
+		return fmt.Errorf("remove the machine of an earlier attempt: %w", err)
 	}
 	return nil
 }
 
-// undo removes the machine after a failure; in a hurry if it was told to end.
-func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs config.Dirs) error {
+// removeFailed removes the machine after a failure, within [abortTimeout] after a signal.
+func (d *Driver) removeFailed(ctx context.Context, host *vm.Host, dirs config.Dirs) error {
 	timeout := removeTimeout
 	if ctx.Err() != nil {
-		timeout = undoTimeout
+		timeout = abortTimeout
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
-	if errors.Is(err, virt.ErrDisconnected) { // which may be why prepare failed
+	if errors.Is(err, virt.ErrDisconnected) { // perhaps the reason of the failure
 		if host, err = OpenHost(ctx, d.Settings); err == nil {
 			defer host.Close()
 			err = vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
@@ -249,10 +248,10 @@ func (d *Driver) undo(ctx context.Context, host *vm.Host, dirs config.Dirs) erro
 	return nil
 }
 
-// waitReady gives the guest the time that the settings allow it.
-func (d *Driver) waitReady(ctx context.Context, machine *Machine, login guestssh.Login, settings config.Resolved) error {
+// waitReady waits for the guest, for the setting timeout at most.
+func (d *Driver) waitReady(ctx context.Context, machine *Instance, login guestssh.Login, settings config.Resolved) error {
 	if machine.Guest.Resumed() {
-		return d.resumed(ctx, machine)
+		return d.waitResumed(ctx, machine)
 	}
 	timeout := settings.Timeout
 	ctx, cancel := context.WithTimeout(ctx, timeout)

@@ -16,10 +16,10 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// Run is the run stage: it runs the script in the file path in the job's guest;
-// name is GitLab's name of the part of the job. The script's output goes to stdout
-// and stderr as it comes, unchanged. The error is a [failure.ScriptError] if the script
-// itself failed.
+// Run is the run stage: it runs the script in the file path in the job's guest. name is
+// GitLab's name of the stage, such as build_script. The output of the script goes to
+// stdout and stderr unchanged. The error is a [failure.ScriptError] if the script
+// failed.
 func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.Writer) (err error) {
 	dirs, err := d.Settings.Dirs()
 	if err != nil {
@@ -41,7 +41,7 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 	return d.runIn(ctx, host, dirs, script, name, stdout, stderr)
 }
 
-// runIn runs the script of the stage called name in the job's machine.
+// runIn runs the script of the stage name in the job's machine.
 func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
 	guest, err := Connect(ctx, host, d.Job.VMName(), d.jobDir(dirs))
 	if err != nil {
@@ -49,7 +49,7 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, scr
 	}
 	defer guest.Close()
 	settings := d.Settings.For(d.Job.Image)
-	if err := d.ensureRunner(ctx, guest, dirs, settings, name); err != nil {
+	if err := d.copyRunner(ctx, guest, dirs, settings, name); err != nil {
 		return err
 	}
 	sh := guestshell.For(settings.Shell)
@@ -68,7 +68,7 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, scr
 	return nil
 }
 
-// Connect logs in to a machine that prepare made.
+// Connect logs in to a machine that prepare started.
 func Connect(ctx context.Context, host *vm.Host, name, jobDir string) (*vm.Guest, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()

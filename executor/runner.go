@@ -11,20 +11,19 @@ import (
 	"gitlab-sardine-executor/vm"
 )
 
-// runnerSeenFile, in the job's directory, says that a stage has looked already.
+// runnerSeenFile, in the job's directory, says that the guest has gitlab-runner, or that
+// it cannot get it.
 const runnerSeenFile = "runner-seen"
 
-// runnerStages are the stages whose scripts call gitlab-runner in the guest.
+// runnerStages have scripts that call gitlab-runner in the guest.
 var runnerStages = []string{
 	"restore_cache", "download_artifacts", "archive_cache", "archive_cache_on_failure",
 	"upload_artifacts_on_success", "upload_artifacts_on_failure",
 }
 
-// ensureRunner sees to it that the script of a stage finds gitlab-runner in the
-// guest: artifacts and cache need it there. It is copied only when a stage wants
-// it and the guest has none. That there is none to copy is a warning: GitLab's
-// script says what it misses, and some jobs can do without.
-func (d *Driver) ensureRunner(ctx context.Context, guest *vm.Guest, dirs config.Dirs, settings config.Resolved, stage string) error {
+// copyRunner copies gitlab-runner into the guest before the first stage that needs it,
+// if the guest lacks it.
+func (d *Driver) copyRunner(ctx context.Context, guest *vm.Guest, dirs config.Dirs, settings config.Resolved, stage string) error {
 	if settings.RunnerBinary == config.RunnerOff || !slices.Contains(runnerStages, stage) {
 		return nil
 	}

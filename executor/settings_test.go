@@ -18,7 +18,7 @@ func parse(t *testing.T, text string) *config.Settings {
 	return s
 }
 
-// config does not import vm, and so repeats the words that settings share with it.
+// config does not import vm, and so repeats the values that both know.
 func TestSettingsUseTheWordsOfVM(t *testing.T) {
 	for word, want := range map[string]string{
 		config.NetworkUser: vm.UserNetwork,

@@ -14,25 +14,25 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// sizeVariables are the variables that choose the size of a machine.
+// sizeVariables are the job variables that choose the size of a machine.
 var sizeVariables = []string{config.VariableCPUs, config.VariableMemory, config.VariableDisk}
 
-// minSize is the least memory and the least disk, in bytes, that a job may ask for. No
-// guest runs in less: what was forgotten is the unit.
+// minSize is the smallest memory and disk, in bytes, that a job may choose. No guest runs
+// with less: a smaller number has no unit.
 const minSize = 16 << 20
 
-// A Size is what a job's machine gets; 0 means what the image asks for.
+// A Size is the size of a job's machine; 0 means what the image asks for.
 type Size struct {
 	CPUs   uint
 	Memory uint64 // bytes
 	Disk   int64  // bytes
-	// Chosen says that the job has chosen any of it.
+	// Chosen says that the job chose some of it.
 	Chosen bool
 }
 
-// SizeFor is the size that the settings want on a host with so many CPUs that serves
-// concurrency machines at once (0: one for each CPU). Where hostCPUs is 0, the number
-// is not known, and cpus = "auto" means what the image asks for.
+// SizeFor returns the size in the settings. concurrency divides the CPUs of the host for
+// cpus = "auto"; 0 means hostCPUs. If hostCPUs is 0, it is not known, and "auto" is what
+// the image asks for.
 func SizeFor(settings config.Resolved, hostCPUs, concurrency uint) Size {
 	size := Size{Memory: settings.Memory, Disk: settings.Disk}
 	switch {
@@ -44,9 +44,9 @@ func SizeFor(settings config.Resolved, hostCPUs, concurrency uint) Size {
 	return size
 }
 
-// size of the job's machine: the settings, or the job's own wishes where it may
-// have any. The limits of the settings are not its business, but [vm.Spec]'s,
-// except for the disk's, which is bound here.
+// size returns the size of the job's machine: that of the settings, or what the job
+// chooses, if it may. [vm.Spec] has the limits for CPUs and memory; max_disk is applied
+// here.
 func (d *Driver) size(settings config.Resolved, host virt.HostSize) (Size, error) {
 	size := SizeFor(settings, host.CPUs, d.Settings.Defaults.Concurrency)
 	for _, name := range sizeVariables {
@@ -63,20 +63,20 @@ func (d *Driver) size(settings config.Resolved, host virt.HostSize) (Size, error
 		}
 	}
 	if most := settings.MaxDisk; size.Disk > most {
-		d.Log.Warn("the machine gets a disk of %s, not %s: that is the limit here (max_disk)",
+		d.Log.Warn("the disk of the machine is %s, not %s: the limit is max_disk",
 			units.BytesSize(float64(most)), units.BytesSize(float64(size.Disk)))
 		size.Disk = most
 	}
 	return size, nil
 }
 
-// refuseVariable says that a job may not choose what it chose.
+// refuseVariable returns the error for a job variable that is not allowed.
 func (d *Driver) refuseVariable(name string) error {
 	return failure.OfJob(fmt.Errorf("the job sets %s, which is not allowed here (allowed_job_variables: %q)",
 		name, d.Settings.Defaults.AllowedJobVariables))
 }
 
-// grant sets what a variable of the job asks for.
+// grant applies a job variable.
 func (s *Size) grant(name, wish string) error {
 	if name == config.VariableCPUs {
 		n, err := strconv.ParseUint(wish, 10, 16)
@@ -87,7 +87,7 @@ func (s *Size) grant(name, wish string) error {
 		return nil
 	}
 	n, err := units.RAMInBytes(wish)
-	if err != nil || n < minSize { // negative if it is more than there are numbers for
+	if err != nil || n < minSize { // negative after an overflow
 		return fmt.Errorf("want a size such as 4GiB, at least %s", units.BytesSize(minSize))
 	}
 	if name == config.VariableMemory {

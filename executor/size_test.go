@@ -31,20 +31,20 @@ func TestSize(t *testing.T) {
 			want:      Size{CPUs: 5, Memory: 1 << 30, Disk: 30 << 30, Chosen: true},
 		},
 		{name: "more disk than allowed", toml: all + "max_disk = '10GiB'", variables: map[string]string{"SARDINE_DISK": "30GiB"}, want: Size{Disk: 10 << 30, Chosen: true}},
-		{name: "an empty wish is none", variables: map[string]string{"SARDINE_CPUS": ""}},
+		{name: "empty variable", variables: map[string]string{"SARDINE_CPUS": ""}},
 		{name: "not allowed", variables: map[string]string{"SARDINE_CPUS": "2"}, refused: true},
 		{name: "another is allowed", toml: "allowed_job_variables = ['SARDINE_DISK']", variables: map[string]string{"SARDINE_CPUS": "2"}, refused: true},
 		{name: "no number", toml: all, variables: map[string]string{"SARDINE_CPUS": "2; reboot"}, refused: true},
 		{name: "no CPU", toml: all, variables: map[string]string{"SARDINE_CPUS": "0"}, refused: true},
 		{name: "negative", toml: all, variables: map[string]string{"SARDINE_MEMORY": "-1"}, refused: true},
 		{name: "overflow", toml: all, variables: map[string]string{"SARDINE_CPUS": "18446744073709551616"}, refused: true},
-		{name: "bytes in place of MiB", toml: all, variables: map[string]string{"SARDINE_MEMORY": "512"}, refused: true},
+		{name: "no unit for memory", toml: all, variables: map[string]string{"SARDINE_MEMORY": "512"}, refused: true},
 		{name: "hardly any memory", toml: all, variables: map[string]string{"SARDINE_MEMORY": "15MiB"}, refused: true},
 		{name: "the least memory", toml: all, variables: map[string]string{"SARDINE_MEMORY": "16m"}, want: Size{Memory: 16 << 20, Chosen: true}},
-		{name: "bytes in place of GiB", toml: all, variables: map[string]string{"SARDINE_DISK": "40"}, refused: true},
+		{name: "no unit for the disk", toml: all, variables: map[string]string{"SARDINE_DISK": "40"}, refused: true},
 		{name: "no disk", toml: all, variables: map[string]string{"SARDINE_DISK": "0"}, refused: true},
-		{name: "the most that there is", toml: all, variables: map[string]string{"SARDINE_CPUS": "65535", "SARDINE_MEMORY": "8191PiB", "SARDINE_DISK": "8191PiB"}, want: Size{CPUs: 65535, Memory: 8191 << 50, Disk: 1 << 40, Chosen: true}},
-		{name: "more CPUs than there are numbers for", toml: all, variables: map[string]string{"SARDINE_CPUS": "65536"}, refused: true},
+		{name: "largest values", toml: all, variables: map[string]string{"SARDINE_CPUS": "65535", "SARDINE_MEMORY": "8191PiB", "SARDINE_DISK": "8191PiB"}, want: Size{CPUs: 65535, Memory: 8191 << 50, Disk: 1 << 40, Chosen: true}},
+		{name: "too many CPUs", toml: all, variables: map[string]string{"SARDINE_CPUS": "65536"}, refused: true},
 		{name: "not a number", toml: all, variables: map[string]string{"SARDINE_MEMORY": "NaN"}, refused: true},
 		{name: "no size", toml: all, variables: map[string]string{"SARDINE_DISK": "huge"}, refused: true},
 	} {
@@ -58,6 +58,6 @@ func TestSize(t *testing.T) {
 	}
 	err := (&Size{}).grant("SARDINE_MEMORY", "1m")
 	if err == nil || !strings.Contains(err.Error(), "16MiB") {
-		t.Errorf("the error does not name the least: %v", err)
+		t.Errorf("the error does not name the minimum: %v", err)
 	}
 }

@@ -14,15 +14,15 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// resumeTimeout is how long a guest may take to answer that goes on from a snapshot:
-// it was ready already.
+// resumeTimeout bounds the wait for a guest that resumes from a snapshot: it was ready
+// when the snapshot was made.
 const resumeTimeout = 30 * time.Second
 
-// errNotResumed: a machine that went on from its snapshot did not become ready.
-var errNotResumed = errors.New("the machine did not go on from its snapshot")
+// errNotResumed says that a machine did not become ready after its snapshot.
+var errNotResumed = errors.New("the machine did not resume from its snapshot")
 
-// snapshot makes the snapshot of the machine that spec describes unless it is there.
-// That there can be none is no reason for the job to fail: it boots.
+// snapshot makes the snapshot for spec unless there is one. If there can be none, the
+// machine boots.
 func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec vm.Spec, login guestssh.Login) error {
 	timeout := o.Settings.Timeout
 	end := func() {}
@@ -40,8 +40,8 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec
 	return err
 }
 
-// gaugeSnapshots counts the snapshots.
-func (d *Driver) gaugeSnapshots(dirs config.Dirs) error {
+// updateSnapshotGauges counts snapshots.
+func (d *Driver) updateSnapshotGauges(dirs config.Dirs) error {
 	count, size, err := snapshot.Usage(dirs.Snapshots())
 	if err != nil {
 		return err
@@ -51,9 +51,9 @@ func (d *Driver) gaugeSnapshots(dirs config.Dirs) error {
 	return nil
 }
 
-// resumed waits for a guest that goes on from a snapshot. If it does not, the error is
-// an [errNotResumed], and nobody uses that snapshot any more.
-func (d *Driver) resumed(ctx context.Context, machine *Machine) error {
+// waitResumed waits for a guest that resumes from a snapshot. If it does not answer, the
+// error is an [errNotResumed], and the snapshot is not used again.
+func (d *Driver) waitResumed(ctx context.Context, machine *Instance) error {
 	waiting, cancel := context.WithTimeout(ctx, resumeTimeout)
 	defer cancel()
 	err := machine.Guest.WaitReady(waiting, machine.Login)
@@ -63,11 +63,11 @@ func (d *Driver) resumed(ctx context.Context, machine *Machine) error {
 	return errors.Join(fmt.Errorf("%w: %w", errNotResumed, err), machine.Guest.DistrustSnapshot(err))
 }
 
-// prepareAnew prepares a machine that boots, in place of one that did not go on from
-// its snapshot because of cause.
-func (d *Driver) prepareAnew(ctx context.Context, host *vm.Host, p plan, cause error) error {
-	d.Log.Warn("%s: a machine boots in its place", joblog.OneLine(cause.Error()))
-	if err := d.clearWay(ctx, host, p.dirs); err != nil {
+// retryWithColdBoot replaces a machine that did not resume from its snapshot, because of
+// cause, by a machine that boots.
+func (d *Driver) retryWithColdBoot(ctx context.Context, host *vm.Host, p plan, cause error) error {
+	d.Log.Warn("%s: booting a machine instead", joblog.OneLine(cause.Error()))
+	if err := d.removeStale(ctx, host, p.dirs); err != nil {
 		return err
 	}
 	p.settings.MemorySnapshot = false

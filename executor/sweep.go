@@ -16,34 +16,34 @@ import (
 	"gitlab-sardine-executor/vm/record"
 )
 
-// SweepOptions say what [Sweep] removes.
+// SweepOptions configure [Sweep].
 type SweepOptions struct {
-	// All removes every machine of a job, also those that may still be needed.
+	// All removes the machines of all jobs, running ones included.
 	All bool
 	// DryRun removes nothing.
 	DryRun bool
-	// Addresses gives back the addresses of libvirt networks that are kept for the next
+	// Addresses releases the addresses of libvirt networks that are reserved for later
 	// machines.
 	Addresses bool
-	// Now is compared with what the machines' records say.
+	// Now is compared with the expiry in the machines' records.
 	Now time.Time
 	// Metrics count what is removed; nil for none.
 	Metrics *metrics.Changes
 }
 
-// Swept is something that no job owns any more.
+// Swept is a machine, or files of one, that no job owns.
 type Swept struct {
 	// Machine is its name; of an address, the address.
 	Machine string
-	// Reason is a sentence part: "expired at …".
+	// Reason, such as "expired at …".
 	Reason string
 }
 
-// Sweep removes what no job owns any more: machines whose job ended long ago (a
-// runner that was killed cleans nothing up), and the files of machines that are
-// gone; with Addresses, also addresses that no machine has. Machines are known by the
-// record in their domain, never by their name alone. It goes on after an error, and returns what it removed with all errors; when
-// ctx ends, what libvirt was asked to end by then ends by itself.
+// Sweep removes machines that have expired, because a killed runner does not clean up,
+// and files without a machine; with Addresses, also addresses that no machine has. The
+// record in its domain, not its name alone, makes a domain the machine of a job. Sweep
+// continues after errors, and returns what it removed and all errors. When ctx ends,
+// libvirt still completes what it was asked for.
 func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
 	machines, err := record.List(ctx, host.Host)
 	if err != nil {
@@ -93,7 +93,7 @@ func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions)
 	return swept, errors.Join(failed...)
 }
 
-// sweepFiles removes the files of machines that do not run.
+// sweepFiles removes the files of machines that are not running.
 func sweepFiles(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
 	var swept []Swept
 	var failed []error

@@ -26,7 +26,7 @@ import (
 var version = ""
 
 func main() {
-	// A stack trace would end in the job's log, where it helps nobody.
+	// A stack trace would be written to the job's log and confuse its author.
 	debug.SetTraceback("none")
 	os.Exit(run(os.Args, os.Stdout, os.Stderr))
 }

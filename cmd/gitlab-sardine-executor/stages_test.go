@@ -89,13 +89,14 @@ func TestSignalWithFullOutput(t *testing.T) {
 	if err := unix.SetNonblock(fd, false); err != nil {
 		t.Fatal(err)
 	}
-	stage := stageCommand("/nonexistent", "prepare") // blocks when it writes the error
+	config, opened := settingsPipe(t)
+	stage := stageCommand(config, "prepare") // fails without an image, and blocks when it says so
 	stage.Stderr = writer
 	if err := stage.Start(); err != nil {
 		t.Fatal(err)
 	}
 	writer.Close()
-	time.Sleep(500 * time.Millisecond)
+	opened()() // the stage handles signals before it reads the settings
 	stage.Process.Signal(syscall.SIGTERM)
 	endsWith(t, stage, 2*time.Second+slack, 2)
 }

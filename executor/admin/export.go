@@ -34,7 +34,7 @@ func ExportVM(ctx context.Context, settings *config.Settings, name string, to oc
 	if err != nil {
 		return "", err
 	}
-	// Somebody may have started it while its disks were read.
+	// The domain may have started while its disks were read.
 	if _, err := captureVM(ctx, host, name); err != nil {
 		return "", fmt.Errorf("export %s: it changed during the export, and the image may be damaged: %w", name, err)
 	}

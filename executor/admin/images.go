@@ -15,7 +15,7 @@ import (
 // An ImageUse is an image in the store and the domains that use it.
 type ImageUse struct {
 	oci.StoredImage
-	// Domains whose disks are on top of the image: machines of jobs and imported ones.
+	// Domains with disks on top of the image: machines of jobs and imported ones.
 	Domains []string
 }
 

@@ -74,7 +74,7 @@ func TestLogFileThatCannotBeOpened(t *testing.T) {
 		want []string // on stderr
 	}{
 		{"a stage's stderr is the job's", Options{}, nil},
-		{"cleanup's is the runner's", Options{IsRunner: true}, []string{"log_file", "/dev/null/log", "cleanup goes on"}},
+		{"cleanup's is the runner's", Options{IsRunner: true}, []string{"log_file", "/dev/null/log", "next warning"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var stderr bytes.Buffer
@@ -86,7 +86,7 @@ func TestLogFileThatCannotBeOpened(t *testing.T) {
 			if logger == nil || closer == nil {
 				t.Fatal("no logger")
 			}
-			logger.Warn("cleanup goes on")
+			logger.Warn("next warning")
 			if err := closer.Close(); err != nil {
 				t.Error(err)
 			}

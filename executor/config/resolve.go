@@ -51,7 +51,7 @@ type Resolved struct {
 	sectionUsername, sectionPassword bool
 }
 
-// builtIn are the defaults for an image whose guests have that shell.
+// builtIn are the defaults for an image with that shell in its guests.
 func builtIn(connect, shell string) Resolved {
 	r := Resolved{
 		Timeout:             5 * time.Minute,

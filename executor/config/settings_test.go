@@ -25,8 +25,8 @@ func parse(t *testing.T, text string) *Settings {
 	return s
 }
 
-// config.example.toml promises every key with its default.
-func TestExampleTellsTheTruth(t *testing.T) {
+// config.example.toml has every key with its default.
+func TestExampleHasDefaults(t *testing.T) {
 	text, err := os.ReadFile("../../config.example.toml")
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +56,7 @@ func TestExampleTellsTheTruth(t *testing.T) {
 	}
 }
 
-// Somebody who reads docs/ meets every setting, and not a setting that is none.
+// docs/ names every setting, and no setting that does not exist.
 func TestDocsNameEverySetting(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil || len(pages) == 0 {
@@ -90,12 +90,12 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"unknown table", "[default]\nconnect = 'x'", `line 1: unknown key "default" (did you mean "defaults"?)`},
 		{"key outside of a table", "timeout = '5m'", `line 1: unknown key "timeout"`},
 		{"unknown key of an image", "[[image]]\nmatch = 'x'\ntrustd = true", `line 3: unknown key "image.trustd" (did you mean "trusted"?)`},
-		{"nothing near", "[defaults]\nzzzzzzzz = 1", `line 2: unknown key "defaults.zzzzzzzz"`},
+		{"no similar key", "[defaults]\nzzzzzzzz = 1", `line 2: unknown key "defaults.zzzzzzzz"`},
 		{"not TOML", "[defaults]\nconnect = ", "line 2: "},
 		{"wrong type", "[defaults]\nconnect = 7", "line 2: "},
 		{"bad duration", "[defaults]\ntimeout = 'soon'", "line 2: "},
-		{"no time at all", "[defaults]\ntimeout = '0s'", "timeout must be greater than 0"},
-		{"no time to wait", "[defaults]\nqueue_timeout = '0s'", "queue_timeout must be greater than 0"},
+		{"zero timeout", "[defaults]\ntimeout = '0s'", "timeout must be greater than 0"},
+		{"zero queue_timeout", "[defaults]\nqueue_timeout = '0s'", "queue_timeout must be greater than 0"},
 		{"bad size", "[defaults]\nmemory = 'lots'", "line 2: "},
 		{"negative size", "[defaults]\nmemory = '-1'", "line 2: "},
 		{"negative count", "[defaults]\ncpus = -1", "cpus is -1"},
@@ -115,14 +115,14 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"bad accel", "[defaults]\naccel = 'hvf'", `accel is "hvf"`},
 		{"bad omit_backingstore", "[defaults]\nomit_backingstore = 'maybe'", `omit_backingstore is "maybe": want auto, yes or no`},
 		{"relative template", "[[image]]\nmatch = 'mac'\ndomain = 'mac.xml'", `domain is "mac.xml": want an absolute path`},
-		{"template for all", "[defaults]\ndomain = '/mac.xml'", `unknown key "defaults.domain"`},
+		{"domain in [defaults]", "[defaults]\ndomain = '/mac.xml'", `unknown key "defaults.domain"`},
 		{"old and new name", "[defaults]\nvmdir = '/a'\nimage_dir = '/b'", "vmdir is the old name of image_dir"},
 		{"old name outside of [defaults]", "[[image]]\nmatch = 'x'\nvmdir = '/a'", `line 3: unknown key "image.vmdir"`},
 		{"bad shell", "[[image]]\nmatch = 'win'\nshell = 'cmd'", `shell is "cmd"`},
 		{"relative directory", "[defaults]\nguest_builds_dir = 'builds'", "want an absolute path"},
 		{"image without match", "[[image]]\ntrusted = true", "no match"},
-		{"match that is no glob", "[[image]]\nmatch = '[x'", "not a glob"},
-		{"allowed_images that is no glob", "[defaults]\nallowed_images = ['{']", "not a glob"},
+		{"invalid match", "[[image]]\nmatch = '[x'", "not a glob"},
+		{"invalid allowed_images", "[defaults]\nallowed_images = ['{']", "not a glob"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := Parse([]byte(test.text))
@@ -263,8 +263,8 @@ func TestAllowedImages(t *testing.T) {
 	}
 }
 
-// What is pulled by a digest may be any manifest of its repository: the tag beside it
-// says nothing, and a pattern for tags matches no digest.
+// A digest may be that of any manifest in the repository: the tag beside it does not
+// count, and a pattern for tags matches no digest.
 func TestMatchImageWithDigest(t *testing.T) {
 	sum := "@sha256:" + strings.Repeat("12", 32)
 	for _, test := range []struct {
@@ -287,7 +287,7 @@ func TestMatchImageWithDigest(t *testing.T) {
 		{image: "debian:12" + sum, matches: []string{"debian@*", "debian*", "docker.io/library/debian@*"}, not: []string{"debian:*", "docker.io/library/debian:*"}},
 		{image: "docker.io/library/debian:12" + sum, matches: []string{"debian@*", "docker.io/**"}, not: []string{"debian:*", "library/**"}},
 		{image: "index.docker.io/vms/debian:12" + sum, matches: []string{"vms/debian@*", "docker.io/vms/*"}, not: []string{"index.docker.io/**", "vms/debian:*"}},
-		// Without its registry that would be the name of an image in another one.
+		// Without its registry the name would mean another registry.
 		{image: "docker.io/localhost/debian" + sum, matches: []string{"docker.io/localhost/*"}, not: []string{"localhost/**"}},
 		{image: "docker.io/registry.example.com/debian" + sum, matches: []string{"docker.io/**"}, not: []string{"registry.example.com/**"}},
 		{image: "oci:/srv/images/debian" + sum, matches: []string{"oci:/srv/images/debian@*", "oci:/srv/images/*"}, not: []string{"oci:/srv/images/debian:*"}},
@@ -322,9 +322,9 @@ func TestLogin(t *testing.T) {
 		guest          oci.GuestConfig
 		user, password string
 	}{
-		{"nobody says", "", silent, "", ""},
+		{"no login", "", silent, "", ""},
 		{"the defaults", defaults, silent, "root", "r"},
-		{"the image over the defaults", defaults, image, "vagrant", "v"},
+		{"the image over [defaults]", defaults, image, "vagrant", "v"},
 		{"the section over the image", defaults + "username = 'ci'\npassword = 'c'", image, "ci", "c"},
 		{"the section names a user of the image", defaults + "username = 'second'", image, "second", "2"},
 		{"the section has another password", defaults + "password = 'x'", image, "vagrant", "x"},

@@ -7,12 +7,11 @@ import (
 	"strconv"
 )
 
-// ExitCodes are the exit statuses by which a stage tells GitLab Runner the class
-// of a failure.
+// ExitCodes are the exit statuses for the classes.
 type ExitCodes struct{ Build, System int }
 
-// ExitCodesFromEnv reads them from the environment, where the runner puts them;
-// their defaults are the runner's, 1 and 2.
+// ExitCodesFromEnv reads them from GitLab Runner's environment; the defaults are 1 and 2,
+// as in GitLab Runner.
 func ExitCodesFromEnv() ExitCodes {
 	return ExitCodes{
 		Build:  exitCodeFromEnv("BUILD_FAILURE_EXIT_CODE", 1),
@@ -27,7 +26,7 @@ func exitCodeFromEnv(name string, otherwise int) int {
 	return otherwise
 }
 
-// Of is the exit status for a failure.
+// Of returns the exit status for an error.
 func (c ExitCodes) Of(err error) int {
 	var script ScriptError
 	if errors.As(err, &script) || Classify(err) == Build {
@@ -36,16 +35,16 @@ func (c ExitCodes) Of(err error) int {
 	return c.System
 }
 
-// ScriptError is the status of a script that did not end with 0.
+// ScriptError is the exit status of a script that failed.
 type ScriptError int
 
 func (e ScriptError) Error() string {
 	return fmt.Sprintf("the script ended with exit status %d", int(e))
 }
 
-// WriteExitCode puts the status of a script where GitLab Runner reads it, over
-// whatever an earlier stage put there: BUILD_EXIT_CODE_FILE, the path of which
-// may be empty (older runners).
+// WriteExitCode writes the status of a script to path, BUILD_EXIT_CODE_FILE, where GitLab
+// Runner reads it. It overwrites that of an earlier stage. path is empty with old
+// runners.
 func WriteExitCode(path string, status int) error {
 	if path == "" {
 		return nil

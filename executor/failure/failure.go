@@ -17,15 +17,14 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// A Class says whose side a failure is on, and so what GitLab Runner does next.
+// A Class decides what GitLab Runner does after a failure.
 type Class int
 
 const (
-	// System: this host, a registry or the network. The runner tries
-	// prepare again, and may retry the job.
+	// System is a failure of the host, a registry or the network. GitLab Runner retries
+	// prepare, and may retry the job.
 	System Class = iota
-	// Build: the job, its image or the settings. Trying again changes
-	// nothing.
+	// Build is a failure of the job, its image or the settings: a retry does not help.
 	Build
 )
 
@@ -36,26 +35,26 @@ func (c Class) String() string {
 	return "system failure"
 }
 
-// ErrCancelled: the stage was told to end (SIGTERM, SIGINT).
+// ErrCancelled says that the stage got SIGTERM or SIGINT.
 var ErrCancelled = errors.New("cancelled by a signal")
 
-// A jobError is a failure that is the job's or the administrator's to mend.
+// A jobError is a failure that the job's author or the administrator has to fix.
 type jobError struct{ err error }
 
 func (e jobError) Error() string { return e.err.Error() }
 func (e jobError) Unwrap() error { return e.err }
 
-// OfJob marks err as a [Build].
+// OfJob marks err as a [Build] failure.
 func OfJob(err error) error { return jobError{err} }
 
-// hostErrors are what this host lacks at the moment, whoever was about to use it: room,
-// memory, open files, a disk that works.
+// hostErrors are failures of the host whatever the operation: disk full or broken, no
+// memory, too many open files.
 var hostErrors = []error{
 	syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,
 }
 
-// Classify is the one place where an error becomes a failure class (the table
-// "Failure classes" of the design). What is not known to be final may pass.
+// Classify is the only place where an error becomes a class (docs/reliability.md). An
+// unknown error is a [System] failure, because a retry may help.
 func Classify(err error) Class {
 	var fault jobError
 	var refused *domainxml.RefusedError
@@ -78,9 +77,8 @@ func Classify(err error) Class {
 	return System
 }
 
-// Report writes the last lines of a stage that failed: what the guest last said on
-// its console, if it is about a guest; then, in one line, whose side the failure
-// is on, what was tried, and what to do.
+// Report writes the last lines of a failed stage: the end of the guest's console, if err
+// has it, and one line with the error and its class.
 func Report(log *joblog.Log, err error) {
 	if console := vm.ConsoleOf(err); console != "" {
 		log.Say("The guest's console ended with:")

@@ -44,7 +44,7 @@ func TestClassify(t *testing.T) {
 		{record.ErrNotOurs, System},
 		{context.DeadlineExceeded, System},
 		{ErrCancelled, System},
-		{errors.Join(ErrCancelled, oci.ErrNotFound), System}, // the signal came first
+		{errors.Join(ErrCancelled, oci.ErrNotFound), System}, // the signal decides
 	} {
 		for _, err := range []error{test.err, fmt.Errorf("prepare: %w", test.err), errors.Join(test.err, other)} {
 			if got := Classify(err); got != test.want {
@@ -54,7 +54,7 @@ func TestClassify(t *testing.T) {
 	}
 }
 
-// What the host lacks is the host's failure, whoever was about to use it.
+// A failure of the host is a system failure whatever the operation.
 func TestClassifyHostErrors(t *testing.T) {
 	for _, errno := range []syscall.Errno{
 		syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM,

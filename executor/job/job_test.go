@@ -135,7 +135,7 @@ func TestFromBadEnv(t *testing.T) {
 		{"id that is a path", []string{"CUSTOM_ENV_CI_JOB_ID=../../etc"}, "want a positive integer"},
 		{"id that is negative", []string{"CUSTOM_ENV_CI_JOB_ID=-1"}, "want a positive integer"},
 		{"payload that is not JSON", []string{"JOB_RESPONSE_FILE=" + writeFile(t, "no")}, "JOB_RESPONSE_FILE"},
-		{"payload whose id is a path", []string{"JOB_RESPONSE_FILE=" + writeFile(t, `{"id": "../x"}`)}, ""},
+		{"payload with a path as id", []string{"JOB_RESPONSE_FILE=" + writeFile(t, `{"id": "../x"}`)}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if _, err := FromEnv(test.env); err == nil || !strings.Contains(err.Error(), test.want) {

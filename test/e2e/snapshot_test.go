@@ -42,7 +42,7 @@ func (s *site) snapshotJob(t *testing.T, job gitlab.Job) (stdout, from, log stri
 	}
 	script, _ := result.Find(gitlab.StageBuildScript)
 	from = "boot"
-	if strings.Contains(result.JobLog, "goes on from a snapshot") {
+	if strings.Contains(result.JobLog, "resumed from a snapshot") {
 		from = "snapshot"
 	}
 	return script.Stdout, from, result.JobLog
@@ -86,7 +86,7 @@ func TestJobsFromASnapshot(t *testing.T) {
 	})
 }
 
-// A machine that does not go on from its snapshot is replaced by one that boots, and
+// A machine that does not resume from its snapshot is replaced by one that boots, and
 // the snapshot is not used again.
 func TestSnapshotOfAnotherGuest(t *testing.T) {
 	s := newSnapshotSite(t, testbed.Session(t))
@@ -108,7 +108,7 @@ func TestSnapshotOfAnotherGuest(t *testing.T) {
 		if out != "fine\n" || from != "boot" {
 			t.Errorf("job %d after it printed %q and started from its %s:\n%s", n+1, out, from, log)
 		}
-		if strings.Contains(log, "did not go on from its snapshot") != warned {
+		if strings.Contains(log, "did not resume from its snapshot") != warned {
 			t.Errorf("job %d after it: want a warning: %v\n%s", n+1, warned, log)
 		}
 	}

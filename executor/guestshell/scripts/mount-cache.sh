@@ -111,7 +111,7 @@ format() {
 }
 failed=
 
-# own: give the cache to the user of this guest, whose ID may differ from the last one.
+# own: give the cache to the user of this guest: its ID may differ from the last one.
 own() {
 	[ "$(stat -c %u "$dir" 2>/dev/null)" = "$(id -u)" ] ||
 		root chown -R -h "$(id -u):$(id -g)" "$dir" 2>/dev/null
