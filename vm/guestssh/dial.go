@@ -13,100 +13,102 @@ import (
 )
 
 const (
-	// knockInterval is the least time between two attempts to reach a guest that may
-	// still be booting, and so the most that a ready guest goes unnoticed; later it
-	// is this part of the time waited so far. A guest that has taken long is slow,
-	// and attempts must not be all that it does.
-	knockInterval = 150 * time.Millisecond
-	knockPart     = 80
-	// knockIntervals is how many intervals an attempt may wait that the guest does not
-	// take. One made while it boots is not refused but lost: passt accepts it at once
-	// and finds nobody to hand it to. As many of them can be under way, so that they
-	// follow each other without a gap; OpenSSH has 10 log in at once (MaxStartups).
-	knockIntervals = 8
-	// greetingTimeout is how long an attempt may wait at least once it is known that
-	// the guest itself has taken the connection, and greetingInterval the time after
-	// which another one is made all the same. The sshd of an emulated guest takes
-	// seconds to greet, and the more the more of them it has to start.
-	greetingTimeout  = 20 * time.Second
-	greetingInterval = 4 * time.Second
+	// minInterval is the shortest time between two attempts to reach a guest that may
+	// still be booting, and so the longest that a ready guest goes unnoticed. Later the
+	// interval is 1/intervalPart of the time waited so far: a guest that has taken long
+	// is slow, and must have time for other work than our attempts.
+	minInterval  = 150 * time.Millisecond
+	intervalPart = 80
+	// maxPending is the number of attempts that may wait for the guest to accept them,
+	// and how many intervals each waits. An attempt made while the guest boots is not
+	// refused but lost: passt accepts it at once and has no guest to forward it to.
+	// OpenSSH lets 10 connections log in at the same time (MaxStartups).
+	maxPending = 8
+	// bannerTimeout is how long an attempt waits at least for the banner once the guest
+	// has accepted it. Another attempt starts after bannerInterval. The sshd of an
+	// emulated guest takes seconds to send its banner, and longer with each further
+	// connection.
+	bannerTimeout  = 20 * time.Second
+	bannerInterval = 4 * time.Second
 )
 
-// Dial connects to the SSH server at addr as soon as there is one, and returns
-// the connection on which it greeted. It tries again until ctx ends.
+// Dial connects to the SSH server at addr as soon as one answers. It returns a
+// connection on which the server has sent its banner, and retries until ctx ends.
 //
-// Each attempt is a connection of its own and sends our version line at once:
-// passt, as in Debian 12, delivers nothing of the guest until the client has
-// sent something, so that whoever waits for the banner first waits for ever.
+// Each attempt uses a new connection and sends our version line at once: the passt of
+// Debian 12 forwards nothing from the guest before the client has sent something, so a
+// client that waits for the banner first waits forever.
 func Dial(ctx context.Context, addr string) (net.Conn, error) {
-	return newKnocker(addr, !isLoopback(addr)).run(ctx)
+	return newDialer(addr, !isLoopback(addr)).dialSSH(ctx)
 }
 
-// isLoopback says whether addr is a port that somebody on this host forwards.
+// isLoopback reports whether addr is a port that a process on this host forwards.
 func isLoopback(addr string) bool {
 	ap, err := netip.ParseAddrPort(addr)
 	return err == nil && ap.Addr().IsLoopback()
 }
 
-// A knocker makes the attempts to reach one server.
-type knocker struct {
+// A dialer makes the attempts to reach one server.
+type dialer struct {
 	addr string
-	// direct says that a connection is accepted by the guest, not by a forwarder.
-	direct  bool
-	answers chan answer
-	taken   chan int // numbers of attempts that the guest has taken
+	// direct: the guest itself accepts connections, not a forwarder.
+	direct   bool
+	results  chan result
+	accepted chan int // numbers of attempts that the guest has accepted
 
-	underWay   map[int]time.Time // attempts, and when the guest took them; zero: not yet
-	forgetting atomic.Bool       // see forgetNeighbour
+	// pending holds the running attempts, and when the guest accepted them; zero if it
+	// has not.
+	pending    map[int]time.Time
+	forgetting atomic.Bool // see forgetNeighbour
 }
 
-// An answer is how an attempt ended.
-type answer struct {
+// A result is the outcome of an attempt.
+type result struct {
 	attempt int
 	conn    net.Conn
 	err     error
 }
 
-func newKnocker(addr string, direct bool) *knocker {
-	return &knocker{
+func newDialer(addr string, direct bool) *dialer {
+	return &dialer{
 		addr: addr, direct: direct,
-		answers:  make(chan answer, knockIntervals),
-		taken:    make(chan int),
-		underWay: map[int]time.Time{},
+		results:  make(chan result, maxPending),
+		accepted: make(chan int),
+		pending:  map[int]time.Time{},
 	}
 }
 
-func (k *knocker) run(ctx context.Context) (net.Conn, error) {
+func (d *dialer) dialSSH(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer k.abandon()
+	defer d.abandon()
 	began := time.Now()
 	var last error
 	for attempt := 0; ; attempt++ {
-		interval := max(knockInterval, time.Since(began)/knockPart)
-		untaken, waits := k.count(max(greetingInterval, interval))
-		if untaken < knockIntervals && !waits {
-			if k.direct && untaken > 0 {
-				k.forgetNeighbour()
+		interval := max(minInterval, time.Since(began)/intervalPart)
+		unaccepted, wait := d.count(max(bannerInterval, interval))
+		if unaccepted < maxPending && !wait {
+			if d.direct && unaccepted > 0 {
+				d.forgetNeighbour()
 			}
-			k.underWay[attempt] = time.Time{}
+			d.pending[attempt] = time.Time{}
 			go func() {
-				conn, err := k.once(ctx, attempt, knockIntervals*interval)
-				k.answers <- answer{attempt, conn, err}
+				conn, err := d.attempt(ctx, attempt, maxPending*interval)
+				d.results <- result{attempt, conn, err}
 			}()
 		}
 		next := time.After(interval)
 		for waiting := true; waiting; {
 			select {
-			case a := <-k.answers:
-				delete(k.underWay, a.attempt)
-				if a.err == nil {
-					return a.conn, nil
+			case r := <-d.results:
+				delete(d.pending, r.attempt)
+				if r.err == nil {
+					return r.conn, nil
 				}
-				last = a.err
-			case taken := <-k.taken:
-				if _, still := k.underWay[taken]; still {
-					k.underWay[taken] = time.Now()
+				last = r.err
+			case n := <-d.accepted:
+				if _, running := d.pending[n]; running {
+					d.pending[n] = time.Now()
 				}
 			case <-ctx.Done():
 				return nil, errors.Join(context.Cause(ctx), last)
@@ -117,60 +119,51 @@ func (k *knocker) run(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// count counts the attempts that the guest has not taken; waits says whether it has
-// taken one not long ago, so that it is its turn. Those that it took earlier may
-// be lost: it can have started anew since.
-func (k *knocker) count(notLong time.Duration) (untaken int, waits bool) {
-	for _, at := range k.underWay {
+// count counts the attempts that the guest has not accepted. wait reports whether it
+// accepted one less than recent ago, and so is about to send its banner. Attempts that
+// it accepted earlier may be lost: the guest may have rebooted since.
+func (d *dialer) count(recent time.Duration) (unaccepted int, wait bool) {
+	for _, at := range d.pending {
 		if at.IsZero() {
-			untaken++
-		} else if time.Since(at) < notLong {
-			waits = true
+			unaccepted++
+		} else if time.Since(at) < recent {
+			wait = true
 		}
 	}
-	return untaken, waits
+	return unaccepted, wait
 }
 
-// abandon closes what answers after all and is not needed any more.
-func (k *knocker) abandon() {
+// abandon closes connections that are still established after the first success.
+func (d *dialer) abandon() {
 	go func(n int) {
 		for ; n > 0; n-- {
-			if a := <-k.answers; a.conn != nil {
-				a.conn.Close()
+			if r := <-d.results; r.conn != nil {
+				r.conn.Close()
 			}
 		}
-	}(len(k.underWay))
+	}(len(d.pending))
 }
 
-// once makes one attempt; timeout is how long the guest has to take it.
-func (k *knocker) once(ctx context.Context, attempt int, timeout time.Duration) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: timeout, Control: resetOnClose}
-	conn, err := dialer.DialContext(ctx, "tcp", k.addr)
+// attempt makes one attempt. timeout is how long the guest has to accept it.
+func (d *dialer) attempt(ctx context.Context, number int, timeout time.Duration) (net.Conn, error) {
+	tcp := net.Dialer{Timeout: timeout, Control: resetOnClose}
+	conn, err := tcp.DialContext(ctx, "tcp", d.addr)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	giveUp := time.AfterFunc(timeout, cancel)
-	defer giveUp.Stop()
-	taken := func() {
-		giveUp.Reset(max(greetingTimeout, timeout))
+	expire := time.AfterFunc(timeout, cancel)
+	defer expire.Stop()
+	accepted := func() {
+		expire.Reset(max(bannerTimeout, timeout))
 		select {
-		case k.taken <- attempt:
+		case d.accepted <- number:
 		case <-ctx.Done():
 		}
 	}
-	greeting := make([]byte, 256)
-	n := 0
-	if _, err = conn.Write([]byte(clientVersion + "\r\n")); err == nil {
-		if k.direct {
-			taken()
-		} else {
-			go whenHandedOver(ctx, conn, taken)
-		}
-		n, err = conn.Read(greeting)
-	}
+	banner, err := d.waitBanner(ctx, conn, accepted)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -179,19 +172,35 @@ func (k *knocker) once(ctx context.Context, attempt int, timeout time.Duration) 
 		return nil, err
 	}
 	endOrderly(conn)
-	return &greetedConn{Conn: conn, sent: len(clientVersion) + 2, received: greeting[:n]}, nil
+	return &prefetchedConn{Conn: conn, sent: len(clientVersion) + 2, received: banner}, nil
 }
 
-// whenHandedOver calls then when whoever forwards the connection has got rid of what
-// we sent: passt and QEMU's slirp leave it in their socket until the guest has taken
-// the connection. It returns when ctx ends. Where the kernel does not tell, it does
-// not call then.
-func whenHandedOver(ctx context.Context, conn net.Conn, then func()) {
+// waitBanner sends our version line and returns the first bytes of the server's. It
+// calls accepted when the guest has accepted the connection.
+func (d *dialer) waitBanner(ctx context.Context, conn net.Conn, accepted func()) ([]byte, error) {
+	if _, err := conn.Write([]byte(clientVersion + "\r\n")); err != nil {
+		return nil, err
+	}
+	if d.direct {
+		accepted()
+	} else {
+		go whenForwarded(ctx, conn, accepted)
+	}
+	banner := make([]byte, 256)
+	n, err := conn.Read(banner)
+	return banner[:n], err
+}
+
+// whenForwarded calls then when the process that forwards the connection has read what
+// we sent: passt and QEMU's slirp leave it in their socket until the guest has accepted
+// the connection. It returns when ctx ends. If the kernel does not report it, then is
+// never called.
+func whenForwarded(ctx context.Context, conn net.Conn, then func()) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(knockInterval):
+		case <-time.After(minInterval):
 		}
 		if left, err := unreadByPeer(conn); err == nil && left == 0 {
 			then()
@@ -200,34 +209,35 @@ func whenHandedOver(ctx context.Context, conn net.Conn, then func()) {
 	}
 }
 
-// resetOnClose has the kernel, when the connection is closed, whoever ends, send a
-// reset in place of an end of file. passt, as in Debian 12, does not take the end of
-// a connection in that it has not handed to a guest yet: it asks for it again and
-// again, with all of a processor, for the 10 s that it waits for the guest. On a
-// reset it forgets the connection. It is for [net.Dialer.Control].
+// resetOnClose makes the kernel send a reset instead of an end of file when the
+// connection is closed, also when this process is killed. The passt of Debian 12 does
+// not process the end of a connection that it has not forwarded to a guest yet: it polls
+// for it in a loop, with a whole CPU, for the 10 s that it waits for the guest. After a
+// reset it drops the connection. It is for [net.Dialer.Control].
 func resetOnClose(_, _ string, c syscall.RawConn) error {
 	return c.Control(func(fd uintptr) {
-		// It costs time only if that fails.
+		// A failure costs CPU time only.
 		_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	})
 }
 
-// endOrderly takes resetOnClose back.
+// endOrderly undoes resetOnClose.
 func endOrderly(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tcp.SetLinger(-1)
 	}
 }
 
-// greetedConn is a connection on which the version lines have gone over the
-// wire already. x/crypto/ssh, which wants to exchange them itself, is told so.
-type greetedConn struct {
+// prefetchedConn is a connection on which both version lines have been sent already.
+// x/crypto/ssh exchanges them itself: what it writes first is dropped, and what it reads
+// first is what was received.
+type prefetchedConn struct {
 	net.Conn
-	sent     int    // bytes that are to be written again, and are not
-	received []byte // bytes that were read and are to be read again
+	sent     int    // number of bytes to drop from the next writes
+	received []byte // bytes to return from the next reads
 }
 
-func (c *greetedConn) Write(p []byte) (int, error) {
+func (c *prefetchedConn) Write(p []byte) (int, error) {
 	skip := min(c.sent, len(p))
 	c.sent -= skip
 	if skip == len(p) {
@@ -237,7 +247,7 @@ func (c *greetedConn) Write(p []byte) (int, error) {
 	return skip + n, err
 }
 
-func (c *greetedConn) Read(p []byte) (int, error) {
+func (c *prefetchedConn) Read(p []byte) (int, error) {
 	if len(c.received) > 0 {
 		n := copy(p, c.received)
 		c.received = c.received[n:]

@@ -2,43 +2,52 @@ package guestssh
 
 import (
 	"context"
+	"io"
 	"math/rand/v2"
 	"net"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
 
-// startGreeter starts a server that greets one client after the other, each after
-// some time.
-func startGreeter(t *testing.T, after time.Duration) (addr string) {
+// startServer starts a server that sends its banner to a connection once it has had no
+// newer connection for that long.
+func startServer(t *testing.T, quiet time.Duration) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
+	var newest atomic.Int64
 	go func() {
-		for {
+		for number := int64(1); ; number++ {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
-			defer conn.Close()
-			conn.Read(make([]byte, 256))
-			time.Sleep(after)
-			conn.Write([]byte("SSH-2.0-test\r\n"))
+			newest.Store(number)
+			go func() {
+				defer conn.Close()
+				conn.Read(make([]byte, 256)) // the version line
+				time.Sleep(quiet)
+				if newest.Load() == number {
+					conn.Write([]byte("SSH-2.0-test\r\n"))
+					io.Copy(io.Discard, conn)
+				}
+			}()
 		}
 	}()
 	return l.Addr().String()
 }
 
-// An emulated guest's sshd needs its processor for every connection, also for those
-// that were given up since. Who connects too often gets no greeting at all.
-func TestKnockDoesNotStarveASlowServer(t *testing.T) {
+// The sshd of an emulated guest needs the CPU for every connection. A client that
+// connects too often gets no banner at all.
+func TestDialDoesNotStarveASlowServer(t *testing.T) {
 	for name, direct := range map[string]bool{"direct": true, "forwarded": false} {
 		t.Run(name, func(t *testing.T) {
-			conn, err := newKnocker(startGreeter(t, 2*time.Second), direct).run(testContext(t))
+			conn, err := newDialer(startServer(t, time.Second), direct).dialSSH(testContext(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -47,24 +56,25 @@ func TestKnockDoesNotStarveASlowServer(t *testing.T) {
 	}
 }
 
-// A guest that has taken many attempts and then started anew has lost them. It is
-// called again long before they are given up.
-func TestKnockAfterAttemptsAreLost(t *testing.T) {
-	k := newKnocker(startGreeter(t, 0), false)
-	for lost := range knockIntervals {
-		k.underWay[-1-lost] = time.Now()
-		defer func() { k.answers <- answer{attempt: -1 - lost} }() // for whoever waits for them
+// A guest that accepted many attempts and then rebooted has lost them. A new attempt
+// follows long before they time out.
+func TestDialAfterAttemptsAreLost(t *testing.T) {
+	t.Parallel()
+	d := newDialer(startServer(t, 0), false)
+	for lost := range maxPending {
+		d.pending[-1-lost] = time.Now()
+		defer func() { d.results <- result{attempt: -1 - lost} }() // abandon waits for them
 	}
-	ctx, cancel := context.WithTimeout(testContext(t), greetingTimeout-greetingInterval)
+	ctx, cancel := context.WithTimeout(testContext(t), bannerTimeout-bannerInterval)
 	defer cancel()
-	conn, err := k.run(ctx)
+	conn, err := d.dialSSH(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	conn.Close()
 }
 
-// The kernel says what the other end of a connection has not read.
+// The kernel reports what the other end of a connection has not read.
 func TestUnreadByPeer(t *testing.T) {
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
 		l, err := net.Listen("tcp", address)
@@ -106,10 +116,10 @@ func TestUnreadByPeer(t *testing.T) {
 	}
 }
 
-// BenchmarkKnock measures how long a server that is ready goes unnoticed: one
-// whose host refuses connections before, as on a libvirt network, and one whose
-// connections are accepted and lost before, as passt does.
-func BenchmarkKnock(b *testing.B) {
+// BenchmarkDial measures how long a server that is ready goes unnoticed. Before that, its
+// host refuses connections, as on a libvirt network, or accepts and loses them, as passt
+// does.
+func BenchmarkDial(b *testing.B) {
 	for name, boot := range map[string]func(*testing.B, time.Duration) (addr string, ready <-chan time.Time, end func()){
 		"refused": bootRefusing, "lost": bootLosing,
 	} {
@@ -170,7 +180,7 @@ func bootLosing(b *testing.B, after time.Duration) (string, <-chan time.Time, fu
 				return
 			}
 			if time.Now().Before(at) {
-				defer conn.Close() // held till the end
+				defer conn.Close() // kept open until the end
 				continue
 			}
 			conn.Write([]byte("SSH-2.0-test\r\n"))

@@ -5,10 +5,10 @@ import "errors"
 var (
 	// ErrLogin: the guest's SSH server rejects the credentials.
 	ErrLogin = errors.New("the guest rejects the credentials")
-	// ErrHostKey: the SSH server is not the one that prepare saw.
-	ErrHostKey = errors.New("the guest's SSH host key is not the one that was seen at prepare")
-	// ErrLost: the connection to the guest broke while a command ran there.
+	// ErrHostKey: the server presented another host key than during prepare.
+	ErrHostKey = errors.New("the guest's SSH host key has changed since prepare")
+	// ErrLost: the connection to the guest broke while a command was running.
 	ErrLost = errors.New("the connection to the guest was lost")
-	// ErrBooting: the guest refuses all logins until it has booted.
+	// ErrBooting: the guest refuses logins until it has booted.
 	ErrBooting = errors.New("the guest is still booting")
 )

@@ -19,8 +19,8 @@ import (
 const (
 	clientVersion = "SSH-2.0-gitlab-sardine-executor"
 
-	// handshakeTimeout bounds key exchange and authentication once the server
-	// has greeted; an emulated guest that is still booting needs seconds.
+	// handshakeTimeout bounds key exchange and authentication after the server's banner.
+	// An emulated guest that is still booting needs seconds.
 	handshakeTimeout = 30 * time.Second
 )
 
@@ -52,7 +52,7 @@ func Handshake(ctx context.Context, conn net.Conn, login Login, pinned ssh.Publi
 		HostKeyCallback: func(_ string, _ net.Addr, key ssh.PublicKey) error {
 			seen = key
 			if pinned != nil && !bytes.Equal(pinned.Marshal(), key.Marshal()) {
-				return fmt.Errorf("%w: %s now, %s then", ErrHostKey, ssh.FingerprintSHA256(key), ssh.FingerprintSHA256(pinned))
+				return fmt.Errorf("%w: it is %s, and was %s", ErrHostKey, ssh.FingerprintSHA256(key), ssh.FingerprintSHA256(pinned))
 			}
 			return nil
 		},
@@ -75,18 +75,18 @@ func Handshake(ctx context.Context, conn net.Conn, login Login, pinned ssh.Publi
 	return &Client{HostKey: seen, conn: ssh.NewClient(inner, channels, requests)}, nil
 }
 
-// classifyHandshake finds out whether the server refused us. The library has no
-// type for that: the text is all there is, and a test keeps it true. banner is
-// what the server said before.
+// classifyHandshake determines whether the server refused the login. The library reports
+// that as text only; a test checks that the text is still the same. banner is the text
+// that the server sent before.
 func classifyHandshake(err error, user, banner string) error {
 	switch {
 	case errors.Is(err, ErrHostKey):
 		return err
 	case strings.Contains(banner, "pam_nologin(8)"):
-		// The text of /run/nologin, which systemd removes when it has booted.
+		// The text of /run/nologin, which systemd removes at the end of the boot.
 		return fmt.Errorf("%w: %w", ErrBooting, err)
 	case strings.Contains(err.Error(), "unable to authenticate"):
-		return fmt.Errorf("%w: user %q: %w (who logs in: the first user in the image's VM config, or the settings username, password and identity_file)", ErrLogin, user, err)
+		return fmt.Errorf("%w: user %q: %w (the login comes from the first user in the image's VM config, or from the settings username, password and identity_file)", ErrLogin, user, err)
 	}
 	return fmt.Errorf("log in as %q: %w", user, err)
 }
@@ -105,8 +105,8 @@ func ParseHostKey(line string) (ssh.PublicKey, error) {
 	return key, nil
 }
 
-// signatureAlgorithms are those by which a server can prove that it has key. An
-// RSA key has three, and the newest servers refuse the one called like the key.
+// signatureAlgorithms returns the algorithms with which a server can prove that it has
+// key. RSA has three, and new servers refuse the one that has the name of the key type.
 func signatureAlgorithms(key ssh.PublicKey) []string {
 	if key.Type() == ssh.KeyAlgoRSA {
 		return []string{ssh.KeyAlgoRSASHA512, ssh.KeyAlgoRSASHA256, ssh.KeyAlgoRSA}
@@ -114,13 +114,13 @@ func signatureAlgorithms(key ssh.PublicKey) []string {
 	return []string{key.Type()}
 }
 
-// methods are the ways to authenticate, keys first, as ssh does it.
+// methods returns the authentication methods, keys first, in the order of ssh.
 func (l Login) methods(ctx context.Context) ([]ssh.AuthMethod, error) {
 	var signers []ssh.Signer
 	if l.Key != nil {
 		signer, err := ssh.NewSignerFromKey(l.Key)
 		if err != nil {
-			return nil, fmt.Errorf("use the key of this job: %w", err)
+			return nil, fmt.Errorf("use the job's key: %w", err)
 		}
 		signers = append(signers, signer)
 	}
@@ -131,7 +131,7 @@ func (l Login) methods(ctx context.Context) ([]ssh.AuthMethod, error) {
 		}
 		signer, err := ssh.ParsePrivateKey(pem)
 		if missing := new(ssh.PassphraseMissingError); errors.As(err, &missing) {
-			return nil, fmt.Errorf("%w: identity_file %s is encrypted, and nobody is here to type the passphrase: "+
+			return nil, fmt.Errorf("%w: identity_file %s is encrypted, and the driver cannot ask for the passphrase: "+
 				"remove it (ssh-keygen -p -f FILE), or add the key to an ssh-agent and set ssh_agent = true", errdefs.ErrInvalid, l.IdentityFile)
 		}
 		if err != nil {
@@ -152,7 +152,7 @@ func (l Login) methods(ctx context.Context) ([]ssh.AuthMethod, error) {
 	}
 	if l.Password != "" {
 		methods = append(methods, ssh.Password(l.Password),
-			// PAM servers with PasswordAuthentication off ask for it this way.
+			// Servers with PAM and without PasswordAuthentication ask this way.
 			ssh.KeyboardInteractive(func(_, _ string, questions []string, _ []bool) ([]string, error) {
 				answers := make([]string, len(questions))
 				for i := range answers {
@@ -164,8 +164,8 @@ func (l Login) methods(ctx context.Context) ([]ssh.AuthMethod, error) {
 	return methods, nil
 }
 
-// agentSigners are the keys of the driver's user's ssh-agent. The connection
-// stays open for as long as this process: signing needs it.
+// agentSigners returns the keys of the ssh-agent of the user that runs this process. The
+// connection stays open until the process ends: signing needs it.
 func agentSigners(ctx context.Context) ([]ssh.Signer, error) {
 	socket := os.Getenv("SSH_AUTH_SOCK")
 	if socket == "" {

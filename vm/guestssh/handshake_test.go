@@ -24,7 +24,7 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// patience is the deadline of tests: far more than anything here needs.
+// patience is the deadline of tests: far longer than anything here takes.
 const patience = time.Minute
 
 func testContext(t *testing.T) context.Context {
@@ -40,7 +40,7 @@ func logIn(t *testing.T, s *sshServer, login Login, pinned ssh.PublicKey) (*Clie
 	ctx := testContext(t)
 	conn, err := Dial(ctx, s.addr())
 	if err != nil {
-		t.Fatalf("knock: %v", err)
+		t.Fatalf("dial: %v", err)
 	}
 	client, err := Handshake(ctx, conn, login, pinned)
 	if err == nil {
@@ -102,7 +102,7 @@ func TestNoAgent(t *testing.T) {
 	}
 }
 
-// An encrypted key is not worth a riddle.
+// The error for an encrypted key says what to do.
 func TestEncryptedKeySaysWhatToDo(t *testing.T) {
 	s := newSSHServer(t)
 	_, err := Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "passphrase")}.methods(t.Context())
@@ -157,9 +157,9 @@ func startAgent(t *testing.T, key ed25519.PrivateKey) (socket string) {
 	return l.Addr().String()
 }
 
-// A guest that boots: connections are refused, then accepted and lost, and at
-// last there is a server.
-func TestKnockWaitsForTheServer(t *testing.T) {
+// While a guest boots, connections are refused, then accepted and lost. At last a server
+// answers.
+func TestDialWaitsForTheServer(t *testing.T) {
 	addr, listen := reservePort(t)
 	ctx := testContext(t)
 	found := make(chan error, 1)
@@ -182,7 +182,7 @@ func TestKnockWaitsForTheServer(t *testing.T) {
 			continue
 		}
 		defer conn.Close()
-		// As passt: nothing comes before the client has sent something.
+		// Like passt: nothing is sent before the client has sent something.
 		if _, err := conn.Read(make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
@@ -190,11 +190,11 @@ func TestKnockWaitsForTheServer(t *testing.T) {
 		break
 	}
 	if err := <-found; err != nil {
-		t.Errorf("knock: %v", err)
+		t.Errorf("dial: %v", err)
 	}
 }
 
-// reservePort is a port that is ours and refuses connections until listen.
+// reservePort returns a port that refuses connections until listen is called.
 func reservePort(t testing.TB) (addr string, listen func() net.Listener) {
 	t.Helper()
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
@@ -223,8 +223,8 @@ func reservePort(t testing.TB) (addr string, listen func() net.Listener) {
 	}
 }
 
-func TestKnockGivesUpAtTheDeadline(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") // accepts and never says a word
+func TestDialGivesUpAtTheDeadline(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // accepts and never replies
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestRun(t *testing.T) {
 		{name: "segmentation fault", line: "kill -SEGV $$", status: 128 + 11},
 		{name: "streams apart", line: "echo out; echo err >&2", stdout: "out\n", stderr: "err\n"},
 		{name: "script on stdin", line: "sh", stdin: "echo one\nexit 3\n", stdout: "one\n", status: 3},
-		{name: "stdin that nobody reads", line: "exit 4", stdin: strings.Repeat("x", 4<<20), status: 4},
+		{name: "stdin that is not read", line: "exit 4", stdin: strings.Repeat("x", 4<<20), status: 4},
 		{name: "binary", line: "cat", stdin: string(binary), stdout: string(binary)},
 		{name: "not ASCII", line: "cat", stdin: "schön ‹日本›\x00\xff", stdout: "schön ‹日本›\x00\xff"},
 	} {
@@ -275,7 +275,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// A gigabyte comes out byte for byte, and takes no more memory than a megabyte.
+// 256 MiB arrive unchanged, and take no more memory than a few.
 func TestLargeOutput(t *testing.T) {
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
@@ -288,7 +288,7 @@ func TestLargeOutput(t *testing.T) {
 	if err := os.WriteFile(path, block, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const blocks = 64
+	const blocks = 16
 	stdout := &repeated{block: block}
 	before := heapInUse()
 	began := time.Now()
@@ -306,8 +306,8 @@ func TestLargeOutput(t *testing.T) {
 	}
 }
 
-// repeated compares what is written to it with a block, over and over, and looks
-// now and then how much memory is in use.
+// repeated compares what is written to it with a repeated block, and records how much
+// memory is in use.
 type repeated struct {
 	block []byte
 	n     int64
@@ -336,8 +336,8 @@ func heapInUse() uint64 {
 	return m.HeapInuse
 }
 
-// A daemon that a script leaves in the background holds the session's pipes; the
-// job ends with the script all the same, and loses none of its output.
+// A daemon that a script leaves in the background holds the pipes of the session. The job
+// ends with the script and loses none of its output.
 func TestRunDoesNotWaitForDaemons(t *testing.T) {
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
@@ -354,7 +354,7 @@ func TestRunDoesNotWaitForDaemons(t *testing.T) {
 	}
 }
 
-// slowWriter is a runner that takes its time to read.
+// slowWriter is a runner that reads slowly.
 type slowWriter struct{ n int }
 
 func (w *slowWriter) Write(p []byte) (int, error) {
@@ -364,16 +364,17 @@ func (w *slowWriter) Write(p []byte) (int, error) {
 }
 
 func TestRunWaitsForASlowReader(t *testing.T) {
+	t.Parallel()
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &slowWriter{}
-	status, err := client.Run(testContext(t), Command{Line: "sleep 1000 & head -c 200000 /dev/zero", Stdout: w})
+	status, err := client.Run(testContext(t), Command{Line: "sleep 1000 & head -c 40000 /dev/zero", Stdout: w})
 	t.Cleanup(func() { syscall.Kill(-<-s.pids, syscall.SIGKILL) })
-	if err != nil || status != 0 || w.n != 200000 {
-		t.Errorf("got status %d, %d bytes, error %v; want 0, 200000", status, w.n, err)
+	if err != nil || status != 0 || w.n != 40000 {
+		t.Errorf("got status %d, %d bytes, error %v; want 0, 40000", status, w.n, err)
 	}
 }
 
@@ -396,8 +397,8 @@ func TestRunSaysThatTheGuestIsLost(t *testing.T) {
 	}
 }
 
-// A server that lets us in and then says nothing keeps nobody waiting: not while a
-// command is to start, and not while it is to end.
+// A server that accepts the login and then sends nothing does not block Run, neither
+// while a command starts nor while it ends.
 func TestRunDoesNotWaitForAMuteServer(t *testing.T) {
 	for name, answers := range map[string]int{"no session": 0, "no command": 1, "no exit": 2} {
 		t.Run(name, func(t *testing.T) {
@@ -445,7 +446,7 @@ func TestCancelledRunEndsTheCommand(t *testing.T) {
 		t.Errorf("got %v, want %v", err, cause)
 	}
 	if _, err := os.Stat(marker); err != nil {
-		t.Errorf("the command was not ended: %v", err)
+		t.Errorf("the command did not end: %v", err)
 		syscall.Kill(-<-s.pids, syscall.SIGKILL)
 	}
 }

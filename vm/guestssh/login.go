@@ -10,25 +10,25 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// A Login says how to log in to a guest. Every method that is set is tried.
+// A Login holds the credentials for a guest. All that are set are tried.
 type Login struct {
 	User     string
 	Password string `json:",omitempty"`
 	// IdentityFile is the path of a private key on this host.
 	IdentityFile string `json:",omitempty"`
-	// Agent says to ask the ssh-agent of this user ($SSH_AUTH_SOCK).
+	// Agent uses the keys of the ssh-agent at $SSH_AUTH_SOCK.
 	Agent bool `json:",omitempty"`
-	// Key is the key of this one job.
+	// Key is the key that was created for this job.
 	Key ed25519.PrivateKey `json:",omitempty"`
-	// Late says that the guest learns of the key only while it boots: until it is
-	// ready, a refusal is not final.
+	// Late: the guest is given the key while it boots, so a refusal is not final until the
+	// guest is ready.
 	Late bool `json:",omitempty"`
 }
 
 const loginFile = "login.json"
 
-// SaveLogin keeps how to log in to a machine in its job directory, for the
-// stages to come: mode 0600 and gone with the machine.
+// SaveLogin stores the login of a machine in its job directory for the later stages. The
+// file has mode 0600 and is removed with the machine.
 func SaveLogin(jobDir string, login Login) error {
 	text, err := json.Marshal(login)
 	if err != nil {
@@ -40,7 +40,7 @@ func SaveLogin(jobDir string, login Login) error {
 	return nil
 }
 
-// LoadLogin reads what [SaveLogin] kept.
+// LoadLogin reads the login that [SaveLogin] stored.
 func LoadLogin(jobDir string) (Login, error) {
 	var login Login
 	text, err := os.ReadFile(filepath.Join(jobDir, loginFile))

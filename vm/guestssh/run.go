@@ -13,44 +13,43 @@ import (
 )
 
 const (
-	// drainTimeout is how long output may still come after the command has
-	// ended. sshd keeps a session open while anything holds its pipes, so that
-	// a daemon left in the background would keep a finished job waiting.
+	// drainTimeout bounds the wait for more output after the command has ended. sshd keeps
+	// a session open while any process holds its pipes, so a daemon in the background
+	// would keep a finished job waiting.
 	drainTimeout = 10 * time.Second
-	// drainIdle is the silence after which nothing more is expected of it: more than
-	// a busy guest takes to pass on what lies in its pipes.
+	// drainIdle is the time without output after which the wait ends. It is longer than a
+	// busy guest takes to send what is in its pipes.
 	drainIdle = time.Second
-	// openTimeout is how long a server that has let us in may take to start a command.
+	// openTimeout bounds the time that a server takes to start a command after login.
 	openTimeout = 30 * time.Second
-	// killTimeout is how long a cancelled command may take to end after SIGTERM.
+	// killTimeout bounds the time that a cancelled command takes to end after SIGTERM.
 	killTimeout = 500 * time.Millisecond
 )
 
-// A Keepalive finds a guest that is gone without a word: it is asked for a sign of
-// life every Interval, and given up when none comes for Timeout.
+// A Keepalive detects a guest that has vanished: it sends a request every Interval, and
+// reports the guest as lost if no reply comes within Timeout.
 type Keepalive struct{ Interval, Timeout time.Duration }
 
-// DefaultKeepalive gives a guest up after 25 s.
+// DefaultKeepalive reports a guest as lost after 25 s.
 var DefaultKeepalive = Keepalive{Interval: 5 * time.Second, Timeout: 20 * time.Second}
 
-// A Command is what to run in a guest: as ssh runs it, by the user's login
-// shell, without a terminal.
+// A Command is a command to run in a guest. As with ssh, the user's login shell runs it,
+// without a terminal.
 type Command struct {
 	Line   string
 	Stdin  io.Reader // nil: empty
 	Stdout io.Writer
 	Stderr io.Writer
-	// Keepalive is how a lost guest is found; zero means [DefaultKeepalive].
+	// Keepalive detects a lost guest; zero means [DefaultKeepalive].
 	Keepalive Keepalive
 }
 
-// Run runs one command and returns its exit status; one that died of signal n has
-// the status 128+n, as in a shell. When ctx ends the command is sent SIGTERM and
-// given up. The error is [ErrLost] if the connection broke.
+// Run runs one command and returns its exit status; 128+n if signal n ended it, as in a
+// shell. When ctx ends, Run sends SIGTERM to the command and returns. The error is
+// [ErrLost] if the connection broke.
 //
-// x/crypto/ssh's own Session reports the exit status only once the channel is
-// closed, which a daemon in the background can put off for ever; so this works
-// on the channel itself.
+// The Session of x/crypto/ssh reports the exit status when the channel is closed, which a
+// daemon in the background can delay forever. Run therefore uses the channel directly.
 func (c *Client) Run(ctx context.Context, cmd Command) (int, error) {
 	client := c.conn
 	ctx, cancel := context.WithCancel(ctx)
@@ -63,7 +62,7 @@ func (c *Client) Run(ctx context.Context, cmd Command) (int, error) {
 	defer channel.Close()
 	go func() {
 		if cmd.Stdin != nil {
-			io.Copy(channel, cmd.Stdin) // a command need not read all of its input
+			io.Copy(channel, cmd.Stdin) // fails if the command does not read all of its input
 		}
 		channel.CloseWrite()
 	}()
@@ -77,7 +76,7 @@ func (c *Client) Run(ctx context.Context, cmd Command) (int, error) {
 		}
 		return e.status, e.err
 	case err := <-lost:
-		client.Close() // whoever does not read, either, would keep channel.Close waiting
+		client.Close() // channel.Close could wait for a server that does not read
 		return 0, err
 	case <-ctx.Done():
 		go channel.SendRequest("signal", false, ssh.Marshal(struct{ Name string }{"TERM"}))
@@ -90,9 +89,9 @@ func (c *Client) Run(ctx context.Context, cmd Command) (int, error) {
 	}
 }
 
-// openCommand has the server start a command. A server may let us in and then say
-// nothing: the wait ends when ctx does, when the guest is lost, and after openTimeout.
-// The connection is of no use any more then.
+// openCommand starts a command. A server may accept the login and then send nothing: the
+// wait ends when ctx ends, when the guest is lost, and after openTimeout. The connection
+// is closed then.
 func openCommand(ctx context.Context, client *ssh.Client, line string, lost <-chan error) (ssh.Channel, <-chan exit, error) {
 	var channel ssh.Channel
 	opened, exited := make(chan error, 1), make(chan exit, 1)
@@ -137,8 +136,8 @@ type exit struct {
 	err    error
 }
 
-// watchExit reads the requests that a server sends on a session's channel (RFC
-// 4254, 6.10) and says how the command ended.
+// watchExit reads the requests that a server sends on the channel of a session (RFC 4254,
+// section 6.10) and reports how the command ended.
 func watchExit(requests <-chan *ssh.Request, exited chan<- exit) {
 	for r := range requests {
 		switch r.Type {
@@ -168,9 +167,9 @@ func watchExit(requests <-chan *ssh.Request, exited chan<- exit) {
 	exited <- exit{err: fmt.Errorf("%w: it ended without an exit status", ErrLost)}
 }
 
-// signals are the numbers of the signals that RFC 4254, 6.10 names; all but the
-// last two are the same on Linux, macOS and the BSDs. Of any other a server says
-// no more than a name, if at all: the status is 128 then.
+// signals maps the signal names of RFC 4254, section 6.10, to numbers. All but the last
+// two have the same number on Linux, macOS and the BSDs. A server sends other signals by
+// name, if at all: the status is 128 then.
 var signals = map[string]int{
 	"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "ABRT": 6, "FPE": 8, "KILL": 9,
 	"SEGV": 11, "PIPE": 13, "ALRM": 14, "TERM": 15,
@@ -180,8 +179,8 @@ var signals = map[string]int{
 // output copies both streams of a command.
 type output struct {
 	done    chan struct{}
-	writing atomic.Int32 // streams whose reader on our side is being waited for
-	moved   atomic.Int64 // when something came last, in Unix nanoseconds
+	writing atomic.Int32 // streams that wait for the reader on our side
+	moved   atomic.Int64 // time of the last output, in Unix nanoseconds
 	failed  atomic.Pointer[error]
 }
 
@@ -211,7 +210,7 @@ func (o *output) copy(to io.Writer, from io.Reader) {
 			o.moved.Store(time.Now().UnixNano())
 			o.writing.Add(-1)
 			if werr != nil {
-				werr = fmt.Errorf("pass on the output of the guest: %w", werr)
+				werr = fmt.Errorf("write the output of the guest: %w", werr)
 				o.failed.CompareAndSwap(nil, &werr)
 				to = io.Discard // the guest must not block on us
 			}
@@ -229,8 +228,8 @@ func (o *output) err() error {
 	return nil
 }
 
-// drain waits for the rest of the output of a command that has ended: to the
-// end, or to a silence that whoever reads our side is not the cause of.
+// drain waits for the remaining output of a command that has ended: until the streams end,
+// or until no output has come for drainIdle although our side was ready to read.
 func (o *output) drain(ctx context.Context) {
 	began := time.Now()
 	tick := time.NewTicker(drainIdle / 10)
@@ -256,8 +255,7 @@ func (o *output) drain(ctx context.Context) {
 	}
 }
 
-// watch asks the server again and again whether it is still there and reports
-// when it is not.
+// watch sends keepalive requests and reports when the server does not reply.
 func (k Keepalive) watch(ctx context.Context, client *ssh.Client) <-chan error {
 	lost := make(chan error, 1)
 	go func() {

@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forgetNeighbour makes the kernel ask anew for the link-layer address of a guest
-// that it has asked for in vain.
+// forgetNeighbour makes the kernel ask again for the link-layer address of a guest that
+// did not answer the first time.
 //
-// A guest whose network filter libvirt is still setting up gets the question and
-// its answer is lost; the kernel asks again after a second
-// (net.ipv4.neigh.default.retrans_time_ms), and until then every connection waits.
-// Only root may do it; for others it stays as it is.
+// While libvirt still sets up the network filter of a guest, the question and its answer
+// are lost. The kernel asks again after a second
+// (net.ipv4.neigh.default.retrans_time_ms), and until then every connection waits. Only
+// root may do this; for other users the delay remains.
 //
-// It returns at once, for a busy kernel can lose its answer (netlink(7)).
-func (k *knocker) forgetNeighbour() {
-	if !k.forgetting.CompareAndSwap(false, true) {
+// It returns at once: a busy kernel can lose its answer (netlink(7)).
+func (d *dialer) forgetNeighbour() {
+	if !d.forgetting.CompareAndSwap(false, true) {
 		return
 	}
 	go func() {
-		defer k.forgetting.Store(false)
-		forgetNeighbour(k.addr)
+		defer d.forgetting.Store(false)
+		forgetNeighbour(d.addr)
 	}()
 }
 
@@ -60,17 +60,17 @@ func forgetNeighbour(addr string) {
 	for i := range neighbours {
 		n := &neighbours[i]
 		if n.State&netlink.NUD_INCOMPLETE != 0 && n.IP.Equal(net.IP(ap.Addr().AsSlice())) {
-			_ = kernel.NeighDel(n) // it is asked for again anyway, later
+			_ = kernel.NeighDel(n) // if it fails, the kernel asks again later
 		}
 	}
 }
 
-// A socketID is struct inet_diag_sockid of linux/inet_diag.h, a diagRequest struct
-// inet_diag_req_v2, and a diagReply the beginning of struct inet_diag_msg.
+// A socketID is struct inet_diag_sockid of linux/inet_diag.h, a diagRequest is struct
+// inet_diag_req_v2, and a diagReply is the beginning of struct inet_diag_msg.
 type (
 	socketID struct {
-		LocalPort, RemotePort [2]byte  // in network order
-		Local, Remote         [16]byte // an IPv4 address has the first four
+		LocalPort, RemotePort [2]byte  // in network byte order
+		Local, Remote         [16]byte // IPv4 uses the first four
 		Interface             uint32
 		Cookie                [2]uint32
 	}
@@ -86,14 +86,14 @@ type (
 	}
 )
 
-// unreadByPeer is how many bytes a process on this host, at the other end of conn,
-// has not read yet (sock_diag(7)). Every user may ask. It is an error if the peer
-// has no socket of that connection, or not yet.
+// unreadByPeer returns the number of bytes that a process on this host, at the other end
+// of conn, has not read yet (sock_diag(7)). Every user may ask. It is an error if the
+// peer has no socket of that connection, or not yet.
 //
-// The library's own SocketGet has the kernel go through all of its sockets, which
-// takes thirty times as long as to ask for the one.
+// The library's own SocketGet makes the kernel list all of its sockets, which takes
+// thirty times as long as a query for one.
 func unreadByPeer(conn net.Conn) (uint32, error) {
-	// The peer's socket has the two ends the other way round.
+	// The peer's socket has the two ends swapped.
 	local, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {
 		return 0, err
@@ -140,5 +140,5 @@ func unreadByPeer(conn net.Conn) (uint32, error) {
 			return reply.Unread, nil
 		}
 	}
-	return 0, fmt.Errorf("nobody has accepted the connection to %s", local)
+	return 0, fmt.Errorf("no process has accepted the connection to %s", local)
 }

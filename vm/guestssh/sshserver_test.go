@@ -15,9 +15,9 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// A sshServer is an SSH server on 127.0.0.1 that runs commands on this machine,
-// and treats exit statuses and pipes as OpenSSH's does: the status is sent when
-// the command ends, the channel closed when nobody holds its pipes any more.
+// A sshServer is an SSH server on 127.0.0.1 that runs commands on this machine. It treats
+// exit statuses and pipes as OpenSSH does: it sends the status when the command ends, and
+// closes the channel when no process holds its pipes.
 type sshServer struct {
 	t        *testing.T
 	config   *ssh.ServerConfig
@@ -27,8 +27,8 @@ type sshServer struct {
 	listener net.Listener
 	// pids of the commands that were started.
 	pids chan int
-	// mute has it say nothing more to whom it let in: after 0, 1 or 2 answers (session,
-	// command). nil: never.
+	// mute stops it from replying to a client that has logged in, after 0, 1 or 2 replies
+	// (session, command). nil: never.
 	mute *int
 
 	mu    sync.Mutex
@@ -57,8 +57,8 @@ func newSSHServer(t *testing.T) *sshServer {
 	return s
 }
 
-// users are "ci", with the password "secret" or a key; "pam", who is asked for the
-// same password interactively; and "early", who comes before the system has booted.
+// users are "ci", with the password "secret" or a key; "pam", with the same password,
+// asked for interactively; and "early", which is refused because the system still boots.
 func (s *sshServer) users() *ssh.ServerConfig {
 	var err error
 	if _, s.userKey, err = ed25519.GenerateKey(rand.Reader); err != nil {

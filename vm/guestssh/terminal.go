@@ -12,9 +12,8 @@ import (
 	"golang.org/x/term"
 )
 
-// Shell is a person's login to the guest: the login shell of its user on a
-// terminal, until the person leaves. It returns the shell's exit status. Where
-// stdin is no terminal the shell has none, either.
+// Shell runs the user's login shell interactively and returns its exit status. The shell
+// gets a terminal if stdin is one.
 func (c *Client) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Writer) (int, error) {
 	session, err := c.conn.NewSession()
 	if err != nil {
@@ -23,7 +22,7 @@ func (c *Client) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Wr
 	defer session.Close()
 	session.Stdin, session.Stdout, session.Stderr = stdin, stdout, stderr
 	if fd := int(stdin.Fd()); term.IsTerminal(fd) {
-		restore, err := ownTerminal(ctx, session, fd)
+		restore, err := attachTerminal(ctx, session, fd)
 		if err != nil {
 			return 0, err
 		}
@@ -44,23 +43,23 @@ func (c *Client) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Wr
 	return 0, fmt.Errorf("%w: %w", ErrLost, err)
 }
 
-// ownTerminal hands the terminal over to the guest: raw here, a terminal of the
-// same size there, also when that changes.
-func ownTerminal(ctx context.Context, session *ssh.Session, fd int) (restore func(), err error) {
+// attachTerminal connects the terminal to the guest: it is set to raw mode here, and the
+// guest gets a terminal of the same size, which follows changes.
+func attachTerminal(ctx context.Context, session *ssh.Session, fd int) (restore func(), err error) {
 	width, height, err := term.GetSize(fd)
 	if err != nil {
-		return nil, fmt.Errorf("ask for the size of the terminal: %w", err)
+		return nil, fmt.Errorf("read the size of the terminal: %w", err)
 	}
 	kind := os.Getenv("TERM")
 	if kind == "" {
 		kind = "vt100"
 	}
 	if err := session.RequestPty(kind, height, width, ssh.TerminalModes{}); err != nil {
-		return nil, fmt.Errorf("ask the guest for a terminal: %w", err)
+		return nil, fmt.Errorf("request a terminal from the guest: %w", err)
 	}
 	before, err := term.MakeRaw(fd)
 	if err != nil {
-		return nil, fmt.Errorf("make the terminal raw: %w", err)
+		return nil, fmt.Errorf("set the terminal to raw mode: %w", err)
 	}
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, syscall.SIGWINCH)
