@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/containers/image/v5/docker/reference"
 	"github.com/containers/image/v5/pkg/docker/config"
-	"github.com/containers/image/v5/pkg/sysregistriesv2"
 	"github.com/containers/image/v5/types"
+	"github.com/containers/storage/pkg/homedir"
 )
 
 // Credentials are what gets us into a registry: the places where its password is
@@ -82,45 +83,89 @@ func (c Credentials) environment() *types.SystemContext {
 	return sys
 }
 
-// systemContext is what containers/image needs to reach the registry of named. The
-// error is [ErrDenied] if registries.conf blocks it: the library itself looks only
-// whether the host that the name leads to is blocked.
-func (c Credentials) systemContext(named reference.Named) (*types.SystemContext, error) {
-	sys := c.environment()
-	rule, err := sysregistriesv2.FindRegistry(sys, named.Name())
-	if err != nil {
-		return nil, fmt.Errorf("reading registries.conf: %w", err)
-	}
-	if rule != nil && rule.Blocked {
-		return nil, fmt.Errorf("%w: the administrator has blocked %s (%s)", ErrDenied, rule.Prefix, sysregistriesv2.ConfigPath(sys))
-	}
-	auth, err := c.lookup(sys, named)
-	if err != nil {
-		return nil, err
-	}
-	if auth != (types.DockerAuthConfig{}) {
-		sys.DockerAuthConfig = &auth
-	}
-	return sys, nil
+// An account is a password that was found, or none.
+type account struct {
+	auth types.DockerAuthConfig
+	// from says where it was found; nil if there is none.
+	from func() string
 }
 
-func (c Credentials) lookup(sys *types.SystemContext, named reference.Named) (types.DockerAuthConfig, error) {
+// String says whom a registry was told that we are; never the password.
+func (a account) String() string {
+	switch {
+	case a.auth == types.DockerAuthConfig{}:
+		return "asked without a password: none was found for this registry"
+	case a.auth.IdentityToken != "":
+		return fmt.Sprintf("asked with the identity token of %s", a.from())
+	}
+	return fmt.Sprintf("asked as %s, with the password of %s", a.auth.Username, a.from())
+}
+
+// accountFor is the account for place, which is named itself or a mirror of it.
+// What a job brings is for the registry that it names, and no other host.
+func (c Credentials) accountFor(sys *types.SystemContext, named, place reference.Named) (account, error) {
+	if reference.Domain(place) != reference.Domain(named) {
+		return storedAccount(sys, place)
+	}
 	if auth, ok, err := lookupAuthConfig(c.AuthConfig, named); err != nil || ok {
-		return auth, err
+		return account{auth, func() string { return "DOCKER_AUTH_CONFIG" }}, err
 	}
-	auth, err := config.GetCredentialsForRef(sys, named)
-	if err != nil {
-		return types.DockerAuthConfig{}, fmt.Errorf("reading the registry credentials of this user: %w", err)
-	}
-	if auth != (types.DockerAuthConfig{}) {
-		return auth, nil
+	if found, err := storedAccount(sys, named); err != nil || found.auth != (types.DockerAuthConfig{}) {
+		return found, err
 	}
 	for _, a := range c.Accounts {
 		if registryHost(a.Registry) == reference.Domain(named) {
-			return types.DockerAuthConfig{Username: a.Username, Password: a.Password}, nil
+			auth := types.DockerAuthConfig{Username: a.Username, Password: a.Password}
+			return account{auth, func() string { return "the job (from GitLab)" }}, nil
 		}
 	}
-	return types.DockerAuthConfig{}, nil
+	return account{}, nil
+}
+
+// storedAccount is what the files and credential helpers of this user have for an
+// image.
+func storedAccount(sys *types.SystemContext, named reference.Named) (account, error) {
+	auth, err := config.GetCredentialsForRef(sys, named)
+	if err != nil {
+		return account{}, fmt.Errorf("reading the registry credentials of this user: %w", err)
+	}
+	if auth == (types.DockerAuthConfig{}) {
+		return account{}, nil
+	}
+	return account{auth, func() string { return storedIn(sys, named, auth) }}, nil
+}
+
+// storedIn finds out which file has an account: the library does not say.
+func storedIn(sys *types.SystemContext, named reference.Named, auth types.DockerAuthConfig) string {
+	files := []string{sys.AuthFilePath}
+	if sys.AuthFilePath == "" {
+		files = defaultAuthFiles()
+	}
+	for _, file := range files {
+		only := *sys
+		only.AuthFilePath = file
+		if _, err := os.Stat(file); err != nil {
+			continue
+		}
+		if found, err := config.GetCredentialsForRef(&only, named); err == nil && found == auth {
+			return file
+		}
+	}
+	return "a credential helper or ~/.dockercfg"
+}
+
+// defaultAuthFiles are those that containers-auth.json(5) lists, in order.
+func defaultAuthFiles() []string {
+	home := homedir.Get()
+	runtime := filepath.Join(cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), fmt.Sprintf("/run/containers/%d", os.Getuid())))
+	if os.Getenv("XDG_RUNTIME_DIR") != "" {
+		runtime = filepath.Join(runtime, "containers")
+	}
+	return []string{
+		filepath.Join(runtime, "auth.json"),
+		filepath.Join(cmp.Or(os.Getenv("XDG_CONFIG_HOME"), filepath.Join(home, ".config")), "containers/auth.json"),
+		filepath.Join(cmp.Or(os.Getenv("DOCKER_CONFIG"), filepath.Join(home, ".docker")), "config.json"),
+	}
 }
 
 // lookupAuthConfig finds the longest key of a Docker config.json that is the

@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
-	"github.com/containers/image/v5/docker"
-	"github.com/containers/image/v5/pkg/blobinfocache/none"
-	"github.com/containers/image/v5/types"
+	"github.com/containers/image/v5/docker/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/distribution"
 )
 
 // A destination is where an image goes, blob by blob, then manifest by manifest,
@@ -42,74 +43,62 @@ type rawManifest struct {
 }
 
 // registryDestination writes to a registry.
-type registryDestination struct {
-	dest types.ImageDestination
-	// want is the digest in the reference, if there is one in place of a tag.
-	want digest.Digest
-}
+type registryDestination struct{ endpoint }
 
-// openRegistryDestination asks the registry something at once: containers/image
-// remembers a first contact that failed, so that it can only be tried again with
-// a new destination.
-func openRegistryDestination(ctx context.Context, to Reference, creds Credentials) (destination, error) {
-	sys, err := creds.systemContext(to.named)
+// openRegistryDestination asks the registry something at once, which tells early
+// whether it can be written to.
+func openRegistryDestination(ctx context.Context, to Reference, creds Credentials, stall time.Duration) (destination, error) {
+	sys := creds.environment()
+	rule, err := findRule(sys, to.named.Name())
 	if err != nil {
 		return nil, err
 	}
-	name, err := docker.NewReference(to.named)
+	account, err := creds.accountFor(sys, to.named, to.named)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrReference, err)
+		return nil, err
 	}
-	dest, err := name.NewImageDestination(ctx, sys)
+	o := distribution.Options{Push: true, Insecure: rule != nil && rule.Insecure, StallTimeout: stall}
+	e, err := newEndpoint(sys, to.named, account, o)
 	if err != nil {
-		return nil, registryError("", err)
+		return nil, err
 	}
-	r := &registryDestination{dest: dest, want: to.Digest()}
+	r := &registryDestination{e}
 	if _, err := r.Has(ctx, v1.DescriptorEmptyJSON); err != nil {
-		return nil, errors.Join(err, dest.Close())
+		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }
 
 func (r *registryDestination) Has(ctx context.Context, desc v1.Descriptor) (bool, error) {
-	has, found, err := r.dest.TryReusingBlob(ctx, types.BlobInfo{Digest: desc.Digest, Size: desc.Size}, none.NoCache, false)
+	has, size, err := r.client.HasBlob(ctx, desc.Digest)
 	if err != nil {
-		return false, registryError(fmt.Sprintf("looking for blob %s: ", desc.Digest), err)
+		return false, fmt.Errorf("looking for blob %s: %w", desc.Digest, r.explain(err))
 	}
-	return has && (found.Size < 0 || found.Size == desc.Size), nil
+	return has && (size < 0 || size == desc.Size), nil
 }
 
 func (r *registryDestination) PutBlob(ctx context.Context, desc v1.Descriptor, content io.Reader) error {
-	put, err := r.dest.PutBlob(ctx, content, types.BlobInfo{Digest: desc.Digest, Size: desc.Size}, none.NoCache, false)
-	if err != nil {
-		return registryError(fmt.Sprintf("writing blob %s: ", desc.Digest), err)
-	}
-	if put.Digest != desc.Digest {
-		return fmt.Errorf("%w: writing blob %s: the registry keeps it as %s", ErrFormat, desc.Digest, put.Digest)
+	if err := r.client.PutBlob(ctx, desc.Digest, desc.Size, content); err != nil {
+		return fmt.Errorf("writing blob %s: %w", desc.Digest, r.explain(err))
 	}
 	return nil
 }
 
 func (r *registryDestination) PutManifest(ctx context.Context, m rawManifest) error {
-	return r.put(ctx, m, &m.digest)
+	return r.put(ctx, m, m.digest.String())
 }
 
 func (r *registryDestination) Commit(ctx context.Context, top rawManifest) error {
-	if r.want != "" && r.want != top.digest {
+	if want, ok := r.name.(reference.Digested); ok && want.Digest() != top.digest {
 		return fmt.Errorf("%w: the image has the digest %s", ErrReference, top.digest)
 	}
-	if err := r.put(ctx, top, nil); err != nil {
-		return err
-	}
-	return r.dest.Commit(ctx, nil)
+	return r.put(ctx, top, tagOrDigest(r.name))
 }
 
-// put writes a manifest under its digest, or without one under the name.
-func (r *registryDestination) put(ctx context.Context, m rawManifest, instance *digest.Digest) error {
-	if err := r.dest.PutManifest(ctx, m.raw, instance); err != nil {
-		return registryError(fmt.Sprintf("writing manifest %s: ", m.digest), err)
+// put writes a manifest under its digest, or under the tag.
+func (r *registryDestination) put(ctx context.Context, m rawManifest, as string) error {
+	if err := r.client.PutManifest(ctx, as, m.mediaType, m.raw); err != nil {
+		return fmt.Errorf("writing manifest %s: %w", m.digest, r.explain(err))
 	}
 	return nil
 }
-
-func (r *registryDestination) Close() error { return r.dest.Close() }

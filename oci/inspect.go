@@ -56,13 +56,15 @@ type InspectOptions struct {
 	// Architecture to choose from an index, in Go's words; empty means this
 	// machine's.
 	Architecture string
+	// StallTimeout as in [PullOptions].
+	StallTimeout time.Duration
 }
 
 // Inspect asks a registry or a layout what an image is. The error is [ErrFormat],
 // and says what was found, if a job could not use it.
 func Inspect(ctx context.Context, ref Reference, o InspectOptions) (*Inspection, error) {
-	first, _ := TransferOptions{}.patiences()
-	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, ref, o.Credentials) })
+	first, _ := TransferOptions{StallTimeout: o.StallTimeout}.patiences()
+	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, ref, o.Credentials, o.StallTimeout) })
 	if err != nil {
 		return nil, fmt.Errorf("inspecting %s: %w", ref, err)
 	}

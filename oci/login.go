@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/containers/image/v5/docker"
 	"github.com/containers/image/v5/docker/reference"
 	"github.com/containers/image/v5/pkg/docker/config"
+	"github.com/containers/image/v5/types"
+
+	"gitlab-sardine-executor/oci/distribution"
 )
 
 // ErrNotLoggedIn: there is no password to forget.
@@ -36,14 +38,31 @@ func Login(ctx context.Context, registry, username, password string, o Credentia
 		return "", fmt.Errorf("%w: logging in to %s as %s: the password is empty", ErrDenied, key, username)
 	}
 	sys := o.environment()
-	if err := docker.CheckAuth(ctx, sys, username, password, host); err != nil {
-		return "", fmt.Errorf("logging in to %s as %s: %w", key, username, registryError("", err))
+	if err := checkPassword(ctx, sys, host, username, password); err != nil {
+		return "", fmt.Errorf("logging in to %s as %s: %w", key, username, err)
 	}
 	stored, err = config.SetCredentials(sys, key, username, password)
 	if err != nil {
 		return "", fmt.Errorf("storing the password for %s: %w", key, err)
 	}
 	return stored, nil
+}
+
+func checkPassword(ctx context.Context, sys *types.SystemContext, host, username, password string) error {
+	rule, err := findRule(sys, host)
+	if err != nil {
+		return err
+	}
+	e := endpoint{account: account{auth: types.DockerAuthConfig{Username: username, Password: password}, from: func() string { return "this login" }}}
+	e.client, err = distribution.New(distribution.Options{System: sys, Registry: host, Auth: e.account.auth, Insecure: rule != nil && rule.Insecure})
+	if err != nil {
+		return err
+	}
+	if err := e.client.CheckAuth(ctx); err != nil {
+		err = e.explain(err)
+		return errors.Join(err, e.Close())
+	}
+	return e.Close()
 }
 
 // Logout forgets the password for registry, as [Login] was given it. The error

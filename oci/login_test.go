@@ -219,15 +219,11 @@ func TestCredentialsOrder(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			sys, err := test.creds.systemContext(named)
+			found, err := test.creds.accountFor(test.creds.environment(), named, named)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got := ""
-			if sys.DockerAuthConfig != nil {
-				got = sys.DockerAuthConfig.Password
-			}
-			if got != test.want {
+			if got := found.auth.Password; got != test.want {
 				t.Errorf("got the password %q, want %q", got, test.want)
 			}
 		})

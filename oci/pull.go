@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
@@ -48,16 +49,12 @@ type PullOptions struct {
 	Check func(*Inspection) error
 	// Progress may be nil.
 	Progress Progress
+	// StallTimeout is how long a registry may make no progress worth the name: less
+	// than 1000 bytes for each second of it. 0 means a minute.
+	StallTimeout time.Duration
 
 	room     func(dir string) (Room, error) // nil means RoomOf
-	patience patience                       // the zero value means defaultPatience
-}
-
-func (o PullOptions) waits() patience {
-	if o.patience == (patience{}) {
-		return defaultPatience
-	}
-	return o.patience
+	patience patience                       // the zero value means patienceFor(StallTimeout)
 }
 
 func (o PullOptions) ask() func(string) (Room, error) {
@@ -156,13 +153,14 @@ func (o PullOptions) waiting(d digest.Digest) func() {
 }
 
 func (s *Store) pull(ctx context.Context, ref Reference, o PullOptions) (*Image, error) {
-	first := o.waits()
+	later := o.patience.orFor(o.StallTimeout)
+	first := later
 	first.total = min(first.total, openPatience)
-	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, ref, o.Credentials) })
+	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, ref, o.Credentials, o.StallTimeout) })
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)
 	}
-	src = patientSource{src, o.waits()}
+	src = patientSource{src, later}
 	defer src.Close()
 	image, err := s.pullFrom(ctx, src, ref, o)
 	if err != nil {

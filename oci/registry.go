@@ -3,119 +3,212 @@ package oci
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
-	"regexp"
-	"strconv"
+	"strings"
+	"time"
 
-	"github.com/containers/image/v5/docker"
-	"github.com/containers/image/v5/pkg/blobinfocache/none"
+	"github.com/containers/image/v5/docker/reference"
+	"github.com/containers/image/v5/pkg/sysregistriesv2"
 	"github.com/containers/image/v5/types"
-	"github.com/docker/distribution/registry/api/errcode"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/distribution"
 )
 
 // registrySource reads an image from a registry, or from its mirrors as
 // registries.conf says.
 type registrySource struct {
 	ref Reference
-	src types.ImageSource
+	endpoint
+	// The manifest that ref names: what a tag stands for must not change meanwhile.
+	raw       []byte
+	mediaType string
 }
 
-// openRegistry asks for the manifest at once: containers/image chooses among
-// mirrors by that.
-func openRegistry(ctx context.Context, ref Reference, creds Credentials) (source, error) {
-	sys, err := creds.systemContext(ref.named)
+// An endpoint is a registry as it is asked: the one that a reference names, or a
+// mirror of it.
+type endpoint struct {
+	client  *distribution.Client
+	name    reference.Named
+	account account
+}
+
+// openRegistry asks for the manifest at once, which chooses among mirrors.
+func openRegistry(ctx context.Context, ref Reference, creds Credentials, stall time.Duration) (source, error) {
+	sys := creds.environment()
+	places, err := pullPlaces(sys, ref.named)
 	if err != nil {
 		return nil, err
 	}
-	name, err := docker.NewReference(ref.named)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrReference, err)
+	var failed []string
+	for i, place := range places {
+		src, err := openPlace(ctx, sys, ref, creds, place, stall)
+		if err == nil {
+			return src, nil
+		}
+		if i == len(places)-1 || ctx.Err() != nil {
+			if len(failed) > 0 {
+				err = fmt.Errorf("%w (mirrors failed as well: %s)", err, strings.Join(failed, "; "))
+			}
+			return nil, err
+		}
+		failed = append(failed, err.Error())
 	}
-	src, err := name.NewImageSource(ctx, sys)
+	return nil, fmt.Errorf("%w: registries.conf leaves no place to pull %s from", ErrDenied, ref)
+}
+
+// pullPlaces are the mirrors of an image's registry, and last the registry itself.
+func pullPlaces(sys *types.SystemContext, named reference.Named) ([]sysregistriesv2.PullSource, error) {
+	rule, err := findRule(sys, named.Name())
 	if err != nil {
-		return nil, registryError("", err)
+		return nil, err
 	}
-	return &registrySource{ref: ref, src: src}, nil
+	if rule == nil {
+		return []sysregistriesv2.PullSource{{Reference: named}}, nil
+	}
+	places, err := rule.PullSourcesFromReference(named)
+	if err != nil {
+		return nil, fmt.Errorf("reading registries.conf: %w", err)
+	}
+	return places, nil
+}
+
+// findRule is what registries.conf says of a registry or of a name in it; nil if it
+// says nothing. The error is [ErrDenied] if it blocks that.
+func findRule(sys *types.SystemContext, name string) (*sysregistriesv2.Registry, error) {
+	rule, err := sysregistriesv2.FindRegistry(sys, name)
+	if err != nil {
+		return nil, fmt.Errorf("reading registries.conf: %w", err)
+	}
+	if rule != nil && rule.Blocked {
+		return nil, fmt.Errorf("%w: the administrator has blocked %s (%s)", ErrDenied, rule.Prefix, sysregistriesv2.ConfigPath(sys))
+	}
+	return rule, nil
+}
+
+func openPlace(ctx context.Context, sys *types.SystemContext, ref Reference, creds Credentials, place sysregistriesv2.PullSource, stall time.Duration) (_ source, err error) {
+	if _, err := findRule(sys, place.Reference.Name()); err != nil {
+		return nil, err
+	}
+	account, err := creds.accountFor(sys, ref.named, place.Reference)
+	if err != nil {
+		return nil, err
+	}
+	e, err := newEndpoint(sys, place.Reference, account, distribution.Options{Insecure: place.Endpoint.Insecure, StallTimeout: stall})
+	if err != nil {
+		return nil, err
+	}
+	s := &registrySource{ref: ref, endpoint: e}
+	if s.raw, s.mediaType, err = s.fetch(ctx, tagOrDigest(place.Reference)); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func newEndpoint(sys *types.SystemContext, named reference.Named, a account, o distribution.Options) (endpoint, error) {
+	o.System, o.Registry, o.Repository, o.Auth = sys, reference.Domain(named), reference.Path(named), a.auth
+	client, err := distribution.New(o)
+	if err != nil {
+		return endpoint{}, err
+	}
+	return endpoint{client, named, a}, nil
+}
+
+func tagOrDigest(named reference.Named) string {
+	switch named := named.(type) {
+	case reference.Digested:
+		return named.Digest().String()
+	case reference.Tagged:
+		return named.Tag()
+	}
+	return "latest"
 }
 
 func (s *registrySource) Manifest(ctx context.Context, d digest.Digest) ([]byte, string, error) {
-	var instance *digest.Digest
-	if d != "" && d != s.ref.Digest() {
-		instance = &d
+	if d == "" || d == s.ref.Digest() {
+		return s.raw, s.mediaType, nil
 	}
-	raw, mediaType, err := s.src.GetManifest(ctx, instance)
+	if err := d.Validate(); err != nil {
+		return nil, "", fmt.Errorf("%w: digest %q: %w", ErrFormat, d, err)
+	}
+	raw, mediaType, err := s.fetch(ctx, d.String())
 	if err != nil {
-		return nil, "", registryError(fmt.Sprintf("manifest %s: ", d), err)
+		return nil, "", fmt.Errorf("manifest %s: %w", d, err)
 	}
 	return raw, mediaType, nil
 }
 
-// Blob never follows desc.URLs: an image must not choose whom the host talks to.
-func (s *registrySource) Blob(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
-	blob, _, err := s.src.GetBlob(ctx, types.BlobInfo{Digest: desc.Digest, Size: desc.Size}, none.NoCache)
+func (s *registrySource) fetch(ctx context.Context, what string) ([]byte, string, error) {
+	raw, served, err := s.client.Manifest(ctx, what, maxManifest)
 	if err != nil {
-		return nil, registryError(fmt.Sprintf("blob %s: ", desc.Digest), err)
+		return nil, "", s.explain(err)
+	}
+	if !json.Valid(raw) && len(raw) <= maxManifest {
+		return nil, "", s.notManifest(served)
+	}
+	return raw, served, nil
+}
+
+// notManifest says what was served: most often a page of a proxy, or of a server
+// that is no registry.
+func (s *registrySource) notManifest(served string) error {
+	kind := "without a Content-Type"
+	if served != "" {
+		kind = fmt.Sprintf("as %q", served)
+	}
+	return fmt.Errorf("%w: %s served a manifest %s that is not valid JSON: is that a registry, or a proxy or a page for logging in?",
+		ErrFormat, reference.Domain(s.name), kind)
+}
+
+// Blob never follows desc.URLs: an image must not choose the host to connect to.
+func (s *registrySource) Blob(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
+	return s.BlobAt(ctx, desc, 0)
+}
+
+// BlobAt sends a Range request.
+func (s *registrySource) BlobAt(ctx context.Context, desc v1.Descriptor, offset int64) (io.ReadCloser, error) {
+	blob, err := s.client.Blob(ctx, desc.Digest, offset, desc.Size)
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, s.explain(err))
 	}
 	return blob, nil
 }
 
-func (s *registrySource) Close() error { return s.src.Close() }
+func (e endpoint) Close() error { return e.client.Close() }
 
-// registryError adds the sentinel that belongs to the registry's HTTP status, and
-// says what to do where the library does not.
-func registryError(what string, err error) error {
+// explain adds the sentinel that belongs to the registry's HTTP status, and what
+// to do where the error does not say it.
+func (e endpoint) explain(err error) error {
 	var untrusted *tls.CertificateVerificationError
-	var request *url.Error
+	var refused *distribution.RefusedError
 	switch {
+	case errors.As(err, &refused):
+		return fmt.Errorf("%w: %w", ErrHostile, err)
 	case errors.Is(err, http.ErrSchemeMismatch):
-		return fmt.Errorf("%s%w (a registry without TLS has to be named insecure in registries.conf)", what, err)
+		return fmt.Errorf("%w (a registry without TLS must be marked insecure in registries.conf)", err)
 	case errors.As(err, &untrusted):
-		return fmt.Errorf("%s%w (the certificate of a private authority belongs in /etc/containers/certs.d/HOST:PORT/ca.crt)", what, err)
-	case errors.As(err, &request) && errors.Is(request.Err, io.EOF):
-		// The registry hung up in the midst of things.
-		return fmt.Errorf("%s%w: %w", what, err, io.ErrUnexpectedEOF)
+		return fmt.Errorf("%w (the certificate of a private authority belongs in /etc/containers/certs.d/HOST:PORT/ca.crt)", err)
 	}
 	switch httpStatus(err) {
 	case http.StatusNotFound:
-		return fmt.Errorf("%w: %s%w", ErrNotFound, what, err)
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	case http.StatusUnauthorized, http.StatusForbidden:
-		return fmt.Errorf("%w: %s%w", ErrDenied, what, err)
+		return fmt.Errorf("%w: %w (%s)", ErrDenied, err, e.account)
 	}
-	return fmt.Errorf("%s%w", what, err)
+	return err
 }
-
-// statusText finds the status in errors whose type containers/image keeps to
-// itself (docker/errors.go, registryHTTPResponseToError).
-var statusText = regexp.MustCompile(`\bStatusCode: (\d{3})\b`)
 
 // httpStatus is the status that a registry answered with; 0 if err is about
 // something else.
 func httpStatus(err error) int {
-	var unauthorized docker.ErrUnauthorizedForCredentials
-	var unexpected docker.UnexpectedHTTPStatusError
-	// An errcode.Error, or a bare errcode.ErrorCode where the text is the usual one.
-	var coded errcode.ErrorCoder
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &unauthorized):
-		return http.StatusUnauthorized
-	case errors.As(err, &unexpected):
-		return unexpected.StatusCode
-	case errors.Is(err, docker.ErrTooManyRequests):
-		return http.StatusTooManyRequests
-	case errors.As(err, &coded):
-		return coded.ErrorCode().Descriptor().HTTPStatusCode
-	}
-	if match := statusText.FindStringSubmatch(err.Error()); match != nil {
-		status, _ := strconv.Atoi(match[1])
-		return status
+	var answer *distribution.StatusError
+	if errors.As(err, &answer) {
+		return answer.Status
 	}
 	return 0
 }

@@ -1,16 +1,20 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"gitlab-sardine-executor/oci/distribution"
 )
 
 // A patience says how long failures of a registry are put up with that may pass:
@@ -19,9 +23,46 @@ type patience struct {
 	first, most time.Duration // between two tries
 	total       time.Duration // from the first failure, or the last byte, to giving up
 	stall       time.Duration // without a byte, after which a connection counts as broken
+	// asked is what is left to wait because registries ask for it; nil means
+	// maxRetryAfter for each retry.
+	asked *allowance
 }
 
-var defaultPatience = patience{first: 500 * time.Millisecond, most: 15 * time.Second, total: 2 * time.Minute, stall: 30 * time.Second}
+// maxRetryAfter is how long one pull waits in all because of Retry-After.
+const maxRetryAfter = time.Minute
+
+// patienceFor is the usual one. A connection that gives no byte for half of the
+// time without progress that is allowed may be dead, and gets a successor.
+func patienceFor(stallTimeout time.Duration) patience {
+	stallTimeout = cmp.Or(stallTimeout, distribution.DefaultStallTimeout)
+	return patience{
+		first: 500 * time.Millisecond, most: 15 * time.Second, total: 2 * time.Minute, stall: stallTimeout / 2,
+		asked: &allowance{left: maxRetryAfter},
+	}
+}
+
+func (p patience) orFor(stallTimeout time.Duration) patience {
+	if p == (patience{}) {
+		return patienceFor(stallTimeout)
+	}
+	return p
+}
+
+// An allowance is used up bit by bit, by several goroutines.
+type allowance struct {
+	mu   sync.Mutex
+	left time.Duration
+}
+
+func (a *allowance) take(d time.Duration) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if d > a.left {
+		return false
+	}
+	a.left -= d
+	return true
+}
 
 // openPatience is the total for the first contact: a registry that is down then
 // is less likely to be back soon, and there may be another pull policy.
@@ -34,14 +75,26 @@ var errStalled = errors.New("the registry sends nothing any more")
 func retry[T any](ctx context.Context, p patience, op func() (T, error)) (T, error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = p.first, p.most
+	if p.asked == nil {
+		p.asked = &allowance{left: maxRetryAfter}
+	}
 	tries := 0
 	result, err := backoff.Retry(ctx, func() (T, error) {
-		tries++
-		result, err := op()
-		if err != nil && !mayPass(err) {
-			err = backoff.Permanent(err)
+		for {
+			tries++
+			result, err := op()
+			if err == nil {
+				return result, nil
+			}
+			if !mayPass(err) {
+				return result, backoff.Permanent(err)
+			}
+			if after := retryAfter(err); after == 0 {
+				return result, err
+			} else if err := p.follow(ctx, after, err); err != nil {
+				return result, backoff.Permanent(err)
+			}
 		}
-		return result, err
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(p.total))
 	if err != nil && tries > 1 {
 		err = fmt.Errorf("%w (after %d tries)", err, tries)
@@ -49,9 +102,31 @@ func retry[T any](ctx context.Context, p patience, op func() (T, error)) (T, err
 	return result, err
 }
 
+// follow waits as long as a registry asks for, if that is allowed: err otherwise.
+func (p patience) follow(ctx context.Context, after time.Duration, err error) error {
+	if !p.asked.take(after) {
+		return fmt.Errorf("%w (asks to wait %v, by Retry-After; one pull waits %v in all)", err, after, maxRetryAfter)
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(after):
+		return nil
+	}
+}
+
+func retryAfter(err error) time.Duration {
+	var answer *distribution.StatusError
+	if errors.As(err, &answer) {
+		return answer.RetryAfter
+	}
+	return 0
+}
+
 // mayPass reports whether a failure of a registry is worth another try.
 func mayPass(err error) bool {
-	if Final(err) {
+	var stalled *distribution.StallError
+	if Final(err) || errors.As(err, &stalled) {
 		return false
 	}
 	switch status := httpStatus(err); {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
@@ -27,12 +28,14 @@ type source interface {
 	io.Closer
 }
 
-func openSource(ctx context.Context, ref Reference, creds Credentials) (source, error) {
+// openSource connects to a registry at once; stall is the time that it may make no
+// progress, 0 for the default.
+func openSource(ctx context.Context, ref Reference, creds Credentials, stall time.Duration) (source, error) {
 	switch {
 	case ref.IsLayout():
 		return openLayout(ref)
 	case ref.named != nil:
-		return openRegistry(ctx, ref, creds)
+		return openRegistry(ctx, ref, creds, stall)
 	}
 	return nil, fmt.Errorf("%w: empty", ErrReference)
 }

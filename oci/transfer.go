@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
@@ -20,16 +21,15 @@ type TransferOptions struct {
 	Credentials Credentials
 	// Progress may be nil.
 	Progress Progress
+	// StallTimeout as in [PullOptions].
+	StallTimeout time.Duration
 
-	patience patience // the zero value means defaultPatience
+	patience patience // the zero value means patienceFor(StallTimeout)
 }
 
 // patiences are those for the first contact and for what follows.
 func (o TransferOptions) patiences() (first, later patience) {
-	later = o.patience
-	if later == (patience{}) {
-		later = defaultPatience
-	}
+	later = o.patience.orFor(o.StallTimeout)
 	first = later
 	first.total = min(first.total, openPatience)
 	return first, later
@@ -72,7 +72,7 @@ func Push(ctx context.Context, from, to Reference, o TransferOptions) (digest.Di
 		return "", fmt.Errorf("%w: push goes from a layout (oci:PATH or oci:PATH:TAG) to a registry, not from %s to %s", ErrReference, from, to)
 	}
 	d, err := transfer(ctx, from, o, func() (destination, error) {
-		return openRegistryDestination(ctx, to, o.Credentials)
+		return openRegistryDestination(ctx, to, o.Credentials, o.StallTimeout)
 	})
 	if err != nil {
 		return "", fmt.Errorf("pushing %s to %s: %w", from, to, err)
@@ -83,7 +83,7 @@ func Push(ctx context.Context, from, to Reference, o TransferOptions) (digest.Di
 // transfer copies the image from to the destination that open opens.
 func transfer(ctx context.Context, from Reference, o TransferOptions, open func() (destination, error)) (_ digest.Digest, err error) {
 	first, later := o.patiences()
-	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, from, o.Credentials) })
+	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, from, o.Credentials, o.StallTimeout) })
 	if err != nil {
 		return "", err
 	}
