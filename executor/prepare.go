@@ -116,10 +116,11 @@ func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Instance, e
 	return FetchAndClone(ctx, host, FetchAndCloneOptions{
 		Image: p.ref,
 		Pull: oci.PullOptions{
-			Policies:    p.policies,
-			Credentials: oci.Credentials{AuthConfig: d.Job.AuthConfig(), Accounts: d.Job.Accounts},
-			MaxDisk:     p.settings.MaxDisk,
-			Progress:    progress,
+			Policies:     p.policies,
+			Credentials:  oci.Credentials{AuthConfig: d.Job.AuthConfig(), Accounts: d.Job.Accounts},
+			MaxDisk:      p.settings.MaxDisk,
+			Progress:     progress,
+			StallTimeout: time.Duration(d.Settings.Defaults.PullStallTimeout),
 		},
 		Dirs:      p.dirs,
 		Name:      d.Job.VMName(),

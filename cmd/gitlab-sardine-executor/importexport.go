@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
@@ -63,10 +64,11 @@ func importImage(ctx context.Context, cfg *settingsFlags, f *importFlags, image 
 	imported, err := admin.Import(ctx, admin.ImportOptions{
 		Settings: settings, Image: image, Name: f.name, Dir: dir,
 		Pull: oci.PullOptions{
-			Policies:    []oci.PullPolicy{oci.PullPolicy(f.policy)},
-			Credentials: f.credentials(),
-			MaxDisk:     settings.For(image).MaxDisk,
-			Progress:    progress,
+			Policies:     []oci.PullPolicy{oci.PullPolicy(f.policy)},
+			Credentials:  f.credentials(),
+			MaxDisk:      settings.For(image).MaxDisk,
+			Progress:     progress,
+			StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
 		},
 	})
 	progress.Close()

@@ -58,7 +58,9 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 		_, err = fmt.Fprintln(stdout, doc)
 		return err
 	}
-	report, err := admin.InspectImage(ctx, settings, image, oci.InspectOptions{Credentials: f.credentials(), Architecture: f.arch})
+	report, err := admin.InspectImage(ctx, settings, image, oci.InspectOptions{
+		Credentials: f.credentials(), Architecture: f.arch, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
+	})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
@@ -55,7 +56,7 @@ func fetch(ctx context.Context, cfg *settingsFlags, f *transferFlags, args []str
 			return err
 		}
 	}
-	return f.run(ctx, oci.Fetch, "Fetching", refs[0], refs[1], stdout, stderr)
+	return f.run(ctx, cfg, oci.Fetch, "Fetching", refs[0], refs[1], stdout, stderr)
 }
 
 func pushCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
@@ -93,13 +94,19 @@ func push(ctx context.Context, cfg *settingsFlags, f *transferFlags, args []stri
 			return err
 		}
 	}
-	return f.run(ctx, oci.Push, "Pushing", refs[0], refs[1], stdout, stderr)
+	return f.run(ctx, cfg, oci.Push, "Pushing", refs[0], refs[1], stdout, stderr)
 }
 
 // run copies an image and prints its digest.
-func (f *transferFlags) run(ctx context.Context, copyImage transferFunc, what string, from, to oci.Reference, stdout, stderr io.Writer) error {
+func (f *transferFlags) run(ctx context.Context, cfg *settingsFlags, copyImage transferFunc, what string, from, to oci.Reference, stdout, stderr io.Writer) error {
+	settings, err := cfg.load()
+	if err != nil {
+		return err
+	}
 	progress := f.progress(stderr, what)
-	d, err := copyImage(ctx, from, to, oci.TransferOptions{Credentials: f.credentials(), Progress: progress})
+	d, err := copyImage(ctx, from, to, oci.TransferOptions{
+		Credentials: f.credentials(), Progress: progress, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
+	})
 	progress.Close()
 	if err != nil {
 		return err
@@ -182,6 +189,7 @@ func pull(ctx context.Context, cfg *settingsFlags, f *pullFlags, text string, st
 		Architecture: f.arch,
 		MaxDisk:      settings.For(text).MaxDisk,
 		Progress:     progress,
+		StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
 	})
 	progress.Close()
 	if err != nil {

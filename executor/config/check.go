@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/bmatcuk/doublestar/v4"
 	"github.com/docker/go-units"
@@ -58,6 +59,9 @@ func (d *Defaults) check() error {
 	}
 	if d.QueueTimeout == 0 {
 		return errors.New("queue_timeout must be greater than 0 (such as 1s)")
+	}
+	if d.PullStallTimeout < Duration(time.Second) {
+		return fmt.Errorf("pull_stall_timeout is %s: want at least 1s", time.Duration(d.PullStallTimeout))
 	}
 	for _, pattern := range d.AllowedImages {
 		if !doublestar.ValidatePattern(pattern) {

@@ -54,6 +54,9 @@ type Defaults struct {
 	HostReserve Bytes `toml:"host_reserve"`
 	// QueueTimeout is how long a job waits for room on the host.
 	QueueTimeout Duration `toml:"queue_timeout"`
+	// PullStallTimeout is how long a pull may go on without progress: 1000 bytes for
+	// each second of it.
+	PullStallTimeout Duration `toml:"pull_stall_timeout"`
 	// LogFile is the administrator's log; LogLevel is debug, info, warn or error;
 	// LogFormat is text or json, empty for text.
 	LogFile   string     `toml:"log_file"`
@@ -116,6 +119,8 @@ func hostDefaults() Defaults {
 		CacheSize:    20 << 30,
 		HostReserve:  512 << 20,
 		QueueTimeout: Duration(30 * time.Minute),
+
+		PullStallTimeout: Duration(time.Minute),
 	}
 }
 

@@ -96,6 +96,7 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"bad duration", "[defaults]\ntimeout = 'soon'", "line 2: "},
 		{"zero timeout", "[defaults]\ntimeout = '0s'", "timeout must be greater than 0"},
 		{"zero queue_timeout", "[defaults]\nqueue_timeout = '0s'", "queue_timeout must be greater than 0"},
+		{"zero pull_stall_timeout", "[defaults]\npull_stall_timeout = '0s'", "pull_stall_timeout is 0s: want at least 1s"},
 		{"bad size", "[defaults]\nmemory = 'lots'", "line 2: "},
 		{"negative size", "[defaults]\nmemory = '-1'", "line 2: "},
 		{"negative count", "[defaults]\ncpus = -1", "cpus is -1"},
