@@ -77,6 +77,9 @@ func TestDeadlines(t *testing.T) {
 			}
 			n.serve("registry.example.com:443", publicAddr, true, handler)
 			c := short(n.client("registry.example.com"), 300*time.Millisecond)
+			if test.realm != nil {
+				c.manifestTimeout = time.Hour
+			}
 			err := actions["manifest"](t.Context(), c)
 			var late *TimeoutError
 			var status *StatusError
