@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gofrs/flock"
 
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -81,26 +83,51 @@ func TestAdmissionByMemory(t *testing.T) {
 	}
 }
 
-// Two machines that come at once do not both get the room of one.
+// Two machines that come at once do not both get the room of one: the second waits while
+// the first starts, while the first runs, and no longer.
 func TestAdmissionIsOneByOne(t *testing.T) {
 	h := virttest.OpenEmpty(t)
-	const newcomer = 1 << 30
-	policy, dir := Policy{Slots: 1, Reserve: -1, Timeout: time.Second}, t.TempDir()
-	release, err := policy.Admit(t.Context(), h, newcomer, dir)
+	dir := t.TempDir()
+	policy := Policy{Slots: 1, Reserve: -1, Timeout: time.Minute}
+	release, err := policy.Admit(t.Context(), h, 0, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := policy.Admit(t.Context(), h, newcomer, dir); err == nil {
-		t.Error("two were admitted at once")
+	said, admitted := make(chan string, 10), make(chan error, 1)
+	go func() {
+		second := policy
+		second.Waiting = func(reason string) { said <- reason }
+		release, err := second.Admit(t.Context(), h, 0, dir)
+		if err == nil {
+			err = release()
+		}
+		admitted <- err
+	}()
+	await := func(want string) {
+		t.Helper()
+		for {
+			select {
+			case reason := <-said:
+				if strings.Contains(reason, want) {
+					return
+				}
+			case err := <-admitted:
+				t.Fatalf("a second machine was admitted (%v), and did not wait for %q", err, want)
+			}
+		}
 	}
+	await("") // whatever it calls a machine that starts
+	first := startTestMachine(t, h, false)
 	if err := release(); err != nil {
 		t.Fatal(err)
 	}
-	release, err = policy.Admit(t.Context(), h, newcomer, dir)
-	if err != nil {
+	await("1 of 1 machines run")
+	if err := first.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	release()
+	if err := <-admitted; err != nil {
+		t.Error(err)
+	}
 }
 
 // A machine that needs all of the room gets it, however many small ones that would
@@ -112,38 +139,61 @@ func TestAdmissionIsFair(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
+	// Room for one machine of 1 GiB, or several small ones.
 	policy := Policy{Reserve: int64(size.Memory) - 1<<30, Timeout: time.Minute}
-	start := func(name string, mib uint64) {
+	// start returns the running machine. It calls waits, if it has to wait.
+	start := func(name string, mib uint64, waits func()) *virt.Domain {
+		policy := policy
+		if waits != nil {
+			once := sync.OnceFunc(waits)
+			policy.Waiting = func(string) { once() }
+		}
 		release, err := policy.Admit(t.Context(), h, mib<<20, dir)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
-			return
+			return nil
 		}
 		defer release()
 		dom, err := h.Start(t.Context(), name, fmt.Sprintf(
 			"<domain type='test'><name>%s</name><memory unit='MiB'>%d</memory><os><type>hvm</type></os></domain>", name, mib))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
-			return
+			return nil
 		}
-		time.AfterFunc(200*time.Millisecond, func() { dom.Destroy(context.Background()) })
+		return dom
 	}
-	start("first", 512)
-	var large, small sync.WaitGroup
-	var done atomic.Bool
-	large.Go(func() { start("large", 1024); done.Store(true) })
-	time.Sleep(100 * time.Millisecond) // the first still runs
-	later := 0
-	small.Go(func() {
-		for ; !done.Load() && later < 50; later++ {
-			start(fmt.Sprintf("small-%d", later), 256)
-			time.Sleep(50 * time.Millisecond)
+	var mu sync.Mutex
+	var order []string
+	var running sync.WaitGroup
+	// later starts a machine, which ends at once, and returns when it waits.
+	later := func(name string, mib uint64) {
+		waits, started := make(chan struct{}), make(chan struct{})
+		running.Go(func() {
+			defer close(started)
+			dom := start(name, mib, func() { close(waits) })
+			if dom == nil {
+				return
+			}
+			mu.Lock()
+			order = append(order, name)
+			mu.Unlock()
+			dom.Destroy(context.Background())
+		})
+		select {
+		case <-waits:
+		case <-started:
 		}
-	})
-	large.Wait()
-	small.Wait()
-	if later > 1 { // which waited meanwhile
-		t.Errorf("%d machines that came later were first", later-1)
+	}
+	first := start("first", 512, nil)
+	later("large", 1024)
+	// There is room for these beside the first one.
+	for n := range 5 {
+		later(fmt.Sprintf("small-%d", n), 64)
+	}
+	first.Destroy(t.Context())
+	running.Wait()
+	if len(order) != 6 || order[0] != "large" {
+		t.Errorf("machines started in the order %q, want large first", order)
 	}
 }
 
@@ -160,9 +210,10 @@ func TestTurnIsNotMissed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	waits, goOn := make(chan bool), make(chan bool)
+	waits, goOn, ended := make(chan bool), make(chan bool), make(chan bool)
 	var first sync.WaitGroup
 	first.Go(func() {
+		defer close(ended)
 		release, err := admit(Policy{Timeout: time.Minute, Waiting: func(string) { close(waits); <-goOn }})
 		if err != nil {
 			t.Error(err)
@@ -170,9 +221,20 @@ func TestTurnIsNotMissed(t *testing.T) {
 		}
 		release()
 	})
-	<-waits
+	select {
+	case <-waits:
+	case <-ended:
+		t.Fatal("a second machine did not wait for the first")
+	}
 	leave()
-	time.Sleep(100 * time.Millisecond) // the kernel wakes who waits
+	// The kernel gives the lock to the machine that waits for it.
+	for probe := flock.New(filepath.Join(dir, ".admission")); ; probe.Unlock() {
+		if free, err := probe.TryLock(); err != nil {
+			t.Fatal(err)
+		} else if !free {
+			break
+		}
+	}
 	if release, err := admit(Policy{Timeout: 500 * time.Millisecond}); !errors.Is(err, ErrQueue) {
 		t.Errorf("a machine that came later: %v, want %v", err, ErrQueue)
 		if err == nil {

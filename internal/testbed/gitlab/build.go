@@ -19,13 +19,16 @@ import (
 type Build struct {
 	runner Runner
 	job    Job
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	log    *Trace
 	done   chan struct{}
 
 	// canceling is closed when the job is canceled gracefully.
 	canceling      chan struct{}
 	cancelGraceful func()
+	// scriptOver is closed when the time of the script is over.
+	scriptOver   chan struct{}
+	expireScript func()
 
 	mu      sync.Mutex
 	current *os.Process // leader of the process group of the stage that runs
@@ -39,12 +42,20 @@ func (b *Build) Log() *Trace { return b.log }
 
 // Cancel does what "Force cancel" in GitLab does: SIGTERM to the stage that runs, no
 // further one but cleanup. So did "Cancel" before GitLab 17.
-func (b *Build) Cancel() { b.cancel() }
+func (b *Build) Cancel() { b.cancel(nil) }
 
 // CancelGracefully does what "Cancel" in GitLab does: SIGTERM to the job's script;
 // then come after_script and the other stages of a job that failed. A job without
 // a script yet gets none any more.
 func (b *Build) CancelGracefully() { b.cancelGraceful() }
+
+// Expire ends the time of the job ([Job.Timeout]) now, so that a test can choose when:
+// SIGTERM to the stage that runs, no further one but cleanup.
+func (b *Build) Expire() { b.cancel(context.DeadlineExceeded) }
+
+// ExpireScript ends the time of the script (RUNNER_SCRIPT_TIMEOUT) now: SIGTERM to the
+// script, and then the stages of a job that failed.
+func (b *Build) ExpireScript() { b.expireScript() }
 
 // Signal sends a signal to the process group of the stage that runs, as somebody
 // else than the runner may do (the kernel, an admin).
@@ -78,10 +89,15 @@ func (b *Build) run(ctx context.Context) {
 
 // untilCanceled is a context that ends with a graceful cancel, too.
 func (b *Build) untilCanceled(ctx context.Context) (context.Context, context.CancelFunc) {
+	return until(ctx, b.canceling)
+}
+
+// until returns a context that also ends when the channel is closed.
+func until(ctx context.Context, closed <-chan struct{}) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	go func() {
 		select {
-		case <-b.canceling:
+		case <-closed:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -117,7 +133,7 @@ func (b *Build) conclude(ctx context.Context, err error) {
 	switch {
 	case err == nil:
 		b.result.Status = Success
-	case errors.Is(ctx.Err(), context.Canceled) || b.isCanceling():
+	case errors.Is(context.Cause(ctx), context.Canceled) || b.isCanceling():
 		b.result.Status = Canceled
 	case errors.As(err, &failure):
 		b.result.Status, b.result.ExitCode = BuildFailure, failure.exitCode
@@ -275,7 +291,9 @@ const afterScriptTimeout = 5 * time.Minute
 // runUserScripts runs what the author wrote: script, further steps unless it
 // failed, and after_script in any case.
 func (b *Build) runUserScripts(ctx, script context.Context, a *attempt) error {
-	script, cancel := b.stageTimeout(script, "RUNNER_SCRIPT_TIMEOUT", 0)
+	script, cancel := until(script, b.scriptOver)
+	defer cancel()
+	script, cancel = b.stageTimeout(script, "RUNNER_SCRIPT_TIMEOUT", 0)
 	defer cancel()
 	err := b.runScript(script, a, StageBuildScript)
 	for _, step := range b.job.Steps {

@@ -321,32 +321,55 @@ func TestStageTimeout(t *testing.T) {
 	}
 }
 
-// Whose time is over: the script's alone, after_script's, or the whole job's.
+// The time of the script is over, of after_script, or of the whole job. Each is tried
+// with the timeout, and the first and the last by the test's own choice of the moment.
 func TestTimeouts(t *testing.T) {
 	whole := []string{"config", "prepare", StageBuildScript, StageAfterScript, StageUploadArtifactsOnFailure, "cleanup"}
+	short := []string{"config", "prepare", StageBuildScript, "cleanup"}
 	for _, test := range []struct {
 		name   string
 		job    Job
+		expire func(*Build)
 		killed string // stage that is told to end
 		stages []string
 	}{
-		{"script", Job{Script: "slow", AfterScript: "true", Variables: []Variable{{Key: "RUNNER_SCRIPT_TIMEOUT", Value: "300ms"}}}, StageBuildScript, whole},
-		{"after_script", Job{Script: "true", AfterScript: "slow", Variables: []Variable{{Key: "RUNNER_AFTER_SCRIPT_TIMEOUT", Value: "300ms"}}}, StageAfterScript,
+		{"script", Job{Script: "slow", AfterScript: "true", Variables: []Variable{{Key: "RUNNER_SCRIPT_TIMEOUT", Value: "2s"}}}, nil, StageBuildScript, whole},
+		{"script, now", Job{Script: "slow", AfterScript: "true"}, (*Build).ExpireScript, StageBuildScript, whole},
+		{"after_script", Job{Script: "true", AfterScript: "slow", Variables: []Variable{{Key: "RUNNER_AFTER_SCRIPT_TIMEOUT", Value: "2s"}}}, nil, StageAfterScript,
 			[]string{"config", "prepare", StageBuildScript, StageAfterScript, StageUploadArtifacts, "cleanup"}},
-		{"job", Job{Script: "slow", AfterScript: "true", Timeout: 500 * time.Millisecond}, StageBuildScript,
-			[]string{"config", "prepare", StageBuildScript, "cleanup"}},
+		{"job, now", Job{Script: "slow", AfterScript: "true"}, (*Build).Expire, StageBuildScript, short},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			runner := shell(t, map[string]string{"run": `grep -q slow $1 || exit 0; trap 'exit 2' TERM; ` + untilTerm})
 			test.job.Scripts = map[string]string{StageUploadArtifactsOnFailure: "true", StageUploadArtifacts: "true"}
-			result := runner.Run(deadline(t), test.job)
-			if diff := cmp.Diff(test.stages, result.Stages()); diff != "" {
-				t.Errorf("stages (-want +got):\n%s", diff)
+			build := runner.Start(deadline(t), test.job)
+			if test.expire != nil {
+				if err := build.Log().WaitFor(deadline(t), "running"); err != nil {
+					t.Fatal(err)
+				}
+				test.expire(build)
 			}
-			if e, _ := result.Find(test.killed); !e.Terminated || e.ExitCode != 2 {
-				t.Errorf("%s", result)
-			}
+			checkExpired(t, build.Wait(), test.killed, test.stages)
 		})
+	}
+	t.Run("job", func(t *testing.T) {
+		runner := shell(t, map[string]string{"run": `trap 'exit 2' TERM; ` + untilTerm})
+		result := runner.Run(deadline(t), Job{Script: "true", AfterScript: "true", Timeout: 2 * time.Second})
+		// On a busy host it can be over before the script runs.
+		stages := result.Stages()
+		if result.Status != SystemFailure || stages[len(stages)-1] != "cleanup" || slices.Contains(stages, StageAfterScript) {
+			t.Error(result)
+		}
+	})
+}
+
+func checkExpired(t *testing.T, result Result, killed string, stages []string) {
+	t.Helper()
+	if diff := cmp.Diff(stages, result.Stages()); diff != "" {
+		t.Errorf("stages (-want +got):\n%s", diff)
+	}
+	if e, _ := result.Find(killed); !e.Terminated || e.ExitCode != 2 || killed == StageBuildScript && result.Status != SystemFailure {
+		t.Errorf("%s", result)
 	}
 }
 

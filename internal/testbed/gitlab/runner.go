@@ -65,19 +65,21 @@ func (r Runner) Run(ctx context.Context, job Job) Result {
 
 // Start starts a job.
 func (r Runner) Start(ctx context.Context, job Job) *Build {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	b := &Build{
-		runner:    r.withDefaults(),
-		job:       job.withDefaults(),
-		cancel:    cancel,
-		done:      make(chan struct{}),
-		canceling: make(chan struct{}),
+		runner:     r.withDefaults(),
+		job:        job.withDefaults(),
+		cancel:     cancel,
+		done:       make(chan struct{}),
+		canceling:  make(chan struct{}),
+		scriptOver: make(chan struct{}),
 	}
 	b.cancelGraceful = sync.OnceFunc(func() { close(b.canceling) })
+	b.expireScript = sync.OnceFunc(func() { close(b.scriptOver) })
 	b.log = newTrace(b.job.secrets()...)
 	go func() {
 		defer close(b.done)
-		defer cancel()
+		defer cancel(nil)
 		b.run(ctx)
 	}()
 	return b
