@@ -22,7 +22,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	"gitlab-sardine-executor/internal/testbed/host"
+	testhost "gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/seed"
@@ -253,9 +253,7 @@ func TestAddressesAreGivenBack(t *testing.T) {
 			if err := runs(fmt.Sprintf("one-%d", i)); err != nil {
 				t.Fatalf("machine %d: %v", i, err)
 			}
-			if leases := l.virsh(t, "net-dhcp-leases", network); strings.Contains(leases, "192.168.") {
-				t.Fatalf("the lease of machine %d outlives it:\n%s", i, leases)
-			}
+			l.noLease(t, network)
 		}
 		var both sync.WaitGroup
 		for _, side := range []string{"left", "right"} {
@@ -266,10 +264,26 @@ func TestAddressesAreGivenBack(t *testing.T) {
 			})
 		}
 		both.Wait()
-		if leases := l.virsh(t, "net-dhcp-leases", network); strings.Contains(leases, "192.168.") {
-			t.Errorf("leases outlive their machines:\n%s", leases)
-		}
+		l.noLease(t, network)
 	})
+}
+
+// noLease waits until dnsmasq has taken back what was given back.
+func (l *lab) noLease(t *testing.T, network string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		leases := l.virsh(t, "net-dhcp-leases", network)
+		if !strings.Contains(leases, "192.168.") {
+			return
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("a lease outlives its machine:\n%s", leases)
+		}
+	}
 }
 
 // leased waits until a machine has got an address.
@@ -324,8 +338,8 @@ func TestNoAddressLeft(t *testing.T) {
 	})
 }
 
-// Reservations outlive a restart of libvirt's daemon, and machines made after it get
-// others; those that no machine has are swept, and an administrator's stay.
+// Reservations outlive a restart of libvirt's daemon. Those that no machine has are
+// swept, and an administrator's stay.
 func TestReservationsAreSwept(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
 		network, _ := narrow(t, l)
@@ -335,8 +349,14 @@ func TestReservationsAreSwept(t *testing.T) {
 		killed := l.spec("killed", onNetwork(network))
 		l.start(t, killed)
 		l.virsh(t, "destroy", killed.Name) // and whoever made it is dead
+		restartLibvirtd(t)
+		host, err := vm.Open(t.Context(), l.connect())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer host.Close()
 		sweep := func(dryRun bool) vm.IdleAddress {
-			idle, err := vm.SweepAddresses(t.Context(), l.host, dryRun, nil)
+			idle, err := vm.SweepAddresses(t.Context(), host, dryRun, nil)
 			idle = slices.DeleteFunc(idle, func(a vm.IdleAddress) bool { return a.Network != network })
 			if err != nil || len(idle) != 1 {
 				t.Fatalf("a sweep (dry: %t) finds %v, %v; want one address", dryRun, idle, err)
@@ -416,7 +436,7 @@ func fixedMachineID(t *testing.T, l *lab) string {
 	if _, err := os.Stat(raw); err == nil {
 		return raw
 	}
-	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", filepath.Join(host.TempDir, fullGuestName), raw)
+	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", filepath.Join(testhost.TempDir, fullGuestName), raw)
 	const boot = "@@1M"
 	config := run(t, "mtype", "-i", raw+boot, "::syslinux.cfg")
 	config = strings.Replace(config, "console=ttyS0", "console=ttyS0 systemd.machine_id=0123456789abcdef0123456789abcdef", 1)

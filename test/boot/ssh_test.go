@@ -100,37 +100,45 @@ func (l *lab) qemu(t *testing.T, name string) int {
 	return pid
 }
 
+// restartLibvirtd ends the system's libvirtd and starts it again.
+func restartLibvirtd(t *testing.T) {
+	t.Helper()
+	text, err := os.ReadFile("/run/libvirtd.pid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for syscall.Kill(pid, 0) == nil {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatal("libvirtd does not end")
+		}
+	}
+	run(t, "sh", "-c", "libvirtd --daemon >/dev/null 2>&1")
+}
+
 // A daemon that is restarted, by an upgrade say, takes no job with it.
 func TestLibvirtdRestartsDuringAScript(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("restarted"))
 		ended := running(t, guest, "while ! [ -e /tmp/go ]; do sleep 0.1; done", guestssh.DefaultKeepalive)
-		text, err := os.ReadFile("/run/libvirtd.pid")
-		if err != nil {
-			t.Fatal(err)
-		}
-		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		for syscall.Kill(pid, 0) == nil {
-			select {
-			case <-time.After(20 * time.Millisecond):
-			case <-ctx.Done():
-				t.Fatal("libvirtd does not end")
-			}
-		}
-		run(t, "sh", "-c", "libvirtd --daemon >/dev/null 2>&1")
+		restartLibvirtd(t)
 		select {
 		case err := <-ended:
 			t.Fatalf("the script ended with the daemon: %v", err)
 		case <-time.After(5 * time.Second): // two looks at the guest's state and a keepalive
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
 		host, err := vm.Open(ctx, l.connect())
 		if err != nil {
 			t.Fatal(err)
