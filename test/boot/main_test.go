@@ -24,7 +24,7 @@ const (
 )
 
 // patience is the deadline of one test in one mode: far more than it needs.
-const patience = 10 * time.Minute
+const patience = 20 * time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv(modeVariable) != "" {
