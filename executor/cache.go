@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // flushTimeout bounds the flush of the cache before the machine is destroyed.
@@ -75,7 +76,7 @@ func (d *Driver) dropCache(guest *vm.Guest) {
 
 // flushCache flushes the guest's cache disk before the machine is destroyed. The
 // machine is destroyed even if that fails.
-func (d *Driver) flushCache(ctx context.Context, host *vm.Host, dirs config.Dirs) {
+func (d *Driver) flushCache(ctx context.Context, host *virt.Host, dirs config.Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, d.Job.VMName(), d.jobDir(dirs))

@@ -71,11 +71,11 @@ func (d *Driver) phase(name string) (end func()) {
 
 // updateGauges sets the gauges of machines, images, caches and snapshots. A failure is
 // logged and does not fail the stage.
-func (d *Driver) updateGauges(ctx context.Context, host *vm.Host, dirs config.Dirs) {
+func (d *Driver) updateGauges(ctx context.Context, host *virt.Host, dirs config.Dirs) {
 	if d.Settings.Defaults.MetricsTextfile == "" {
 		return
 	}
-	machines, err := record.List(ctx, host.Host)
+	machines, err := record.List(ctx, host)
 	if err == nil {
 		d.metrics.Set("sardine_machines", float64(len(machines)))
 	}
@@ -133,10 +133,10 @@ func (d *Driver) admin() *slog.Logger {
 }
 
 // OpenHost connects to the libvirt in the settings.
-func OpenHost(ctx context.Context, settings *config.Settings) (*vm.Host, error) {
+func OpenHost(ctx context.Context, settings *config.Settings) (*virt.Host, error) {
 	ctx, cancel := context.WithTimeout(ctx, LibvirtTimeout)
 	defer cancel()
-	return vm.Open(ctx, settings.Defaults.Connect)
+	return virt.Open(ctx, settings.Defaults.Connect)
 }
 
 // jobDir is the directory of the job's machine.

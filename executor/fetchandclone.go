@@ -18,6 +18,7 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // FetchAndCloneOptions configure [FetchAndClone].
@@ -61,7 +62,7 @@ type Instance struct {
 //
 // The clone is made by [vm.Start], not by [define.Clone]: it needs no defined domain, and does
 // not trust the image's domain XML.
-func FetchAndClone(ctx context.Context, host *vm.Host, o FetchAndCloneOptions) (*Instance, error) {
+func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (*Instance, error) {
 	store, err := oci.OpenStore(o.Dirs.Store)
 	if err != nil {
 		return nil, err

@@ -6,7 +6,7 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/seed"
 )
 
@@ -30,7 +30,7 @@ func TestLoginFor(t *testing.T) {
 		{"complete settings", "username = 'cloud'\nidentity_file = '/key'", silent, "cloud", false, nil},
 		{"image and settings together", "ssh_agent = true", named, "debian", false, nil},
 		{"a key without a user", "identity_file = '/key'", silent, "", false, errNoUser},
-		{"invalid name", "", hostile, "", false, vm.ErrSpec},
+		{"invalid name", "", hostile, "", false, errdefs.ErrInvalid},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			settings, err := config.Parse([]byte("[defaults]\n" + test.defaults + "\n"))

@@ -64,7 +64,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	}
 	defer host.Close()
 	if p.settings.Cache == string(cache.Share) {
-		if err := cache.CheckShares(host.Host); err != nil {
+		if err := cache.CheckShares(host); err != nil {
 			return err
 		}
 	}
@@ -90,7 +90,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 }
 
 // prepareMachine starts the job's machine and prepares its guest.
-func (d *Driver) prepareMachine(ctx context.Context, host *vm.Host, p plan) error {
+func (d *Driver) prepareMachine(ctx context.Context, host *virt.Host, p plan) error {
 	machine, err := d.start(ctx, host, p)
 	if err != nil {
 		return err
@@ -100,7 +100,7 @@ func (d *Driver) prepareMachine(ctx context.Context, host *vm.Host, p plan) erro
 }
 
 // start creates and starts the job's machine.
-func (d *Driver) start(ctx context.Context, host *vm.Host, p plan) (*Instance, error) {
+func (d *Driver) start(ctx context.Context, host *virt.Host, p plan) (*Instance, error) {
 	hostSize, err := host.Size(ctx)
 	if err != nil {
 		return nil, err
@@ -205,7 +205,7 @@ func (d *Driver) record(now time.Time) record.Record {
 
 // sweep removes machines and files that no job owns. A failure does not fail the job,
 // and the next job continues after a timeout.
-func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs config.Dirs) {
+func (d *Driver) sweep(ctx context.Context, host *virt.Host, dirs config.Dirs) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	swept, err := Sweep(ctx, host, dirs, SweepOptions{Now: time.Now(), Metrics: &d.metrics})
@@ -219,7 +219,7 @@ func (d *Driver) sweep(ctx context.Context, host *vm.Host, dirs config.Dirs) {
 
 // removeStale removes the machine of an earlier attempt at the same job, if its cleanup
 // failed.
-func (d *Driver) removeStale(ctx context.Context, host *vm.Host, dirs config.Dirs) error {
+func (d *Driver) removeStale(ctx context.Context, host *virt.Host, dirs config.Dirs) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs)); err != nil {
@@ -229,7 +229,7 @@ func (d *Driver) removeStale(ctx context.Context, host *vm.Host, dirs config.Dir
 }
 
 // removeFailed removes the machine after a failure, within [abortTimeout] after a signal.
-func (d *Driver) removeFailed(ctx context.Context, host *vm.Host, dirs config.Dirs) error {
+func (d *Driver) removeFailed(ctx context.Context, host *virt.Host, dirs config.Dirs) error {
 	timeout := removeTimeout
 	if ctx.Err() != nil {
 		timeout = abortTimeout

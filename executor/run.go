@@ -42,7 +42,7 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 }
 
 // runIn runs the script of the stage name in the job's machine.
-func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
+func (d *Driver) runIn(ctx context.Context, host *virt.Host, dirs config.Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
 	guest, err := Connect(ctx, host, d.Job.VMName(), d.jobDir(dirs))
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func (d *Driver) runIn(ctx context.Context, host *vm.Host, dirs config.Dirs, scr
 }
 
 // Connect logs in to a machine that prepare started.
-func Connect(ctx context.Context, host *vm.Host, name, jobDir string) (*vm.Guest, error) {
+func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Guest, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, name, jobDir)

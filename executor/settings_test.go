@@ -5,8 +5,8 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/guestshell"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/network"
 )
 
 func parse(t *testing.T, text string) *config.Settings {
@@ -21,7 +21,7 @@ func parse(t *testing.T, text string) *config.Settings {
 // config does not import vm, and so repeats the values that both know.
 func TestSettingsUseTheWordsOfVM(t *testing.T) {
 	for word, want := range map[string]string{
-		config.NetworkUser: vm.UserNetwork,
+		config.NetworkUser: network.User,
 		config.CacheDisk:   string(cache.Disk),
 		config.CacheShare:  string(cache.Share),
 	} {

@@ -23,7 +23,7 @@ var errNotResumed = errors.New("the machine did not resume from its snapshot")
 
 // snapshot makes the snapshot for spec unless there is one. If there can be none, the
 // machine boots.
-func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *vm.Host, spec vm.Spec, login guestssh.Login) error {
+func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *virt.Host, spec vm.Spec, login guestssh.Login) error {
 	timeout := o.Settings.Timeout
 	end := func() {}
 	err := vm.MakeSnapshot(ctx, host, spec, login, timeout, func() {
@@ -65,7 +65,7 @@ func (d *Driver) waitResumed(ctx context.Context, machine *Instance) error {
 
 // retryWithColdBoot replaces a machine that did not resume from its snapshot, because of
 // cause, by a machine that boots.
-func (d *Driver) retryWithColdBoot(ctx context.Context, host *vm.Host, p plan, cause error) error {
+func (d *Driver) retryWithColdBoot(ctx context.Context, host *virt.Host, p plan, cause error) error {
 	d.Log.Warn("%s: booting a machine instead", joblog.OneLine(cause.Error()))
 	if err := d.removeStale(ctx, host, p.dirs); err != nil {
 		return err

@@ -13,7 +13,9 @@ import (
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/network/dhcp"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // SweepOptions configure [Sweep].
@@ -44,8 +46,8 @@ type Swept struct {
 // record in its domain, not its name alone, makes a domain the machine of a job. Sweep
 // continues after errors, and returns what it removed and all errors. When ctx ends,
 // libvirt still completes what it was asked for.
-func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
-	machines, err := record.List(ctx, host.Host)
+func Sweep(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
+	machines, err := record.List(ctx, host)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +86,7 @@ func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions)
 	}
 	failed = append(failed, err)
 	if o.Addresses {
-		idle, err := vm.SweepAddresses(ctx, host, o.DryRun, going)
+		idle, err := dhcp.Sweep(ctx, host, o.DryRun, going)
 		for _, a := range idle {
 			swept = append(swept, Swept{a.Address.String(), "reserved on network " + a.Network + ", and no machine has it"})
 		}
@@ -94,7 +96,7 @@ func Sweep(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions)
 }
 
 // sweepFiles removes the files of machines that are not running.
-func sweepFiles(ctx context.Context, host *vm.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
+func sweepFiles(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
 	var swept []Swept
 	var failed []error
 	names := make(map[string]bool)

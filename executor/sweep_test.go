@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 var sweepNow = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
@@ -24,13 +25,13 @@ var sweepNow = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 type sweepBed struct {
 	t    *testing.T
 	conn *libvirt.Connect
-	host *vm.Host
+	host *virt.Host
 	dirs config.Dirs
 }
 
 func newSweepBed(t *testing.T) *sweepBed {
 	t.Helper()
-	host, err := vm.Open(t.Context(), "test:///default")
+	host, err := virt.Open(t.Context(), "test:///default")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +199,7 @@ func TestSweepLeavesDefinedCopies(t *testing.T) {
 			if domains, _ := b.left(); !slices.Equal(domains, []string{name}) {
 				t.Errorf("there are %q", domains)
 			}
-			if machines, err := record.List(t.Context(), b.host.Host); len(machines) > 0 || err != nil {
+			if machines, err := record.List(t.Context(), b.host); len(machines) > 0 || err != nil {
 				t.Errorf("it counts as a machine: %v, %v", machines, err)
 			}
 		})

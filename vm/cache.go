@@ -19,7 +19,7 @@ func (g *Guest) addCache(ctx context.Context, d *libvirtxml.Domain, spec *Spec) 
 	if spec.Cache == nil {
 		return func() error { return nil }, nil
 	}
-	g.cache, unlock, err = spec.Cache.Acquire(ctx, g.host.Host)
+	g.cache, unlock, err = spec.Cache.Acquire(ctx, g.host)
 	if err != nil {
 		return nil, err
 	}

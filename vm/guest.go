@@ -12,6 +12,8 @@ import (
 
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/network/dhcp"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/snapshot"
 	"gitlab-sardine-executor/vm/virt"
@@ -36,7 +38,7 @@ type Guest struct {
 	// settings asked for, one line each.
 	Notes, Warnings []string
 
-	host   *Host
+	host   *virt.Host
 	dom    *virt.Domain
 	name   string
 	record record.Record
@@ -47,14 +49,14 @@ type Guest struct {
 	overlays map[string]string
 	// snapshot is what it was started from; nil if it booted.
 	snapshot *snapshot.Snapshot
-	network  network // nil for a guest that was looked up
-	making   *jobDir // locked while the machine is started
+	network  network.Network // nil for a guest that was looked up
+	making   *jobDir         // locked while the machine is started
 	client   *guestssh.Client
 }
 
 // Find finds the machine of that name. The error is [virt.ErrNoDomain] if there is
 // none and [record.ErrNotOurs] if the domain is not a job's.
-func Find(ctx context.Context, h *Host, name, jobDir string) (*Guest, error) {
+func Find(ctx context.Context, h *virt.Host, name, jobDir string) (*Guest, error) {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return nil, err
@@ -84,7 +86,7 @@ func (g *Guest) Close() error {
 
 // Connect logs in to a guest that [Guest.WaitReady] found ready before, in this
 // process or another, and insists on the host key that it saw, and on the machine: the
-// error is [ErrContested] if another one answers at its address.
+// error is [network.ErrContested] if another one answers at its address.
 func (g *Guest) Connect(ctx context.Context, login guestssh.Login) error {
 	if g.client != nil {
 		return nil
@@ -157,7 +159,7 @@ func (g *Guest) stopped(ctx context.Context, lost error) error {
 //
 // If ctx ends while libvirt ends the domain, the error is [ErrEnding]: libvirt
 // does not stop, and what the machine had is removed without waiting for it.
-func Remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
+func Remove(ctx context.Context, h *virt.Host, name, cloneDir, jobDir string) error {
 	locked, err := lockToRemove(name, cloneDir, jobDir)
 	if err != nil {
 		return err
@@ -169,7 +171,7 @@ func Remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
 }
 
 // remove is [Remove] for who holds the lock on the machine's directory.
-func remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
+func remove(ctx context.Context, h *virt.Host, name, cloneDir, jobDir string) error {
 	err := destroy(ctx, h, name)
 	switch {
 	case errors.Is(err, ErrEnding):
@@ -177,7 +179,7 @@ func remove(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
 	case err != nil:
 		return err
 	}
-	return errors.Join(removeFiles(ctx, h, name, cloneDir, jobDir), h.undefineGuestFilter(ctx))
+	return errors.Join(removeFiles(ctx, h, name, cloneDir, jobDir), network.RemoveFilter(ctx, h))
 }
 
 // A RemoveRule says which machines [RemoveExpired] removes.
@@ -194,7 +196,7 @@ type RemoveRule struct {
 // RemoveExpired is [Remove] for a machine that [record.List] shows to have
 // expired, and reports whether it removed it: not if its job makes or removes it at this
 // moment, has removed it since, or has given it more time.
-func RemoveExpired(ctx context.Context, h *Host, name, cloneDir, jobDir string, rule RemoveRule) (removed bool, err error) {
+func RemoveExpired(ctx context.Context, h *virt.Host, name, cloneDir, jobDir string, rule RemoveRule) (removed bool, err error) {
 	locked, err := rule.lock(ctx, jobDir)
 	if err != nil || locked == nil && !rule.Force && exists(jobDir) {
 		return false, err
@@ -241,7 +243,7 @@ func (r RemoveRule) lock(ctx context.Context, path string) (*jobDir, error) {
 
 // destroy ends the domain if it is there and a job's, and gives its addresses back. The
 // error is [ErrEnding] if ctx ended first.
-func destroy(ctx context.Context, h *Host, name string) error {
+func destroy(ctx context.Context, h *virt.Host, name string) error {
 	dom, err := h.Domain(ctx, name)
 	if errors.Is(err, virt.ErrNoDomain) {
 		return nil
@@ -250,9 +252,9 @@ func destroy(ctx context.Context, h *Host, name string) error {
 		return err
 	}
 	defer dom.Free()
-	var nics []nic
+	var nics []dhcp.NIC
 	if _, err = record.Read(ctx, dom); err == nil {
-		nics, _ = nicsOf(ctx, dom)
+		nics, _ = dhcp.NICs(ctx, dom)
 		if err = dom.Destroy(ctx); err != nil && ctx.Err() != nil {
 			return fmt.Errorf("%w: %w", ErrEnding, err)
 		}
@@ -264,7 +266,7 @@ func destroy(ctx context.Context, h *Host, name string) error {
 		return fmt.Errorf("domain %s: %w", name, err)
 	}
 	if err == nil {
-		h.giveBack(ctx, nics)
+		dhcp.GiveBack(ctx, h, nics)
 	}
 	return err
 }

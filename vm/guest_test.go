@@ -12,16 +12,9 @@ import (
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
-// testHost is libvirt's own in-memory driver: real libvirt, no machines.
-func testHost(t *testing.T) *Host {
-	t.Helper()
-	h := virttest.Open(t)
-	return &Host{Host: h, conn: h.Libvirt(), uri: h.URI()}
-}
-
 func TestRemoveLeavesOtherDomainsAlone(t *testing.T) {
-	h := testHost(t)
-	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: "sardine-00000000-1"})
+	h := virttest.Open(t)
+	virttest.Start(t, h, &libvirtxml.Domain{Name: "sardine-00000000-1"})
 	clones, job := t.TempDir(), t.TempDir()
 	if err := Remove(t.Context(), h, "sardine-00000000-1", clones, job); !errors.Is(err, record.ErrNotOurs) {
 		t.Errorf("got %v, want %v", err, record.ErrNotOurs)
@@ -35,12 +28,12 @@ func TestRemoveLeavesOtherDomainsAlone(t *testing.T) {
 }
 
 func TestRemoveIsIdempotent(t *testing.T) {
-	h := testHost(t)
+	h := virttest.Open(t)
 	metadata, err := record.Record{Job: "7"}.Metadata()
 	if err != nil {
 		t.Fatal(err)
 	}
-	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: "ours", Metadata: metadata})
+	virttest.Start(t, h, &libvirtxml.Domain{Name: "ours", Metadata: metadata})
 	clones, job := t.TempDir(), t.TempDir()
 	for range 3 {
 		if err := Remove(t.Context(), h, "ours", clones, job); err != nil {
@@ -56,8 +49,8 @@ func TestRemoveIsIdempotent(t *testing.T) {
 }
 
 func TestFindKnowsWhatIsNotOurs(t *testing.T) {
-	h := testHost(t)
-	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: "foreign"})
+	h := virttest.Open(t)
+	virttest.Start(t, h, &libvirtxml.Domain{Name: "foreign"})
 	for name, want := range map[string]error{"foreign": record.ErrNotOurs, "nobody": virt.ErrNoDomain} {
 		if _, err := Find(t.Context(), h, name, t.TempDir()); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", name, err, want)
@@ -66,7 +59,7 @@ func TestFindKnowsWhatIsNotOurs(t *testing.T) {
 }
 
 func TestOpenSaysWhatToDo(t *testing.T) {
-	_, err := Open(t.Context(), "qemu+unix:///session?socket=/nonexistent/socket")
+	_, err := virt.Open(t.Context(), "qemu+unix:///session?socket=/nonexistent/socket")
 	if err == nil {
 		t.Fatal("connected to nothing")
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab-sardine-executor/internal/rollback"
+	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -157,16 +158,16 @@ func exists(path string) bool {
 
 // removeFiles removes what a machine leaves on the host beside its domain, which
 // must be gone. The machine's directory is locked, but see lockToRemove.
-func removeFiles(ctx context.Context, h *Host, name, cloneDir, jobDir string) error {
+func removeFiles(ctx context.Context, h *virt.Host, name, cloneDir, jobDir string) error {
 	ctx, cancel := rollback.Context(ctx)
 	defer cancel()
-	return errors.Join(passtFiles(h, name, cloneDir, jobDir).stop(ctx), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
+	return errors.Join(passt.New(h, name, cloneDir, jobDir).Stop(ctx), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
 }
 
 // RemoveAbandoned removes the files of a machine that has no domain, unless
 // somebody is making it at this moment, and reports whether there were any. With
 // dryRun it only reports. A domain of that name, whoever's, keeps its files.
-func RemoveAbandoned(ctx context.Context, h *Host, name, cloneDir, jobDir string, dryRun bool) (found bool, err error) {
+func RemoveAbandoned(ctx context.Context, h *virt.Host, name, cloneDir, jobDir string, dryRun bool) (found bool, err error) {
 	made := false
 	if !dryRun { // see lockToRemove
 		if err := os.MkdirAll(filepath.Dir(jobDir), 0o700); err != nil {

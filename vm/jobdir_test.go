@@ -18,7 +18,7 @@ const someMachine = "sardine-0123abcd-4711"
 // A sweep that comes upon a machine which is being made, again and again, removes
 // nothing of it, and no prepare is refused.
 func TestSweepBesidePrepare(t *testing.T) {
-	h := testHost(t)
+	h := virttest.Open(t)
 	root := t.TempDir()
 	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
 	overlays := filepath.Join(clones, someMachine)
@@ -84,7 +84,7 @@ func TestJobDir(t *testing.T) {
 	if second, err := holdJobDir(t.Context(), dir, 50*time.Millisecond); second != nil || err != nil {
 		t.Errorf("two have the directory at once: %v, %v", second, err)
 	}
-	if found, err := RemoveAbandoned(t.Context(), testHost(t), someMachine, t.TempDir(), dir, false); found || err != nil {
+	if found, err := RemoveAbandoned(t.Context(), virttest.Open(t), someMachine, t.TempDir(), dir, false); found || err != nil {
 		t.Errorf("sweep: %v, %v", found, err)
 	}
 	if _, err := os.Stat(left); err != nil {
@@ -106,7 +106,7 @@ func TestJobDir(t *testing.T) {
 // A sweep that comes upon a machine while its own cleanup removes it, at whatever
 // moment, leaves it to that, and reports nothing.
 func TestSweepBesideCleanup(t *testing.T) {
-	h := testHost(t)
+	h := virttest.Open(t)
 	root := t.TempDir()
 	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
 	files := []string{jobDir, filepath.Join(clones, someMachine)}
@@ -116,7 +116,7 @@ func TestSweepBesideCleanup(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		virttest.Start(t, h.Host, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
+		virttest.Start(t, h, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
 		cleaned := make(chan error, 1)
 		go func() { cleaned <- Remove(t.Context(), h, someMachine, clones, jobDir) }()
 		for done := false; !done; {
@@ -143,7 +143,7 @@ func TestSweepBesideCleanup(t *testing.T) {
 // A machine that has expired, and that its job removes at this moment, is not swept, and
 // one that the job has removed was not.
 func TestRemoveExpired(t *testing.T) {
-	h := testHost(t)
+	h := virttest.Open(t)
 	root := t.TempDir()
 	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
 	if err := os.MkdirAll(jobDir, 0o700); err != nil {
@@ -156,7 +156,7 @@ func TestRemoveExpired(t *testing.T) {
 			t.Errorf("%s: removed: %t, %v; want %t", what, removed, err, want)
 		}
 	}
-	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
+	virttest.Start(t, h, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
 	locked, err := lockToRemove(someMachine, clones, jobDir)
 	if err != nil || locked == nil {
 		t.Fatal(locked, err)
@@ -177,7 +177,7 @@ func TestRemoveExpired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	virttest.Start(t, h.Host, &libvirtxml.Domain{Name: someMachine, Metadata: metadata})
+	virttest.Start(t, h, &libvirtxml.Domain{Name: someMachine, Metadata: metadata})
 	sweep("given more time", RemoveRule{}, false)
 	sweep("with all others, dry", RemoveRule{DryRun: true, Force: true}, true)
 	sweep("with all others", RemoveRule{Force: true}, true)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/seed"
 	"gitlab-sardine-executor/vm/snapshot"
 )
@@ -95,10 +96,10 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 			}
 			return g.record.Store(ctx, g.dom)
 		}
-		if errors.Is(err, ErrContested) && contested.IsZero() {
+		if errors.Is(err, network.ErrContested) && contested.IsZero() {
 			contested = time.Now()
 		}
-		if final(err, login) || errors.Is(err, ErrContested) && time.Since(contested) > contestedGrace {
+		if final(err, login) || errors.Is(err, network.ErrContested) && time.Since(contested) > contestedGrace {
 			return err
 		}
 		select {
@@ -173,7 +174,7 @@ func (g *Guest) greeting(ctx context.Context) (net.Conn, error) {
 
 func (g *Guest) waitAddress(ctx context.Context) (string, error) {
 	for {
-		addr, err := g.network.address(ctx, g.dom.Libvirt())
+		addr, err := g.network.Address(ctx, g.dom)
 		if addr != "" || err != nil {
 			return addr, err
 		}
@@ -193,7 +194,7 @@ func (g *Guest) watchAddress(ctx context.Context, addr string, leave context.Can
 		case <-ctx.Done():
 			return
 		}
-		if now, err := g.network.address(ctx, g.dom.Libvirt()); err == nil && now != "" && now != addr {
+		if now, err := g.network.Address(ctx, g.dom); err == nil && now != "" && now != addr {
 			leave(errMoved)
 			return
 		}
@@ -205,16 +206,16 @@ func (g *Guest) watchAddress(ctx context.Context, addr string, leave context.Can
 func (g *Guest) noAnswer(last error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), absentTimeout)
 	defer cancel()
-	absent := g.network.absent(ctx)
+	absent := g.network.Absent(ctx)
 	switch {
-	case errors.Is(last, ErrContested):
+	case errors.Is(last, network.ErrContested):
 		return last
-	case errors.Is(absent, ErrContested):
+	case errors.Is(absent, network.ErrContested):
 		return absent
 	case errors.Is(last, guestssh.ErrLogin), errors.Is(last, guestssh.ErrHostKey):
 		return fmt.Errorf("%w (it was given a key at boot; does the image have cloud-init, or systemd 252 or later?)", last)
 	case g.record.Address == "", absent != nil:
-		return fmt.Errorf("%w: it runs, but %w", ErrNoAnswer, errNoLease)
+		return fmt.Errorf("%w: it runs, but %w", ErrNoAnswer, network.ErrNoLease)
 	}
 	return fmt.Errorf("%w: it runs, but nobody let us in by SSH at %s (does its SSH server start at boot?)", ErrNoAnswer, g.record.Address)
 }
@@ -242,7 +243,7 @@ func (g *Guest) watch(ctx context.Context, poll time.Duration, console *panicWat
 			continue
 		}
 		// Seen twice: the network of a guest that has just stopped ends, too.
-		if err := g.network.ended(); err != nil && cutOff {
+		if err := g.network.Ended(); err != nil && cutOff {
 			giveUp(err)
 			return
 		} else {

@@ -14,6 +14,8 @@ import (
 	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/snapshot"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -32,8 +34,8 @@ func snapshotMachine(d *libvirtxml.Domain, spec *Spec) *snapshot.Machine {
 	if spec.Seed != nil {
 		m.User = spec.Seed.User()
 	}
-	if spec.SnapshotDir != "" && spec.Network == UserNetwork {
-		m.Network = snapshot.Network{User: true, Passt: hasPasst(), Addresses: uplinkAddresses(), Resolver: resolverFiles()}
+	if spec.SnapshotDir != "" && spec.Network == network.User {
+		m.Network = snapshot.Network{User: true, Passt: passt.Installed(), Addresses: passt.HostAddresses(), Resolver: passt.ResolverFiles()}
 	}
 	return m
 }
@@ -48,14 +50,14 @@ func snapshotMachine(d *libvirtxml.Domain, spec *Spec) *snapshot.Machine {
 // The machine has the name and the record of the job for which it is made, so that
 // whoever sweeps knows it. If it did not come up, it is left to [Remove], with the log
 // of its console; otherwise nothing of it is left when MakeSnapshot returns.
-func MakeSnapshot(ctx context.Context, h *Host, spec Spec, login guestssh.Login, timeout time.Duration, begin func()) (err error) {
+func MakeSnapshot(ctx context.Context, h *virt.Host, spec Spec, login guestssh.Login, timeout time.Duration, begin func()) (err error) {
 	spec.normalise()
 	guest := newGuest(h, &spec)
 	d, err := guest.design(ctx, &spec)
 	if err != nil {
 		return err
 	}
-	draft, err := snapshot.Begin(h.Host, snapshotMachine(d, &spec))
+	draft, err := snapshot.Begin(h, snapshotMachine(d, &spec))
 	if draft == nil || err != nil {
 		return err
 	}
@@ -108,12 +110,12 @@ func (g *Guest) bootAndSave(ctx context.Context, draft *snapshot.Draft, d *libvi
 }
 
 func (g *Guest) save(ctx context.Context, draft *snapshot.Draft, spec *Spec, dir string) error {
-	owner, err := g.host.qemuOwner(ctx)
+	owner, err := g.host.QEMUUser(ctx)
 	if err != nil {
 		return fmt.Errorf("make a snapshot: %w", err)
 	}
 	source := snapshot.Source{
-		Domain: g.dom, Dir: dir, Disks: spec.Disks, Overlays: g.overlays, HostKey: g.record.HostKey, Group: owner.gid,
+		Domain: g.dom, Dir: dir, Disks: spec.Disks, Overlays: g.overlays, HostKey: g.record.HostKey, Group: owner.GID,
 	}
 	if spec.Seed != nil {
 		source.Key = spec.Seed.Login().Key
@@ -133,7 +135,7 @@ func noSnapshotOf(ctx context.Context, err error) error {
 // resumeIfPossible starts the machine from its snapshot; false if it has to boot.
 // d is the machine as it would boot.
 func (g *Guest) resumeIfPossible(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (bool, error) {
-	s, possible, err := snapshot.Find(g.host.Host, snapshotMachine(d, spec))
+	s, possible, err := snapshot.Find(g.host, snapshotMachine(d, spec))
 	if !possible && errors.Is(err, snapshot.ErrNone) {
 		return false, nil
 	}
@@ -189,9 +191,9 @@ func (g *Guest) resume(ctx context.Context, s *snapshot.Snapshot, spec Spec) (er
 	if err := saved.Rename(snapshot.Clone{Name: spec.Name, Metadata: metadata, Dir: dir, Files: files}); err != nil {
 		return err
 	}
-	detachUserNetwork(saved.Domain)
+	network.DetachUser(saved.Domain)
 	err = g.launch(ctx, saved.Domain, &spec, undo, func(ctx context.Context, _ *libvirtxml.Domain) (err error) {
-		g.dom, err = saved.Restore(ctx, g.host.Host, filepath.Join(dir, "memory"))
+		g.dom, err = saved.Restore(ctx, g.host, filepath.Join(dir, "memory"))
 		return err
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -29,7 +30,7 @@ import (
 // If Start fails, nothing of the machine is left. The error is [errdefs.ErrExists] if
 // there is a domain of that name, [ErrSpec] or a [domainxml.RefusedError] if the
 // machine cannot be made from that image on this host.
-func Start(ctx context.Context, h *Host, spec Spec) (_ *Guest, err error) {
+func Start(ctx context.Context, h *virt.Host, spec Spec) (_ *Guest, err error) {
 	spec.normalise()
 	guest := newGuest(h, &spec)
 	d, err := guest.design(ctx, &spec)
@@ -65,7 +66,7 @@ func (s *Spec) normalise() {
 	}
 }
 
-func newGuest(h *Host, spec *Spec) *Guest {
+func newGuest(h *virt.Host, spec *Spec) *Guest {
 	return &Guest{host: h, name: spec.Name, record: spec.Record, jobDir: spec.JobDir}
 }
 
@@ -144,7 +145,7 @@ func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, und
 // launch waits for room on the host, gives the machine its network and starts it.
 func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *rollback.Stack,
 	start func(context.Context, *libvirtxml.Domain) error) error {
-	release, err := spec.Admission.Admit(ctx, g.host.Host, domain.Memory(d), filepath.Dir(spec.JobDir))
+	release, err := spec.Admission.Admit(ctx, g.host, domain.Memory(d), filepath.Dir(spec.JobDir))
 	if err != nil {
 		return err
 	}
@@ -154,14 +155,17 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 		return err
 	}
 	undo.Add(unlock)
-	network, warnings, err := newNetwork(ctx, g.host, spec, len(d.Devices.Interfaces))
+	var warnings []string
+	g.network, warnings, err = network.New(ctx, g.host, network.Options{
+		Network: spec.Network, Machine: spec.Name, NICs: len(d.Devices.Interfaces), SSHPort: spec.SSHPort,
+		OverlayDir: spec.CloneDir, JobDir: spec.JobDir,
+	})
 	if err != nil {
 		return err
 	}
-	undo.Add(network.stop)
+	undo.Add(g.network.Stop)
 	g.warn(warnings...)
-	g.network = network
-	if err := network.attach(d); err != nil {
+	if err := g.network.Attach(d); err != nil {
 		return err
 	}
 	undo.Add(func() error { return ignoring(disk.ChownToRoot(spec.Disks), fs.ErrNotExist) })
@@ -174,10 +178,10 @@ func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, un
 	if err := start(ctx, d); err != nil {
 		return err
 	}
-	if err := network.started(ctx); err != nil {
+	if err := g.network.Started(ctx); err != nil {
 		return err
 	}
-	g.record.MAC = strings.Join(network.macs(), " ")
+	g.record.MAC = strings.Join(g.network.MACs(), " ")
 	// From now on libvirt counts the machine, and says that its cache is in use.
 	return errors.Join(unlock(), release())
 }
@@ -226,7 +230,7 @@ func (g *Guest) create(ctx context.Context, d *libvirtxml.Domain) error {
 		if err == nil {
 			return nil
 		}
-		warning, again := g.network.retry(ctx, err, d)
+		warning, again := g.network.Retry(ctx, err, d)
 		if !again {
 			return virt.ClassifyXML(err)
 		}

@@ -6,8 +6,8 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/define"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // cloneTimeout bounds a clone, which takes long only when it starts on a busy host.
@@ -24,10 +24,10 @@ func Clone(ctx context.Context, settings *config.Settings, connect string, o def
 	o.OmitBackingStore = cmp.Or(o.OmitBackingStore, settings.For("").OmitBackingStore)
 	ctx, cancel := context.WithTimeout(ctx, cloneTimeout)
 	defer cancel()
-	host, err := vm.Open(ctx, cmp.Or(connect, settings.Defaults.Connect))
+	host, err := virt.Open(ctx, cmp.Or(connect, settings.Defaults.Connect))
 	if err != nil {
 		return nil, err
 	}
 	defer host.Close()
-	return define.Clone(ctx, host.Host, o)
+	return define.Clone(ctx, host, o)
 }

@@ -17,9 +17,10 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/kvm"
+	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // doctorTimeout bounds each check.
@@ -166,8 +167,8 @@ func (d *doctor) snapshots(system bool) {
 		if match != "" {
 			of = " of " + match
 		}
-		if r.Network != vm.UserNetwork {
-			needs = append(needs, fmt.Sprintf("machines%s boot: memory_snapshot needs network = %q, and theirs is %q", of, vm.UserNetwork, r.Network))
+		if r.Network != network.User {
+			needs = append(needs, fmt.Sprintf("machines%s boot: memory_snapshot needs network = %q, and theirs is %q", of, network.User, r.Network))
 		}
 		if r.Cache != config.CacheNone {
 			needs = append(needs, fmt.Sprintf("machines%s boot: memory_snapshot needs cache = %q, and theirs is %q", of, config.CacheNone, r.Cache))
@@ -219,20 +220,20 @@ func (d *doctor) libvirt(ctx context.Context) {
 	d.add("libvirt", OK, "%s: %d CPUs, %s of memory", host.URI(), size.CPUs, units.BytesSize(float64(size.Memory)))
 	d.caches(host)
 	d.snapshots(host.System())
-	network := d.settings.For("").Network
-	if network == vm.UserNetwork {
+	name := d.settings.For("").Network
+	if name == network.User {
 		d.add("network", OK, "user: a private network for each guest")
 		return
 	}
-	if err := host.CheckNetwork(ctx, network); err != nil {
+	if err := network.Check(ctx, host, name); err != nil {
 		d.add("network", Error, "%v", err)
 		return
 	}
-	d.add("network", OK, "libvirt network %s", network)
+	d.add("network", OK, "libvirt network %s", name)
 }
 
 // caches checks whether machines can have the caches that the settings want.
-func (d *doctor) caches(host *vm.Host) {
+func (d *doctor) caches(host *virt.Host) {
 	everywhere, somewhere := false, false
 	for match, r := range d.settings.All() {
 		share := r.Cache == config.CacheShare
@@ -242,7 +243,7 @@ func (d *doctor) caches(host *vm.Host) {
 	if !somewhere {
 		return
 	}
-	err := cache.CheckShares(host.Host)
+	err := cache.CheckShares(host)
 	switch {
 	case err == nil:
 		d.add("cache", OK, "share: virtiofs works")

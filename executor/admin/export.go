@@ -9,8 +9,8 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/define"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // ExportVM exports a domain that is shut off as an image into the layout to. Disks,
@@ -41,8 +41,8 @@ func ExportVM(ctx context.Context, settings *config.Settings, name string, to oc
 	return d, nil
 }
 
-func captureVM(ctx context.Context, host *vm.Host, name string) (*define.Captured, error) {
+func captureVM(ctx context.Context, host *virt.Host, name string) (*define.Captured, error) {
 	ctx, cancel := context.WithTimeout(ctx, executor.LibvirtTimeout)
 	defer cancel()
-	return define.Capture(ctx, host.Host, name)
+	return define.Capture(ctx, host, name)
 }

@@ -47,11 +47,11 @@ func domainsByImage(ctx context.Context, settings *config.Settings) (map[digest.
 		return nil, err
 	}
 	defer host.Close()
-	machines, err := record.List(ctx, host.Host)
+	machines, err := record.List(ctx, host)
 	if err != nil {
 		return nil, err
 	}
-	bases, err := define.List(ctx, host.Host)
+	bases, err := define.List(ctx, host)
 	if err != nil {
 		return nil, err
 	}

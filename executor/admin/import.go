@@ -76,7 +76,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 	if imported.Dir == "" {
 		imported.Dir = filepath.Join(store.Root(), importDir, imported.Name)
 	}
-	imported.Dropped, err = define.Define(ctx, host.Host, baseOf(imported, ref, settings))
+	imported.Dropped, err = define.Define(ctx, host, baseOf(imported, ref, settings))
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", ref, err)
 	}

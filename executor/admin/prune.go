@@ -96,5 +96,5 @@ func PruneCaches(ctx context.Context, settings *config.Settings, o PruneOptions)
 		return nil, fmt.Errorf("find out which caches are in use: %w", err)
 	}
 	defer host.Close()
-	return cache.Prune(ctx, host.Host, dirs.Caches, cache.PruneOptions{UnusedSince: o.Now.Add(-o.OlderThan), DryRun: o.DryRun})
+	return cache.Prune(ctx, host, dirs.Caches, cache.PruneOptions{UnusedSince: o.Now.Add(-o.OlderThan), DryRun: o.DryRun})
 }

@@ -9,8 +9,8 @@ import (
 
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // SSH opens a shell in the machine of a job and returns its exit status. job is the
@@ -38,10 +38,10 @@ func SSH(ctx context.Context, s *config.Settings, job string, stdin *os.File, st
 }
 
 // findMachine returns the name of the machine.
-func findMachine(ctx context.Context, host *vm.Host, job string) (string, error) {
+func findMachine(ctx context.Context, host *virt.Host, job string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, executor.LibvirtTimeout)
 	defer cancel()
-	machines, err := record.List(ctx, host.Host)
+	machines, err := record.List(ctx, host)
 	if err != nil {
 		return "", err
 	}

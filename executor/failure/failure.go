@@ -14,6 +14,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -68,7 +69,7 @@ func Classify(err error) Class {
 	}
 	for _, final := range []error{
 		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrHostile,
-		guestssh.ErrLogin, vm.ErrSpec, config.ErrSettings, job.ErrNotGitLab,
+		guestssh.ErrLogin, errdefs.ErrInvalid, config.ErrSettings, job.ErrNotGitLab,
 	} {
 		if errors.Is(err, final) {
 			return Build

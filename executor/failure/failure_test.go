@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -30,7 +31,7 @@ func TestClassify(t *testing.T) {
 		{oci.ErrFormat, Build},
 		{oci.ErrHostile, Build},
 		{guestssh.ErrLogin, Build},
-		{vm.ErrSpec, Build},
+		{errdefs.ErrInvalid, Build},
 		{&domainxml.RefusedError{Element: "os/kernel"}, Build},
 		{config.ErrSettings, Build},
 		{job.ErrNotGitLab, Build},

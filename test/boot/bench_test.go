@@ -18,15 +18,15 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/internal/testbed"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // benchLab is a lab of root in this process.
 func benchLab(b *testing.B) *lab {
 	b.Helper()
 	mode := testbed.System(b)
-	host, err := vm.Open(b.Context(), mode.Connect)
+	host, err := virt.Open(b.Context(), mode.Connect)
 	if err != nil {
 		b.Fatal(err)
 	}

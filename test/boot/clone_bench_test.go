@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/internal/testbed"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/define"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // BenchmarkClone clones a domain with three disks of 60 GB, one of them raw and
@@ -27,7 +27,7 @@ func BenchmarkClone(b *testing.B) {
 <os><type arch='x86_64' machine='q35'>hvm</type></os><devices>%s</devices></domain>`, disks)
 	mode.Virsh(b, "define", mode.WriteFile(b, filepath.Join(dir, "big.xml"), xml))
 	b.Cleanup(func() { mode.Virsh(b, "undefine", "big") })
-	host, err := vm.Open(b.Context(), mode.Connect)
+	host, err := virt.Open(b.Context(), mode.Connect)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func BenchmarkClone(b *testing.B) {
 			var used int64
 			for b.Loop() {
 				began := time.Now()
-				clone, err := define.Clone(b.Context(), host.Host, define.CloneOptions{Source: "big", Start: start, Dir: filepath.Join(dir, "clones")})
+				clone, err := define.Clone(b.Context(), host, define.CloneOptions{Source: "big", Start: start, Dir: filepath.Join(dir, "clones")})
 				if err != nil {
 					b.Fatal(err)
 				}

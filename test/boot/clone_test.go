@@ -200,7 +200,7 @@ func TestCloneEphemeral(t *testing.T) {
 		owner := run(t, "stat", "-c", "%u:%g %a", system, data)
 
 		out := filepath.Join(l.dir, "clones")
-		clone, err := define.Clone(t.Context(), l.host.Host, define.CloneOptions{Source: "source", Start: define.CloneEphemeral, Dir: out})
+		clone, err := define.Clone(t.Context(), l.host, define.CloneOptions{Source: "source", Start: define.CloneEphemeral, Dir: out})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -234,11 +234,11 @@ func TestClonePersistent(t *testing.T) {
 		if err := os.Mkdir(out, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		kept, err := define.Clone(t.Context(), l.host.Host, define.CloneOptions{Source: "source", Start: define.ClonePersistent, Dir: out, OmitBackingStore: domain.OmitNo})
+		kept, err := define.Clone(t.Context(), l.host, define.CloneOptions{Source: "source", Start: define.ClonePersistent, Dir: out, OmitBackingStore: domain.OmitNo})
 		if err != nil {
 			t.Fatal(err)
 		}
-		defined, err := define.Clone(t.Context(), l.host.Host, define.CloneOptions{Source: "source", Dir: out})
+		defined, err := define.Clone(t.Context(), l.host, define.CloneOptions{Source: "source", Dir: out})
 		if err != nil || defined.Name != "source-clone-1" {
 			t.Fatalf("%+v, %v", defined, err)
 		}
@@ -280,7 +280,7 @@ func TestCloneThatDoesNotStart(t *testing.T) {
 		}
 		defer taken.Close()
 		for _, start := range []define.StartMode{define.CloneEphemeral, define.ClonePersistent} {
-			clone, err := define.Clone(t.Context(), l.host.Host, define.CloneOptions{Source: "source", Start: start, Dir: filepath.Join(l.dir, "clones")})
+			clone, err := define.Clone(t.Context(), l.host, define.CloneOptions{Source: "source", Start: start, Dir: filepath.Join(l.dir, "clones")})
 			if err == nil || !strings.Contains(err.Error(), "host forwarding rule") {
 				t.Errorf("%s: %+v, %v", start, clone, err)
 			}

@@ -25,7 +25,10 @@ import (
 	testhost "gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/network/dhcp"
 	"gitlab-sardine-executor/vm/seed"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // twinClientID is the DHCP client identifier of every twin.
@@ -186,18 +189,18 @@ func TestThief(t *testing.T) {
 // given what is for the other, although it has its host key and its password.
 func TestContestedAddress(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
-		network, _ := narrow(t, l)
+		name, _ := narrow(t, l)
 		image := twin(t, l)
-		guest := l.ready(t, l.spec("rightful", image.of(t, l), onNetwork(network)))
+		guest := l.ready(t, l.spec("rightful", image.of(t, l), onNetwork(name)))
 		mark(t, guest)
 		mac := nicOf(t, l, guest.Name())
 		// Another takes its place. No filter keeps it from that.
 		l.virsh(t, "domif-setlink", guest.Name(), mac, "down")
 		image.arguments = "sardine.address=" + hostPart(guest)
-		other := l.stranger(t, image, network)
+		other := l.stranger(t, image, name)
 		found := l.find(t, guest)
 		err := found.Connect(t.Context(), guestLogin)
-		if !errors.Is(err, vm.ErrContested) {
+		if !errors.Is(err, network.ErrContested) {
 			out, _ := script(t, found, "cat /tmp/me; ip addr show eth0")
 			t.Fatalf("connecting gives %v\n%s", err, out)
 		}
@@ -350,14 +353,14 @@ func TestReservationsAreSwept(t *testing.T) {
 		l.start(t, killed)
 		l.virsh(t, "destroy", killed.Name) // and whoever made it is dead
 		restartLibvirtd(t)
-		host, err := vm.Open(t.Context(), l.connect())
+		host, err := virt.Open(t.Context(), l.connect())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer host.Close()
-		sweep := func(dryRun bool) vm.IdleAddress {
-			idle, err := vm.SweepAddresses(t.Context(), host, dryRun, nil)
-			idle = slices.DeleteFunc(idle, func(a vm.IdleAddress) bool { return a.Network != network })
+		sweep := func(dryRun bool) dhcp.IdleAddress {
+			idle, err := dhcp.Sweep(t.Context(), host, dryRun, nil)
+			idle = slices.DeleteFunc(idle, func(a dhcp.IdleAddress) bool { return a.Network != network })
 			if err != nil || len(idle) != 1 {
 				t.Fatalf("a sweep (dry: %t) finds %v, %v; want one address", dryRun, idle, err)
 			}

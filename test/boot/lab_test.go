@@ -15,7 +15,9 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 const guestVariable = "BOOTTEST_GUEST" // path of the test guest's disk
@@ -29,13 +31,13 @@ type lab struct {
 	mode  string
 	dir   string
 	guest string // the test guest's disk
-	host  *vm.Host
+	host  *virt.Host
 }
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
 	l := &lab{mode: os.Getenv(modeVariable), dir: os.Getenv(dirVariable), guest: os.Getenv(guestVariable)}
-	host, err := vm.Open(t.Context(), l.connect())
+	host, err := virt.Open(t.Context(), l.connect())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +61,7 @@ func (l *lab) spec(name string, change ...func(*vm.Spec)) vm.Spec {
 		Disks:    []disk.Disk{{Name: "guest.qcow2", Path: l.guest, Format: "qcow2", VirtualSize: 48 << 20}},
 		CPUs:     1,
 		Memory:   256 << 20,
-		Network:  map[string]string{"session": vm.UserNetwork, "system": "default"}[l.mode],
+		Network:  map[string]string{"session": network.User, "system": "default"}[l.mode],
 		Accel:    domain.AccelTCG,
 		CloneDir: filepath.Join(l.dir, "clones"),
 		JobDir:   filepath.Join(l.dir, "jobs", name),
@@ -86,7 +88,7 @@ func (l *lab) start(t testing.TB, spec vm.Spec) *vm.Guest {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 		defer cancel()
 		// Not by l.host: the daemon may have been restarted.
-		host, err := vm.Open(ctx, l.connect())
+		host, err := virt.Open(ctx, l.connect())
 		if err != nil {
 			t.Errorf("remove %s: %v", spec.Name, err)
 			return

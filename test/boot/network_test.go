@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/network"
 )
 
 // listen serves "reached" by HTTP on an address of the host.
@@ -75,8 +76,8 @@ func addressIn(t *testing.T, guest *vm.Guest) (address, gateway string) {
 func TestUserNetwork(t *testing.T) {
 	eachMode(t, func(t *testing.T, l *lab) {
 		port, outside := listen(t, "127.0.0.1"), listen(t, hostAddress)
-		first := l.ready(t, l.spec("first", onNetwork(vm.UserNetwork)))
-		second := l.ready(t, l.spec("second", onNetwork(vm.UserNetwork)))
+		first := l.ready(t, l.spec("first", onNetwork(network.User)))
+		second := l.ready(t, l.spec("second", onNetwork(network.User)))
 		for _, guest := range []*vm.Guest{first, second} {
 			if len(guest.Warnings) > 0 {
 				t.Errorf("warnings: %q", guest.Warnings)
@@ -129,7 +130,7 @@ func TestUserNetworkFindsNames(t *testing.T) {
 		}
 		defer unix.Unmount(target, unix.MNT_DETACH)
 
-		guest := l.ready(t, l.spec("names", onNetwork(vm.UserNetwork)))
+		guest := l.ready(t, l.spec("names", onNetwork(network.User)))
 		out, _ := script(t, guest, "cat /etc/resolv.conf; nslookup -type=a name.example")
 		if !strings.Contains(out, "203.0.113.7") {
 			t.Errorf("the guest finds no name:\n%s", out)

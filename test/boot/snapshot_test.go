@@ -18,6 +18,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/snapshot"
 )
 
@@ -25,7 +26,7 @@ import (
 // its clock.
 func withSnapshots(l *lab) func(*vm.Spec) {
 	return func(s *vm.Spec) {
-		s.Network = vm.UserNetwork
+		s.Network = network.User
 		s.SnapshotDir = filepath.Join(l.dir, "clones", "snapshots", "one")
 	}
 }

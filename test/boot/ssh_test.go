@@ -19,6 +19,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // running starts a script in the guest that says "running" and goes on; how it
@@ -139,7 +140,7 @@ func TestLibvirtdRestartsDuringAScript(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		host, err := vm.Open(ctx, l.connect())
+		host, err := virt.Open(ctx, l.connect())
 		if err != nil {
 			t.Fatal(err)
 		}

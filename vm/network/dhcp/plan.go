@@ -1,4 +1,4 @@
-package vm
+package dhcp
 
 import (
 	"cmp"
@@ -11,16 +11,17 @@ import (
 	"slices"
 	"strings"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // candidatesMax bounds how many free addresses are looked at for one machine: the
 // range of a network can have millions.
 const candidatesMax = 1024
 
-// A dhcpPlan is what libvirt's own DHCP server hands out by IPv4 on one network.
-type dhcpPlan struct {
+// A Plan is what libvirt's own DHCP server hands out by IPv4 on one network.
+type Plan struct {
 	network, uuid, bridge string
 	gateway               netip.Addr
 	gatewayMAC            string
@@ -31,14 +32,14 @@ type dhcpPlan struct {
 
 type addressRange struct{ first, last netip.Addr }
 
-// planOf reads a network's definition; nil if libvirt hands out no IPv4 addresses there.
-func planOf(n *libvirtxml.Network) *dhcpPlan {
+// PlanOf reads a network's definition; nil if libvirt hands out no IPv4 addresses there.
+func PlanOf(n *libvirtxml.Network) *Plan {
 	for i, ip := range n.IPs {
 		gateway, err := netip.ParseAddr(ip.Address)
 		if err != nil || !gateway.Is4() || ip.DHCP == nil {
 			continue
 		}
-		p := &dhcpPlan{network: n.Name, uuid: n.UUID, gateway: gateway, index: i, hosts: make(map[netip.Addr]string)}
+		p := &Plan{network: n.Name, uuid: n.UUID, gateway: gateway, index: i, hosts: make(map[netip.Addr]string)}
 		if n.Bridge != nil {
 			p.bridge = n.Bridge.Name
 		}
@@ -69,28 +70,28 @@ func planOf(n *libvirtxml.Network) *dhcpPlan {
 // otherwise than the last one of that MAC address did (config_has_mac in its
 // rfc2131.c): so a lease that outlives its machine is in the way of none. It also is
 // how a reservation is known to be ours.
-func (p *dhcpPlan) macOf(address netip.Addr) string {
+func (p *Plan) macOf(address netip.Addr) string {
 	salt, a := sha256.Sum256([]byte(p.uuid)), address.As4()
 	// QEMU's prefix, then 24 bits in which the addresses of a network differ.
 	return net.HardwareAddr{0x52, 0x54, 0x00, a[1] ^ salt[0], a[2] ^ salt[1], a[3] ^ salt[2]}.String()
 }
 
-// randomMAC is a MAC address for a machine that has no address of its own.
-func randomMAC() string {
+// RandomMAC is a MAC address for a machine that has no address of its own.
+func RandomMAC() string {
 	mac := net.HardwareAddr{0x52, 0x54, 0x00, 0, 0, 0}
 	rand.Read(mac[3:]) // never fails (crypto/rand)
 	return mac.String()
 }
 
 // isOurs says whether a reservation was made by this program.
-func (p *dhcpPlan) isOurs(address netip.Addr) bool { return p.hosts[address] == p.macOf(address) }
+func (p *Plan) isOurs(address netip.Addr) bool { return p.hosts[address] == p.macOf(address) }
 
 func (r addressRange) size() uint64 {
 	return uint64(number(r.last)) - uint64(number(r.first)) + 1
 }
 
 // size is how many addresses the plan has.
-func (p *dhcpPlan) size() (n uint64) {
+func (p *Plan) size() (n uint64) {
 	for _, r := range p.ranges {
 		n += r.size()
 	}
@@ -98,7 +99,7 @@ func (p *dhcpPlan) size() (n uint64) {
 }
 
 // at is the address of that number, of those that the plan has.
-func (p *dhcpPlan) at(n uint64) netip.Addr {
+func (p *Plan) at(n uint64) netip.Addr {
 	for _, r := range p.ranges {
 		if n < r.size() {
 			return address4(number(r.first) + uint32(n))
@@ -128,7 +129,7 @@ type addressUse struct {
 // reserved for machines of jobs already, and have none; those that the last machine did
 // not give back; then free ones, first those of which this host has heard nothing. The
 // order differs from machine to machine: of two that start at once, each has its own.
-func (p *dhcpPlan) candidates(machine string, use addressUse) []netip.Addr {
+func (p *Plan) candidates(machine string, use addressUse) []netip.Addr {
 	const reserved, leased, free, heard = 0, 1, 2, 3
 	rank := make(map[netip.Addr]int)
 	consider := func(a netip.Addr) {
@@ -181,7 +182,7 @@ func offset(machine string) uint64 {
 
 // isScarce says whether half of the addresses are taken, so that a reservation is
 // better given back at once.
-func (p *dhcpPlan) isScarce(use addressUse) bool {
+func (p *Plan) isScarce(use addressUse) bool {
 	taken := make(map[netip.Addr]bool)
 	for _, set := range []map[netip.Addr]string{p.hosts, use.leases} {
 		for a := range set {
@@ -193,16 +194,16 @@ func (p *dhcpPlan) isScarce(use addressUse) bool {
 	return 2*uint64(len(taken)) > p.size()
 }
 
-func (p *dhcpPlan) has(a netip.Addr) bool {
+func (p *Plan) has(a netip.Addr) bool {
 	return slices.ContainsFunc(p.ranges, func(r addressRange) bool { return !a.Less(r.first) && !r.last.Less(a) })
 }
 
-// leaseHolders are the MAC addresses of the leases of IPv4 addresses.
-func leaseHolders(leases []libvirt.NetworkDHCPLease) map[netip.Addr]string {
+// Holders are the MAC addresses of the leases of IPv4 addresses.
+func Holders(leases []virt.Lease) map[netip.Addr]string {
 	holders := make(map[netip.Addr]string)
 	for _, l := range leases {
-		if a, err := netip.ParseAddr(l.IPaddr); err == nil && a.Is4() {
-			holders[a] = strings.ToLower(l.Mac)
+		if a, err := netip.ParseAddr(l.IP); err == nil && a.Is4() {
+			holders[a] = strings.ToLower(l.MAC)
 		}
 	}
 	return holders

@@ -1,4 +1,4 @@
-package vm
+package network
 
 import (
 	"context"
@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/network/dhcp"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -80,7 +82,7 @@ func netmask(bits int) string {
 // ref is the filter as a NIC refers to it. A guest's address is the one that is
 // reserved for it or, without a reservation, what the network's own DHCP server gave it:
 // one that a guest chooses may be another's.
-func (f *guestFilter) ref(reserved *claim) *libvirtxml.DomainInterfaceFilterRef {
+func (f *guestFilter) ref(reserved *dhcp.Reservation) *libvirtxml.DomainInterfaceFilterRef {
 	if f == nil {
 		return nil
 	}
@@ -89,7 +91,7 @@ func (f *guestFilter) ref(reserved *claim) *libvirtxml.DomainInterfaceFilterRef 
 		{Name: "DHCPSERVER", Value: f.gateway},
 	}
 	if reserved != nil {
-		parameters = []libvirtxml.DomainInterfaceFilterParam{{Name: "IP", Value: reserved.address.String()}}
+		parameters = []libvirtxml.DomainInterfaceFilterParam{{Name: "IP", Value: reserved.Address.String()}}
 	}
 	return &libvirtxml.DomainInterfaceFilterRef{
 		Filter: guestFilterName,
@@ -102,45 +104,13 @@ func (f *guestFilter) ref(reserved *claim) *libvirtxml.DomainInterfaceFilterRef 
 	}
 }
 
-// defineGuestFilter makes sure that libvirt has the filter.
-func (h *Host) defineGuestFilter(ctx context.Context) error {
-	return awaitDone(ctx, "define network filter "+guestFilterName, func() error {
-		filter, err := h.conn.LookupNWFilterByName(guestFilterName)
-		if isCode(err, libvirt.ERR_NO_NWFILTER) {
-			filter, err = h.conn.NWFilterDefineXML(guestFilterXML)
-		}
-		if err != nil {
-			// Somebody may have been faster.
-			if filter, again := h.conn.LookupNWFilterByName(guestFilterName); again == nil {
-				return filter.Free()
-			}
-			return err
-		}
-		return filter.Free()
-	})
-}
-
-// undefineGuestFilter removes the filter when no machine has it any more; while
-// one does, libvirt refuses.
-func (h *Host) undefineGuestFilter(ctx context.Context) error {
+// RemoveFilter removes the filter when no machine has it any more; while one does, libvirt
+// refuses.
+func RemoveFilter(ctx context.Context, h *virt.Host) error {
 	if !h.System() {
 		return nil // users' daemons have no filters
 	}
-	err := awaitDone(ctx, "remove network filter "+guestFilterName, func() error {
-		filter, err := h.conn.LookupNWFilterByName(guestFilterName)
-		if err != nil {
-			return err
-		}
-		defer filter.Free()
-		return filter.Undefine()
-	})
-	for _, fine := range []libvirt.ErrorNumber{
-		libvirt.ERR_NO_NWFILTER, libvirt.ERR_OPERATION_INVALID, libvirt.ERR_NO_SUPPORT, libvirt.ERR_INVALID_NWFILTER,
-	} {
-		if isCode(err, fine) {
-			return nil
-		}
-	}
+	err := h.UndefineFilter(ctx, guestFilterName)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return nil // the next machine that ends tries again
 	}

@@ -1,4 +1,4 @@
-package vm
+package dhcp
 
 import (
 	"bytes"
@@ -8,12 +8,13 @@ import (
 	"strings"
 	"testing"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // planIn is the plan of a network with such a <dhcp>.
-func planIn(t *testing.T, dhcp string) *dhcpPlan {
+func planIn(t *testing.T, dhcp string) *Plan {
 	t.Helper()
 	n := &libvirtxml.Network{}
 	err := n.Unmarshal(`<network><name>net</name><uuid>1adb7f1c-345c-41db-b3b6-377882a61115</uuid><bridge name="br"/>
@@ -21,7 +22,7 @@ func planIn(t *testing.T, dhcp string) *dhcpPlan {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return planOf(n)
+	return PlanOf(n)
 }
 
 func TestPlanOf(t *testing.T) {
@@ -55,7 +56,7 @@ func TestMACOfAnAddress(t *testing.T) {
 	seen := map[string]bool{}
 	for n := range p.size() {
 		mac := p.macOf(p.at(n))
-		if !strings.HasPrefix(mac, libvirtMACPrefix) || seen[mac] {
+		if !strings.HasPrefix(mac, "52:54:00:") || seen[mac] {
 			t.Fatalf("%s has %s", p.at(n), mac)
 		}
 		seen[mac] = true
@@ -119,14 +120,14 @@ func TestIsScarce(t *testing.T) {
 // another network.
 func TestLockAddress(t *testing.T) {
 	network := t.Name()
-	first, err := lockAddress(network, "52:54:00:00:00:01")
+	first, err := newLock(network, "52:54:00:00:00:01")
 	if first == nil || err != nil {
 		t.Fatal(first, err)
 	}
-	if second, err := lockAddress(network, "52:54:00:00:00:01"); second != nil || err != nil {
+	if second, err := newLock(network, "52:54:00:00:00:01"); second != nil || err != nil {
 		t.Errorf("locked twice: %v, %v", second, err)
 	}
-	other, err := lockAddress(network+"2", "52:54:00:00:00:01")
+	other, err := newLock(network+"2", "52:54:00:00:00:01")
 	if other == nil || err != nil {
 		t.Errorf("on another network: %v, %v", other, err)
 	}
@@ -135,7 +136,7 @@ func TestLockAddress(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	again, err := lockAddress(network, "52:54:00:00:00:01")
+	again, err := newLock(network, "52:54:00:00:00:01")
 	if again == nil || err != nil {
 		t.Fatal(again, err)
 	}
@@ -145,7 +146,7 @@ func TestLockAddress(t *testing.T) {
 
 func TestReleaseMessage(t *testing.T) {
 	server := netip.MustParseAddr("192.168.123.1")
-	lease := libvirt.NetworkDHCPLease{IPaddr: "192.168.123.10", Mac: "52:54:00:01:02:03", Clientid: "ff:00:11"}
+	lease := virt.Lease{IP: "192.168.123.10", MAC: "52:54:00:01:02:03", ClientID: "ff:00:11"}
 	message, err := releaseMessage(server, lease)
 	if err != nil {
 		t.Fatal(err)
@@ -157,13 +158,13 @@ func TestReleaseMessage(t *testing.T) {
 	if !bytes.Equal(message[236:236+len(options)], options) {
 		t.Errorf("options: %x", message[236:])
 	}
-	lease.Clientid = ""
+	lease.ClientID = ""
 	if message, err = releaseMessage(server, lease); err != nil || bytes.Contains(message[236:], []byte{61, 0}) {
 		t.Errorf("without a client identifier: %x, %v", message, err)
 	}
-	for _, bad := range []libvirt.NetworkDHCPLease{
-		{}, {IPaddr: "fd00::2", Mac: lease.Mac}, {IPaddr: lease.IPaddr}, {IPaddr: lease.IPaddr, Mac: lease.Mac, Clientid: "zz"},
-		{IPaddr: lease.IPaddr, Mac: lease.Mac, Clientid: strings.Repeat("00", 256)},
+	for _, bad := range []virt.Lease{
+		{}, {IP: "fd00::2", MAC: lease.MAC}, {IP: lease.IP}, {IP: lease.IP, MAC: lease.MAC, ClientID: "zz"},
+		{IP: lease.IP, MAC: lease.MAC, ClientID: strings.Repeat("00", 256)},
 	} {
 		if message, err := releaseMessage(server, bad); err == nil {
 			t.Errorf("%+v: %x", bad, message)

@@ -1,4 +1,4 @@
-package vm
+package passt
 
 import (
 	"bytes"
@@ -14,11 +14,13 @@ import (
 	"syscall"
 
 	"github.com/google/renameio/v2"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
-// A passtNote is what is kept of a machine's passt: enough to know it again among all
+// A note is what is kept of a machine's passt: enough to know it again among all
 // processes of the host, whoever's, and after its number was given to another.
-type passtNote struct {
+type note struct {
 	PID   int
 	Start uint64 // when it started, in clock ticks since the host booted (proc(5))
 	UID   int    // as whom it runs
@@ -26,11 +28,11 @@ type passtNote struct {
 	path  string
 }
 
-// passtNotePath is where the note lies in the directory of a machine.
-func passtNotePath(jobDir string) string { return filepath.Join(jobDir, "passt.json") }
+// notePath is where the note lies in the directory of a machine.
+func notePath(jobDir string) string { return filepath.Join(jobDir, "passt.json") }
 
-// readPasstNote reads a note; nil if there is none.
-func readPasstNote(path string) (*passtNote, error) {
+// readNote reads a note; nil if there is none.
+func readNote(path string) (*note, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -38,14 +40,14 @@ func readPasstNote(path string) (*passtNote, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find passt: %w", err)
 	}
-	note := &passtNote{path: path}
-	if err := json.Unmarshal(text, note); err != nil || note.PID <= 1 || note.Start == 0 || note.Pid == "" {
+	known := &note{path: path}
+	if err := json.Unmarshal(text, known); err != nil || known.PID <= 1 || known.Start == 0 || known.Pid == "" {
 		return nil, fmt.Errorf("find passt: %s names no process: %.100q", path, text)
 	}
-	return note, nil
+	return known, nil
 }
 
-func (n *passtNote) write() error {
+func (n *note) write() error {
 	text, err := json.Marshal(n)
 	if err != nil {
 		return err
@@ -54,7 +56,7 @@ func (n *passtNote) write() error {
 }
 
 // runs says whether the process is still there.
-func (n *passtNote) runs() bool {
+func (n *note) runs() bool {
 	process := n.process()
 	if process != nil {
 		process.Release()
@@ -63,14 +65,14 @@ func (n *passtNote) runs() bool {
 }
 
 // process is the process of the note; nil if it has ended.
-func (n *passtNote) process() *os.Process {
+func (n *note) process() *os.Process {
 	// Found before it is looked at: the handle stays with this very process,
 	// whoever gets its number next.
 	process, err := os.FindProcess(n.PID)
 	if err != nil {
 		return nil
 	}
-	seen, err := lookAtPasst(n.PID)
+	seen, err := lookAt(n.PID)
 	if err != nil || seen.Start != n.Start || seen.UID != n.UID || seen.Pid != n.Pid {
 		process.Release()
 		return nil
@@ -78,16 +80,16 @@ func (n *passtNote) process() *os.Process {
 	return process
 }
 
-// lookAtPasst is what /proc says of a process, if that is a passt. passt hides what
+// lookAt is what /proc says of a process, if that is a passt. passt hides what
 // else there is (prctl(2), PR_SET_DUMPABLE); its command line, its user and when it
 // started everybody may read.
-func lookAtPasst(pid int) (*passtNote, error) {
+func lookAt(pid int) (*note, error) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if err != nil {
 		return nil, err
 	}
-	seen := &passtNote{PID: pid, Pid: pidFileOf(cmdline)}
+	seen := &note{PID: pid, Pid: pidFileOf(cmdline)}
 	if seen.Pid == "" {
 		return nil, fmt.Errorf("process %d is no passt of ours", pid)
 	}
@@ -143,8 +145,8 @@ func startIn(stat string) (uint64, error) {
 	return strconv.ParseUint(field[19], 10, 64)
 }
 
-// note notes the process that passt has become, by its own pid file.
-func (p *passt) note(owner passtOwner) error {
+// writeNote notes the process that passt has become, by its own pid file.
+func (p *Passt) writeNote(owner virt.User) error {
 	text, err := os.ReadFile(p.pid)
 	if err != nil {
 		return err
@@ -154,28 +156,28 @@ func (p *passt) note(owner passtOwner) error {
 		return err
 	}
 	// QEMU's user could have written the file.
-	seen, err := lookAtPasst(pid)
+	seen, err := lookAt(pid)
 	switch {
 	case err != nil:
 		return err
-	case seen.Pid != p.pid || seen.UID != owner.uid:
+	case seen.Pid != p.pid || seen.UID != owner.UID:
 		return fmt.Errorf("process %d of user %d is not the one that was started", pid, seen.UID)
 	}
-	seen.path = p.notePath
+	seen.path = p.note
 	return seen.write()
 }
 
-// stop ends the passt. One that no note names, since whoever started it was killed or the
+// Stop ends the passt. One that no note names, since whoever started it was killed or the
 // disk was full, is looked for among all processes.
-func (p *passt) stop(ctx context.Context) error {
-	note, _ := readPasstNote(p.notePath)
-	if note == nil {
+func (p *Passt) Stop(ctx context.Context) error {
+	known, _ := readNote(p.note)
+	if known == nil {
 		var err error
-		if note, err = p.search(ctx); note == nil {
+		if known, err = p.search(ctx); known == nil {
 			return err
 		}
 	}
-	process := note.process()
+	process := known.process()
 	if process == nil {
 		return nil
 	}
@@ -186,14 +188,24 @@ func (p *passt) stop(ctx context.Context) error {
 	return nil
 }
 
-// runs says whether it still runs; also if that cannot be known.
-func (p *passt) runs() bool {
-	note, err := readPasstNote(p.notePath)
-	return err != nil || note != nil && note.runs()
+// Runs says whether it still runs; also if that cannot be known.
+func (p *Passt) Runs() bool {
+	known, err := readNote(p.note)
+	return err != nil || known != nil && known.runs()
+}
+
+// Check makes sure that the passt of the machine with that directory runs. Without a note
+// of one, the machine has none. The error is an [ErrEnded], or says why it is not known.
+func Check(jobDir string) error {
+	known, err := readNote(notePath(jobDir))
+	if err == nil && known != nil && !known.runs() {
+		return ErrEnded
+	}
+	return err
 }
 
 // search looks for it among all processes; nil if there is none.
-func (p *passt) search(ctx context.Context) (*passtNote, error) {
+func (p *Passt) search(ctx context.Context) (*note, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("find passt: %w", err)
@@ -207,7 +219,7 @@ func (p *passt) search(ctx context.Context) (*passtNote, error) {
 		if err != nil || !bytes.Contains(cmdline, []byte(p.pid)) {
 			continue
 		}
-		seen, err := lookAtPasst(pid)
+		seen, err := lookAt(pid)
 		if err != nil || seen.Pid != p.pid {
 			continue
 		}
@@ -217,7 +229,7 @@ func (p *passt) search(ctx context.Context) (*passtNote, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find passt: %w", err)
 		}
-		if seen.UID == owner.uid {
+		if seen.UID == owner.UID {
 			return seen, nil
 		}
 	}

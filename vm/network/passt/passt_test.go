@@ -1,4 +1,4 @@
-package vm
+package passt
 
 import (
 	"cmp"
@@ -14,6 +14,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/virt"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 func TestHasConnection(t *testing.T) {
@@ -52,55 +56,55 @@ func TestPasstListensAtALongPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	const name = "sardine-0123abcd-12345678901"
-	h := testHost(t)
-	clones := filepath.Join(base, strings.Repeat("c", socketPathMax-len(passtFiles(h, name, base+"/", base).socket)-1))
+	h := virttest.Open(t)
+	clones := filepath.Join(base, strings.Repeat("c", socketPathMax-len(New(h, name, base+"/", base).Socket)-1))
 	if err := os.MkdirAll(filepath.Join(clones, name), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	p := passtFiles(h, name, clones, base)
-	if len(p.socket) != socketPathMax {
-		t.Fatalf("the path has %d bytes, want %d", len(p.socket), socketPathMax)
+	p := New(h, name, clones, base)
+	if len(p.Socket) != socketPathMax {
+		t.Fatalf("the path has %d bytes, want %d", len(p.Socket), socketPathMax)
 	}
-	owner := passtOwner{os.Geteuid(), os.Getegid()}
-	if owner.uid == 0 {
-		owner = passtOwner{65534, 65534}
+	owner := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
+	if owner.UID == 0 {
+		owner = virt.User{UID: 65534, GID: 65534}
 	}
-	p.owner = func(context.Context) (passtOwner, error) { return owner, nil }
+	p.owner = func(context.Context) (virt.User, error) { return owner, nil }
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	port := listener.Addr().(*net.TCPAddr).Port
 	listener.Close()
-	if err := p.start(t.Context(), program, owner, port, 22); err != nil {
+	if err := p.Start(t.Context(), program, owner, port, 22); err != nil {
 		t.Fatal(err)
 	}
-	defer p.stop(context.WithoutCancel(t.Context()))
-	conn, err := net.Dial("unix", p.socket)
+	defer p.Stop(context.WithoutCancel(t.Context()))
+	conn, err := net.Dial("unix", p.Socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := p.connected(t.Context()); err != nil {
+	if err := p.Connected(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if !p.runs() {
+	if !p.Runs() {
 		t.Error("the process is not found by its note")
 	}
 	// A driver that was killed before it could note the number.
-	if err := os.Remove(p.notePath); err != nil {
+	if err := os.Remove(p.note); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.stop(t.Context()); err != nil {
+	if err := p.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	conn.SetReadDeadline(time.Now().Add(passtTimeout))
+	conn.SetReadDeadline(time.Now().Add(timeout))
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("passt is not ended without its note: %v", err)
 	}
 
-	longer := passtFiles(h, name, clones+"c", base)
-	if err := longer.start(t.Context(), program, owner, port, 22); !errors.Is(err, ErrSpec) || !strings.Contains(err.Error(), "shorter storage") {
+	longer := New(h, name, clones+"c", base)
+	if err := longer.Start(t.Context(), program, owner, port, 22); !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "shorter storage") {
 		t.Errorf("a byte more: %v", err)
 	}
 }
@@ -109,36 +113,36 @@ func TestPasstListensAtALongPath(t *testing.T) {
 // command line. Any of these alone another process can have.
 func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 	dir := t.TempDir()
-	p := passtFiles(testHost(t), "name", filepath.Join(dir, "clones"), dir)
+	p := New(virttest.Open(t), "name", filepath.Join(dir, "clones"), dir)
 	// Machines of one name, in the storage of somebody else.
-	stranger := passtFiles(testHost(t), "name", filepath.Join(dir, "others"), dir)
-	self := passtOwner{os.Geteuid(), os.Getegid()}
-	right := func(note *passtNote) string { return noteText(t, *note) }
+	stranger := New(virttest.Open(t), "name", filepath.Join(dir, "others"), dir)
+	self := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
+	right := func(note *note) string { return noteText(t, *note) }
 	for _, test := range []struct {
 		name    string
 		program string // empty: passt
-		of      *passt
-		note    func(seen *passtNote) string // what is noted of the process; nil: nothing
-		owner   passtOwner                   // as whom ours runs
+		of      *Passt
+		note    func(seen *note) string // what is noted of the process; nil: nothing
+		owner   virt.User               // as whom ours runs
 		ends    bool
 	}{
 		{"noted", "", p, right, self, true},
 		{"noted, of a build for one processor", "passt.avx2", p, right, self, true},
-		{"noted, and its number is another's now", "", p, func(n *passtNote) string { n.Start--; return noteText(t, *n) }, self, false},
-		{"noted, and its number is another user's now", "", p, func(n *passtNote) string { n.UID++; return noteText(t, *n) }, self, false},
-		{"noted, and its number is that of another storage's", "", stranger, func(n *passtNote) string { n.Pid = p.pid; return noteText(t, *n) }, self, false},
+		{"noted, and its number is another's now", "", p, func(n *note) string { n.Start--; return noteText(t, *n) }, self, false},
+		{"noted, and its number is another user's now", "", p, func(n *note) string { n.UID++; return noteText(t, *n) }, self, false},
+		{"noted, and its number is that of another storage's", "", stranger, func(n *note) string { n.Pid = p.pid; return noteText(t, *n) }, self, false},
 		{"not noted", "", p, nil, self, true},
-		{"not noted, of another user", "", p, nil, passtOwner{self.uid + 1, self.gid}, false},
+		{"not noted, of another user", "", p, nil, virt.User{UID: self.UID + 1, GID: self.GID}, false},
 		{"not noted, of another storage", "", stranger, nil, self, false},
 		{"not noted, another program", "editor", p, nil, self, false},
-		{"empty note", "", p, func(*passtNote) string { return "" }, self, true},
-		{"damaged note", "", p, func(*passtNote) string { return "{" }, self, true},
-		{"note of every process", "", p, func(n *passtNote) string { n.PID = -1; return noteText(t, *n) }, self, true},
-		{"note of init", "", p, func(n *passtNote) string { n.PID = 1; return noteText(t, *n) }, self, true},
-		{"note of its own group", "", p, func(n *passtNote) string { n.PID = 0; return noteText(t, *n) }, self, true},
+		{"empty note", "", p, func(*note) string { return "" }, self, true},
+		{"damaged note", "", p, func(*note) string { return "{" }, self, true},
+		{"note of every process", "", p, func(n *note) string { n.PID = -1; return noteText(t, *n) }, self, true},
+		{"note of init", "", p, func(n *note) string { n.PID = 1; return noteText(t, *n) }, self, true},
+		{"note of its own group", "", p, func(n *note) string { n.PID = 0; return noteText(t, *n) }, self, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			p.owner = func(context.Context) (passtOwner, error) { return test.owner, nil }
+			p.owner = func(context.Context) (virt.User, error) { return test.owner, nil }
 			cmd := exec.Command("sh", "-c", "read x", "--socket", test.of.bound, "--pid", test.of.pid, "x")
 			cmd.Args[0] = cmp.Or(test.program, "passt")
 			stdin, err := cmd.StdinPipe()
@@ -148,14 +152,14 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			os.Remove(p.notePath)
+			os.Remove(p.note)
 			seen := imitation(t, cmd)
 			if test.note != nil {
-				if err := os.WriteFile(p.notePath, []byte(test.note(seen)), 0o600); err != nil {
+				if err := os.WriteFile(p.note, []byte(test.note(seen)), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := p.stop(t.Context()); err != nil {
+			if err := p.Stop(t.Context()); err != nil {
 				t.Error(err)
 			}
 			if !test.ends {
@@ -172,7 +176,7 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 
 // imitation is what there is to see of a process that looks like passt. Its command line
 // appears a moment after it was started. (Another program's has no pid file.)
-func imitation(t *testing.T, cmd *exec.Cmd) *passtNote {
+func imitation(t *testing.T, cmd *exec.Cmd) *note {
 	t.Helper()
 	for range 1000 {
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
@@ -180,7 +184,7 @@ func imitation(t *testing.T, cmd *exec.Cmd) *passtNote {
 			t.Fatal(err)
 		}
 		if len(line) > 0 {
-			seen, _ := lookAtPasst(cmd.Process.Pid)
+			seen, _ := lookAt(cmd.Process.Pid)
 			return seen
 		}
 		time.Sleep(time.Millisecond)
@@ -189,7 +193,7 @@ func imitation(t *testing.T, cmd *exec.Cmd) *passtNote {
 	return nil
 }
 
-func noteText(t *testing.T, note passtNote) string {
+func noteText(t *testing.T, note note) string {
 	t.Helper()
 	text, err := json.Marshal(note)
 	if err != nil {

@@ -1,35 +1,32 @@
-package vm
+package network
 
 import (
 	"testing"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 func TestBestAddress(t *testing.T) {
-	nic := func(mac string, addresses ...string) libvirt.DomainInterface {
-		n := libvirt.DomainInterface{Hwaddr: mac}
-		for _, a := range addresses {
-			n.Addrs = append(n.Addrs, libvirt.DomainIPAddress{Addr: a})
-		}
-		return n
+	nic := func(mac string, addresses ...string) virt.Interface {
+		return virt.Interface{MAC: mac, Addresses: addresses}
 	}
 	const ours = "52:54:00:11:22:33"
 	for _, test := range []struct {
 		name string
-		nics []libvirt.DomainInterface
+		nics []virt.Interface
 		want string
 	}{
 		{"nothing", nil, ""},
-		{"lease", []libvirt.DomainInterface{nic(ours, "192.168.122.5")}, "192.168.122.5"},
-		{"IPv6 only", []libvirt.DomainInterface{nic(ours, "2001:db8::5")}, "2001:db8::5"},
-		{"both", []libvirt.DomainInterface{nic(ours, "2001:db8::5", "192.168.122.5")}, "192.168.122.5"},
-		{"link-local", []libvirt.DomainInterface{nic(ours, "fe80::5054:ff:fe11:2233", "169.254.3.4")}, ""},
-		{"an agent's list", []libvirt.DomainInterface{
+		{"lease", []virt.Interface{nic(ours, "192.168.122.5")}, "192.168.122.5"},
+		{"IPv6 only", []virt.Interface{nic(ours, "2001:db8::5")}, "2001:db8::5"},
+		{"both", []virt.Interface{nic(ours, "2001:db8::5", "192.168.122.5")}, "192.168.122.5"},
+		{"link-local", []virt.Interface{nic(ours, "fe80::5054:ff:fe11:2233", "169.254.3.4")}, ""},
+		{"an agent's list", []virt.Interface{
 			nic("00:00:00:00:00:00", "127.0.0.1", "::1"), nic("02:42:ac:11:00:01", "172.17.0.1"), nic("52:54:00:AA:bb:cc", "10.0.0.9"),
 		}, "10.0.0.9"},
-		{"what is no address", []libvirt.DomainInterface{nic(ours, "", "x; rm -rf", "0.0.0.0", "224.0.0.1")}, ""},
+		{"what is no address", []virt.Interface{nic(ours, "", "x; rm -rf", "0.0.0.0", "224.0.0.1")}, ""},
 	} {
 		if got := bestAddress(test.nics); got != test.want {
 			t.Errorf("%s: got %q, want %q", test.name, got, test.want)

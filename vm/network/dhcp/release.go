@@ -1,4 +1,4 @@
-package vm
+package dhcp
 
 import (
 	"context"
@@ -10,12 +10,13 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-	"libvirt.org/go/libvirt"
+
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // releaseLease tells a network's DHCP server that a lease is not needed any more, as
 // its client would (DHCPRELEASE, RFC 2131). It does not wait: there is no answer.
-func releaseLease(plan *dhcpPlan, lease libvirt.NetworkDHCPLease) error {
+func releaseLease(plan *Plan, lease virt.Lease) error {
 	message, err := releaseMessage(plan.gateway, lease)
 	if err != nil {
 		return err
@@ -32,31 +33,31 @@ func releaseLease(plan *dhcpPlan, lease libvirt.NetworkDHCPLease) error {
 	}}
 	conn, err := dialer.DialContext(context.Background(), "udp4", netip.AddrPortFrom(plan.gateway, 67).String())
 	if err != nil {
-		return fmt.Errorf("give the lease of %s back: %w", lease.IPaddr, err)
+		return fmt.Errorf("give the lease of %s back: %w", lease.IP, err)
 	}
 	defer conn.Close()
 	if _, err := conn.Write(message); err != nil {
-		return fmt.Errorf("give the lease of %s back: %w", lease.IPaddr, err)
+		return fmt.Errorf("give the lease of %s back: %w", lease.IP, err)
 	}
 	return nil
 }
 
 // releaseMessage is the message of a client that gives up its lease (RFC 2131, 2 and
 // 4.4.6; options of RFC 2132).
-func releaseMessage(server netip.Addr, lease libvirt.NetworkDHCPLease) ([]byte, error) {
+func releaseMessage(server netip.Addr, lease virt.Lease) ([]byte, error) {
 	const request, ethernet, release = 1, 1, 7
 	const optionType, optionServer, optionClient, optionEnd = 53, 54, 61, 255
-	address, err := netip.ParseAddr(lease.IPaddr)
+	address, err := netip.ParseAddr(lease.IP)
 	if err != nil || !address.Is4() {
-		return nil, fmt.Errorf("a lease of %q cannot be given back: it is no IPv4 address", lease.IPaddr)
+		return nil, fmt.Errorf("a lease of %q cannot be given back: it is no IPv4 address", lease.IP)
 	}
-	mac, err := net.ParseMAC(lease.Mac)
+	mac, err := net.ParseMAC(lease.MAC)
 	if err != nil || len(mac) != 6 {
-		return nil, fmt.Errorf("the lease of %s has no MAC address: %q", lease.IPaddr, lease.Mac)
+		return nil, fmt.Errorf("the lease of %s has no MAC address: %q", lease.IP, lease.MAC)
 	}
-	client, err := hex.DecodeString(strings.ReplaceAll(lease.Clientid, ":", ""))
+	client, err := hex.DecodeString(strings.ReplaceAll(lease.ClientID, ":", ""))
 	if err != nil || len(client) > 255 {
-		return nil, fmt.Errorf("the lease of %s has no client identifier: %q", lease.IPaddr, lease.Clientid)
+		return nil, fmt.Errorf("the lease of %s has no client identifier: %q", lease.IP, lease.ClientID)
 	}
 	message := make([]byte, 236, 300)
 	message[0], message[1], message[2] = request, ethernet, byte(len(mac))

@@ -1,4 +1,4 @@
-package vm
+package network
 
 import (
 	"context"
@@ -11,10 +11,12 @@ import (
 	"strconv"
 	"strings"
 
-	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/rollback"
+	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/network/passt"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -37,39 +39,39 @@ const slirpWarning = "passt is not in use: QEMU's built-in user network lets the
 type userNetwork struct {
 	port  int // on 127.0.0.1
 	guest int
-	passt *passt // nil: slirp
-	tries int    // ports that slirp could not have
+	passt *passt.Passt // nil: slirp
+	tries int          // ports that slirp could not have
 }
 
-func newUserNetwork(ctx context.Context, h *Host, spec *Spec) (*userNetwork, []string, error) {
+func newUserNetwork(ctx context.Context, h *virt.Host, o Options) (*userNetwork, []string, error) {
 	slirp := func(why string) (*userNetwork, []string, error) {
 		port, err := freePort()
-		return &userNetwork{port: port, guest: spec.SSHPort}, []string{slirpWarning + " (" + why + ")"}, err
+		return &userNetwork{port: port, guest: o.SSHPort}, []string{slirpWarning + " (" + why + ")"}, err
 	}
 	program, err := exec.LookPath("passt")
 	if err != nil {
 		return slirp("install passt to prevent that")
 	}
-	owner, err := h.qemuOwner(ctx)
+	owner, err := h.QEMUUser(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	if owner.uid != os.Geteuid() && os.Geteuid() != 0 {
+	if owner.UID != os.Geteuid() && os.Geteuid() != 0 {
 		return slirp("only root can start passt for the user as whom the system's libvirt runs QEMU")
 	}
-	p := passtFiles(h, spec.Name, spec.CloneDir, spec.JobDir)
+	p := passt.New(h, o.Machine, o.OverlayDir, o.JobDir)
 	for range portTries {
 		port, perr := freePort()
 		if perr != nil {
 			return nil, nil, perr
 		}
-		err = p.start(ctx, program, owner, port, spec.SSHPort)
+		err = p.Start(ctx, program, owner, port, o.SSHPort)
 		switch {
 		case err == nil:
-			return &userNetwork{port: port, guest: spec.SSHPort, passt: p}, p.warnings(), nil
-		case errors.Is(err, errPortTaken):
+			return &userNetwork{port: port, guest: o.SSHPort, passt: p}, p.Warnings(), nil
+		case errors.Is(err, passt.ErrPortTaken):
 			continue
-		case errors.Is(err, errNoRoute):
+		case errors.Is(err, passt.ErrNoRoute):
 			return slirp("passt needs a default route, and this host has none")
 		}
 		return nil, nil, err
@@ -87,16 +89,16 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// attach connects the first NIC to the network. The others, which have nothing
+// Attach connects the first NIC to the network. The others, which have nothing
 // to be connected to, go.
 //
 // libvirt 9.0 knows neither passt nor forwarded ports, so the back end goes to
 // QEMU directly, and the NIC is told to use that one in place of libvirt's:
 // like this libvirt still places the NIC, and a guest that knows its interface
 // by the place (enp1s0) finds it there.
-func (n *userNetwork) attach(d *libvirtxml.Domain) error {
+func (n *userNetwork) Attach(d *libvirtxml.Domain) error {
 	if len(d.Devices.Interfaces) == 0 {
-		return fmt.Errorf("%w: the domain has no network interface, so that no job could run in it", ErrSpec)
+		return fmt.Errorf("%w: the domain has no network interface, so that no job could run in it", errdefs.ErrInvalid)
 	}
 	d.Devices.Interfaces = d.Devices.Interfaces[:1]
 	nic := &d.Devices.Interfaces[0]
@@ -121,9 +123,9 @@ func (n *userNetwork) attach(d *libvirtxml.Domain) error {
 	return nil
 }
 
-// detachUserNetwork takes back what attach did to a domain, which was that of another
+// DetachUser takes back what attach did to a domain, which was that of another
 // machine.
-func detachUserNetwork(d *libvirtxml.Domain) {
+func DetachUser(d *libvirtxml.Domain) {
 	if d.QEMUCommandline != nil {
 		args := d.QEMUCommandline.Args
 		for i := 1; i < len(args); i++ {
@@ -143,19 +145,19 @@ func detachUserNetwork(d *libvirtxml.Domain) {
 func (n *userNetwork) netdev() string {
 	if n.passt != nil {
 		// A comma in a value of a QEMU option is written twice.
-		socket := strings.ReplaceAll(n.passt.socket, ",", ",,")
+		socket := strings.ReplaceAll(n.passt.Socket, ",", ",,")
 		return "stream,id=" + userNetdev + ",server=off,addr.type=unix,addr.path=" + socket
 	}
 	return fmt.Sprintf("user,id=%s,hostfwd=tcp:127.0.0.1:%d-:%d", userNetdev, n.port, n.guest)
 }
 
-func (n *userNetwork) address(context.Context, *libvirt.Domain) (string, error) {
+func (n *userNetwork) Address(context.Context, *virt.Domain) (string, error) {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)), nil
 }
 
-// retry takes another port when somebody was faster to take slirp's: QEMU binds
+// Retry takes another port when somebody was faster to take slirp's: QEMU binds
 // it only when it starts.
-func (n *userNetwork) retry(_ context.Context, err error, d *libvirtxml.Domain) (string, bool) {
+func (n *userNetwork) Retry(_ context.Context, err error, d *libvirtxml.Domain) (string, bool) {
 	if n.passt != nil || n.tries >= portTries || !strings.Contains(err.Error(), "host forwarding rule") {
 		return "", false
 	}
@@ -172,29 +174,29 @@ func (n *userNetwork) retry(_ context.Context, err error, d *libvirtxml.Domain) 
 	return "", true
 }
 
-func (n *userNetwork) started(ctx context.Context) error {
+func (n *userNetwork) Started(ctx context.Context) error {
 	if n.passt == nil {
 		return nil
 	}
-	return n.passt.connected(ctx)
+	return n.passt.Connected(ctx)
 }
 
-func (n *userNetwork) macs() []string { return nil }
+func (n *userNetwork) MACs() []string { return nil }
 
-func (n *userNetwork) absent(context.Context) error { return nil }
+func (n *userNetwork) Absent(context.Context) error { return nil }
 
-func (n *userNetwork) ended() error {
-	if n.passt == nil || n.passt.runs() {
+func (n *userNetwork) Ended() error {
+	if n.passt == nil || n.passt.Runs() {
 		return nil
 	}
-	return errPasstEnded
+	return passt.ErrEnded
 }
 
-func (n *userNetwork) stop() error {
+func (n *userNetwork) Stop() error {
 	if n.passt == nil {
 		return nil
 	}
 	ctx, cancel := rollback.Context(context.Background())
 	defer cancel()
-	return n.passt.stop(ctx)
+	return n.passt.Stop(ctx)
 }

@@ -1,8 +1,10 @@
-package vm
+package passt
 
 import (
+	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 )
 
@@ -68,4 +70,35 @@ func nameservers(path string) []netip.Addr {
 		}
 	}
 	return servers
+}
+
+// ResolverFiles are what tells passt which name servers to give to its guests.
+func ResolverFiles() []string {
+	var files []string
+	for _, path := range []string{resolvConf, uplinkResolvConf} {
+		text, _ := os.ReadFile(path)
+		files = append(files, string(text))
+	}
+	return files
+}
+
+// Installed reports whether passt is installed.
+func Installed() bool {
+	_, err := exec.LookPath("passt")
+	return err == nil
+}
+
+// HostAddresses are the addresses from which this host speaks to the world, as
+// passt gives them to its guests. Nothing is sent.
+func HostAddresses() []string {
+	var addresses []string
+	for _, somewhere := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} { // RFC 5737, RFC 3849
+		conn, err := net.Dial("udp", somewhere)
+		if err != nil {
+			continue // it has none of this family
+		}
+		addresses = append(addresses, conn.LocalAddr().(*net.UDPAddr).IP.String())
+		conn.Close()
+	}
+	return addresses
 }

@@ -1,4 +1,4 @@
-package vm
+package network
 
 import (
 	"context"
@@ -8,7 +8,7 @@ import (
 	"strings"
 	"sync"
 
-	"libvirt.org/go/libvirt"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // addressFinder finds the address of a guest on a libvirt network. Of the
@@ -23,16 +23,16 @@ type addressFinder struct {
 }
 
 // find returns host:port; empty if no source knows an address.
-func (f *addressFinder) find(ctx context.Context, dom *libvirt.Domain, port int) (string, error) {
-	address, err := interfaceAddress(ctx, dom, libvirt.DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
-	if err != nil && !unknown(err) {
+func (f *addressFinder) find(ctx context.Context, dom *virt.Domain, port int) (string, error) {
+	address, err := interfaceAddress(ctx, dom, virt.FromLease)
+	if err != nil {
 		return "", err
 	}
 	if address == "" {
 		address = f.agentAddress(ctx, dom)
 	}
 	if address == "" {
-		if address, err = interfaceAddress(ctx, dom, libvirt.DOMAIN_INTERFACE_ADDRESSES_SRC_ARP); err != nil && !unknown(err) {
+		if address, err = interfaceAddress(ctx, dom, virt.FromARP); err != nil {
 			return "", err
 		}
 	}
@@ -45,13 +45,13 @@ func (f *addressFinder) find(ctx context.Context, dom *libvirt.Domain, port int)
 // agentAddress is what the guest's agent last said. libvirt waits 5 s for an
 // agent that does not answer, as none does while a guest boots; so it is asked on
 // the side, one question at a time.
-func (f *addressFinder) agentAddress(ctx context.Context, dom *libvirt.Domain) string {
+func (f *addressFinder) agentAddress(ctx context.Context, dom *virt.Domain) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.asking {
 		f.asking = true
 		go func() {
-			address, _ := interfaceAddress(ctx, dom, libvirt.DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
+			address, _ := interfaceAddress(ctx, dom, virt.FromAgent)
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			f.asking, f.agent = false, address
@@ -60,43 +60,24 @@ func (f *addressFinder) agentAddress(ctx context.Context, dom *libvirt.Domain) s
 	return f.agent
 }
 
-// unknown says whether a source has no answer, for now or at all.
-func unknown(err error) bool {
-	for _, code := range []libvirt.ErrorNumber{
-		libvirt.ERR_AGENT_UNRESPONSIVE, libvirt.ERR_ARGUMENT_UNSUPPORTED, libvirt.ERR_CONFIG_UNSUPPORTED,
-		libvirt.ERR_NO_SUPPORT, libvirt.ERR_OPERATION_UNSUPPORTED, libvirt.ERR_OPERATION_INVALID,
-		libvirt.ERR_INTERNAL_ERROR, libvirt.ERR_NO_NETWORK,
-	} {
-		if isCode(err, code) {
-			return true
-		}
-	}
-	return false
-}
-
 // interfaceAddress asks one source; empty if it knows none.
-func interfaceAddress(ctx context.Context, dom *libvirt.Domain, source libvirt.DomainInterfaceAddressesSource) (string, error) {
-	nics, err := await(ctx, "ask for the guest's address", func() ([]libvirt.DomainInterface, error) {
-		return dom.ListAllInterfaceAddresses(source)
-	})
-	if err != nil {
-		return "", err
-	}
-	return bestAddress(nics), nil
+func interfaceAddress(ctx context.Context, dom *virt.Domain, source virt.AddressSource) (string, error) {
+	nics, err := dom.Interfaces(ctx, source)
+	return bestAddress(nics), err
 }
 
 // bestAddress is the address of the first interface that has one which others can
 // reach: IPv4 if it has both. An agent tells of every interface of its guest,
 // also of bridges for containers; those have MAC addresses of their own making,
 // which do not begin as libvirt's do.
-func bestAddress(nics []libvirt.DomainInterface) string {
+func bestAddress(nics []virt.Interface) string {
 	var ipv6 string
 	for _, nic := range nics {
-		if nic.Hwaddr != "" && !strings.HasPrefix(strings.ToLower(nic.Hwaddr), libvirtMACPrefix) {
+		if nic.MAC != "" && !strings.HasPrefix(strings.ToLower(nic.MAC), libvirtMACPrefix) {
 			continue
 		}
-		for _, a := range nic.Addrs {
-			address, err := netip.ParseAddr(a.Addr)
+		for _, a := range nic.Addresses {
+			address, err := netip.ParseAddr(a)
 			switch {
 			case err != nil, address.IsLoopback(), address.IsLinkLocalUnicast(), address.IsMulticast(), address.IsUnspecified():
 			case address.Unmap().Is4():

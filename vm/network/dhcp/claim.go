@@ -1,0 +1,342 @@
+package dhcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
+)
+
+// leaseHours is how long a lease of a reserved address is good for: no guest lives long
+// enough to have to ask again, and what a host that lost power has left is gone some day.
+const leaseHours = 14 * 24
+
+// errNoReservation: libvirt does not let this user reserve addresses, or cannot.
+var ErrNoReservation = errors.New("libvirt reserves no addresses")
+
+// A Reservation is an address of a libvirt network that one machine alone has: libvirt's DHCP
+// server has it reserved for the machine's MAC address.
+//
+// libvirt takes the firewall rules of a network down and sets them up again for each
+// reservation that is added or removed (networkUpdate of its network driver), which
+// costs a second, and for that time the network's guests are cut off. So reservations stay
+// when their machine goes, for the next one.
+type Reservation struct {
+	Address netip.Addr
+	MAC     string
+	lock    *addressLock // until the machine runs, which speaks for itself then
+}
+
+// Claim finds an address for a machine on a network, and has it reserved. The
+// error is an [ErrNoReservation] if that cannot be had here.
+func Claim(ctx context.Context, h *virt.Host, plan *Plan, machine string) (*Reservation, error) {
+	use, err := currentUse(ctx, h, plan)
+	if err != nil {
+		return nil, err
+	}
+	// The order of the candidates is fixed now; use goes on to say who has them.
+	for _, address := range plan.candidates(machine, use) {
+		mac := plan.macOf(address)
+		lock, err := newLock(plan.uuid, mac)
+		if err != nil {
+			return nil, err
+		}
+		if lock == nil {
+			use.running[mac] = true // or will soon
+			continue
+		}
+		got, err := reserve(ctx, h, plan, address)
+		if got {
+			return &Reservation{address, mac, lock}, nil
+		}
+		use.running[mac] = true // since it was asked for, or it is leased to another
+		if err = errors.Join(err, lock.unlock()); err != nil {
+			return nil, err
+		}
+	}
+	return nil, plan.full(use)
+}
+
+// Unlock lets other machines see the address as theirs to take, once libvirt knows the
+// machine or nothing comes of it.
+func (r *Reservation) Unlock() error { return r.lock.unlock() }
+
+// full says that there is no address left, and why.
+func (p *Plan) full(use addressUse) error {
+	var jobs, reserved, leased int
+	for n := range p.size() {
+		a := p.at(n)
+		mac := p.macOf(a)
+		_, isReserved := p.hosts[a]
+		lease, isLeased := use.leases[a]
+		switch {
+		case use.running[mac], p.isOurs(a):
+			jobs++
+		case isReserved:
+			reserved++
+		case isLeased && lease != mac:
+			leased++
+		}
+	}
+	return fmt.Errorf("network %s has no address left for another machine: of the %d that its DHCP server hands out, "+
+		"machines of jobs have %d, %d are reserved for others and %d are leased to others "+
+		"(virsh net-dhcp-leases %s; a wider <range> in virsh net-edit %s takes more machines)",
+		p.network, p.size(), jobs, reserved, leased, p.network, p.network)
+}
+
+// reserve makes sure that an address, which is locked, is reserved for its MAC address and
+// that no other machine has it; false if it cannot be had.
+func reserve(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) (bool, error) {
+	// Asked with the lock held: whoever had it before is known by its domain now.
+	running, err := h.RunningMACs(ctx)
+	if err != nil || running[plan.macOf(address)] {
+		return false, err
+	}
+	if !plan.isOurs(address) {
+		if ours, err := addReservation(ctx, h, plan, address); !ours {
+			return false, err
+		}
+	}
+	// Another may have been given it before it was reserved.
+	leases, err := h.Leases(ctx, plan.network)
+	if err != nil {
+		return false, err
+	}
+	if holder, ok := Holders(leases)[address]; ok && holder != plan.macOf(address) {
+		return false, dropReservation(ctx, h, plan, address)
+	}
+	return true, nil
+}
+
+// addReservation reserves an address; false if it is reserved for another.
+func addReservation(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) (bool, error) {
+	err := h.AddReservation(ctx, plan.network, plan.index, plan.reservation(address))
+	if errors.Is(err, virt.ErrUnsupported) {
+		err = fmt.Errorf("%w: %w", ErrNoReservation, err)
+	}
+	if !virt.IsOperationInvalid(err) {
+		return err == nil, err
+	}
+	// There is one by now: an earlier machine's, perhaps.
+	described, derr := h.Network(ctx, plan.network)
+	if derr != nil {
+		return false, derr
+	}
+	now := PlanOf(described)
+	if now == nil || now.hosts[address] == "" {
+		return false, err
+	}
+	return now.isOurs(address), nil
+}
+
+func dropReservation(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) error {
+	return h.DropReservation(ctx, plan.network, plan.index, plan.reservation(address))
+}
+
+// reservation is the reservation of an address for its MAC address.
+func (p *Plan) reservation(address netip.Addr) *libvirtxml.NetworkDHCPHost {
+	return &libvirtxml.NetworkDHCPHost{
+		MAC: p.macOf(address), IP: address.String(),
+		Lease: &libvirtxml.NetworkDHCPLease{Expiry: leaseHours, Unit: "hours"}, // libvirt 6.3
+	}
+}
+
+// currentUse asks who has which address.
+func currentUse(ctx context.Context, h *virt.Host, plan *Plan) (use addressUse, err error) {
+	leases, err := h.Leases(ctx, plan.network)
+	if err != nil {
+		return use, err
+	}
+	use.leases = Holders(leases)
+	if use.running, err = h.RunningMACs(ctx); err != nil {
+		return use, err
+	}
+	use.neighbours = bridgeNeighbours(plan.bridge)
+	return use, nil
+}
+
+// A NIC is a network card of a domain on a libvirt network.
+type NIC struct{ Network, MAC string }
+
+// NICs are the network cards of a domain that are on libvirt networks.
+func NICs(ctx context.Context, dom *virt.Domain) ([]NIC, error) {
+	doc, err := dom.XML(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &libvirtxml.Domain{}
+	if err := d.Unmarshal(doc); err != nil {
+		return nil, fmt.Errorf("read the domain's network cards: %w", err)
+	}
+	var nics []NIC
+	for _, i := range d.Devices.Interfaces {
+		if i.Source != nil && i.Source.Network != nil && i.MAC != nil {
+			nics = append(nics, NIC{i.Source.Network.Network, strings.ToLower(i.MAC.Address)})
+		}
+	}
+	return nics, nil
+}
+
+// GiveBack gives back the addresses of a machine that is gone. Where it fails, the
+// next machine of that address finds the lease, and can do with it; so it is no reason
+// to fail.
+func GiveBack(ctx context.Context, h *virt.Host, nics []NIC) {
+	for _, nic := range nics {
+		described, err := h.Network(ctx, nic.Network)
+		if err != nil {
+			continue
+		}
+		plan := PlanOf(described)
+		if plan == nil {
+			continue
+		}
+		leases, err := h.Leases(ctx, nic.Network)
+		if err != nil {
+			continue
+		}
+		leases = slices.DeleteFunc(leases, func(l virt.Lease) bool {
+			if !strings.EqualFold(l.MAC, nic.MAC) {
+				return false
+			}
+			return releaseLease(plan, l) == nil
+		})
+		for address, mac := range plan.hosts {
+			if mac == nic.MAC && plan.isOurs(address) && plan.isScarce(addressUse{leases: Holders(leases)}) {
+				_, _ = dropIdle(ctx, h, plan, address)
+			}
+		}
+	}
+}
+
+// dropIdle removes the reservation of an address that no machine has; false if one
+// has it.
+func dropIdle(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) (bool, error) {
+	lock, err := newLock(plan.uuid, plan.macOf(address))
+	if err != nil || lock == nil {
+		return false, err
+	}
+	defer lock.unlock()
+	running, err := h.RunningMACs(ctx)
+	if err != nil || running[plan.macOf(address)] {
+		return false, err
+	}
+	return true, dropReservation(ctx, h, plan, address)
+}
+
+// An IdleAddress is one of a libvirt network that is reserved for machines of jobs, and
+// that none has.
+type IdleAddress struct {
+	Network string
+	Address netip.Addr
+}
+
+// Sweep gives back the addresses of libvirt networks that are reserved for
+// machines of jobs and that none has now. With dryRun it only reports them, and those
+// of the machines in going. It goes on after an error. An administrator's own
+// reservations stay.
+func Sweep(ctx context.Context, h *virt.Host, dryRun bool, going []record.InstanceInfo) ([]IdleAddress, error) {
+	if !h.System() {
+		return nil, nil
+	}
+	names, err := h.Networks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var idle []IdleAddress
+	var failed []error
+	for _, name := range names {
+		found, err := sweepNetwork(ctx, h, name, dryRun, going)
+		idle = append(idle, found...)
+		if err != nil {
+			failed = append(failed, fmt.Errorf("sweep the addresses of network %s: %w", name, err))
+		}
+	}
+	return idle, errors.Join(failed...)
+}
+
+func sweepNetwork(ctx context.Context, h *virt.Host, network string, dryRun bool, going []record.InstanceInfo) (idle []IdleAddress, _ error) {
+	described, err := h.Network(ctx, network)
+	if err != nil {
+		return nil, err
+	}
+	plan := PlanOf(described)
+	if plan == nil {
+		return nil, nil
+	}
+	running, err := h.RunningMACs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range going {
+		for _, mac := range strings.Fields(m.Record.MAC) {
+			delete(running, mac)
+		}
+	}
+	leases, err := h.Leases(ctx, network)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range leases { // of machines that were not ended by us
+		a, err := netip.ParseAddr(l.IP)
+		if mac := strings.ToLower(l.MAC); err == nil && a.Is4() && mac == plan.macOf(a) && !running[mac] && !dryRun {
+			_ = releaseLease(plan, l)
+		}
+	}
+	for address := range plan.hosts {
+		if !plan.isOurs(address) || running[plan.macOf(address)] {
+			continue
+		}
+		dropped := dryRun
+		if !dryRun {
+			if dropped, err = dropIdle(ctx, h, plan, address); err != nil {
+				return idle, err
+			}
+		}
+		if dropped {
+			idle = append(idle, IdleAddress{network, address})
+		}
+	}
+	slices.SortFunc(idle, func(a, b IdleAddress) int { return a.Address.Compare(b.Address) })
+	return idle, nil
+}
+
+// An addressLock is held by a process that is about to start a machine with an
+// address, from when it chose it until libvirt knows the machine. It is an abstract
+// socket (unix(7)): all users of the host see it, and it goes with its process,
+// however that ends.
+type addressLock struct{ fd int }
+
+// newLock locks a MAC address of a network; nil if another has it.
+func newLock(network, mac string) (*addressLock, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("lock the address "+mac, err)
+	}
+	err = unix.Bind(fd, &unix.SockaddrUnix{Name: "@gitlab-sardine-executor/" + network + "/" + mac})
+	if err == nil {
+		return &addressLock{fd}, nil
+	}
+	unix.Close(fd)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, nil
+	}
+	return nil, os.NewSyscallError("lock the address "+mac, err)
+}
+
+func (l *addressLock) unlock() error {
+	if l.fd < 0 {
+		return nil
+	}
+	fd := l.fd
+	l.fd = -1
+	return unix.Close(fd)
+}

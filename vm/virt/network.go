@@ -1,0 +1,269 @@
+package virt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+
+	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/errdefs"
+)
+
+// ErrUnsupported: the daemon cannot do it, or does not let this user do it.
+var ErrUnsupported = errors.New("not supported by libvirt")
+
+// A User is a user of the host.
+type User struct{ UID, GID int }
+
+// QEMUUser is the user that the daemon runs QEMU as. The daemon reports it in its
+// capabilities, as the base label of the security model "dac".
+func (h *Host) QEMUUser(ctx context.Context) (User, error) {
+	if !h.System() {
+		return User{os.Geteuid(), os.Getegid()}, nil
+	}
+	text, err := Await(ctx, "ask libvirt for its capabilities", h.conn.GetCapabilities)
+	if err != nil {
+		return User{}, err
+	}
+	var caps libvirtxml.Caps
+	if err := caps.Unmarshal(text); err != nil {
+		return User{}, fmt.Errorf("read the capabilities of libvirt: %w", err)
+	}
+	for _, model := range caps.Host.SecModel {
+		for _, label := range model.Labels {
+			var u User
+			if model.Name != "dac" {
+				continue
+			}
+			if _, err := fmt.Sscanf(label.Value, "+%d:+%d", &u.UID, &u.GID); err == nil {
+				return u, nil
+			}
+		}
+	}
+	return User{0, 0}, nil // no dynamic ownership: QEMU runs as the daemon does
+}
+
+// Network is the definition of an active network. The error is an [errdefs.ErrInvalid] if
+// there is none of that name.
+func (h *Host) Network(ctx context.Context, name string) (*libvirtxml.Network, error) {
+	type network struct {
+		active bool
+		doc    string
+	}
+	found, err := onNetwork(ctx, h, name, "look up network "+name, func(n *libvirt.Network) (found network, err error) {
+		if found.active, err = n.IsActive(); err != nil {
+			return found, err
+		}
+		found.doc, err = n.GetXMLDesc(0)
+		return found, err
+	})
+	switch {
+	case IsCode(err, libvirt.ERR_NO_NETWORK):
+		return nil, fmt.Errorf("%w: libvirt at %s has no network %q (virsh net-list --all lists them; network = \"user\" needs none)",
+			errdefs.ErrInvalid, h.uri, name)
+	case err != nil:
+		return nil, err
+	case !found.active:
+		return nil, fmt.Errorf("network %q of libvirt is not active (virsh -c %s net-start %s)", name, h.uri, name)
+	}
+	described := &libvirtxml.Network{}
+	if err := described.Unmarshal(found.doc); err != nil {
+		return nil, fmt.Errorf("read the definition of network %q: %w", name, err)
+	}
+	return described, nil
+}
+
+// Networks are the names of the active networks; none if the daemon has no networks.
+func (h *Host) Networks(ctx context.Context) ([]string, error) {
+	names, err := Await(ctx, "list the networks", h.conn.ListNetworks)
+	if IsCode(err, libvirt.ERR_NO_SUPPORT) {
+		return nil, nil
+	}
+	return names, err
+}
+
+// A Lease is an address that the DHCP server of a network has given to a client.
+type Lease struct{ IP, MAC, ClientID string }
+
+// Leases lists the leases of a network.
+func (h *Host) Leases(ctx context.Context, network string) ([]Lease, error) {
+	return onNetwork(ctx, h, network, "ask for the leases of network "+network, func(n *libvirt.Network) ([]Lease, error) {
+		found, err := n.GetDHCPLeases()
+		leases := make([]Lease, len(found))
+		for i, l := range found {
+			leases[i] = Lease{IP: l.IPaddr, MAC: l.Mac, ClientID: l.Clientid}
+		}
+		return leases, err
+	})
+}
+
+// AddReservation reserves an address of a running network, and does not change its
+// definition. index is that of the <ip> element. The error is an [ErrUnsupported] if
+// libvirt has no reservations here.
+func (h *Host) AddReservation(ctx context.Context, network string, index int, host *libvirtxml.NetworkDHCPHost) error {
+	return h.updateReservation(ctx, network, libvirt.NETWORK_UPDATE_COMMAND_ADD_LAST, index, host)
+}
+
+// DropReservation removes a reservation. One that is gone is no error.
+func (h *Host) DropReservation(ctx context.Context, network string, index int, host *libvirtxml.NetworkDHCPHost) error {
+	err := h.updateReservation(ctx, network, libvirt.NETWORK_UPDATE_COMMAND_DELETE, index, host)
+	if IsOperationInvalid(err) {
+		return nil
+	}
+	return err
+}
+
+func (h *Host) updateReservation(ctx context.Context, network string, command libvirt.NetworkUpdateCommand, index int, host *libvirtxml.NetworkDHCPHost) error {
+	doc, err := host.Marshal()
+	if err != nil {
+		return err
+	}
+	_, err = onNetwork(ctx, h, network, "reserve "+host.IP+" on network "+network, func(n *libvirt.Network) (struct{}, error) {
+		return struct{}{}, n.Update(command, libvirt.NETWORK_SECTION_IP_DHCP_HOST, index, doc, libvirt.NETWORK_UPDATE_AFFECT_LIVE)
+	})
+	for _, code := range []libvirt.ErrorNumber{
+		libvirt.ERR_NO_SUPPORT, libvirt.ERR_OPERATION_UNSUPPORTED, libvirt.ERR_OPERATION_DENIED, libvirt.ERR_AUTH_UNAVAILABLE, libvirt.ERR_ACCESS_DENIED,
+	} {
+		if IsCode(err, code) {
+			return fmt.Errorf("%w: %w", ErrUnsupported, err)
+		}
+	}
+	return err
+}
+
+// onNetwork asks libvirt something about a network.
+func onNetwork[T any](ctx context.Context, h *Host, network, what string, ask func(*libvirt.Network) (T, error)) (T, error) {
+	return Await(ctx, what, func() (none T, _ error) {
+		n, err := h.conn.LookupNetworkByName(network)
+		if err != nil {
+			return none, err
+		}
+		defer n.Free()
+		return ask(n)
+	})
+}
+
+var macElement = regexp.MustCompile(`<mac address=['"]([0-9A-Fa-f:]{17})['"]`)
+
+// RunningMACs are the MAC addresses of all domains that run.
+func (h *Host) RunningMACs(ctx context.Context) (map[string]bool, error) {
+	return Await(ctx, "ask for the MAC addresses of the domains", func() (map[string]bool, error) {
+		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
+		if err != nil {
+			return nil, err
+		}
+		macs := make(map[string]bool)
+		for i := range domains {
+			doc, xmlErr := domains[i].GetXMLDesc(0)
+			domains[i].Free()
+			if xmlErr != nil && !IsCode(xmlErr, libvirt.ERR_NO_DOMAIN) { // it has just ended
+				err = errors.Join(err, xmlErr)
+			}
+			for _, found := range macElement.FindAllStringSubmatch(doc, -1) {
+				macs[strings.ToLower(found[1])] = true
+			}
+		}
+		return macs, err
+	})
+}
+
+// DefineFilter makes sure that libvirt has a network filter of that name.
+func (h *Host) DefineFilter(ctx context.Context, name, doc string) error {
+	return AwaitDone(ctx, "define network filter "+name, func() error {
+		filter, err := h.conn.LookupNWFilterByName(name)
+		if IsCode(err, libvirt.ERR_NO_NWFILTER) {
+			filter, err = h.conn.NWFilterDefineXML(doc)
+		}
+		if err != nil {
+			// Another process may have been faster.
+			if filter, again := h.conn.LookupNWFilterByName(name); again == nil {
+				return filter.Free()
+			}
+			return err
+		}
+		return filter.Free()
+	})
+}
+
+// UndefineFilter removes a network filter unless a domain uses it. Where there is none,
+// or there are no filters at all, it does nothing.
+func (h *Host) UndefineFilter(ctx context.Context, name string) error {
+	err := AwaitDone(ctx, "remove network filter "+name, func() error {
+		filter, err := h.conn.LookupNWFilterByName(name)
+		if err != nil {
+			return err
+		}
+		defer filter.Free()
+		return filter.Undefine()
+	})
+	for _, fine := range []libvirt.ErrorNumber{
+		libvirt.ERR_NO_NWFILTER, libvirt.ERR_OPERATION_INVALID, libvirt.ERR_NO_SUPPORT, libvirt.ERR_INVALID_NWFILTER,
+	} {
+		if IsCode(err, fine) {
+			return nil
+		}
+	}
+	return err
+}
+
+// IsNoFilter reports whether libvirt failed because a network filter does not exist.
+func IsNoFilter(err error) bool { return IsCode(err, libvirt.ERR_NO_NWFILTER) }
+
+// IsFilterError reports whether libvirt failed to filter the network of a domain.
+func IsFilterError(err error) bool {
+	var e Error
+	return errors.As(err, &e) &&
+		(e.Cause.Domain == libvirt.FROM_NWFILTER || e.Cause.Domain == libvirt.FROM_FIREWALL)
+}
+
+// IsOperationInvalid reports whether libvirt refused an operation because of the state of
+// the object: it exists already, does not exist, or is in use.
+func IsOperationInvalid(err error) bool { return IsCode(err, libvirt.ERR_OPERATION_INVALID) }
+
+// An AddressSource is where libvirt gets the addresses of a guest from.
+type AddressSource = libvirt.DomainInterfaceAddressesSource
+
+// The sources of addresses: the leases of the network's own DHCP server, the guest's
+// agent, and the host's ARP table.
+const (
+	FromLease AddressSource = libvirt.DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE
+	FromAgent AddressSource = libvirt.DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT
+	FromARP   AddressSource = libvirt.DOMAIN_INTERFACE_ADDRESSES_SRC_ARP
+)
+
+// An Interface is an interface of a guest.
+type Interface struct {
+	MAC       string
+	Addresses []string
+}
+
+// Interfaces asks one source for the addresses of the guest; none if it knows none, for now
+// or at all.
+func (d *Domain) Interfaces(ctx context.Context, source AddressSource) ([]Interface, error) {
+	interfaces, err := Await(ctx, "ask for the guest's address", func() ([]Interface, error) {
+		found, err := d.dom.ListAllInterfaceAddresses(source)
+		interfaces := make([]Interface, len(found))
+		for i, nic := range found {
+			interfaces[i].MAC = nic.Hwaddr
+			for _, a := range nic.Addrs {
+				interfaces[i].Addresses = append(interfaces[i].Addresses, a.Addr)
+			}
+		}
+		return interfaces, err
+	})
+	for _, code := range []libvirt.ErrorNumber{
+		libvirt.ERR_AGENT_UNRESPONSIVE, libvirt.ERR_ARGUMENT_UNSUPPORTED, libvirt.ERR_CONFIG_UNSUPPORTED,
+		libvirt.ERR_NO_SUPPORT, libvirt.ERR_OPERATION_UNSUPPORTED, libvirt.ERR_OPERATION_INVALID,
+		libvirt.ERR_INTERNAL_ERROR, libvirt.ERR_NO_NETWORK,
+	} {
+		if IsCode(err, code) {
+			return nil, nil
+		}
+	}
+	return interfaces, err
+}
