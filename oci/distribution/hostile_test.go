@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -276,6 +278,60 @@ func TestProxied(t *testing.T) {
 		if err := n.client(registry).policy.checkProxied(mustURL(t, "https://"+registry+"/v2/")); err == nil {
 			t.Errorf("the registry %s is left to the proxy", registry)
 		}
+	}
+}
+
+// TestThroughProxy pulls through a proxy, which may be anywhere and gets no password
+// of the registry; a private address that the registry names is not asked of it.
+func TestThroughProxy(t *testing.T) {
+	n := newNetwork(t)
+	var asked atomic.Int64
+	refuse := atomic.Bool{}
+	n.serve("proxy.test:3128", "127.0.0.1", false, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if r.Method != http.MethodConnect || r.Header.Get("Authorization") != "" || refuse.Load() {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		far, err := n.dial(r.Context(), "tcp", r.URL.Host, func(netip.Addr) error { return nil })
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer far.Close()
+		near, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer near.Close()
+		if _, err := io.WriteString(near, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
+			return
+		}
+		go func() { _, _ = io.Copy(far, near) }()
+		_, _ = io.Copy(near, far)
+	})
+	n.serve("registry.example.com:443", publicAddr, true, needsBasic)
+	victim := n.serve("10.9.9.9:443", "10.9.9.9", true, honest)
+	n.serve("evil.example.com:443", otherPublicAddr, true, redirectTo(victim.url))
+	client := func(registry string) *Client {
+		c := n.client(registry)
+		c.transport.proxy = func(*url.URL) (*url.URL, error) { return url.Parse("http://proxy.test:3128") }
+		return c
+	}
+	c := client("registry.example.com")
+	for _, step := range []string{"manifest", "blob"} {
+		if err := actions[step](t.Context(), c); err != nil {
+			t.Errorf("%s: %v", step, err)
+		}
+	}
+	if asked.Load() == 0 {
+		t.Error("the proxy was not asked")
+	}
+	checkRefused(t, actions["manifest"](t.Context(), client("evil.example.com")), victim)
+	refuse.Store(true)
+	if err := actions["manifest"](t.Context(), client("registry.example.com")); err == nil || err.Error() != "the proxy proxy.test:3128 answers 403 Forbidden" {
+		t.Errorf("refused by the proxy: %v", err)
 	}
 }
 
