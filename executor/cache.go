@@ -2,16 +2,12 @@ package executor
 
 import (
 	"context"
-	_ "embed" // the guest's part
 	"errors"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/guestshell"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/cache"
-	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // flushTimeout bounds the flush of the cache before the machine is destroyed.
@@ -45,16 +41,15 @@ func (d *Driver) cache(settings config.Resolved, dirs config.Dirs) *cache.Config
 }
 
 // mountCache mounts the cache in the guest, and drops a cache that cannot be used.
-func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) error {
-	mode := guest.CacheMode()
-	if mode == "" {
+func (d *Driver) mountCache(ctx context.Context, machine instance, dir string) error {
+	mount := machine.Info().Cache
+	if mount.Mode == "" {
 		return nil
 	}
-	err := guestshell.MountCache(ctx, guest, guestshell.Cache{
-		Mode: string(mode), Label: cache.Label, Dir: dir, Fresh: guest.CacheIsFresh(),
-	}, d.Log)
+	mount.Dir = dir
+	err := guestshell.MountCache(ctx, machine, mount, d.Log)
 	if errors.Is(err, guestshell.ErrCacheUnusable) {
-		d.dropCache(guest)
+		d.dropCache(machine)
 		return nil
 	}
 	return err
@@ -62,54 +57,24 @@ func (d *Driver) mountCache(ctx context.Context, guest *vm.Guest, dir string) er
 
 // dropCache removes a cache disk after a failure. A damaged file system can crash the
 // guest, at boot or at the mount, and would do so in every job of the project.
-func (d *Driver) dropCache(guest *vm.Guest) {
-	if guest.CacheMode() != cache.Disk {
+func (d *Driver) dropCache(machine instance) {
+	info := machine.Info()
+	if info.Cache.Mode != config.CacheDisk {
 		return
 	}
-	name := guest.Record().Cache
-	if err := guest.DropCache(); err != nil {
-		d.admin().Warn("cannot drop a cache disk that may be damaged", "cache", name, "error", err)
+	if err := machine.DropCache(); err != nil {
+		d.admin().Warn("cannot drop a cache disk that may be damaged", "cache", info.CacheName, "error", err)
 		return
 	}
-	d.admin().Warn("dropped a cache disk that may be damaged", "cache", name)
+	d.admin().Warn("dropped a cache disk that may be damaged", "cache", info.CacheName)
 }
 
 // flushCache flushes the guest's cache disk before the machine is destroyed. The
 // machine is destroyed even if that fails.
-func (d *Driver) flushCache(ctx context.Context, host *virt.Host, dirs config.Dirs) {
+func (d *Driver) flushCache(ctx context.Context, host machineHost) {
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
-	guest, err := vm.Find(ctx, host, d.Job.VMName(), d.jobDir(dirs))
-	if err != nil || guest.CacheMode() != cache.Disk || guest.Record().Address == "" {
-		return // vm.Remove reports the error
+	if err := host.FlushCache(ctx, d.Settings.For(d.Job.Image).GuestCacheDir); err != nil {
+		d.admin().Warn("cannot flush the cache, which may lack recent writes", "error", err)
 	}
-	login, err := guestssh.LoadLogin(d.jobDir(dirs))
-	if err == nil {
-		err = guest.Connect(ctx, login)
-	}
-	if err == nil {
-		defer guest.Close()
-		err = guestshell.FlushCache(ctx, guest, d.Settings.For(d.Job.Image).GuestCacheDir)
-	}
-	if err != nil {
-		d.admin().Warn("cannot flush the cache, which may lack recent writes", "cache", guest.Record().Cache, "error", err)
-	}
-}
-
-// updateCacheGauges counts caches. It would take too long to measure shares.
-func (d *Driver) updateCacheGauges(dirs config.Dirs) error {
-	caches, err := cache.List(dirs.Caches)
-	if err != nil {
-		return err
-	}
-	count, size := map[cache.Mode]float64{}, float64(0)
-	for _, c := range caches {
-		count[c.Mode]++
-		size += float64(c.Size)
-	}
-	for _, mode := range []cache.Mode{cache.Disk, cache.Share} {
-		d.metrics.Set("sardine_caches", count[mode], "mode", string(mode))
-	}
-	d.metrics.Set("sardine_cache_disk_bytes", size)
-	return nil
 }

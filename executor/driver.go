@@ -20,8 +20,6 @@ import (
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
-	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -58,6 +56,7 @@ type Driver struct {
 	Local bool
 
 	metrics metrics.Changes
+	newHost func(context.Context) (machineHost, error) // of tests; nil for libvirt
 }
 
 // WriteMetrics adds the metrics of this process to the file metrics_textfile.
@@ -69,29 +68,13 @@ func (d *Driver) phase(name string) (end func()) {
 	return func() { d.metrics.Observe(name, time.Since(began)) }
 }
 
-// updateGauges sets the gauges of machines, images, caches and snapshots. A failure is
-// logged and does not fail the stage.
-func (d *Driver) updateGauges(ctx context.Context, host *virt.Host, dirs config.Dirs) {
+// updateGauges sets the gauges of the host. A failure is logged and does not fail the
+// stage.
+func (d *Driver) updateGauges(ctx context.Context, host machineHost) {
 	if d.Settings.Defaults.MetricsTextfile == "" {
 		return
 	}
-	machines, err := record.List(ctx, host)
-	if err == nil {
-		d.metrics.Set("sardine_machines", float64(len(machines)))
-	}
-	store, storeErr := oci.OpenStore(dirs.Store)
-	if storeErr == nil {
-		var images []*oci.Image
-		if images, storeErr = store.List(ctx); storeErr == nil {
-			var size int64
-			for _, image := range images {
-				size += sizeOf(image)
-			}
-			d.metrics.Set("sardine_images", float64(len(images)))
-			d.metrics.Set("sardine_image_bytes", float64(size))
-		}
-	}
-	if err := errors.Join(err, storeErr, d.updateCacheGauges(dirs), d.updateSnapshotGauges(dirs)); err != nil {
+	if err := host.UpdateGauges(ctx, &d.metrics); err != nil {
 		d.admin().Warn("metrics are incomplete", "error", err)
 	}
 }
@@ -132,11 +115,16 @@ func (d *Driver) admin() *slog.Logger {
 	return d.Admin.With("job", d.Job.ID, "project", d.Job.Project, "machine", d.Job.VMName())
 }
 
-// OpenHost connects to the libvirt in the settings.
-func OpenHost(ctx context.Context, settings *config.Settings) (*virt.Host, error) {
-	ctx, cancel := context.WithTimeout(ctx, LibvirtTimeout)
-	defer cancel()
-	return virt.Open(ctx, settings.Defaults.Connect)
+// openHost connects to the host of the job's machine.
+func (d *Driver) openHost(ctx context.Context, dirs config.Dirs) (machineHost, error) {
+	if d.newHost != nil {
+		return d.newHost(ctx)
+	}
+	host, err := OpenHost(ctx, d.Settings)
+	if err != nil {
+		return nil, err
+	}
+	return &libvirtHost{host, dirs, d.Job.VMName()}, nil
 }
 
 // jobDir is the directory of the job's machine.
@@ -176,7 +164,7 @@ func isDir(path string) bool {
 }
 
 func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
-	host, err := OpenHost(ctx, d.Settings)
+	host, err := d.openHost(ctx, dirs)
 	if err != nil {
 		return err
 	}
@@ -190,15 +178,15 @@ func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
 		return err
 	}
 	if !kept {
-		d.flushCache(ctx, host, dirs)
-		if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs)); err != nil {
+		d.flushCache(ctx, host)
+		if err := host.Remove(ctx); err != nil {
 			return err
 		}
 	}
 	if o != nil {
 		d.metrics.Count("sardine_jobs_total", 1, "result", o.Result)
 	}
-	d.updateGauges(ctx, host, dirs)
+	d.updateGauges(ctx, host)
 	return nil
 }
 

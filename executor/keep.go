@@ -16,7 +16,6 @@ import (
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -80,12 +79,12 @@ func (d *Driver) save(dir string, o outcome.Outcome) bool {
 
 // keep sets the new expiry of a failed job's machine, and reports whether the machine is
 // kept. Sweep removes it.
-func (d *Driver) keep(ctx context.Context, host *virt.Host, o *outcome.Outcome) (bool, error) {
+func (d *Driver) keep(ctx context.Context, host machineHost, o *outcome.Outcome) (bool, error) {
 	if o == nil || o.Keep == 0 {
 		return false, nil
 	}
 	until := time.Now().Add(o.Keep)
-	err := record.Keep(ctx, host, d.Job.VMName(), until)
+	err := host.Keep(ctx, until)
 	if errors.Is(err, virt.ErrNoDomain) {
 		return false, nil
 	}

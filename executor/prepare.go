@@ -13,7 +13,6 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
-	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -58,18 +57,13 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	if d.Job.Services {
 		d.Log.Warn("services: is ignored: GitLab Runner starts no services for a custom executor")
 	}
-	host, err := OpenHost(ctx, d.Settings)
+	host, err := d.openHost(ctx, p.dirs)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	if p.settings.Cache == string(cache.Share) {
-		if err := cache.CheckShares(host); err != nil {
-			return err
-		}
-	}
-	d.sweep(ctx, host, p.dirs)
-	if err := d.removeStale(ctx, host, p.dirs); err != nil {
+	d.sweep(ctx, host)
+	if err := d.removeStale(ctx, host); err != nil {
 		return err
 	}
 	defer func() {
@@ -81,7 +75,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 			err = errors.Join(err, d.removeFailed(ctx, host, p.dirs))
 		}
 	}()
-	defer d.updateGauges(ctx, host, p.dirs)
+	defer d.updateGauges(ctx, host)
 	err = d.prepareMachine(ctx, host, p)
 	if errors.Is(err, errNotResumed) {
 		err = d.retryWithColdBoot(ctx, host, p, err)
@@ -90,22 +84,22 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 }
 
 // prepareMachine starts the job's machine and prepares its guest.
-func (d *Driver) prepareMachine(ctx context.Context, host *virt.Host, p plan) error {
+func (d *Driver) prepareMachine(ctx context.Context, host machineHost, p plan) error {
 	machine, err := d.start(ctx, host, p)
 	if err != nil {
 		return err
 	}
-	defer machine.Guest.Close()
+	defer machine.Close()
 	return d.finishPrepare(ctx, machine, p)
 }
 
 // start creates and starts the job's machine.
-func (d *Driver) start(ctx context.Context, host *virt.Host, p plan) (*Instance, error) {
-	hostSize, err := host.Size(ctx)
+func (d *Driver) start(ctx context.Context, host machineHost, p plan) (instance, error) {
+	cpus, err := host.CPUs(ctx)
 	if err != nil {
 		return nil, err
 	}
-	size, err := d.size(p.settings, hostSize)
+	size, err := d.size(p.settings, cpus)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +107,7 @@ func (d *Driver) start(ctx context.Context, host *virt.Host, p plan) (*Instance,
 	policy.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
 	progress := d.Log.Progress("Pulling")
 	defer d.countPull(progress)
-	return FetchAndClone(ctx, host, FetchAndCloneOptions{
+	return host.Start(ctx, FetchAndCloneOptions{
 		Image: p.ref,
 		Pull: oci.PullOptions{
 			Policies:     p.policies,
@@ -153,38 +147,38 @@ func (d *Driver) countPull(progress *joblog.Lines) {
 }
 
 // finishPrepare waits for the guest, prepares it, and records what later stages need.
-func (d *Driver) finishPrepare(ctx context.Context, machine *Instance, p plan) error {
+func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) error {
 	began := time.Now()
-	end := d.Log.Section("sardine_boot", "Machine "+machine.Name)
+	end := d.Log.Section("sardine_boot", "Machine "+d.Job.VMName())
 	defer end()
 	booted := d.phase("boot")
-	login := machine.Login
-	err := d.waitReady(ctx, machine, login, p.settings)
+	err := d.waitReady(ctx, machine, p.settings.Timeout)
+	info := machine.Info()
 	if err == nil {
 		booted()
-		err = d.mountCache(ctx, machine.Guest, p.settings.GuestCacheDir)
+		err = d.mountCache(ctx, machine, p.settings.GuestCacheDir)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
-			d.dropCache(machine.Guest)
+			d.dropCache(machine)
 		}
 		return err
 	}
-	if err := guestssh.SaveLogin(d.jobDir(p.dirs), login); err != nil {
+	if err := guestssh.SaveLogin(d.jobDir(p.dirs), info.Login); err != nil {
 		return err
 	}
 	from := "boot"
-	if machine.Guest.Resumed() {
+	if info.resumed() {
 		from = "snapshot"
-		d.Log.Say("Guest resumed from a snapshot of %s", machine.Guest.SnapshotTime().Format(time.RFC3339))
+		d.Log.Say("Guest resumed from a snapshot of %s", info.SnapshotTime.Format(time.RFC3339))
 	}
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
-	d.Log.Say("Guest ready at %s as %s (%s)", machine.Guest.Record().Address, login.User, joblog.Seconds(time.Since(began)))
-	if err := guestshell.MakeDirs(ctx, machine.Guest, p.settings, d.Log); err != nil {
+	d.Log.Say("Guest ready at %s as %s (%s)", info.Address, info.Login.User, joblog.Seconds(time.Since(began)))
+	if err := guestshell.MakeDirs(ctx, machine, p.settings, d.Log); err != nil {
 		return err
 	}
 	end()
-	if err := guestshell.RunPrepareScript(ctx, machine.Guest, p.settings, d.Job.Variables, d.Log); err != nil {
+	if err := guestshell.RunPrepareScript(ctx, machine, p.settings, d.Job.Variables, d.Log); err != nil {
 		return err
 	}
 	// If no script follows, the job was cancelled.
@@ -205,10 +199,10 @@ func (d *Driver) record(now time.Time) record.Record {
 
 // sweep removes machines and files that no job owns. A failure does not fail the job,
 // and the next job continues after a timeout.
-func (d *Driver) sweep(ctx context.Context, host *virt.Host, dirs config.Dirs) {
+func (d *Driver) sweep(ctx context.Context, host machineHost) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
-	swept, err := Sweep(ctx, host, dirs, SweepOptions{Now: time.Now(), Metrics: &d.metrics})
+	swept, err := host.Sweep(ctx, &d.metrics)
 	for _, s := range swept {
 		d.admin().Warn("swept a machine that no job owns", "swept", s.Machine, "reason", s.Reason)
 	}
@@ -219,28 +213,28 @@ func (d *Driver) sweep(ctx context.Context, host *virt.Host, dirs config.Dirs) {
 
 // removeStale removes the machine of an earlier attempt at the same job, if its cleanup
 // failed.
-func (d *Driver) removeStale(ctx context.Context, host *virt.Host, dirs config.Dirs) error {
+func (d *Driver) removeStale(ctx context.Context, host machineHost) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	if err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs)); err != nil {
+	if err := host.Remove(ctx); err != nil {
 		return fmt.Errorf("remove the machine of an earlier attempt: %w", err)
 	}
 	return nil
 }
 
 // removeFailed removes the machine after a failure, within [abortTimeout] after a signal.
-func (d *Driver) removeFailed(ctx context.Context, host *virt.Host, dirs config.Dirs) error {
+func (d *Driver) removeFailed(ctx context.Context, host machineHost, dirs config.Dirs) error {
 	timeout := removeTimeout
 	if ctx.Err() != nil {
 		timeout = abortTimeout
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	err := vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
+	err := host.Remove(ctx)
 	if errors.Is(err, virt.ErrDisconnected) { // perhaps the reason of the failure
-		if host, err = OpenHost(ctx, d.Settings); err == nil {
+		if host, err = d.openHost(ctx, dirs); err == nil {
 			defer host.Close()
-			err = vm.Remove(ctx, host, d.Job.VMName(), dirs.Overlays, d.jobDir(dirs))
+			err = host.Remove(ctx)
 		}
 	}
 	if err != nil {
@@ -249,15 +243,15 @@ func (d *Driver) removeFailed(ctx context.Context, host *virt.Host, dirs config.
 	return nil
 }
 
-// waitReady waits for the guest, for the setting timeout at most.
-func (d *Driver) waitReady(ctx context.Context, machine *Instance, login guestssh.Login, settings config.Resolved) error {
-	if machine.Guest.Resumed() {
+// waitReady waits for the guest, for timeout at most.
+func (d *Driver) waitReady(ctx context.Context, machine instance, timeout time.Duration) error {
+	info := machine.Info()
+	if info.resumed() {
 		return d.waitResumed(ctx, machine)
 	}
-	timeout := settings.Timeout
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	err := machine.Guest.WaitReady(ctx, login)
+	err := machine.WaitReady(ctx, info.Login)
 	if errors.Is(err, vm.ErrNoAnswer) {
 		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
 	}

@@ -2,7 +2,6 @@ package executor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,9 +10,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // Run is the run stage: it runs the script in the file path in the job's guest. name is
@@ -32,7 +29,7 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 		return fmt.Errorf("open the script of the stage: %w", err)
 	}
 	defer script.Close()
-	host, err := OpenHost(ctx, d.Settings)
+	host, err := d.openHost(ctx, dirs)
 	if err != nil {
 		return err
 	}
@@ -42,8 +39,8 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 }
 
 // runIn runs the script of the stage name in the job's machine.
-func (d *Driver) runIn(ctx context.Context, host *virt.Host, dirs config.Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
-	guest, err := Connect(ctx, host, d.Job.VMName(), d.jobDir(dirs))
+func (d *Driver) runIn(ctx context.Context, host machineHost, dirs config.Dirs, script io.Reader, name string, stdout, stderr io.Writer) error {
+	guest, err := host.Connect(ctx)
 	if err != nil {
 		return err
 	}
@@ -66,22 +63,4 @@ func (d *Driver) runIn(ctx context.Context, host *virt.Host, dirs config.Dirs, s
 		return failure.ScriptError(status)
 	}
 	return nil
-}
-
-// Connect logs in to a machine that prepare started.
-func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Guest, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	guest, err := vm.Find(ctx, host, name, jobDir)
-	if errors.Is(err, virt.ErrNoDomain) {
-		return nil, fmt.Errorf("the job's machine is gone (it powered off, its QEMU died, or prepare never ran): %w", err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	login, err := guestssh.LoadLogin(jobDir)
-	if err != nil {
-		return nil, err
-	}
-	return guest, guest.Connect(ctx, login)
 }

@@ -8,7 +8,6 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/guestshell"
-	"gitlab-sardine-executor/vm"
 )
 
 // runnerSeenFile, in the job's directory, says that the guest has gitlab-runner, or that
@@ -23,7 +22,7 @@ var runnerStages = []string{
 
 // copyRunner copies gitlab-runner into the guest before the first stage that needs it,
 // if the guest lacks it.
-func (d *Driver) copyRunner(ctx context.Context, guest *vm.Guest, dirs config.Dirs, settings config.Resolved, stage string) error {
+func (d *Driver) copyRunner(ctx context.Context, guest guestshell.Guest, dirs config.Dirs, settings config.Resolved, stage string) error {
 	if settings.RunnerBinary == config.RunnerOff || !slices.Contains(runnerStages, stage) {
 		return nil
 	}

@@ -11,7 +11,6 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/failure"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // sizeVariables are the job variables that choose the size of a machine.
@@ -47,8 +46,8 @@ func SizeFor(settings config.Resolved, hostCPUs, concurrency uint) Size {
 // size returns the size of the job's machine: that of the settings, or what the job
 // chooses, if it may. [vm.Spec] has the limits for CPUs and memory; max_disk is applied
 // here.
-func (d *Driver) size(settings config.Resolved, host virt.HostSize) (Size, error) {
-	size := SizeFor(settings, host.CPUs, d.Settings.Defaults.Concurrency)
+func (d *Driver) size(settings config.Resolved, hostCPUs uint) (Size, error) {
+	size := SizeFor(settings, hostCPUs, d.Settings.Defaults.Concurrency)
 	for _, name := range sizeVariables {
 		wish := d.Job.Variable(name)
 		if wish == "" {

@@ -8,12 +8,11 @@ import (
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 func TestSize(t *testing.T) {
 	const all = "allowed_job_variables = ['SARDINE_CPUS', 'SARDINE_MEMORY', 'SARDINE_DISK']\n"
-	host := virt.HostSize{CPUs: 8, Memory: 64 << 30}
+	const hostCPUs = 8
 	for _, test := range []struct {
 		name, toml string
 		variables  map[string]string
@@ -50,7 +49,7 @@ func TestSize(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			d := &Driver{Settings: parse(t, "[defaults]\n"+test.toml), Job: job.Job{Variables: test.variables}, Log: joblog.New(io.Discard)}
-			got, err := d.size(d.Settings.For("x"), host)
+			got, err := d.size(d.Settings.For("x"), hostCPUs)
 			if refused := err != nil && failure.Classify(err) == failure.Build; refused != test.refused || !refused && (err != nil || got != test.want) {
 				t.Errorf("got %+v, %v; want %+v, refused: %v", got, err, test.want, test.refused)
 			}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -40,34 +39,23 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *virt.Host, sp
 	return err
 }
 
-// updateSnapshotGauges counts snapshots.
-func (d *Driver) updateSnapshotGauges(dirs config.Dirs) error {
-	count, size, err := snapshot.Usage(dirs.Snapshots())
-	if err != nil {
-		return err
-	}
-	d.metrics.Set("sardine_snapshots", float64(count))
-	d.metrics.Set("sardine_snapshot_bytes", float64(size))
-	return nil
-}
-
 // waitResumed waits for a guest that resumes from a snapshot. If it does not answer, the
 // error is an [errNotResumed], and the snapshot is not used again.
-func (d *Driver) waitResumed(ctx context.Context, machine *Instance) error {
+func (d *Driver) waitResumed(ctx context.Context, machine instance) error {
 	waiting, cancel := context.WithTimeout(ctx, resumeTimeout)
 	defer cancel()
-	err := machine.Guest.WaitReady(waiting, machine.Login)
+	err := machine.WaitReady(waiting, machine.Info().Login)
 	if err == nil || ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) {
 		return err
 	}
-	return errors.Join(fmt.Errorf("%w: %w", errNotResumed, err), machine.Guest.DistrustSnapshot(err))
+	return errors.Join(fmt.Errorf("%w: %w", errNotResumed, err), machine.DistrustSnapshot(err))
 }
 
 // retryWithColdBoot replaces a machine that did not resume from its snapshot, because of
 // cause, by a machine that boots.
-func (d *Driver) retryWithColdBoot(ctx context.Context, host *virt.Host, p plan, cause error) error {
+func (d *Driver) retryWithColdBoot(ctx context.Context, host machineHost, p plan, cause error) error {
 	d.Log.Warn("%s: booting a machine instead", joblog.OneLine(cause.Error()))
-	if err := d.removeStale(ctx, host, p.dirs); err != nil {
+	if err := d.removeStale(ctx, host); err != nil {
 		return err
 	}
 	p.settings.MemorySnapshot = false

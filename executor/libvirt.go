@@ -1,0 +1,192 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/guestshell"
+	"gitlab-sardine-executor/executor/metrics"
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/snapshot"
+	"gitlab-sardine-executor/vm/virt"
+)
+
+// OpenHost connects to the libvirt in the settings.
+func OpenHost(ctx context.Context, settings *config.Settings) (*virt.Host, error) {
+	ctx, cancel := context.WithTimeout(ctx, LibvirtTimeout)
+	defer cancel()
+	return virt.Open(ctx, settings.Defaults.Connect)
+}
+
+// Connect logs in to a machine that prepare started.
+func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Guest, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	guest, err := vm.Find(ctx, host, name, jobDir)
+	if errors.Is(err, virt.ErrNoDomain) {
+		return nil, fmt.Errorf("the job's machine is gone (it powered off, its QEMU died, or prepare never ran): %w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	login, err := guestssh.LoadLogin(jobDir)
+	if err != nil {
+		return nil, err
+	}
+	return guest, guest.Connect(ctx, login)
+}
+
+// A libvirtHost is a libvirt connection for one job.
+type libvirtHost struct {
+	*virt.Host
+	dirs    config.Dirs
+	machine string // name
+}
+
+func (h *libvirtHost) jobDir() string { return h.dirs.Job(h.machine) }
+
+// CPUs of the host, as libvirt counts them.
+func (h *libvirtHost) CPUs(ctx context.Context) (uint, error) {
+	size, err := h.Size(ctx)
+	return size.CPUs, err
+}
+
+// Start checks what the cache needs before it pulls the image.
+func (h *libvirtHost) Start(ctx context.Context, o FetchAndCloneOptions) (instance, error) {
+	if o.Settings.Cache == config.CacheShare {
+		if err := cache.CheckShares(h.Host); err != nil {
+			return nil, err
+		}
+	}
+	started, err := FetchAndClone(ctx, h.Host, o)
+	if err != nil {
+		return nil, err
+	}
+	return libvirtInstance{started.Guest, started.Login}, nil
+}
+
+// Connect logs in with the login that prepare saved.
+func (h *libvirtHost) Connect(ctx context.Context) (instance, error) {
+	guest, err := Connect(ctx, h.Host, h.machine, h.jobDir())
+	if err != nil {
+		return nil, err
+	}
+	return libvirtInstance{Guest: guest}, nil
+}
+
+// FlushCache does nothing if the machine has no cache disk, or was never ready.
+func (h *libvirtHost) FlushCache(ctx context.Context, dir string) error {
+	guest, err := vm.Find(ctx, h.Host, h.machine, h.jobDir())
+	if err != nil || guest.CacheMode() != cache.Disk || guest.Record().Address == "" {
+		return nil // Remove reports the error
+	}
+	login, err := guestssh.LoadLogin(h.jobDir())
+	if err == nil {
+		err = guest.Connect(ctx, login)
+	}
+	if err == nil {
+		defer guest.Close()
+		err = guestshell.FlushCache(ctx, guest, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("cache %s: %w", guest.Record().Cache, err)
+	}
+	return nil
+}
+
+// Keep changes the record in the machine's domain.
+func (h *libvirtHost) Keep(ctx context.Context, until time.Time) error {
+	return record.Keep(ctx, h.Host, h.machine, until)
+}
+
+// Remove also removes files without a domain.
+func (h *libvirtHost) Remove(ctx context.Context) error {
+	return vm.Remove(ctx, h.Host, h.machine, h.dirs.Overlays, h.jobDir())
+}
+
+// Sweep removes what has expired by now.
+func (h *libvirtHost) Sweep(ctx context.Context, counted *metrics.Changes) ([]Swept, error) {
+	return Sweep(ctx, h.Host, h.dirs, SweepOptions{Now: time.Now(), Metrics: counted})
+}
+
+// UpdateGauges sets the gauges that it can find out, and returns the errors of the others.
+func (h *libvirtHost) UpdateGauges(ctx context.Context, gauges *metrics.Changes) error {
+	machines, err := record.List(ctx, h.Host)
+	if err == nil {
+		gauges.Set("sardine_machines", float64(len(machines)))
+	}
+	return errors.Join(err, imageGauges(ctx, h.dirs, gauges), cacheGauges(h.dirs, gauges), snapshotGauges(h.dirs, gauges))
+}
+
+func imageGauges(ctx context.Context, dirs config.Dirs, gauges *metrics.Changes) error {
+	store, err := oci.OpenStore(dirs.Store)
+	if err != nil {
+		return err
+	}
+	images, err := store.List(ctx)
+	if err != nil {
+		return err
+	}
+	var size int64
+	for _, image := range images {
+		size += sizeOf(image)
+	}
+	gauges.Set("sardine_images", float64(len(images)))
+	gauges.Set("sardine_image_bytes", float64(size))
+	return nil
+}
+
+// cacheGauges counts caches. It would take too long to measure shares.
+func cacheGauges(dirs config.Dirs, gauges *metrics.Changes) error {
+	caches, err := cache.List(dirs.Caches)
+	if err != nil {
+		return err
+	}
+	count, size := map[cache.Mode]float64{}, float64(0)
+	for _, c := range caches {
+		count[c.Mode]++
+		size += float64(c.Size)
+	}
+	for _, mode := range []cache.Mode{cache.Disk, cache.Share} {
+		gauges.Set("sardine_caches", count[mode], "mode", string(mode))
+	}
+	gauges.Set("sardine_cache_disk_bytes", size)
+	return nil
+}
+
+func snapshotGauges(dirs config.Dirs, gauges *metrics.Changes) error {
+	count, size, err := snapshot.Usage(dirs.Snapshots())
+	if err != nil {
+		return err
+	}
+	gauges.Set("sardine_snapshots", float64(count))
+	gauges.Set("sardine_snapshot_bytes", float64(size))
+	return nil
+}
+
+// A libvirtInstance is a guest of libvirt with its login.
+type libvirtInstance struct {
+	*vm.Guest
+	login guestssh.Login
+}
+
+// Info is current: a guest that is ready has an address.
+func (i libvirtInstance) Info() instanceInfo {
+	info := instanceInfo{
+		Login:     i.login,
+		Address:   i.Record().Address,
+		Cache:     guestshell.Cache{Mode: string(i.CacheMode()), Label: cache.Label, Fresh: i.CacheIsFresh()},
+		CacheName: i.Record().Cache,
+	}
+	if i.Resumed() {
+		info.SnapshotTime = i.SnapshotTime()
+	}
+	return info
+}
