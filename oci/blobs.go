@@ -102,7 +102,7 @@ func (b *blobSequence) end(err error) {
 
 // finish reads what is left, to verify it.
 func (b *blobSequence) finish() error {
-	_, err := io.Copy(io.Discard, onlyReader{b})
+	_, err := io.Copy(io.Discard, newOnlyReader(b))
 	return err
 }
 
@@ -140,5 +140,8 @@ func closeUnread(coming <-chan openedBlob) {
 	}
 }
 
-// onlyReader hides WriteTo, by which io.Copy would bypass the buffer's size.
-type onlyReader struct{ io.Reader }
+// newBlobSequence reads blobs of src one after the other, and adds what it reads to
+// received.
+func newBlobSequence(ctx context.Context, src source, blobs []v1.Descriptor, progress Progress, received *atomic.Int64) *blobSequence {
+	return &blobSequence{ctx: ctx, src: src, blobs: blobs, progress: progress, received: received}
+}

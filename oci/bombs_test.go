@@ -3,37 +3,21 @@ package oci
 import (
 	"archive/tar"
 	"bytes"
-	"compress/flate"
 	"compress/gzip"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
-	"os"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/opencontainers/image-spec/specs-go"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/ulikunitz/xz"
 
 	"gitlab-sardine-executor/oci/format"
 )
-
-// allocating is how many bytes do allocates in all.
-func allocating(do func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	do()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
 
 // xzAsking is content as xz whose block says that it needs a dictionary, as the
 // properties of LZMA2 encode its size.
@@ -98,59 +82,6 @@ func TestHugeWindow(t *testing.T) {
 				checkContent(t, image, content)
 			}
 		})
-	}
-}
-
-// TestTinyPieces: compressed streams whose smallest parts follow each other, each
-// with what a decompressor does for every new one.
-func TestTinyPieces(t *testing.T) {
-	const size = 4 << 20
-	var empty bytes.Buffer
-	if err := gzip.NewWriter(&empty).Close(); err != nil {
-		t.Fatal(err)
-	}
-	members := bytes.Repeat(empty.Bytes(), size/empty.Len())
-	var members2 int64
-	n := allocating(func() {
-		g, err := newGunzip(bytes.NewReader(members), nil)
-		if err == nil {
-			members2, err = io.Copy(io.Discard, g)
-		}
-		if err != nil {
-			t.Error(err)
-		}
-	})
-	if members2 != 0 || n > 16<<20 {
-		t.Errorf("empty gzip members: %d bytes of content, %d MiB allocated", members2, n>>20)
-	}
-
-	// Empty blocks with the fixed code: 0, 01 and seven zeroes.
-	var blocks bytes.Buffer
-	blocks.Write(empty.Bytes()[:10])
-	stream := make([]byte, size)
-	for bit := 1; bit < 8*size-20; bit += 10 {
-		stream[bit/8] |= 1 << (bit % 8)
-	}
-	blocks.Write(stream)
-	took := func(open func() (io.Reader, error)) time.Duration {
-		best := time.Hour
-		for range 3 { // others want the processor, too
-			start := time.Now()
-			r, err := open()
-			if err == nil {
-				_, err = io.Copy(io.Discard, r)
-			}
-			if !errors.Is(err, io.ErrUnexpectedEOF) {
-				t.Errorf("empty blocks: %v", err)
-			}
-			best = min(best, time.Since(start))
-		}
-		return best
-	}
-	ours := took(func() (io.Reader, error) { return newGunzip(bytes.NewReader(blocks.Bytes()), nil) })
-	gos := took(func() (io.Reader, error) { return flate.NewReader(bytes.NewReader(stream)), nil })
-	if ours > 10*gos {
-		t.Errorf("empty blocks take %v, with Go's library %v", ours, gos)
 	}
 }
 
@@ -260,79 +191,5 @@ func TestManyLayers(t *testing.T) {
 	}
 	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("took %v", took)
-	}
-}
-
-// put writes an index to a layout, as the only one.
-func (l testLayout) index(children ...v1.Descriptor) Reference {
-	l.t.Helper()
-	raw, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: children})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	top, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{l.blob(v1.MediaTypeImageIndex, raw)}})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(l.dir, "index.json"), top, 0o644); err != nil {
-		l.t.Fatal(err)
-	}
-	return mustParse(l.t, "oci:"+l.dir)
-}
-
-// manifest adds one with a layer of its own and those given.
-func (l testLayout) manifest(content string, more ...v1.Descriptor) v1.Descriptor {
-	l.t.Helper()
-	raw, err := json.Marshal(v1.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, Config: l.blob(v1.MediaTypeEmptyJSON, []byte("{}")),
-		Layers: append([]v1.Descriptor{l.blob("text/plain", []byte(content))}, more...),
-	})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return l.blob(v1.MediaTypeImageManifest, raw)
-}
-
-// TestManifestAsLayer: what is a layer of one image and a manifest of another is
-// copied as both, in whatever order they come, with all that it names.
-func TestManifestAsLayer(t *testing.T) {
-	for _, layerFirst := range []bool{true, false} {
-		m := newMeddler(t)
-		l := newLayout(t)
-		inner := l.manifest("inner")
-		asLayer := inner
-		asLayer.MediaType = "application/octet-stream"
-		children := []v1.Descriptor{l.manifest("outer", asLayer), inner}
-		if !layerFirst {
-			children[0], children[1] = children[1], children[0]
-		}
-		ref := mustParse(t, m.host+"/vms/index:1")
-		if _, err := Push(t.Context(), l.index(children...), ref, TransferOptions{patience: impatient}); err != nil {
-			t.Fatal(err)
-		}
-		layout := filepath.Join(t.TempDir(), "layout")
-		if _, err := Fetch(t.Context(), ref, mustParse(t, "oci:"+layout), TransferOptions{patience: impatient}); err != nil {
-			t.Fatal(err)
-		}
-		if want, got := strings.Join(blobNames(t, l.dir), "\n"), strings.Join(blobNames(t, layout), "\n"); want != got {
-			t.Errorf("layer first: %v: the layout has\n%s\nwant\n%s", layerFirst, got, want)
-		}
-	}
-}
-
-// TestManyManifests: those of one image, which are kept in memory, are not without
-// bounds.
-func TestManyManifests(t *testing.T) {
-	l := newLayout(t)
-	var children []v1.Descriptor
-	for i := range 17 {
-		layer := l.blob("text/plain", nil)
-		layer.Annotations = map[string]string{"x": strings.Repeat(string(rune('a'+i)), maxManifest-2000)}
-		children = append(children, l.manifest("", layer))
-	}
-	m := newMeddler(t)
-	_, err := Push(t.Context(), l.index(children...), mustParse(t, m.host+"/vms/index:1"), TransferOptions{patience: impatient})
-	if !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "67108864") {
-		t.Errorf("got %v, want that the manifests are too large", err)
 	}
 }

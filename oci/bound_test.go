@@ -200,30 +200,6 @@ func TestHonestDisks(t *testing.T) {
 	}
 }
 
-// iso has the first volume descriptor of an ISO 9660 image. bootable says whether it
-// has a boot sector, too; from is the first sector of its only partition, if it is not
-// negative.
-func iso(bootable bool, from int) []byte {
-	b := make([]byte, 200<<10)
-	copy(b[isoDescriptor:], "\x01CD001\x01")
-	if bootable {
-		b[510], b[511] = 0x55, 0xaa
-	}
-	if from >= 0 {
-		b[446+4] = 0x83
-		binary.LittleEndian.PutUint32(b[446+8:], uint32(from))
-		binary.LittleEndian.PutUint32(b[446+12:], 100)
-	}
-	return b
-}
-
-// with puts text into a disk of zeroes.
-func with(at int, text string) []byte {
-	b := make([]byte, 100<<10)
-	copy(b[at:], text)
-	return b
-}
-
 // TestNoDisk: an image whose only disk is none is refused for that; a disk that looks
 // odd is not.
 func TestNoDisk(t *testing.T) {

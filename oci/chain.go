@@ -244,3 +244,6 @@ func isRenamed(name, original string) bool {
 	stem, ok := strings.CutSuffix(name, ext)
 	return ok && renamedSuffix.ReplaceAllString(stem, "") == strings.TrimSuffix(original, ext) && name != original
 }
+
+// unnamed is the file of disk i until every disk has the name that its image gives it.
+func unnamed(i int) string { return fmt.Sprintf(".disk-%d", i) }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -78,7 +79,7 @@ func blocksOf(t *testing.T, path string) int64 {
 	if err := os.Link(path, filepath.Join(dir, "x")); err != nil {
 		t.Fatal(err)
 	}
-	return allocated(dir)
+	return blocksIn(dir)
 }
 
 func TestChunkedChain(t *testing.T) {
@@ -171,7 +172,7 @@ func TestChunkedResumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-reached
-	waitForPartial(t, store, func(partial string) bool { return allocated(partial) >= 34*128<<10 })
+	waitForPartial(t, store, func(partial string) bool { return blocksIn(partial) >= 34*128<<10 })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +190,7 @@ func TestChunkedResumes(t *testing.T) {
 		}
 	}
 	// Config and domain, those not waited for, and the pieces in flight.
-	if twice > 2+4+parallelPieces {
+	if twice > 2+4+6 {
 		t.Errorf("%d of %d blobs were transferred twice", twice, len(f.gets))
 	}
 }
@@ -365,4 +366,15 @@ func TestChunkedDeterministic(t *testing.T) {
 			t.Errorf("layer %d: %s and %s", i, layer.Digest, other.Digest)
 		}
 	}
+}
+
+// blocksIn is what the files of a directory take, in bytes.
+func blocksIn(dir string) (sum int64) {
+	entries, _ := os.ReadDir(dir)
+	for _, entry := range entries {
+		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
+			sum += info.Sys().(*syscall.Stat_t).Blocks * 512
+		}
+	}
+	return sum
 }

@@ -19,11 +19,8 @@ import (
 // Buffers between the goroutines of one stream: network and digest, then
 // decompression, then digest and disk. They bound the memory of a pull.
 const (
-	readBuffers  = 8
-	readBuffer   = 512 << 10
-	plainBuffers = 4
-	plainBuffer  = 1 << 20
-	copyBuffer   = 256 << 10
+	readBuffers = 8
+	readBuffer  = 512 << 10
 	// zstdWindow is the largest window that is accepted: zstd --long=27.
 	zstdWindow = 128 << 20
 	// pieceWindow is the largest in pieces, of which many are unpacked at once.

@@ -8,39 +8,10 @@ import (
 	"time"
 
 	"github.com/containers/image/v5/docker/reference"
-	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/oci/distribution"
 )
-
-// A destination is where an image goes, blob by blob, then manifest by manifest,
-// a child before the index that names it.
-type destination interface {
-	// Has reports whether a blob is there already, whole. It and PutBlob are safe
-	// for concurrent use.
-	Has(ctx context.Context, desc v1.Descriptor) (bool, error)
-	// PutBlob stores a blob. content fails before its end if it is not what desc
-	// says; nothing is kept then.
-	PutBlob(ctx context.Context, desc v1.Descriptor, content io.Reader) error
-	PutManifest(ctx context.Context, m rawManifest) error
-	// Commit puts the image under its name. Without it, the name stands for what it
-	// stood for before.
-	Commit(ctx context.Context, top rawManifest) error
-	io.Closer
-}
-
-// A discarder is a destination that can take back the blobs it was given. Where
-// there is no room, half an image would only be in the way.
-type discarder interface{ Discard() error }
-
-// A rawManifest is a manifest or an index as it was found: to be copied byte for
-// byte, for only so does it keep its digest.
-type rawManifest struct {
-	raw       []byte
-	mediaType string
-	digest    digest.Digest
-}
 
 // registryDestination writes to a registry.
 type registryDestination struct{ endpoint }
@@ -49,16 +20,20 @@ type registryDestination struct{ endpoint }
 // whether it can be written to.
 func openRegistryDestination(ctx context.Context, to Reference, creds Credentials, stall time.Duration) (destination, error) {
 	sys := creds.environment()
-	rule, err := findRule(sys, to.named.Name())
+	named, err := namedOf(to)
 	if err != nil {
 		return nil, err
 	}
-	account, err := creds.accountFor(sys, to.named, to.named)
+	rule, err := findRule(sys, named.Name())
+	if err != nil {
+		return nil, err
+	}
+	account, err := creds.accountFor(sys, named, named)
 	if err != nil {
 		return nil, err
 	}
 	o := distribution.Options{Push: true, Insecure: rule != nil && rule.Insecure, StallTimeout: stall}
-	e, err := newEndpoint(sys, to.named, account, o)
+	e, err := newEndpoint(sys, named, account, o)
 	if err != nil {
 		return nil, err
 	}

@@ -134,7 +134,7 @@ func (c *connection) open(src source, desc v1.Descriptor, offset int64) (err err
 		return err
 	}
 	for skipped := int64(0); skipped < offset; {
-		n, err := io.CopyN(io.Discard, onlyReader{c}, min(offset-skipped, copyBuffer))
+		n, err := io.CopyN(io.Discard, newOnlyReader(c), min(offset-skipped, copyBuffer))
 		skipped += n
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF // it was longer before
@@ -193,3 +193,5 @@ func (s patientSource) Manifest(ctx context.Context, d digest.Digest) (raw []byt
 func (s patientSource) Blob(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
 	return openDownload(ctx, s.source, desc, s.patience)
 }
+
+func newPatientSource(src source, p patience) source { return patientSource{src, p} }

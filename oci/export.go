@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"syscall"
 	"time"
@@ -70,7 +69,7 @@ type ExportDisk struct {
 // before. The disk files are only read, and must not change meanwhile. It returns
 // the manifest digest.
 func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, error) {
-	if !to.IsLayout() || to.digest != "" {
+	if !to.IsLayout() || to.Digest() != "" {
 		return "", fmt.Errorf("%w: %s: export writes to a layout: oci:PATH or oci:PATH:TAG", ErrReference, to)
 	}
 	if err := o.check(); err != nil {
@@ -80,7 +79,7 @@ func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, 
 	if err != nil {
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
-	tag := to.tag
+	tag := to.Tag()
 	if tag == "" {
 		tag = "latest"
 	}
@@ -92,8 +91,8 @@ func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, 
 		}
 	}
 	progress := progressOrSilent(o.Progress)
-	dest, err := openLayoutWriter(ctx, to.layout, tag, func() {
-		progress.Waiting("for another process that writes to " + to.layout)
+	dest, err := openLayoutWriter(ctx, to.LayoutDir(), tag, func() {
+		progress.Waiting("for another process that writes to " + to.LayoutDir())
 	})
 	if err != nil {
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
@@ -106,7 +105,7 @@ func Export(ctx context.Context, to Reference, o ExportOptions) (digest.Digest, 
 	if err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			// How well they compress nobody knows yet.
-			err = fmt.Errorf("%w (as much as %s may be needed in %s)", err, units.BytesSize(float64(packedSize(files))), to.layout)
+			err = fmt.Errorf("%w (as much as %s may be needed in %s)", err, units.BytesSize(float64(packedSize(files))), to.LayoutDir())
 		}
 		// Nobody could go on with the blobs of a part of an image.
 		err = errors.Join(err, dest.Discard())
@@ -219,7 +218,7 @@ func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
 	hash := digest.Canonical.Digester()
 	r, w := io.Pipe()
 	go func() {
-		raw := io.TeeReader(&countingReader{content, transfer}, hash.Hash())
+		raw := io.TeeReader(newCountingReader(content, transfer), hash.Hash())
 		w.CloseWithError(compress(w, raw, file, e.options.Level))
 	}()
 	// Ends the goroutine above, should we leave early.
@@ -295,7 +294,7 @@ func compress(w io.Writer, r io.Reader, file packedFile, level int) error {
 		return err
 	}
 	z.Name, z.ModTime, z.OS = file.name, file.modified, 255
-	_, err = io.CopyBuffer(z, onlyReader{r}, make([]byte, copyBuffer))
+	_, err = io.CopyBuffer(z, newOnlyReader(r), make([]byte, copyBuffer))
 	return errors.Join(err, z.Close())
 }
 
@@ -330,44 +329,4 @@ func (e *exporter) commit(ctx context.Context, arch, system string) (digest.Dige
 		return "", err
 	}
 	return top.digest, nil
-}
-
-// contextReader makes a copy end when its context does.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
-}
-
-type countingReader struct {
-	r        io.Reader
-	transfer Transfer
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.transfer.Add(int64(n))
-	return n, err
-}
-
-// openRegular opens a file that must not change while it is read.
-func openRegular(path string) (*os.File, os.FileInfo, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a plain file", path)
-	}
-	if err != nil {
-		return nil, nil, errors.Join(err, f.Close())
-	}
-	return f, info, nil
 }

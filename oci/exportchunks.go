@@ -50,7 +50,7 @@ func (e *exporter) addChunkedDisk(ctx context.Context, file packedFile) (err err
 		c.size = chunkSizeFor(content.size)
 	}
 	whole := digest.Canonical.Digester()
-	if err := c.run(ctx, io.TeeReader(&countingReader{content, transfer}, whole.Hash())); err != nil {
+	if err := c.run(ctx, io.TeeReader(newCountingReader(content, transfer), whole.Hash())); err != nil {
 		return err
 	}
 	if c.total == 0 {

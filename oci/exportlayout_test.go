@@ -119,7 +119,7 @@ func TestExportKilled(t *testing.T) {
 			if out, err := cmd.CombinedOutput(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 				t.Fatalf("the process was not killed: %v\n%s", err, out)
 			}
-			if entries, err := os.ReadDir(filepath.Join(layout, partialBlobs)); err != nil {
+			if entries, err := os.ReadDir(filepath.Join(layout, ".partial")); err != nil {
 				t.Errorf("it was killed before it wrote something: %v, %v", entries, err)
 			}
 			if now, err := os.ReadFile(filepath.Join(layout, "index.json")); err != nil || !bytes.Equal(was, now) {
@@ -232,7 +232,7 @@ func TestLayoutRemade(t *testing.T) {
 			t.Error(err)
 		}
 		go func() {
-			time.Sleep(5 * lockPoll / 2) // so that it could be had too soon
+			time.Sleep(250 * time.Millisecond) // so that it could be had too soon
 			_, _, err := third.AddBlob(t.Context(), strings.NewReader("content"))
 			done <- err
 			third.Close()

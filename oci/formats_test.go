@@ -1,10 +1,8 @@
 package oci
 
 import (
-	"archive/tar"
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -75,89 +73,6 @@ func appleLZ4Of(t *testing.T, content []byte) []byte {
 		out = append(binary.LittleEndian.AppendUint32(out, uint32(n)), packed[:n]...)
 	}
 	return append(out, "bv4$"...)
-}
-
-// A tarEntry is a file, a directory if its name ends in a slash, or a link.
-type tarEntry struct {
-	name, content, link string
-}
-
-func tarOf(t *testing.T, entries ...tarEntry) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, e := range entries {
-		h := &tar.Header{Name: e.name, Mode: 0o444, Size: int64(len(e.content)), Typeflag: tar.TypeReg}
-		if strings.HasSuffix(e.name, "/") {
-			h.Typeflag, h.Mode = tar.TypeDir, 0o755
-		}
-		if e.link != "" {
-			h.Typeflag, h.Linkname = tar.TypeSymlink, e.link
-		}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write([]byte(e.content)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-// put writes a manifest as a blob, of whatever kind, and describes it.
-func (l testLayout) put(manifest v1.Manifest) v1.Descriptor {
-	l.t.Helper()
-	manifest.SchemaVersion = 2
-	if manifest.MediaType == "" {
-		manifest.MediaType = v1.MediaTypeImageManifest
-	}
-	if manifest.Config.Digest == "" {
-		manifest.Config = l.blob(v1.MediaTypeEmptyJSON, []byte("{}"))
-	}
-	raw, err := json.Marshal(manifest)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return l.blob(manifest.MediaType, raw)
-}
-
-func (l testLayout) putIndex(children ...v1.Descriptor) v1.Descriptor {
-	l.t.Helper()
-	index := v1.Index{MediaType: v1.MediaTypeImageIndex, Manifests: children}
-	index.SchemaVersion = 2
-	raw, err := json.Marshal(index)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return l.blob(v1.MediaTypeImageIndex, raw)
-}
-
-// named makes a manifest or an index the layout's only image.
-func (l testLayout) named(desc v1.Descriptor) Reference {
-	l.t.Helper()
-	raw, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{desc}})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(l.dir, "index.json"), raw, 0o644); err != nil {
-		l.t.Fatal(err)
-	}
-	return mustParse(l.t, "oci:"+l.dir)
-}
-
-func (l testLayout) config(text string) v1.Descriptor {
-	return l.blob(v1.MediaTypeImageConfig, []byte(text))
-}
-
-func (l testLayout) container(config string, layers ...[]byte) v1.Descriptor {
-	m := v1.Manifest{Config: l.config(config)}
-	for _, layer := range layers {
-		m.Layers = append(m.Layers, l.blob(v1.MediaTypeImageLayer, layer))
-	}
-	return l.put(m)
 }
 
 func platform(d v1.Descriptor, os, arch string) v1.Descriptor {

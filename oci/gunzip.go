@@ -46,21 +46,9 @@ type gzipMark struct {
 	Window []byte `json:"window"`
 }
 
-// countedReader counts what was read from r.
-type countedReader struct {
-	r io.Reader
-	n int64
-}
-
-func (c *countedReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
-}
-
 // newGunzip reads the header of a stream.
 func newGunzip(r io.Reader, wanted func(compressed int64) bool) (*gunzip, error) {
-	g := &gunzip{counted: &countedReader{r: r}, wanted: wanted}
+	g := &gunzip{counted: newCountedReader(r, 0), wanted: wanted}
 	g.in = bufio.NewReaderSize(g.counted, readBuffer)
 	if err := g.header(); err != nil {
 		return nil, err
@@ -70,7 +58,7 @@ func newGunzip(r io.Reader, wanted func(compressed int64) bool) (*gunzip, error)
 
 // resumeGunzip goes on at a mark; r stands at mark.Compressed.
 func resumeGunzip(r io.Reader, mark gzipMark, wanted func(compressed int64) bool) (*gunzip, error) {
-	g := &gunzip{counted: &countedReader{r: r, n: mark.Compressed}, wanted: wanted}
+	g := &gunzip{counted: newCountedReader(r, mark.Compressed), wanted: wanted}
 	g.in = bufio.NewReaderSize(g.counted, readBuffer)
 	g.produced, g.crc, g.size = mark.Raw, mark.CRC, mark.Size
 	var err error
@@ -101,7 +89,7 @@ func (g *gunzip) header() error {
 		g.deflate.Pause = g.wanted
 	}
 	// Of offsets in the whole stream.
-	return g.deflate.Reset(g.in, inflate.Checkpoint{Offset: g.counted.n - int64(g.in.Buffered())})
+	return g.deflate.Reset(g.in, inflate.Checkpoint{Offset: g.counted.Count() - int64(g.in.Buffered())})
 }
 
 // Read returns no byte beyond a mark in the same call as those before it: ask

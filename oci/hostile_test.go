@@ -2,10 +2,7 @@ package oci
 
 import (
 	"bytes"
-	"compress/gzip"
-	"encoding/json"
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,92 +10,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
-
-// A testLayout is an OCI layout that a test writes by hand.
-type testLayout struct {
-	t   *testing.T
-	dir string
-}
-
-func newLayout(t *testing.T) testLayout {
-	t.Helper()
-	return testLayout{t, t.TempDir()}
-}
-
-func (l testLayout) blob(mediaType string, content []byte) v1.Descriptor {
-	l.t.Helper()
-	d := digest.FromBytes(content)
-	name := filepath.Join(l.dir, "blobs", "sha256", d.Encoded())
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		l.t.Fatal(err)
-	}
-	if err := os.WriteFile(name, content, 0o644); err != nil {
-		l.t.Fatal(err)
-	}
-	return v1.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(content))}
-}
-
-func (l testLayout) write(manifest v1.Manifest) Reference {
-	l.t.Helper()
-	manifest.SchemaVersion, manifest.MediaType = 2, v1.MediaTypeImageManifest
-	if manifest.Config.Digest == "" {
-		manifest.Config = l.blob(v1.MediaTypeEmptyJSON, []byte("{}"))
-	}
-	raw, err := json.Marshal(manifest)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	index, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{l.blob(v1.MediaTypeImageManifest, raw)}})
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(l.dir, "index.json"), index, 0o644); err != nil {
-		l.t.Fatal(err)
-	}
-	return mustParse(l.t, "oci:"+l.dir)
-}
-
-// zipped is content as one gzip stream with a file name.
-func zipped(t *testing.T, name string, content []byte) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	z.Name = name
-	if _, err := z.Write(content); err != nil {
-		t.Fatal(err)
-	}
-	if err := z.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-const (
-	qcow2Layer = "application/x-qemu-disk+gzip"
-	rawLayer   = "application/octet-stream+gzip"
-)
-
-// sardinecakeOf writes an image with the given disk layers.
-func (l testLayout) sardinecakeOf(disks ...v1.Descriptor) Reference {
-	l.t.Helper()
-	layers := []v1.Descriptor{l.blob("application/vnd.libvirt.domain.config+xml", []byte("<domain/>"))}
-	return l.write(v1.Manifest{
-		Config: l.blob(v1.MediaTypeImageConfig, []byte(`{"architecture":"amd64","os":"linux","history":[{"created":1795395233.0697207}]}`)),
-		Layers: append(layers, disks...),
-	})
-}
-
-// qcow2File makes a file with qemu-img and returns its content.
-func qcow2File(t *testing.T, args ...string) []byte {
-	t.Helper()
-	dir := t.TempDir()
-	command(t, dir, "qemu-img", append([]string{"create", "-q", "-f", "qcow2", "-u"}, append(args, "disk", "1M")...)...)
-	content, err := os.ReadFile(filepath.Join(dir, "disk"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return content
-}
 
 func TestPullHostile(t *testing.T) {
 	plain := qcow2File(t)

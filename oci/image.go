@@ -1,9 +1,11 @@
 package oci
 
 import (
+	"fmt"
+	"io"
+	"runtime"
 	"time"
 
-	"github.com/gofrs/flock"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -36,7 +38,7 @@ type Image struct {
 	Dir string `json:"-"`
 
 	// hold keeps the image from being removed; nil if nothing does. See Close.
-	hold *flock.Flock
+	hold io.Closer
 }
 
 // A Disk is a file of an image in the store: read-only (0444) for good.
@@ -101,3 +103,39 @@ func (g GuestConfig) SSHPort() int {
 	}
 	return 22
 }
+
+// architecture is arch, or this machine's if arch is empty.
+func architecture(arch string) string {
+	if arch == "" {
+		return runtime.GOARCH
+	}
+	return arch
+}
+
+// Files in [Image.Dir] beside the disks, which must not be called like them.
+const (
+	imageFile  = "image.json"
+	domainFile = "domain.xml"
+	// pieceFile is the table of the pieces of an image, for those that come later
+	// and share some of them.
+	pieceFile = "pieces.json"
+)
+
+// Close lets the image go: from then on it can be removed from the store. An
+// image that [Store.Pull] returned is held until it is closed or this process
+// ends, so call Close once QEMU has opened the disks. Images from elsewhere are
+// not held.
+func (i *Image) Close() error {
+	if i.hold == nil {
+		return nil
+	}
+	err := i.hold.Close()
+	i.hold = nil
+	if err != nil {
+		return fmt.Errorf("letting image %s go: %w", i.Digest, err)
+	}
+	return nil
+}
+
+// Hold makes [Image.Close] close c, which keeps the image from being removed.
+func (i *Image) Hold(c io.Closer) { i.hold = c }

@@ -28,9 +28,9 @@ type layoutSource struct {
 }
 
 func openLayout(ref Reference) (source, error) {
-	root, err := os.OpenRoot(ref.layout)
+	root, err := os.OpenRoot(ref.LayoutDir())
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: no OCI layout at %s", ErrNotFound, ref.layout)
+		return nil, fmt.Errorf("%w: no OCI layout at %s", ErrNotFound, ref.LayoutDir())
 	} else if err != nil {
 		return nil, fmt.Errorf("opening OCI layout: %w", err)
 	}
@@ -53,24 +53,24 @@ func (s *layoutSource) find() (v1.Descriptor, error) {
 		return v1.Descriptor{}, formatError(fmt.Errorf("%s: %s: %w", s.ref, v1.ImageIndexFile, err))
 	}
 	index := doc.Index
-	if s.ref.digest != "" {
+	if s.ref.Digest() != "" {
 		for _, desc := range index.Manifests {
-			if desc.Digest == s.ref.digest {
+			if desc.Digest == s.ref.Digest() {
 				return desc, nil
 			}
 		}
 		// It may be the child of an index.
-		return v1.Descriptor{Digest: s.ref.digest}, nil
+		return v1.Descriptor{Digest: s.ref.Digest()}, nil
 	}
 	var tags []string
 	for i := len(index.Manifests) - 1; i >= 0; i-- {
 		tag := index.Manifests[i].Annotations[v1.AnnotationRefName]
-		if s.ref.tag != "" && tag == s.ref.tag || s.ref.tag == "" && len(index.Manifests) == 1 {
+		if s.ref.Tag() != "" && tag == s.ref.Tag() || s.ref.Tag() == "" && len(index.Manifests) == 1 {
 			return index.Manifests[i], nil
 		}
 		tags = append(tags, fmt.Sprintf("%q", tag))
 	}
-	if s.ref.tag == "" && len(index.Manifests) > 1 {
+	if s.ref.Tag() == "" && len(index.Manifests) > 1 {
 		return v1.Descriptor{}, fmt.Errorf("%w: %s holds several images, name one by its tag: %s", ErrReference, s.ref, strings.Join(tags, ", "))
 	}
 	return v1.Descriptor{}, fmt.Errorf("%w: %s: the layout has the tags [%s]", ErrNotFound, s.ref, strings.Join(tags, ", "))
@@ -155,4 +155,19 @@ func blobPath(d digest.Digest) (string, error) {
 		return "", fmt.Errorf("%w: digest %q: %w", ErrHostile, d, err)
 	}
 	return path.Join(v1.ImageBlobsDir, d.Algorithm().String(), d.Encoded()), nil
+}
+
+func (s *layoutSource) BlobAt(ctx context.Context, desc v1.Descriptor, offset int64) (io.ReadCloser, error) {
+	blob, err := s.Blob(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	seeker, ok := blob.(io.Seeker)
+	if !ok {
+		return nil, errors.Join(errNoRange, blob.Close())
+	}
+	if _, err := seeker.Seek(offset, io.SeekStart); err != nil {
+		return nil, errors.Join(fmt.Errorf("reading OCI layout: %w", err), blob.Close())
+	}
+	return blob, nil
 }

@@ -130,7 +130,7 @@ func (w *layoutWriter) Has(ctx context.Context, desc v1.Descriptor) (bool, error
 	if info.Size() != desc.Size {
 		return false, nil
 	}
-	_, err = io.CopyBuffer(io.Discard, onlyReader{contextReader{ctx, verify(blob, desc)}}, make([]byte, copyBuffer))
+	_, err = io.CopyBuffer(io.Discard, newOnlyReader(newContextReader(ctx, verify(blob, desc))), make([]byte, copyBuffer))
 	switch {
 	case errors.Is(err, ErrHostile):
 		return false, nil
@@ -151,11 +151,11 @@ func (w *layoutWriter) PutBlob(ctx context.Context, desc v1.Descriptor, content 
 // safe for concurrent use.
 func (w *layoutWriter) AddBlob(ctx context.Context, content io.Reader) (digest.Digest, int64, error) {
 	hash := digest.Canonical.Digester()
-	counted := &countedReader{r: io.TeeReader(content, hash.Hash())}
+	counted := newCountedReader(io.TeeReader(content, hash.Hash()), 0)
 	if err := w.writeBlob(ctx, counted, hash.Digest); err != nil {
 		return "", 0, fmt.Errorf("writing blob: %w", err)
 	}
-	return hash.Digest(), counted.n, nil
+	return hash.Digest(), counted.Count(), nil
 }
 
 // writeBlob stores content, whose digest is asked for at its end. What was there
@@ -170,7 +170,7 @@ func (w *layoutWriter) writeBlob(ctx context.Context, content io.Reader, name fu
 			err = errors.Join(err, os.Remove(blob.Name()))
 		}
 	}()
-	_, err = io.CopyBuffer(onlyWriter{blob}, onlyReader{contextReader{ctx, content}}, make([]byte, copyBuffer))
+	_, err = io.CopyBuffer(newOnlyWriter(blob), newOnlyReader(newContextReader(ctx, content)), make([]byte, copyBuffer))
 	if err == nil {
 		err = errors.Join(blob.Chmod(0o444), blob.Sync())
 	}
@@ -311,7 +311,3 @@ func (w *layoutWriter) Close() error {
 	}
 	return errors.Join(os.RemoveAll(filepath.Join(w.dir, partialBlobs)), w.lock.Close())
 }
-
-// onlyWriter hides what else a file can do: io.CopyBuffer would let it read from
-// the source with a buffer of its own.
-type onlyWriter struct{ io.Writer }

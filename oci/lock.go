@@ -18,10 +18,6 @@ import (
 // those who are about to use the image share it. The kernel drops the lock of a
 // process that dies; the file stays, for removing it would let two in.
 
-// lockPoll is how often a lock that another process holds is tried again: flock
-// cannot be waited for with a deadline.
-const lockPoll = 100 * time.Millisecond
-
 func (s *Store) lock(d digest.Digest) *flock.Flock {
 	// Readable for all: a user who shares the store must be able to lock.
 	return flock.New(filepath.Join(s.root, locksDir, directoryName(d)), flock.SetPermissions(0o644))
@@ -56,22 +52,6 @@ func (s *Store) tryLock(d digest.Digest, fn func() error) (free bool, err error)
 		return false, nil
 	}
 	return true, fn()
-}
-
-// Close lets the image go: from then on it can be removed from the store. An
-// image that [Store.Pull] returned is held until it is closed or this process
-// ends, so call Close once QEMU has opened the disks. Images from elsewhere are
-// not held.
-func (i *Image) Close() error {
-	if i.hold == nil {
-		return nil
-	}
-	err := i.hold.Close()
-	i.hold = nil
-	if err != nil {
-		return fmt.Errorf("letting image %s go: %w", i.Digest, err)
-	}
-	return nil
 }
 
 // acquire opens the image d and holds it. If the store has none, one process at a
@@ -134,7 +114,7 @@ func (s *Store) hold(d digest.Digest) (image *Image, busy bool, err error) {
 	if err != nil {
 		return nil, false, errors.Join(err, lock.Close())
 	}
-	image.hold = lock
+	image.Hold(lock)
 	return image, false, nil
 }
 

@@ -1,38 +1,10 @@
 package oci
 
 import (
-	"fmt"
-	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 )
 
 // TestMain gives the tests a home of their own: containers/image looks for
 // passwords and certificates there, and remembers where it is.
 func TestMain(m *testing.M) { os.Exit(atHome(m)) }
-
-func atHome(m *testing.M) int {
-	home, err := os.MkdirTemp("", "oci-test-home-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(home)
-	runtimeDir := filepath.Join(home, "run")
-	if err := os.Mkdir(runtimeDir, 0o700); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	for name, value := range map[string]string{
-		"HOME": home, "XDG_RUNTIME_DIR": runtimeDir, "XDG_CONFIG_HOME": "", "DOCKER_CONFIG": "",
-		"REGISTRY_AUTH_FILE": "", "CONTAINERS_REGISTRIES_CONF": "",
-	} {
-		os.Setenv(name, value)
-		if value == "" {
-			os.Unsetenv(name)
-		}
-	}
-	LogTo(slog.New(slog.DiscardHandler))
-	return m.Run()
-}

@@ -153,7 +153,7 @@ func (p *piece) there() error {
 // sound: the bytes that lie there are the right ones.
 func (p *piece) sound() bool {
 	h := p.stream.Digest.Algorithm().Hash()
-	n, err := io.CopyBuffer(h, onlyReader{io.NewSectionReader(p.file, p.stream.Offset, p.stream.Size)}, make([]byte, copyBuffer))
+	n, err := io.CopyBuffer(h, newOnlyReader(io.NewSectionReader(p.file, p.stream.Offset, p.stream.Size)), make([]byte, copyBuffer))
 	return err == nil && n == p.stream.Size && digest.NewDigest(p.stream.Digest.Algorithm(), h) == p.stream.Digest
 }
 
@@ -178,7 +178,7 @@ func (p *piece) download(ctx context.Context) (err error) {
 		h = p.stream.Digest.Algorithm().Hash()
 		to = io.MultiWriter(h, out)
 	}
-	_, err = io.CopyBuffer(to, onlyReader{plain}, make([]byte, copyBuffer))
+	_, err = io.CopyBuffer(to, newOnlyReader(plain), make([]byte, copyBuffer))
 	if err := errors.Join(err, plain.Close()); err != nil {
 		return blobs.explain(err)
 	}

@@ -45,7 +45,7 @@ func TestPullPolicy(t *testing.T) {
 			m.set(nil)
 			store := newStore(t)
 			pull := func(ref Reference, p policies) error {
-				image, err := store.Pull(t.Context(), ref, PullOptions{Policies: p, patience: impatient})
+				image, err := store.Pull(t.Context(), ref, PullOptions{Policies: p, patience: briefly})
 				if err == nil {
 					err = image.Close()
 				}

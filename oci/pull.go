@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -14,15 +14,6 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/oci/format"
-)
-
-// A PullPolicy says when a registry is asked; the words are GitLab's.
-type PullPolicy string
-
-const (
-	PullAlways       PullPolicy = "always"         // ask which digest the name has now
-	PullIfNotPresent PullPolicy = "if-not-present" // ask only for names not pulled before
-	PullNever        PullPolicy = "never"          // use what the store holds
 )
 
 // DefaultMaxDisk is the size of the largest disk that is accepted if nobody
@@ -62,13 +53,6 @@ func (o PullOptions) ask() func(string) (Room, error) {
 		return RoomOf
 	}
 	return o.room
-}
-
-func architecture(arch string) string {
-	if arch == "" {
-		return runtime.GOARCH
-	}
-	return arch
 }
 
 func (o PullOptions) maxDisk() int64 {
@@ -154,13 +138,11 @@ func (o PullOptions) waiting(d digest.Digest) func() {
 
 func (s *Store) pull(ctx context.Context, ref Reference, o PullOptions) (*Image, error) {
 	later := o.patience.orFor(o.StallTimeout)
-	first := later
-	first.total = min(first.total, openPatience)
-	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, ref, o.Credentials, o.StallTimeout) })
+	src, err := openPatiently(ctx, ref, o.Credentials, o.StallTimeout, later)
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)
 	}
-	src = patientSource{src, later}
+	src = newPatientSource(src, later)
 	defer src.Close()
 	image, err := s.pullFrom(ctx, src, ref, o)
 	if err != nil {
@@ -196,25 +178,6 @@ func (s *Store) pullFrom(ctx context.Context, src source, ref Reference, o PullO
 	return image, nil
 }
 
-// resolve finds the manifest for arch and its digest: the one given, or one that
-// the index given leads to.
-func resolve(ctx context.Context, src source, doc document, arch string) (*format.Manifest, digest.Digest, error) {
-	for depth := 0; doc.Index != nil; depth++ {
-		// A digest cannot name itself, but somebody can nest for long.
-		if depth == maxIndexDepth {
-			return nil, "", fmt.Errorf("%w: indexes nest deeper than %d", ErrFormat, maxIndexDepth)
-		}
-		child, err := format.ChooseChild(doc.Index, arch)
-		if err != nil {
-			return nil, "", formatError(err)
-		}
-		if doc, err = readDocument(ctx, src, child); err != nil {
-			return nil, "", err
-		}
-	}
-	return doc.Manifest, doc.digest, nil
-}
-
 // unpack makes the directory of an image. Our caller has its lock.
 func (s *Store) unpack(ctx context.Context, src source, m *format.Manifest, d digest.Digest, ref Reference, o PullOptions) error {
 	i, plan, err := inspectManifest(ctx, src, m)
@@ -234,13 +197,10 @@ func (s *Store) unpack(ctx context.Context, src source, m *format.Manifest, d di
 	if err := os.Mkdir(partial, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making the image's directory: %w", err)
 	}
-	u := &unpacker{
-		src: src, dir: partial, plan: plan, description: i, maxDisk: o.maxDisk(), progress: progressOrSilent(o.Progress),
-		stored: s.findPieces(plan), room: &room{dir: partial, reserve: o.Reserve, ask: o.ask()},
-		announced: announce(partial, plan.TransferSize()),
-	}
-	image, err := u.run(ctx)
-	err = errors.Join(err, u.stored.Close(), u.announced.end())
+	image, err := unpackPlan(ctx, src, plan, unpackOptions{
+		Dir: partial, Images: filepath.Join(s.root, imagesDir), DomainXML: i.DomainXML, Guest: i.Guest,
+		MaxDisk: o.maxDisk(), Reserve: o.Reserve, Ask: o.ask(), Progress: progressOrSilent(o.Progress),
+	})
 	if err == nil {
 		image.Digest, image.Reference = d, ref.String()
 		err = s.publish(image, partial)
@@ -255,42 +215,4 @@ func (s *Store) unpack(ctx context.Context, src source, m *format.Manifest, d di
 // next pull. On a full disk it would only be in the way.
 func isResumable(err error) bool {
 	return !Final(err) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT)
-}
-
-func plan(ctx context.Context, src source, m *format.Manifest) (*format.Plan, error) {
-	config, err := readBlob(ctx, src, m.Config, maxManifest)
-	if err != nil {
-		return nil, fmt.Errorf("image config: %w", err)
-	}
-	plan, err := format.DetectPlan(m, config)
-	if err != nil {
-		return nil, formatError(err)
-	}
-	return plan, nil
-}
-
-// publish gives a complete image its final name.
-func (s *Store) publish(image *Image, partial string) error {
-	if err := writeMetadata(image, partial); err != nil {
-		return err
-	}
-	if err := syncDir(partial); err != nil {
-		return err
-	}
-	image.Dir = s.imageDir(image.Digest)
-	err := os.Rename(partial, image.Dir)
-	if errors.Is(err, fs.ErrExist) {
-		// What stands there has no readable image.json, or we would not be here.
-		err = fmt.Errorf("%w; remove the damaged image there", err)
-	}
-	if err != nil {
-		return fmt.Errorf("naming the finished image: %w", err)
-	}
-	return syncDir(s.imageDir(image.Digest) + "/..")
-}
-
-// descriptorName is how a blob is called in front of people.
-func descriptorName(desc v1.Descriptor) string {
-	hex := desc.Digest.Encoded()
-	return hex[:min(12, len(hex))]
 }

@@ -3,69 +3,15 @@ package oci
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"log"
-	"net/http"
-	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
 )
-
-// expected is what was noted about an image when the Python tool made it.
-type expected struct {
-	Manifests []struct {
-		Tag      string        `json:"tag"`
-		Manifest digest.Digest `json:"manifest"`
-	} `json:"manifests"`
-	Files []struct {
-		Tag         string `json:"tag"`
-		Name        string `json:"name_in_image"`
-		Device      string `json:"device"`
-		Format      string `json:"format"`
-		FileSize    int64  `json:"file_size"`
-		FileSHA256  string `json:"file_sha256"`
-		VirtualSize int64  `json:"virtual_size"`
-		RawSHA256   string `json:"raw_sha256"`
-	} `json:"files"`
-}
-
-func readExpected(t *testing.T, fixture string) expected {
-	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("testdata", "sardinecake", fixture, "expected.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var e expected
-	if err := json.Unmarshal(raw, &e); err != nil {
-		t.Fatal(err)
-	}
-	return e
-}
-
-func fixtureRef(t *testing.T, fixture, tag string) Reference {
-	t.Helper()
-	return mustParse(t, "oci:"+filepath.Join("testdata", "sardinecake", fixture, "oci")+":"+tag)
-}
-
-func mustParse(t *testing.T, text string) Reference {
-	t.Helper()
-	ref, err := ParseReference(text)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ref
-}
 
 func newStore(t *testing.T) *Store {
 	t.Helper()
@@ -129,52 +75,6 @@ func checkFiles(t *testing.T, image *Image, want expected, tag string) {
 	if i != len(image.Disks) {
 		t.Errorf("%d disks, want %d", len(image.Disks), i)
 	}
-}
-
-func fileDigest(t *testing.T, path string) digest.Digest {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	d, err := digest.FromReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-// rawDigest is the digest of what a guest sees, the whole chain read by QEMU.
-func rawDigest(t *testing.T, path, format string) digest.Digest {
-	t.Helper()
-	raw := filepath.Join(t.TempDir(), "raw")
-	out, err := exec.Command("qemu-img", "convert", "-f", format, "-O", "raw", path, raw).CombinedOutput()
-	if err != nil {
-		t.Fatalf("qemu-img convert %s: %v\n%s", path, err, out)
-	}
-	return fileDigest(t, raw)
-}
-
-// testRegistry is a real registry in this process, over plain HTTP, named as
-// insecure in a registries.conf of the test's own. requests counts.
-func testRegistry(t *testing.T) (host string, requests *atomic.Int64) {
-	t.Helper()
-	requests = new(atomic.Int64)
-	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		requests.Add(1)
-		handler.ServeHTTP(w, r)
-	}))
-	t.Cleanup(server.Close)
-	host = strings.TrimPrefix(server.URL, "http://")
-	conf := filepath.Join(t.TempDir(), "registries.conf")
-	text := fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", host)
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
-	return host, requests
 }
 
 func TestPushPullFetch(t *testing.T) {
@@ -299,14 +199,6 @@ func TestPullDamaged(t *testing.T) {
 	}
 }
 
-func assertEmpty(t *testing.T, dir string) {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 0 {
-		t.Errorf("%s: %v, %v; want nothing there", dir, entries, err)
-	}
-}
-
 // TestPullOnce lets many pull one image into one store at the same time.
 func TestPullOnce(t *testing.T) {
 	host, requests := testRegistry(t)
@@ -355,7 +247,7 @@ func TestPullCancelled(t *testing.T) {
 type waitingFunc func()
 
 func (f waitingFunc) Waiting(string)             { f() }
-func (waitingFunc) Start(string, int64) Transfer { return silent{} }
+func (waitingFunc) Start(string, int64) Transfer { return progressOrSilent(nil).Start("", 0) }
 
 // TestPullLastOfTwo: of two entries with one tag, the last was meant.
 func TestPullLastOfTwo(t *testing.T) {
@@ -378,30 +270,5 @@ func TestPullLastOfTwo(t *testing.T) {
 	manifests := readExpected(t, "multitag").Manifests
 	if want := manifests[len(manifests)-1].Manifest; image.Digest != want {
 		t.Errorf("got %s, want the last entry, %s", image.Digest, want)
-	}
-}
-
-func TestSparseWriter(t *testing.T) {
-	content := make([]byte, 1<<20+17)
-	for _, at := range []int{0, 4095, 4096, 70000, 1<<20 + 3} {
-		content[at] = 1
-	}
-	for _, step := range []int{1000, 4096, 65536, len(content)} {
-		f, err := os.Create(filepath.Join(t.TempDir(), "file"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		w := &sparseWriter{file: f, limit: int64(len(content))}
-		_, err = io.CopyBuffer(struct{ io.Writer }{w}, onlyReader{bytes.NewReader(content)}, make([]byte, step))
-		if err := errors.Join(err, w.Finish(), f.Close()); err != nil {
-			t.Fatal(err)
-		}
-		got, err := os.ReadFile(f.Name())
-		if err != nil || !bytes.Equal(got, content) {
-			t.Errorf("steps of %d: content differs (%v)", step, err)
-		}
-		if _, err := w.Write([]byte{0}); !errors.Is(err, ErrHostile) {
-			t.Errorf("beyond the limit: %v", err)
-		}
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/containers/image/v5/docker/reference"
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -140,3 +140,10 @@ func (r Reference) Digest() digest.Digest {
 	}
 	return r.digest
 }
+
+// LayoutDir is the absolute directory of the layout; empty for an image in a
+// registry.
+func (r Reference) LayoutDir() string { return r.layout }
+
+// IsRegistry reports whether the image lies in a registry.
+func (r Reference) IsRegistry() bool { return r.named != nil }

@@ -41,13 +41,17 @@ type endpoint struct {
 // openRegistry asks for the manifest at once, which chooses among mirrors.
 func openRegistry(ctx context.Context, ref Reference, creds Credentials, stall time.Duration) (source, error) {
 	sys := creds.environment()
-	places, err := pullPlaces(sys, ref.named)
+	named, err := namedOf(ref)
+	if err != nil {
+		return nil, err
+	}
+	places, err := pullPlaces(sys, named)
 	if err != nil {
 		return nil, err
 	}
 	var failed []string
 	for i, place := range places {
-		src, err := openPlace(ctx, sys, ref, creds, place, stall)
+		src, err := openPlace(ctx, sys, ref, named, creds, place, stall)
 		if err == nil {
 			return src, nil
 		}
@@ -91,11 +95,11 @@ func findRule(sys *types.SystemContext, name string) (*sysregistriesv2.Registry,
 	return rule, nil
 }
 
-func openPlace(ctx context.Context, sys *types.SystemContext, ref Reference, creds Credentials, place sysregistriesv2.PullSource, stall time.Duration) (_ source, err error) {
+func openPlace(ctx context.Context, sys *types.SystemContext, ref Reference, named reference.Named, creds Credentials, place sysregistriesv2.PullSource, stall time.Duration) (_ source, err error) {
 	if _, err := findRule(sys, place.Reference.Name()); err != nil {
 		return nil, err
 	}
-	account, err := creds.accountFor(sys, ref.named, place.Reference)
+	account, err := creds.accountFor(sys, named, place.Reference)
 	if err != nil {
 		return nil, err
 	}
@@ -211,4 +215,13 @@ func httpStatus(err error) int {
 		return answer.Status
 	}
 	return 0
+}
+
+// namedOf is ref in the words of containers/image.
+func namedOf(ref Reference) (reference.Named, error) {
+	named, err := reference.ParseNormalizedNamed(ref.String())
+	if err != nil {
+		return nil, fmt.Errorf("%w: %q: %w", ErrReference, ref, err)
+	}
+	return named, nil
 }

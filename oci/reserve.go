@@ -3,6 +3,7 @@ package oci
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -174,4 +175,30 @@ func isLocked(path string) bool {
 	defer f.Close()
 	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	return err == unix.EWOULDBLOCK
+}
+
+// allocated is the space that the files of a directory take.
+func allocated(dir string) int64 {
+	var sum int64
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, entry := range entries {
+		info, err := os.Lstat(filepath.Join(dir, entry.Name()))
+		if err != nil || info.Mode()&fs.ModeType != 0 {
+			continue
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+			sum += stat.Blocks * 512
+		}
+	}
+	return sum
+}
+
+// partialPrefix marks directories of images that are not complete.
+const partialPrefix = ".partial-"
+
+func newRoom(dir string, reserve Reserve, ask func(dir string) (Room, error)) *room {
+	return &room{dir: dir, reserve: reserve, ask: ask}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,8 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/klauspost/compress/gzip"
 )
 
 // TestPullProcess is no test: it is the process that other tests start to pull.
@@ -46,15 +43,6 @@ func pullProcess(t *testing.T, store *Store, ref Reference) *exec.Cmd {
 	return cmd
 }
 
-// compressible content makes a gzip stream of many deflate blocks.
-func compressible(size int) []byte {
-	b := noise(size)
-	for i := range b {
-		b[i] = "abcdefg\x00"[b[i]%8] // a disk is no text
-	}
-	return b
-}
-
 // TestPullResumes kills a process in the middle of a pull. What it had finished
 // is not transferred again.
 func TestPullResumes(t *testing.T) {
@@ -82,7 +70,9 @@ func TestPullResumes(t *testing.T) {
 				t.Error("the pull did not get that far")
 			}
 			waitForPartial(t, store, func(partial string) bool {
-				var state diskState
+				var state struct {
+					Mark struct{ Compressed int64 }
+				}
 				raw, err := os.ReadFile(filepath.Join(partial, ".disk-0.json"))
 				return err == nil && json.Unmarshal(raw, &state) == nil && state.Mark.Compressed >= 4*512<<10
 			})
@@ -269,62 +259,6 @@ func TestHold(t *testing.T) {
 	}
 }
 
-// TestGunzipMarks goes on from every mark of a stream.
-func TestGunzipMarks(t *testing.T) {
-	content := append(compressible(600<<10), noise(300<<10)...)
-	content = append(content, compressible(300<<10)...)
-	var packed bytes.Buffer
-	for _, part := range [][]byte{content[:500_000], content[500_000:]} {
-		z, _ := gzip.NewWriterLevel(&packed, 6)
-		z.Name = "disk"
-		if _, err := z.Write(part); err != nil {
-			t.Fatal(err)
-		}
-		if err := z.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	every := func(int64) bool { return true }
-	g, err := newGunzip(bytes.NewReader(packed.Bytes()), every)
-	if err != nil {
-		t.Fatal(err)
-	}
-	plain := &plainStream{Reader: g, gunzip: g}
-	marks := 0
-	for buffer := make([]byte, 100_000); ; {
-		s, err := fill(plain, buffer)
-		if s.mark != nil {
-			marks++
-			from := bytes.NewReader(packed.Bytes()[s.mark.Compressed:])
-			resumed, err := resumeGunzip(from, *s.mark, every)
-			if err != nil {
-				t.Fatal(err)
-			}
-			rest, err := io.ReadAll(&marking{resumed})
-			if err != nil || !bytes.Equal(rest, content[s.mark.Raw:]) {
-				t.Fatalf("from %d (bit %d): %v, %d bytes, want %d", s.mark.Compressed, s.mark.Bit, err, len(rest), len(content)-int(s.mark.Raw))
-			}
-		}
-		if err == io.EOF {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
-	if marks < 10 {
-		t.Errorf("only %d marks", marks)
-	}
-}
-
-// marking asks for marks, as gunzip wants it.
-type marking struct{ g *gunzip }
-
-func (m *marking) Read(p []byte) (int, error) {
-	n, err := m.g.Read(p)
-	m.g.reached()
-	return n, err
-}
-
 // TestPullDiskFull pulls into a small file system.
 func TestPullDiskFull(t *testing.T) {
 	small := mounted(t, "tmpfs", "size=8m")
@@ -391,28 +325,4 @@ func TestPullReadOnly(t *testing.T) {
 			}
 		})
 	}
-}
-
-// mounted mounts a tmpfs, or a directory read-only, for a test. That takes root.
-func mounted(t *testing.T, what, how string) string {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting takes root")
-	}
-	dir := t.TempDir()
-	var err error
-	if what == "tmpfs" {
-		err = syscall.Mount("tmpfs", dir, "tmpfs", 0, how)
-	} else if err = syscall.Mount(what, dir, "", syscall.MS_BIND, ""); err == nil {
-		err = syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, "")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }

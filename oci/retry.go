@@ -149,3 +149,9 @@ func mayPass(err error) bool {
 	var network net.Error
 	return errors.As(err, &network) && network.Timeout() && !errors.Is(err, context.DeadlineExceeded)
 }
+
+// opening is p for the first contact.
+func (p patience) opening() patience {
+	p.total = min(p.total, openPatience)
+	return p
+}

@@ -15,10 +15,6 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// pieceFile is the table of the pieces of an image in the store, for those that
-// come later and share some of them.
-const pieceFile = "pieces.json"
-
 // maxReused is the largest piece that is reused, in bytes: it is verified in
 // memory before it is taken over.
 const maxReused = format.MaxChunkSize
@@ -42,10 +38,10 @@ type pieceIndex struct {
 	files map[string]*os.File // open ones by path; nil for those that cannot be opened
 }
 
-// findPieces looks in all images of the store for the pieces that a plan needs.
+// findPieces looks in the directories of all images in the directory images for the pieces that a plan needs.
 // The images need not be held: those removed meanwhile are not found, or stay
 // readable to us.
-func (s *Store) findPieces(plan *format.Plan) *pieceIndex {
+func findPieces(images string, plan *format.Plan) *pieceIndex {
 	wanted := map[digest.Digest]bool{}
 	for _, disk := range plan.Disks {
 		for _, stream := range disk.Streams {
@@ -58,7 +54,7 @@ func (s *Store) findPieces(plan *format.Plan) *pieceIndex {
 		return nil
 	}
 	index := &pieceIndex{pieces: map[digest.Digest]storedPiece{}, files: map[string]*os.File{}}
-	tables, _ := filepath.Glob(filepath.Join(s.root, imagesDir, "*", pieceFile))
+	tables, _ := filepath.Glob(filepath.Join(images, "*", pieceFile))
 	for _, table := range tables {
 		for _, p := range readPieceTable(table) {
 			if wanted[p.Digest] {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
@@ -26,18 +25,6 @@ type source interface {
 	// Blob is safe for concurrent use.
 	Blob(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error)
 	io.Closer
-}
-
-// openSource connects to a registry at once; stall is the time that it may make no
-// progress, 0 for the default.
-func openSource(ctx context.Context, ref Reference, creds Credentials, stall time.Duration) (source, error) {
-	switch {
-	case ref.IsLayout():
-		return openLayout(ref)
-	case ref.named != nil:
-		return openRegistry(ctx, ref, creds, stall)
-	}
-	return nil, fmt.Errorf("%w: empty", ErrReference)
 }
 
 // A document is a manifest or an index that was read and checked.
@@ -96,3 +83,16 @@ func readBlob(ctx context.Context, src source, desc v1.Descriptor, limit int64) 
 	defer blob.Close()
 	return io.ReadAll(verify(blob, desc))
 }
+
+// A rangeSource is a [source] that can give the rest of a blob.
+type rangeSource interface {
+	// BlobAt is the blob from offset on, which is less than its size. The error is
+	// errNoRange if only whole blobs can be had.
+	BlobAt(ctx context.Context, desc v1.Descriptor, offset int64) (io.ReadCloser, error)
+}
+
+var errNoRange = errors.New("the source gives whole blobs only")
+
+// maxIndexDepth bounds indexes in indexes; a digest cannot name itself, but
+// somebody can nest for long.
+const maxIndexDepth = 8

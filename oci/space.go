@@ -3,8 +3,6 @@ package oci
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"syscall"
 
@@ -59,23 +57,4 @@ func (u *unpacker) diskFull(err error) error {
 func (u *unpacker) full(needed int64, err error) error {
 	return fmt.Errorf("disk full: the image needs about %s in %s, %s were free: %w",
 		units.BytesSize(float64(needed)), filepath.Dir(u.dir), units.BytesSize(float64(max(u.space.free, 0))), err)
-}
-
-// allocated is the space that the files of a directory take.
-func allocated(dir string) int64 {
-	var sum int64
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0
-	}
-	for _, entry := range entries {
-		info, err := os.Lstat(filepath.Join(dir, entry.Name()))
-		if err != nil || info.Mode()&fs.ModeType != 0 {
-			continue
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			sum += stat.Blocks * 512
-		}
-	}
-	return sum
 }

@@ -28,8 +28,9 @@ type sparseWriter struct {
 	// dense: the file may hold other bytes here than zeroes, so zeroes are written
 	// too.
 	dense bool
-	// bound and room are those of the disk; nil if there are none.
-	bound *bound
+	// admit judges bytes before they are written, and room counts them; nil if the
+	// disk has none.
+	admit func(p []byte, offset int64) error
 	room  *room
 
 	size   int64 // written, holes included
@@ -40,8 +41,8 @@ func (w *sparseWriter) Write(p []byte) (int, error) {
 	if int64(len(p)) > w.limit-w.size {
 		return 0, fmt.Errorf("%w: unpacks to more than %d bytes, the most that is allowed", ErrHostile, w.limit)
 	}
-	if w.bound != nil {
-		if err := w.bound.admit(p, w.offset); err != nil {
+	if w.admit != nil {
+		if err := w.admit(p, w.offset); err != nil {
 			return 0, err
 		}
 	}

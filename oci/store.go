@@ -37,11 +37,6 @@ const (
 	imagesDir     = "images"
 	referencesDir = "references"
 	locksDir      = "locks"
-
-	imageFile  = "image.json"
-	domainFile = "domain.xml"
-	// partialPrefix marks directories of images that are not complete.
-	partialPrefix = ".partial-"
 )
 
 // OpenStore opens the store in the directory root, and makes it if there is none.

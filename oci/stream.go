@@ -17,6 +17,12 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
+// Buffers between decompression, and digest and disk.
+const (
+	plainBuffers = 4
+	plainBuffer  = 1 << 20
+)
+
 // A diskState is what an interrupted pull leaves beside a disk that comes as one
 // stream. It is believed only where the disk's bytes have the digest.
 type diskState struct {
@@ -168,7 +174,7 @@ func (d *streamDisk) source(ctx context.Context) (*blobSequence, decompression, 
 	sequence := d.u.blobs(ctx, blobs)
 	if how.from != nil {
 		// The whole blob is read, for its digest.
-		if _, err := io.CopyN(io.Discard, onlyReader{sequence}, how.from.Compressed-start); err != nil {
+		if _, err := io.CopyN(io.Discard, newOnlyReader(sequence), how.from.Compressed-start); err != nil {
 			return nil, how, errors.Join(err, sequence.Close())
 		}
 	}

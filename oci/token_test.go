@@ -67,7 +67,7 @@ func TestToken(t *testing.T) {
 	}
 
 	stale := Credentials{Accounts: []Account{{m.host, "gitlab-ci-token", "expired"}}}
-	if _, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: stale, patience: impatient}); !errors.Is(err, ErrDenied) {
+	if _, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: stale, patience: briefly}); !errors.Is(err, ErrDenied) {
 		t.Errorf("an expired password: %v", err)
 	} else if strings.Contains(err.Error(), "expired") {
 		t.Errorf("the error shows the password: %v", err)
@@ -77,7 +77,7 @@ func TestToken(t *testing.T) {
 		final  bool
 	}{{http.StatusForbidden, true}, {http.StatusServiceUnavailable, false}} {
 		status.Store(test.status)
-		_, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: job, patience: impatient})
+		_, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: job, patience: briefly})
 		if err == nil || Final(err) != test.final {
 			t.Errorf("token service answers %d: %v", test.status, err)
 		}

@@ -27,24 +27,16 @@ type TransferOptions struct {
 	patience patience // the zero value means patienceFor(StallTimeout)
 }
 
-// patiences are those for the first contact and for what follows.
-func (o TransferOptions) patiences() (first, later patience) {
-	later = o.patience.orFor(o.StallTimeout)
-	first = later
-	first.total = min(first.total, openPatience)
-	return first, later
-}
-
 // Fetch copies an image from a registry into an OCI layout: every manifest and
 // blob that it consists of, verified and unchanged, and all children of an index.
 // A layout without a tag gets the tag of from, or "latest". Blobs that the layout
 // holds whole are not asked for again, so that a fetch that was interrupted goes
 // on. It returns the digest of the manifest or index.
 func Fetch(ctx context.Context, from, to Reference, o TransferOptions) (digest.Digest, error) {
-	if from.named == nil || !to.IsLayout() || to.digest != "" {
+	if !from.IsRegistry() || !to.IsLayout() || to.Digest() != "" {
 		return "", fmt.Errorf("%w: fetch goes from a registry to a layout (oci:PATH or oci:PATH:TAG), not from %s to %s", ErrReference, from, to)
 	}
-	tag := to.tag
+	tag := to.Tag()
 	if tag == "" {
 		tag = from.Tag()
 	}
@@ -54,9 +46,9 @@ func Fetch(ctx context.Context, from, to Reference, o TransferOptions) (digest.D
 	// The registry first: an image that is not there leaves no empty layout.
 	d, err := transfer(ctx, from, o, func() (destination, error) {
 		waiting := func() {
-			progressOrSilent(o.Progress).Waiting("for another process that writes to " + to.layout)
+			progressOrSilent(o.Progress).Waiting("for another process that writes to " + to.LayoutDir())
 		}
-		return openLayoutWriter(ctx, to.layout, tag, waiting)
+		return openLayoutWriter(ctx, to.LayoutDir(), tag, waiting)
 	})
 	if err != nil {
 		return "", fmt.Errorf("fetching %s: %w", from, err)
@@ -68,7 +60,7 @@ func Fetch(ctx context.Context, from, to Reference, o TransferOptions) (digest.D
 // way: every blob verified and unchanged; those that the registry has are not
 // sent.
 func Push(ctx context.Context, from, to Reference, o TransferOptions) (digest.Digest, error) {
-	if !from.IsLayout() || to.named == nil {
+	if !from.IsLayout() || !to.IsRegistry() {
 		return "", fmt.Errorf("%w: push goes from a layout (oci:PATH or oci:PATH:TAG) to a registry, not from %s to %s", ErrReference, from, to)
 	}
 	d, err := transfer(ctx, from, o, func() (destination, error) {
@@ -82,8 +74,8 @@ func Push(ctx context.Context, from, to Reference, o TransferOptions) (digest.Di
 
 // transfer copies the image from to the destination that open opens.
 func transfer(ctx context.Context, from Reference, o TransferOptions, open func() (destination, error)) (_ digest.Digest, err error) {
-	first, later := o.patiences()
-	src, err := retry(ctx, first, func() (source, error) { return openSource(ctx, from, o.Credentials, o.StallTimeout) })
+	later := o.patience.orFor(o.StallTimeout)
+	src, err := openPatiently(ctx, from, o.Credentials, o.StallTimeout, later)
 	if err != nil {
 		return "", err
 	}
@@ -92,7 +84,7 @@ func transfer(ctx context.Context, from Reference, o TransferOptions, open func(
 	if err := tree.walk(ctx, src, v1.Descriptor{Digest: from.Digest()}, 0); err != nil {
 		return "", err
 	}
-	dest, err := retry(ctx, first, open)
+	dest, err := retry(ctx, later.opening(), open)
 	if err != nil {
 		return "", err
 	}
@@ -105,9 +97,6 @@ func transfer(ctx context.Context, from Reference, o TransferOptions, open func(
 }
 
 const (
-	// maxIndexDepth bounds indexes in indexes; a digest cannot name itself, but
-	// somebody can nest for long.
-	maxIndexDepth = 8
 	// maxManifests bounds the manifests of one image, and maxManifestBytes their size:
 	// they are kept in memory until their blobs are copied.
 	maxManifests     = 1000
@@ -242,7 +231,7 @@ func (c *copier) copyBlob(ctx context.Context, desc v1.Descriptor) error {
 		defer blob.Close()
 		transfer := c.progress.Start(descriptorName(desc), desc.Size)
 		defer func() { transfer.Done(err) }()
-		return c.dest.PutBlob(ctx, desc, &countingReader{contextReader{ctx, verify(blob, desc)}, transfer})
+		return c.dest.PutBlob(ctx, desc, newCountingReader(newContextReader(ctx, verify(blob, desc)), transfer))
 	})
 }
 

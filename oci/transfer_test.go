@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,66 +18,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
-
-// A meddler stands before a registry. Meddle is asked about each request first and
-// says whether it has answered it.
-type meddler struct {
-	registry http.Handler
-	host     string
-
-	mu     sync.Mutex
-	meddle func(w http.ResponseWriter, r *http.Request) bool
-	// uploads and blobs count the blobs that were begun to be written and read.
-	uploads, blobs atomic.Int64
-}
-
-func newMeddler(t *testing.T) *meddler {
-	t.Helper()
-	m := &meddler{registry: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
-	server := httptest.NewServer(m)
-	t.Cleanup(server.Close)
-	m.host = strings.TrimPrefix(server.URL, "http://")
-	trustInsecure(t, m.host)
-	return m
-}
-
-// trustInsecure names a host insecure in a registries.conf of the test's own.
-func trustInsecure(t *testing.T, host string) {
-	t.Helper()
-	conf := filepath.Join(t.TempDir(), "registries.conf")
-	text := fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", host)
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
-}
-
-func (m *meddler) set(meddle func(http.ResponseWriter, *http.Request) bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.meddle = meddle
-}
-
-func (m *meddler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	m.mu.Lock()
-	meddle := m.meddle
-	m.mu.Unlock()
-	if meddle != nil && meddle(w, r) {
-		return
-	}
-	switch {
-	case r.Method == http.MethodPost:
-		m.uploads.Add(1)
-	case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/"):
-		m.blobs.Add(1)
-	}
-	m.registry.ServeHTTP(w, r)
-}
 
 // impatient tries again at once and gives up soon.
 var impatient = patience{first: time.Millisecond, most: 10 * time.Millisecond, total: 250 * time.Millisecond, stall: time.Second}
@@ -168,16 +111,6 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 	}
 }
 
-// newQuietMeddler is for parallel tests, which cannot set environment variables.
-func newQuietMeddler(t *testing.T) *meddler {
-	t.Helper()
-	m := &meddler{registry: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
-	server := httptest.NewServer(m)
-	t.Cleanup(server.Close)
-	m.host = strings.TrimPrefix(server.URL, "http://")
-	return m
-}
-
 // TestTransferDropped hangs up in the midst of each blob, once.
 func TestTransferDropped(t *testing.T) {
 	m := newMeddler(t)
@@ -225,29 +158,6 @@ func (c *cutter) Write(p []byte) (int, error) {
 		return n, io.ErrShortWrite
 	}
 	return n, nil
-}
-
-// checkLayout lets other tools read a layout, and checks all of it by pulling.
-func checkLayout(t *testing.T, layout, tag string, want digest.Digest) {
-	t.Helper()
-	got := command(t, ".", "skopeo", "inspect", "--raw", "oci:"+layout+":"+tag)
-	if d := digest.FromString(got); d != want {
-		t.Errorf("skopeo finds %s under %s, want %s", d, tag, want)
-	}
-	if tags := strings.Fields(command(t, ".", "umoci", "list", "--layout", layout)); !strings.Contains(" "+strings.Join(tags, " ")+" ", " "+tag+" ") {
-		t.Errorf("umoci finds the tags %v", tags)
-	}
-	if _, err := os.Stat(filepath.Join(layout, partialBlobs)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%s: %v", partialBlobs, err)
-	}
-	image, err := newStore(t).Pull(t.Context(), mustParse(t, "oci:"+layout+":"+tag), PullOptions{})
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	if err := image.Close(); err != nil {
-		t.Error(err)
-	}
 }
 
 // TestPushTwice: what is there is not sent again.
@@ -327,18 +237,6 @@ func TestTransferIndex(t *testing.T) {
 	if diff := cmp.Diff(blobNames(t, l.dir), blobNames(t, layout)); diff != "" {
 		t.Error(diff)
 	}
-}
-
-func blobNames(t *testing.T, layout string) []string {
-	t.Helper()
-	names, err := filepath.Glob(filepath.Join(layout, "blobs", "*", "*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, name := range names {
-		names[i] = filepath.Base(name)
-	}
-	return names
 }
 
 // TestFetchMends fetches into a layout in which blobs are damaged or missing; the
@@ -464,28 +362,6 @@ func TestFetchIndexJSON(t *testing.T) {
 	var now v1.Index
 	if readJSON(t, index, &now); len(now.Manifests) != 2 {
 		t.Errorf("entries: %v", now.Manifests)
-	}
-}
-
-func readJSON(t *testing.T, path string, v any) {
-	t.Helper()
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(raw, v); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func writeJSON(t *testing.T, path string, v any) {
-	t.Helper()
-	raw, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, raw, 0o644); err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -646,3 +522,17 @@ func TestLayoutIn(t *testing.T) {
 }
 
 var testSum = digest.FromString("x").String()
+
+// checkLayout lets other tools read a layout, and checks all of it by pulling.
+func checkLayout(t *testing.T, layout, tag string, want digest.Digest) {
+	t.Helper()
+	checkLayoutFiles(t, layout, tag, want)
+	image, err := newStore(t).Pull(t.Context(), mustParse(t, "oci:"+layout+":"+tag), PullOptions{})
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if err := image.Close(); err != nil {
+		t.Error(err)
+	}
+}

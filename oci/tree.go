@@ -221,7 +221,7 @@ func (t *treeReader) take(content io.Reader, header *tar.Header, name string) er
 	t.other += min(header.Size, t.u.fileLimit())
 	out := t.u.writer(t.file, 0, t.u.fileLimit(), t.bound)
 	hash := digest.Canonical.Digester()
-	if _, err := io.CopyBuffer(io.MultiWriter(hash.Hash(), out), onlyReader{content}, make([]byte, copyBuffer)); err != nil {
+	if _, err := io.CopyBuffer(io.MultiWriter(hash.Hash(), out), newOnlyReader(content), make([]byte, copyBuffer)); err != nil {
 		return tarError(err)
 	}
 	t.state = diskState{Name: path.Base(name), Size: out.Size(), Digest: hash.Digest()}
@@ -231,7 +231,7 @@ func (t *treeReader) take(content io.Reader, header *tar.Header, name string) er
 // tarError: what tar says of a stream is about its content.
 func tarError(err error) error {
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return &damagedError{err}
+		return &damagedError{err: err}
 	}
 	return err
 }

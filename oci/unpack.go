@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -23,9 +22,7 @@ import (
 
 // Bounds on what one image may ask for, in bytes where they are sizes.
 const (
-	maxDomainXML   = 4 << 20
-	maxGuestConfig = 1 << 20
-	maxDisks       = 64
+	maxDisks = 64
 	// parallelDisks is how many disks are unpacked at once: each keeps about two
 	// processors busy.
 	parallelDisks = 3
@@ -36,14 +33,15 @@ const (
 // An unpacker carries out a plan in a directory that is empty, or that an
 // interrupted pull of the same image left.
 type unpacker struct {
-	src  source
-	dir  string
-	plan *format.Plan
-	// description is what the image says of itself without its disks.
-	description *Inspection
-	maxDisk     int64
-	progress    Progress
-	stored      *pieceIndex // of the images in the store
+	src      source
+	dir      string
+	plan     *format.Plan
+	maxDisk  int64
+	progress Progress
+	stored   *pieceIndex // of the images in the store
+	// domainXML and guest are what the image says of itself without its disks.
+	domainXML []byte
+	guest     GuestConfig
 
 	pieces   chan struct{} // a place for each piece under way
 	received atomic.Int64  // of all blobs, in bytes
@@ -55,6 +53,34 @@ type unpacker struct {
 	extending sync.Mutex
 }
 
+// unpackOptions say where an image is unpacked.
+type unpackOptions struct {
+	// Dir is empty, or what an interrupted pull of the same image left.
+	Dir string
+	// Images holds the directories of other images, from which pieces are reused.
+	Images string
+	// DomainXML and Guest are what the image says of itself without its disks.
+	DomainXML []byte
+	Guest     GuestConfig
+	// MaxDisk is the largest disk accepted, in bytes.
+	MaxDisk int64
+	// Reserve stays free on the file system, which Ask asks for its free space.
+	Reserve  Reserve
+	Ask      func(dir string) (Room, error)
+	Progress Progress
+}
+
+// unpackPlan makes all files of an image and checks them. The image it returns
+// lacks its digest, reference and directory.
+func unpackPlan(ctx context.Context, src source, plan *format.Plan, o unpackOptions) (*Image, error) {
+	u := &unpacker{
+		src: src, dir: o.Dir, plan: plan, domainXML: o.DomainXML, guest: o.Guest, maxDisk: o.MaxDisk, progress: o.Progress,
+		stored: findPieces(o.Images, plan), room: newRoom(o.Dir, o.Reserve, o.Ask), announced: announce(o.Dir, plan.TransferSize()),
+	}
+	image, err := u.run(ctx)
+	return image, errors.Join(err, u.stored.Close(), u.announced.end())
+}
+
 // run makes all files of the image and checks them. The image it returns lacks
 // its digest, reference and directory.
 func (u *unpacker) run(ctx context.Context) (*Image, error) {
@@ -64,8 +90,8 @@ func (u *unpacker) run(ctx context.Context) (*Image, error) {
 		OS:           u.plan.OS,
 		Created:      u.plan.Created,
 		Disks:        make([]Disk, len(u.plan.Disks)),
-		DomainXML:    u.description.DomainXML,
-		Guest:        u.description.Guest,
+		DomainXML:    u.domainXML,
+		Guest:        u.guest,
 	}
 	if err := u.checkFreeSpace(); err != nil {
 		return nil, err
@@ -176,7 +202,7 @@ func (u *unpacker) nameOf(i int) string {
 }
 
 func (u *unpacker) blobs(ctx context.Context, blobs []v1.Descriptor) *blobSequence {
-	return &blobSequence{ctx: ctx, src: u.src, blobs: blobs, progress: u.progress, received: &u.received}
+	return newBlobSequence(ctx, u.src, blobs, u.progress, &u.received)
 }
 
 // fileLimit is the largest file for a disk of the largest size: a full qcow2 is a
@@ -191,10 +217,8 @@ func fileLimit(maxDisk int64) int64 {
 }
 
 func (u *unpacker) writer(f *os.File, offset, limit int64, b *bound) *sparseWriter {
-	return &sparseWriter{file: f, offset: offset, limit: limit, bound: b, room: u.room}
+	return &sparseWriter{file: f, offset: offset, limit: limit, admit: b.admit, room: u.room}
 }
-
-func unnamed(i int) string { return fmt.Sprintf(".disk-%d", i) }
 
 // diskFormat is "qcow2" or "raw". Where the image says raw, the file is raw
 // whatever its first bytes: the guest wrote them.
@@ -225,51 +249,6 @@ func sealDisks(dir string, disks []Disk) error {
 		if err := errors.Join(f.Chmod(0o444), f.Sync(), f.Close()); err != nil {
 			return fmt.Errorf("sealing disk %s: %w", disk.Name, err)
 		}
-	}
-	return nil
-}
-
-func writeMetadata(image *Image, dir string) error {
-	raw, err := json.MarshalIndent(image, "", "  ")
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", imageFile, err)
-	}
-	files := map[string][]byte{imageFile: append(raw, '\n')}
-	if image.DomainXML != nil {
-		files[domainFile] = image.DomainXML
-	}
-	for name, content := range files {
-		if err := writeSynced(filepath.Join(dir, name), content); err != nil {
-			return fmt.Errorf("writing %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// writeSynced writes a read-only file in place of any that is there.
-func writeSynced(path string, content []byte) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("syncing directory: %w", err)
-	}
-	// Some file systems (vfat, many FUSE ones) cannot sync a directory.
-	if err = f.Sync(); errors.Is(err, syscall.EINVAL) || errors.Is(err, fs.ErrInvalid) {
-		err = nil
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("syncing directory: %w", err)
 	}
 	return nil
 }

@@ -1,0 +1,250 @@
+package oci
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+func command(t *testing.T, dir string, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+func fixtureRef(t *testing.T, fixture, tag string) Reference {
+	t.Helper()
+	return mustParse(t, "oci:"+filepath.Join("testdata", "sardinecake", fixture, "oci")+":"+tag)
+}
+
+func mustParse(t *testing.T, text string) Reference {
+	t.Helper()
+	ref, err := ParseReference(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+func fileDigest(t *testing.T, path string) digest.Digest {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := digest.FromReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// rawDigest is the digest of what a guest sees, the whole chain read by QEMU.
+func rawDigest(t *testing.T, path, format string) digest.Digest {
+	t.Helper()
+	raw := filepath.Join(t.TempDir(), "raw")
+	out, err := exec.Command("qemu-img", "convert", "-f", format, "-O", "raw", path, raw).CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-img convert %s: %v\n%s", path, err, out)
+	}
+	return fileDigest(t, raw)
+}
+
+// noise does not compress.
+func noise(size int) []byte {
+	b := make([]byte, size)
+	state := uint64(88172645463325252)
+	for i := range b {
+		state ^= state << 13
+		state ^= state >> 7
+		state ^= state << 17
+		b[i] = byte(state >> 32)
+	}
+	return b
+}
+
+// compressible content makes a gzip stream of many deflate blocks.
+func compressible(size int) []byte {
+	b := noise(size)
+	for i := range b {
+		b[i] = "abcdefg\x00"[b[i]%8] // a disk is no text
+	}
+	return b
+}
+
+func checkContent(t *testing.T, image *Image, want []byte) {
+	t.Helper()
+	got, err := os.ReadFile(filepath.Join(image.Dir, image.Disks[0].Name))
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("content differs (%v)", err)
+	}
+}
+
+func blobNames(t *testing.T, layout string) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(layout, "blobs", "*", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range names {
+		names[i] = filepath.Base(name)
+	}
+	return names
+}
+
+func readJSON(t *testing.T, path string, v any) {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func writeJSON(t *testing.T, path string, v any) {
+	t.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, raw, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// iso has the first volume descriptor of an ISO 9660 image. bootable says whether it
+// has a boot sector, too; from is the first sector of its only partition, if it is not
+// negative.
+func iso(bootable bool, from int) []byte {
+	b := make([]byte, 200<<10)
+	copy(b[(16*2048):], "\x01CD001\x01")
+	if bootable {
+		b[510], b[511] = 0x55, 0xaa
+	}
+	if from >= 0 {
+		b[446+4] = 0x83
+		binary.LittleEndian.PutUint32(b[446+8:], uint32(from))
+		binary.LittleEndian.PutUint32(b[446+12:], 100)
+	}
+	return b
+}
+
+// with puts text into a disk of zeroes.
+func with(at int, text string) []byte {
+	b := make([]byte, 100<<10)
+	copy(b[at:], text)
+	return b
+}
+
+// allocating is how many bytes do allocates in all.
+func allocating(do func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// authFile is a Docker config.json with one password.
+func authFile(key, password string) string {
+	auth := base64.StdEncoding.EncodeToString([]byte("u:" + password))
+	return fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, key, auth)
+}
+
+// expected is what was noted about an image when the Python tool made it.
+type expected struct {
+	Manifests []struct {
+		Tag      string        `json:"tag"`
+		Manifest digest.Digest `json:"manifest"`
+	} `json:"manifests"`
+	Files []struct {
+		Tag         string `json:"tag"`
+		Name        string `json:"name_in_image"`
+		Device      string `json:"device"`
+		Format      string `json:"format"`
+		FileSize    int64  `json:"file_size"`
+		FileSHA256  string `json:"file_sha256"`
+		VirtualSize int64  `json:"virtual_size"`
+		RawSHA256   string `json:"raw_sha256"`
+	} `json:"files"`
+}
+
+func readExpected(t *testing.T, fixture string) expected {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("testdata", "sardinecake", fixture, "expected.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var e expected
+	if err := json.Unmarshal(raw, &e); err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func assertEmpty(t *testing.T, dir string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 0 {
+		t.Errorf("%s: %v, %v; want nothing there", dir, entries, err)
+	}
+}
+
+// mounted mounts a tmpfs, or a directory read-only, for a test. That takes root.
+func mounted(t *testing.T, what, how string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	dir := t.TempDir()
+	var err error
+	if what == "tmpfs" {
+		err = syscall.Mount("tmpfs", dir, "tmpfs", 0, how)
+	} else if err = syscall.Mount(what, dir, "", syscall.MS_BIND, ""); err == nil {
+		err = syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, "")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// checkLayoutFiles lets other tools read a layout.
+func checkLayoutFiles(t *testing.T, layout, tag string, want digest.Digest) {
+	t.Helper()
+	got := command(t, ".", "skopeo", "inspect", "--raw", "oci:"+layout+":"+tag)
+	if d := digest.FromString(got); d != want {
+		t.Errorf("skopeo finds %s under %s, want %s", d, tag, want)
+	}
+	if tags := strings.Fields(command(t, ".", "umoci", "list", "--layout", layout)); !strings.Contains(" "+strings.Join(tags, " ")+" ", " "+tag+" ") {
+		t.Errorf("umoci finds the tags %v", tags)
+	}
+	if _, err := os.Stat(filepath.Join(layout, ".partial")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf(".partial: %v", err)
+	}
+}

@@ -1,0 +1,48 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/format"
+)
+
+// resolve finds the manifest for arch and its digest: the one given, or one that
+// the index given leads to.
+func resolve(ctx context.Context, src source, doc document, arch string) (*format.Manifest, digest.Digest, error) {
+	for depth := 0; doc.Index != nil; depth++ {
+		// A digest cannot name itself, but somebody can nest for long.
+		if depth == maxIndexDepth {
+			return nil, "", fmt.Errorf("%w: indexes nest deeper than %d", ErrFormat, maxIndexDepth)
+		}
+		child, err := format.ChooseChild(doc.Index, arch)
+		if err != nil {
+			return nil, "", formatError(err)
+		}
+		if doc, err = readDocument(ctx, src, child); err != nil {
+			return nil, "", err
+		}
+	}
+	return doc.Manifest, doc.digest, nil
+}
+
+func plan(ctx context.Context, src source, m *format.Manifest) (*format.Plan, error) {
+	config, err := readBlob(ctx, src, m.Config, maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("image config: %w", err)
+	}
+	plan, err := format.DetectPlan(m, config)
+	if err != nil {
+		return nil, formatError(err)
+	}
+	return plan, nil
+}
+
+// descriptorName is how a blob is called in front of people.
+func descriptorName(desc v1.Descriptor) string {
+	hex := desc.Digest.Encoded()
+	return hex[:min(12, len(hex))]
+}
