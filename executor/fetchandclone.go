@@ -12,6 +12,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
@@ -24,7 +25,7 @@ import (
 // FetchAndCloneOptions configure [FetchAndClone].
 type FetchAndCloneOptions struct {
 	Image oci.Reference
-	Pull  oci.PullOptions
+	Pull  store.PullOptions
 	Dirs  config.Dirs
 	// Name of the machine.
 	Name string
@@ -63,13 +64,13 @@ type Instance struct {
 // The clone is made by [vm.Start], not by [define.Clone]: it needs no defined domain, and does
 // not trust the image's domain XML.
 func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (*Instance, error) {
-	store, err := oci.OpenStore(o.Dirs.Store)
+	images, err := store.Open(o.Dirs.Store)
 	if err != nil {
 		return nil, err
 	}
 	end := o.begin("pull", "sardine_pull", "Pulling "+o.Image.String())
 	began := time.Now()
-	image, err := store.Pull(ctx, o.Image, o.Pull)
+	image, err := images.Pull(ctx, o.Image, o.Pull)
 	end()
 	if err != nil {
 		return nil, err

@@ -23,6 +23,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
 )
@@ -285,12 +286,12 @@ func TestHostileDisks(t *testing.T) {
 			if got := exposed(t, canary, test.layers[len(test.layers)-1]); got != test.sings {
 				t.Errorf("without us, QEMU opens the canary: %v, want %v", got, test.sings)
 			}
-			store, err := oci.OpenStore(t.TempDir())
+			images, err := store.Open(t.TempDir())
 			if err != nil {
 				t.Fatal(err)
 			}
 			ref := layoutOf(t, test.layers)
-			image, err := store.Pull(t.Context(), ref, oci.PullOptions{Policies: []oci.PullPolicy{oci.PullAlways}, MaxDisk: 1 << 30})
+			image, err := images.Pull(t.Context(), ref, store.PullOptions{Policies: []oci.PullPolicy{oci.PullAlways}, MaxDisk: 1 << 30})
 			if canary.touched(t) {
 				t.Error("pull opened a file of the host")
 			}

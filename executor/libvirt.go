@@ -9,7 +9,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/metrics"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -126,11 +126,11 @@ func (h *libvirtHost) UpdateGauges(ctx context.Context, gauges *metrics.Changes)
 }
 
 func imageGauges(ctx context.Context, dirs config.Dirs, gauges *metrics.Changes) error {
-	store, err := oci.OpenStore(dirs.Store)
+	local, err := store.Open(dirs.Store)
 	if err != nil {
 		return err
 	}
-	images, err := store.List(ctx)
+	images, err := local.List(ctx)
 	if err != nil {
 		return err
 	}

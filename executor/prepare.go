@@ -11,6 +11,8 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/registry"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -109,9 +111,9 @@ func (d *Driver) start(ctx context.Context, host machineHost, p plan) (instance,
 	defer d.countPull(progress)
 	return host.Start(ctx, FetchAndCloneOptions{
 		Image: p.ref,
-		Pull: oci.PullOptions{
+		Pull: store.PullOptions{
 			Policies:     p.policies,
-			Credentials:  oci.Credentials{AuthConfig: d.Job.AuthConfig(), Accounts: d.Job.Accounts},
+			Credentials:  registry.Credentials{AuthConfig: d.Job.AuthConfig(), Accounts: d.Job.Accounts},
 			MaxDisk:      p.settings.MaxDisk,
 			Progress:     progress,
 			StallTimeout: time.Duration(d.Settings.Defaults.PullStallTimeout),

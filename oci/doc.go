@@ -1,7 +1,18 @@
-// Package oci is everything between a registry and a base disk: references,
-// credentials, OCI layouts, the image formats in which people keep virtual
-// machines in registries, and the local store of unpacked images.
+// Package oci has the words that the packages below it share: references, images,
+// what an image says of itself, progress, and the errors by which callers decide. It
+// imports none of them, and nothing of libvirt.
 //
-// It knows nothing of libvirt. It is the only package that imports
-// containers/image, so that its import path can be changed in one place.
+// Between a registry and a base disk:
+//
+//	oci/transport  what a source and a destination of images are; reading checked
+//	oci/registry   registries; containers/image is imported there alone
+//	oci/layout     OCI layouts on this machine
+//	oci/source     opens either; Inspect
+//	oci/format     the formats of virtual machines in registries: manifest -> plan
+//	oci/unpack     plan -> disks
+//	oci/chain      names and backing files of the disks of an image
+//	oci/space      the room on a file system, and what stays free of it
+//	oci/store      images on this machine; Pull, Prune
+//	oci/transfer   Fetch and Push, between registries and layouts
+//	oci/export     disks -> layout
 package oci

@@ -64,7 +64,7 @@ type Disk struct {
 	Digest digest.Digest `json:"digest,omitempty"`
 
 	// alias is what the disks it backs call it, if that is not Name.
-	alias string
+	Alias string
 }
 
 // GuestConfig is sardinecake's VM config
@@ -105,7 +105,7 @@ func (g GuestConfig) SSHPort() int {
 }
 
 // architecture is arch, or this machine's if arch is empty.
-func architecture(arch string) string {
+func Architecture(arch string) string {
 	if arch == "" {
 		return runtime.GOARCH
 	}
@@ -114,11 +114,11 @@ func architecture(arch string) string {
 
 // Files in [Image.Dir] beside the disks, which must not be called like them.
 const (
-	imageFile  = "image.json"
-	domainFile = "domain.xml"
+	ImageFile  = "image.json"
+	DomainFile = "domain.xml"
 	// pieceFile is the table of the pieces of an image, for those that come later
 	// and share some of them.
-	pieceFile = "pieces.json"
+	PieceFile = "pieces.json"
 )
 
 // Close lets the image go: from then on it can be removed from the store. An

@@ -28,7 +28,7 @@ type Estimator interface {
 }
 
 // expect tells p how much is to come, if p wants to know.
-func expect(p Progress, size int64) {
+func Expect(p Progress, size int64) {
 	if e, ok := p.(Estimator); ok {
 		e.Expect(size)
 	}
@@ -42,7 +42,7 @@ func (silent) Start(string, int64) Transfer { return silent{} }
 func (silent) Add(int64)                    {}
 func (silent) Done(error)                   {}
 
-func progressOrSilent(p Progress) Progress {
+func ProgressOrSilent(p Progress) Progress {
 	if p == nil {
 		return silent{}
 	}

@@ -16,7 +16,7 @@ import (
 
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 )
 
 const imageCategory = "Images"
@@ -25,12 +25,12 @@ const imageCategory = "Images"
 const imageArgument = "IMAGE is what a job would name (REGISTRY/NAME:TAG), or oci:PATH[:TAG], an OCI layout on this host.\n"
 
 // openStore opens the store of unpacked images.
-func openStore(settings *config.Settings) (*oci.Store, error) {
+func openStore(settings *config.Settings) (*store.Store, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return nil, err
 	}
-	return oci.OpenStore(dirs.Store)
+	return store.Open(dirs.Store)
 }
 
 func imagesCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
@@ -61,7 +61,7 @@ type imageLine struct {
 	InUse []string `json:"inUse"`
 }
 
-func newImageLine(image oci.StoredImage) imageLine {
+func newImageLine(image store.StoredImage) imageLine {
 	line := imageLine{
 		Digest: image.Digest, References: append([]string{}, image.References...), Complete: image.Image != nil,
 		Size: image.Usage, LastUsed: image.LastUsed,
@@ -167,7 +167,7 @@ func pruneCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 }
 
 func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Writer) error {
-	o := admin.PruneOptions{KeepStorage: oci.KeepNothing, DryRun: f.dryRun, Now: time.Now()}
+	o := admin.PruneOptions{KeepStorage: store.KeepNothing, DryRun: f.dryRun, Now: time.Now()}
 	if f.olderThan == "" && f.keepStorage == "" {
 		return errors.New("prune needs --older-than TIME or --keep-storage SIZE (--older-than 0s removes everything that is not in use)")
 	}

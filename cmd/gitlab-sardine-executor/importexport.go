@@ -16,6 +16,8 @@ import (
 
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/export"
+	"gitlab-sardine-executor/oci/store"
 )
 
 // importFlags are the flags of import.
@@ -63,7 +65,7 @@ func importImage(ctx context.Context, cfg *settingsFlags, f *importFlags, image 
 	progress := f.progress(stderr, "Pulling")
 	imported, err := admin.Import(ctx, admin.ImportOptions{
 		Settings: settings, Image: image, Name: f.name, Dir: dir,
-		Pull: oci.PullOptions{
+		Pull: store.PullOptions{
 			Policies:     []oci.PullPolicy{oci.PullPolicy(f.policy)},
 			Credentials:  f.credentials(),
 			MaxDisk:      settings.For(image).MaxDisk,
@@ -111,13 +113,13 @@ func exportCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 			if (len(f.disks.Value()) > 0) == (len(args) == 2) {
 				return fmt.Errorf("export needs a VM or --disk FILE, and a layout (usage: %s)", usageOf(c))
 			}
-			return export(c.Context, cfg, f, args, stdout, stderr)
+			return runExport(c.Context, cfg, f, args, stdout, stderr)
 		}),
 	}
 }
 
 // export packs a VM, if args has one before the layout, or the disks of the flags.
-func export(ctx context.Context, cfg *settingsFlags, f *exportFlags, args []string, stdout, stderr io.Writer) error {
+func runExport(ctx context.Context, cfg *settingsFlags, f *exportFlags, args []string, stdout, stderr io.Writer) error {
 	to, err := oci.ParseReference(args[len(args)-1])
 	if err != nil {
 		return err
@@ -139,7 +141,7 @@ func export(ctx context.Context, cfg *settingsFlags, f *exportFlags, args []stri
 	if len(args) == 2 {
 		d, err = admin.ExportVM(ctx, settings, args[0], to, o)
 	} else {
-		d, err = oci.Export(ctx, to, o)
+		d, err = export.Export(ctx, to, o)
 	}
 	progress.Close()
 	if err != nil {
@@ -150,10 +152,10 @@ func export(ctx context.Context, cfg *settingsFlags, f *exportFlags, args []stri
 }
 
 // options converts the flags.
-func (f *exportFlags) options() (oci.ExportOptions, error) {
-	o := oci.ExportOptions{Format: f.format}
+func (f *exportFlags) options() (export.Options, error) {
+	o := export.Options{Format: f.format}
 	for _, path := range f.disks.Value() {
-		o.Disks = append(o.Disks, oci.ExportDisk{Path: path, CDROM: strings.EqualFold(filepath.Ext(path), ".iso")})
+		o.Disks = append(o.Disks, export.Disk{Path: path, CDROM: strings.EqualFold(filepath.Ext(path), ".iso")})
 	}
 	if f.chunkSize != "" {
 		size, err := units.RAMInBytes(f.chunkSize)

@@ -12,6 +12,7 @@ import (
 
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/source"
 )
 
 type inspectFlags struct {
@@ -58,7 +59,7 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 		_, err = fmt.Fprintln(stdout, doc)
 		return err
 	}
-	report, err := admin.InspectImage(ctx, settings, image, oci.InspectOptions{
+	report, err := admin.InspectImage(ctx, settings, image, source.InspectOptions{
 		Credentials: f.credentials(), Architecture: f.arch, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
 	})
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"gitlab-sardine-executor/executor/job"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/registry"
 )
 
 const registryCategory = "Registries"
@@ -48,7 +48,7 @@ func loginCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	}
 }
 
-func login(ctx context.Context, f *loginFlags, registry string, stdin *os.File, stdout, stderr io.Writer) error {
+func login(ctx context.Context, f *loginFlags, host string, stdin *os.File, stdout, stderr io.Writer) error {
 	if f.username == "" {
 		return errors.New("login needs a user name: --username USER")
 	}
@@ -56,11 +56,11 @@ func login(ctx context.Context, f *loginFlags, registry string, stdin *os.File, 
 	if err != nil {
 		return err
 	}
-	stored, err := oci.Login(ctx, registry, f.username, password, f.credentials())
+	stored, err := registry.Login(ctx, host, f.username, password, f.credentials())
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(stdout, "Logged in to %s as %s (%s)\n", registry, f.username, stored)
+	_, err = fmt.Fprintf(stdout, "Logged in to %s as %s (%s)\n", host, f.username, stored)
 	return err
 }
 
@@ -120,15 +120,15 @@ func logoutCommand(stdout io.Writer) *cli.Command {
 
 // logout removes the password for the registry in args, or all passwords.
 func logout(f *logoutFlags, args []string, stdout io.Writer) error {
-	creds := oci.Credentials{AuthFile: f.authFile}
+	creds := registry.Credentials{AuthFile: f.authFile}
 	if f.all {
-		if err := oci.LogoutAll(creds); err != nil {
+		if err := registry.LogoutAll(creds); err != nil {
 			return err
 		}
 		_, err := fmt.Fprintln(stdout, "Logged out of all registries")
 		return err
 	}
-	if err := oci.Logout(args[0], creds); err != nil {
+	if err := registry.Logout(args[0], creds); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(stdout, "Logged out of %s\n", args[0])

@@ -19,7 +19,7 @@ import (
 	"gitlab-sardine-executor/executor/adminlog"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/failure"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/registry"
 )
 
 // version is set by the Makefile.
@@ -175,6 +175,6 @@ func (f *settingsFlags) openAdminLog(s *config.Settings, o adminlog.Options) (*s
 	o.Debug = f.debug
 	o.Secrets = append(o.Secrets, s.Passwords()...)
 	logger, closer, err := adminlog.Open(o)
-	oci.LogTo(logger)
+	registry.LogTo(logger)
 	return logger, closer, err
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/executor/joblog"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/registry"
 )
 
 // registryFlags are the flags of commands that use a registry, as in skopeo and podman.
@@ -32,8 +32,8 @@ func (f *registryFlags) flags() []cli.Flag {
 	}
 }
 
-func (f *registryFlags) credentials() oci.Credentials {
-	return oci.Credentials{AuthFile: f.authFile, Insecure: !f.tlsVerify}
+func (f *registryFlags) credentials() registry.Credentials {
+	return registry.Credentials{AuthFile: f.authFile, Insecure: !f.tlsVerify}
 }
 
 // progressFlags are the flags of commands that transfer images.
@@ -57,7 +57,7 @@ func (f *progressFlags) progress(stderr io.Writer, what string) joblog.Progress 
 // logWarnings prints the warnings of the registry library on stderr.
 func logWarnings(stderr io.Writer) cli.BeforeFunc {
 	return func(*cli.Context) error {
-		oci.LogTo(slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{
+		registry.LogTo(slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{
 			Level: slog.LevelWarn,
 			ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 				if len(groups) == 0 && a.Key == slog.TimeKey {

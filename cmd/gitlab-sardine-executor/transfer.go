@@ -10,6 +10,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
+	"gitlab-sardine-executor/oci/transfer"
 )
 
 // transferFlags are the flags of fetch and push.
@@ -56,7 +58,7 @@ func fetch(ctx context.Context, cfg *settingsFlags, f *transferFlags, args []str
 			return err
 		}
 	}
-	return f.run(ctx, cfg, oci.Fetch, "Fetching", refs[0], refs[1], stdout, stderr)
+	return f.run(ctx, cfg, transfer.Fetch, "Fetching", refs[0], refs[1], stdout, stderr)
 }
 
 func pushCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
@@ -94,7 +96,7 @@ func push(ctx context.Context, cfg *settingsFlags, f *transferFlags, args []stri
 			return err
 		}
 	}
-	return f.run(ctx, cfg, oci.Push, "Pushing", refs[0], refs[1], stdout, stderr)
+	return f.run(ctx, cfg, transfer.Push, "Pushing", refs[0], refs[1], stdout, stderr)
 }
 
 // run copies an image and prints its digest.
@@ -104,7 +106,7 @@ func (f *transferFlags) run(ctx context.Context, cfg *settingsFlags, copyImage t
 		return err
 	}
 	progress := f.progress(stderr, what)
-	d, err := copyImage(ctx, from, to, oci.TransferOptions{
+	d, err := copyImage(ctx, from, to, transfer.Options{
 		Credentials: f.credentials(), Progress: progress, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
 	})
 	progress.Close()
@@ -115,7 +117,7 @@ func (f *transferFlags) run(ctx context.Context, cfg *settingsFlags, copyImage t
 	return err
 }
 
-type transferFunc func(context.Context, oci.Reference, oci.Reference, oci.TransferOptions) (digest.Digest, error)
+type transferFunc func(context.Context, oci.Reference, oci.Reference, transfer.Options) (digest.Digest, error)
 
 // defaultLayout is the layout of an image below layout_dir.
 func defaultLayout(cfg *settingsFlags, image oci.Reference) (oci.Reference, error) {
@@ -178,12 +180,12 @@ func pull(ctx context.Context, cfg *settingsFlags, f *pullFlags, text string, st
 	if err != nil {
 		return err
 	}
-	store, err := openStore(settings)
+	local, err := openStore(settings)
 	if err != nil {
 		return err
 	}
 	progress := f.progress(stderr, "Pulling")
-	image, err := store.Pull(ctx, ref, oci.PullOptions{
+	image, err := local.Pull(ctx, ref, store.PullOptions{
 		Policies:     []oci.PullPolicy{oci.PullPolicy(f.policy)},
 		Credentials:  f.credentials(),
 		Architecture: f.arch,

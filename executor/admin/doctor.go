@@ -16,7 +16,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/kvm"
 	"gitlab-sardine-executor/vm/network"
@@ -97,7 +97,7 @@ func (d *doctor) settingsFile() {
 
 // storage checks free space and permissions.
 func (d *doctor) storage(dirs config.Dirs) {
-	if _, err := oci.OpenStore(dirs.Store); err != nil {
+	if _, err := store.Open(dirs.Store); err != nil {
 		d.add("storage", Error, "%v", err)
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/export"
 	"gitlab-sardine-executor/vm/define"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -16,7 +17,7 @@ import (
 // ExportVM exports a domain that is shut off as an image into the layout to. Disks,
 // domain XML and architecture in o are replaced by the domain's. The error is
 // [define.ErrRunning] if it is running.
-func ExportVM(ctx context.Context, settings *config.Settings, name string, to oci.Reference, o oci.ExportOptions) (digest.Digest, error) {
+func ExportVM(ctx context.Context, settings *config.Settings, name string, to oci.Reference, o export.Options) (digest.Digest, error) {
 	host, err := executor.OpenHost(ctx, settings)
 	if err != nil {
 		return "", err
@@ -28,9 +29,9 @@ func ExportVM(ctx context.Context, settings *config.Settings, name string, to oc
 	}
 	o.DomainXML, o.Architecture, o.Disks = captured.DomainXML, captured.Architecture, nil
 	for _, d := range captured.Disks {
-		o.Disks = append(o.Disks, oci.ExportDisk{Path: d.Path, Name: d.Name, Format: d.Format, CDROM: d.CDROM})
+		o.Disks = append(o.Disks, export.Disk{Path: d.Path, Name: d.Name, Format: d.Format, CDROM: d.CDROM})
 	}
-	d, err := oci.Export(ctx, to, o)
+	d, err := export.Export(ctx, to, o)
 	if err != nil {
 		return "", err
 	}

@@ -7,14 +7,14 @@ import (
 
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm/define"
 	"gitlab-sardine-executor/vm/record"
 )
 
 // An ImageUse is an image in the store and the domains that use it.
 type ImageUse struct {
-	oci.StoredImage
+	store.StoredImage
 	// Domains with disks on top of the image: machines of jobs and imported ones.
 	Domains []string
 }
@@ -22,11 +22,11 @@ type ImageUse struct {
 // ListImages lists the images in the store, sorted by digest. An error together with a
 // list means that libvirt did not answer, and Domains are not known.
 func ListImages(ctx context.Context, settings *config.Settings) ([]ImageUse, error) {
-	store, err := storeOf(settings)
+	local, err := storeOf(settings)
 	if err != nil {
 		return nil, err
 	}
-	stored, err := store.Inventory(ctx)
+	stored, err := local.Inventory(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -68,10 +68,10 @@ func domainsByImage(ctx context.Context, settings *config.Settings) (map[digest.
 }
 
 // storeOf opens the store of the settings.
-func storeOf(settings *config.Settings) (*oci.Store, error) {
+func storeOf(settings *config.Settings) (*store.Store, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return nil, err
 	}
-	return oci.OpenStore(dirs.Store)
+	return store.Open(dirs.Store)
 }

@@ -10,6 +10,7 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm/define"
 )
 
@@ -27,7 +28,7 @@ type ImportOptions struct {
 	// Dir is the directory to create for the disks; the default is one of that name
 	// in the store.
 	Dir  string
-	Pull oci.PullOptions
+	Pull store.PullOptions
 }
 
 // An Imported is a virtual machine that [Import] defined.
@@ -53,7 +54,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 			return nil, err
 		}
 	}
-	store, err := storeOf(o.Settings)
+	images, err := storeOf(o.Settings)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +64,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 		return nil, err
 	}
 	defer host.Close()
-	image, err := store.Pull(ctx, ref, o.Pull)
+	image, err := images.Pull(ctx, ref, o.Pull)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +75,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 		imported.Name = strings.ReplaceAll(image.Digest.String(), ":", "-")
 	}
 	if imported.Dir == "" {
-		imported.Dir = filepath.Join(store.Root(), importDir, imported.Name)
+		imported.Dir = filepath.Join(images.Root(), importDir, imported.Name)
 	}
 	imported.Dropped, err = define.Define(ctx, host, baseOf(imported, ref, settings))
 	if err != nil {

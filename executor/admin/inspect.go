@@ -14,6 +14,7 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/source"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/seed"
@@ -37,13 +38,13 @@ type StoredReport struct {
 
 // InspectImage describes an image as a job would name it: from its registry or layout,
 // the settings and the store.
-func InspectImage(ctx context.Context, settings *config.Settings, image string, o oci.InspectOptions) (*ImageReport, error) {
+func InspectImage(ctx context.Context, settings *config.Settings, image string, o source.InspectOptions) (*ImageReport, error) {
 	resolved := settings.For(image)
 	ref, err := oci.ParseReference(resolved.Image)
 	if err != nil {
 		return nil, err
 	}
-	inspection, err := oci.Inspect(ctx, ref, o)
+	inspection, err := source.Inspect(ctx, ref, o)
 	if err != nil {
 		return nil, err
 	}

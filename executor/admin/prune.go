@@ -13,7 +13,7 @@ import (
 
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/snapshot"
 )
@@ -23,7 +23,7 @@ type PruneOptions struct {
 	// OlderThan keeps what was used within that time.
 	OlderThan time.Duration
 	// KeepStorage stops the removal when the store is that small, in bytes;
-	// [oci.KeepNothing] does not.
+	// [store.KeepNothing] does not.
 	KeepStorage int64
 	// DryRun removes nothing.
 	DryRun bool
@@ -33,8 +33,8 @@ type PruneOptions struct {
 
 // PruneImages removes images that no domain uses, least recently used first, with their
 // snapshots, and returns them. If libvirt does not answer, it removes nothing.
-func PruneImages(ctx context.Context, settings *config.Settings, o PruneOptions) ([]oci.StoredImage, error) {
-	store, err := storeOf(settings)
+func PruneImages(ctx context.Context, settings *config.Settings, o PruneOptions) ([]store.StoredImage, error) {
+	images, err := storeOf(settings)
 	if err != nil {
 		return nil, err
 	}
@@ -42,20 +42,20 @@ func PruneImages(ctx context.Context, settings *config.Settings, o PruneOptions)
 	if err != nil {
 		return nil, fmt.Errorf("find out which images are in use: %w", err)
 	}
-	removed, err := store.Prune(ctx, oci.PruneOptions{
+	removed, err := images.Prune(ctx, store.PruneOptions{
 		UnusedSince: o.Now.Add(-o.OlderThan),
 		Keep:        o.KeepStorage,
 		InUse:       func(d digest.Digest) bool { return len(domains[d]) > 0 },
 		DryRun:      o.DryRun,
 	})
 	if !o.DryRun {
-		err = errors.Join(err, pruneSnapshots(ctx, settings, store))
+		err = errors.Join(err, pruneSnapshots(ctx, settings, images))
 	}
 	return removed, err
 }
 
 // pruneSnapshots removes the snapshots of images that are no longer in the store.
-func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.Store) error {
+func pruneSnapshots(ctx context.Context, settings *config.Settings, images *store.Store) error {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return err
@@ -67,7 +67,7 @@ func pruneSnapshots(ctx context.Context, settings *config.Settings, store *oci.S
 	if err != nil {
 		return fmt.Errorf("prune snapshots: %w", err)
 	}
-	stored, err := store.Inventory(ctx)
+	stored, err := images.Inventory(ctx)
 	if err != nil {
 		return err
 	}

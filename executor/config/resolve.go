@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -60,7 +61,7 @@ func builtIn(connect, shell string) Resolved {
 		Network:             NetworkUser,
 		OmitBackingStore:    "auto",
 		Accel:               "auto",
-		MaxDisk:             oci.DefaultMaxDisk,
+		MaxDisk:             store.DefaultMaxDisk,
 		Shell:               shell,
 		GuestBuildsDir:      "/var/tmp/builds",
 		GuestCacheDir:       "/var/tmp/cache",

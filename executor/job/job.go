@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/registry"
 )
 
 // jobVariablePrefix is the prefix of job variables in the environment. The author of
@@ -52,7 +53,7 @@ type Job struct {
 	// PullPolicies from image: pull_policy.
 	PullPolicies []oci.PullPolicy
 	// Accounts at registries, from the payload.
-	Accounts []oci.Account
+	Accounts []registry.Account
 	// Services says that the job has services:, which the runner does not start for
 	// a custom executor.
 	Services bool
@@ -138,7 +139,7 @@ func (j Job) Secrets() []string {
 	for _, account := range j.Accounts {
 		secrets = append(secrets, account.Password)
 	}
-	return append(secrets, oci.SecretsIn(j.Variable(authConfigVariable))...)
+	return append(secrets, registry.SecretsIn(j.Variable(authConfigVariable))...)
 }
 
 // Variable returns a job variable. The author controls its value.

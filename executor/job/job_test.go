@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/registry"
 )
 
 const payload = `{
@@ -54,7 +55,7 @@ func TestFromEnv(t *testing.T) {
 		ID: "4711", Server: "https://gitlab.example.com", Project: "group/project", Image: "debian:12",
 		Owner:        Owner{Path: "group/project", RefUnknown: true},
 		PullPolicies: []oci.PullPolicy{oci.PullIfNotPresent},
-		Accounts: []oci.Account{
+		Accounts: []registry.Account{
 			{Registry: "registry.example.com", Username: "gitlab-ci-token", Password: "t0ken"},
 			{Registry: "registry.example.org:5000", Username: "u", Password: "p"},
 		},

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/registry"
 )
 
 // response has the fields of the job payload that the driver reads.
@@ -79,7 +80,7 @@ func (j *Job) readResponse(path string) (bool, error) {
 	for _, c := range r.Credentials {
 		j.secrets = append(j.secrets, c.Password)
 		if c.Type == "registry" && c.URL != "" {
-			j.Accounts = append(j.Accounts, oci.Account{Registry: registryOf(c.URL), Username: c.Username, Password: c.Password})
+			j.Accounts = append(j.Accounts, registry.Account{Registry: registryOf(c.URL), Username: c.Username, Password: c.Password})
 		}
 	}
 	return true, nil

@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/export"
+	"gitlab-sardine-executor/oci/transfer"
 )
 
 func main() {
@@ -94,11 +96,11 @@ func (b *bench) pushImages() error {
 		if err != nil {
 			return err
 		}
-		o := oci.ExportOptions{Disks: []oci.ExportDisk{{Path: image.disk, Format: "raw"}}, Format: image.format}
-		if _, err := oci.Export(b.ctx, layout, o); err != nil {
+		o := export.Options{Disks: []export.Disk{{Path: image.disk, Format: "raw"}}, Format: image.format}
+		if _, err := export.Export(b.ctx, layout, o); err != nil {
 			return err
 		}
-		if _, err := oci.Push(b.ctx, layout, b.registry.reference(image.tag), oci.TransferOptions{}); err != nil {
+		if _, err := transfer.Push(b.ctx, layout, b.registry.reference(image.tag), transfer.Options{}); err != nil {
 			return err
 		}
 	}

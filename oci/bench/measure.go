@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/store"
 )
 
 // A pulled is what one pull cost.
@@ -29,13 +30,13 @@ type pulled struct {
 
 // pullHere pulls in this process and prints what it cost, but for the memory.
 func pullHere(text, root string) error {
-	store, err := oci.OpenStore(root)
+	images, err := store.Open(root)
 	if err != nil {
 		return err
 	}
 	counter := new(counter)
 	began := time.Now()
-	image, err := store.Pull(context.Background(), mustParse(text), oci.PullOptions{Progress: counter})
+	image, err := images.Pull(context.Background(), mustParse(text), store.PullOptions{Progress: counter})
 	if err != nil {
 		return err
 	}
@@ -57,12 +58,12 @@ func pullHere(text, root string) error {
 type counter struct{ atomic.Int64 }
 
 func (c *counter) Waiting(string)                   {}
-func (c *counter) Start(string, int64) oci.Transfer { return transfer{c} }
+func (c *counter) Start(string, int64) oci.Transfer { return counting{c} }
 
-type transfer struct{ c *counter }
+type counting struct{ c *counter }
 
-func (t transfer) Add(n int64) { t.c.Int64.Add(n) }
-func (t transfer) Done(error)  {}
+func (t counting) Add(n int64) { t.c.Int64.Add(n) }
+func (t counting) Done(error)  {}
 
 // bytesWritten is what this process made go to disks (proc(5), write_bytes).
 func bytesWritten() (int64, error) {
@@ -218,17 +219,17 @@ func (b *bench) measureSecondVersion() error {
 
 // measureRequests asks again for an image that is there.
 func (b *bench) measureRequests() error {
-	store, err := oci.OpenStore(filepath.Join(b.dir, "store-requests"))
+	images, err := store.Open(filepath.Join(b.dir, "store-requests"))
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(store.Root())
+	defer os.RemoveAll(images.Root())
 	ref := mustParse(b.registry.counted + "/bench:chunked")
 	var image *oci.Image
 	var before int64
 	for range 2 {
 		before = b.registry.requests.Load()
-		if image, err = store.Pull(b.ctx, ref, oci.PullOptions{Policies: []oci.PullPolicy{oci.PullAlways}}); err != nil {
+		if image, err = images.Pull(b.ctx, ref, store.PullOptions{Policies: []oci.PullPolicy{oci.PullAlways}}); err != nil {
 			return err
 		}
 		if err := image.Close(); err != nil {

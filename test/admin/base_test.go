@@ -15,6 +15,7 @@ import (
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/export"
 )
 
 const program = "gitlab-sardine-executor"
@@ -218,7 +219,7 @@ func (s *site) exportDomain(t *testing.T, xml string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := oci.Export(t.Context(), ref, oci.ExportOptions{Disks: []oci.ExportDisk{{Path: disk}}, DomainXML: []byte(xml)}); err != nil {
+	if _, err := export.Export(t.Context(), ref, export.Options{Disks: []export.Disk{{Path: disk}}, DomainXML: []byte(xml)}); err != nil {
 		t.Fatal(err)
 	}
 	return "oci:" + s.copyLayout(t, layout, "domain") + ":1"

@@ -1,0 +1,2 @@
+// Package fileutil opens and writes files durably.
+package fileutil

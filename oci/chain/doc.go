@@ -1,0 +1,2 @@
+// Package chain names the disks of an image and checks their backing files.
+package chain

@@ -1,0 +1,337 @@
+package export
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"syscall"
+	"time"
+	"unicode"
+
+	"github.com/docker/go-units"
+	"github.com/klauspost/pgzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/format"
+	"gitlab-sardine-executor/oci/internal/readers"
+	"gitlab-sardine-executor/oci/layout"
+	"gitlab-sardine-executor/oci/transport"
+	"gitlab-sardine-executor/oci/unpack/decompress"
+)
+
+// ExportOptions say what goes into an image.
+type Options struct {
+	// Disks of the machine. The backing files of a qcow2 disk are found by its
+	// header and packed before it.
+	Disks []Disk
+	// DomainXML is packed as it is; its disks must be named as Disks are. If it is
+	// nil, a plain machine with these disks is described.
+	DomainXML []byte
+	Guest     oci.GuestConfig
+	// Architecture in Go's words; empty means this machine's.
+	Architecture string
+	// OS in Go's words; empty means linux.
+	OS string
+	// Created is the time the image gets; zero means now.
+	Created time.Time
+	// Format is "sardinecake" or "chunked" (docs/image-format.md); empty means
+	// sardinecake.
+	Format string
+	// ChunkSize cuts disks into layers. In the sardinecake format these are pieces of
+	// this many compressed bytes, and 0 makes one layer of each disk. In the chunked
+	// format they are ranges of this many bytes of the disk, a multiple of 64 KiB; 0
+	// means 2 MiB, or more for large disks.
+	ChunkSize int64
+	// Level of gzip, 1 to 9, or of zstd, 1 to 22; 0 means 6, or 3.
+	Level int
+	// Progress may be nil.
+	Progress oci.Progress
+}
+
+// An ExportDisk is a disk file on this machine, of somebody who is trusted: its
+// backing files are opened by the paths in its header.
+type Disk struct {
+	Path string
+	// Name in the image; empty means the last element of Path. Two disks must not
+	// be given one name.
+	Name string
+	// Format is "qcow2" or "raw"; empty means qcow2 if the file begins like one.
+	Format string
+	CDROM  bool
+}
+
+// Export packs disk files as an image and puts it into the OCI layout to, which is
+// made if there is none. The tag, "latest" if to names none, then stands for the
+// new image; until then, and after an error, it stands for what it stood for
+// before. The disk files are only read, and must not change meanwhile. It returns
+// the manifest digest.
+func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, error) {
+	if !to.IsLayout() || to.Digest() != "" {
+		return "", fmt.Errorf("%w: %s: export writes to a layout: oci:PATH or oci:PATH:TAG", oci.ErrReference, to)
+	}
+	if err := o.check(); err != nil {
+		return "", fmt.Errorf("exporting to %s: %w", to, err)
+	}
+	files, err := packingList(o.Disks)
+	if err != nil {
+		return "", fmt.Errorf("exporting to %s: %w", to, err)
+	}
+	tag := to.Tag()
+	if tag == "" {
+		tag = "latest"
+	}
+	if o.Format != format.Chunked {
+		for _, file := range files {
+			if err := gzipName(file.name); err != nil {
+				return "", fmt.Errorf("exporting to %s: disk %s: %w", to, file.path, err)
+			}
+		}
+	}
+	progress := oci.ProgressOrSilent(o.Progress)
+	dest, err := layout.OpenWriter(ctx, to.LayoutDir(), tag, func() {
+		progress.Waiting("for another process that writes to " + to.LayoutDir())
+	})
+	if err != nil {
+		return "", fmt.Errorf("exporting to %s: %w", to, err)
+	}
+	e := &exporter{dest: dest, options: o, created: o.Created.UTC(), progress: progress}
+	if o.Created.IsZero() {
+		e.created = time.Now().UTC()
+	}
+	d, err := e.run(ctx, files)
+	if err != nil {
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			// How well they compress nobody knows yet.
+			err = fmt.Errorf("%w (as much as %s may be needed in %s)", err, units.BytesSize(float64(packedSize(files))), to.LayoutDir())
+		}
+		// Nobody could go on with the blobs of a part of an image.
+		err = errors.Join(err, dest.Discard())
+	}
+	if err := errors.Join(err, dest.Close()); err != nil {
+		return "", fmt.Errorf("exporting to %s: %w", to, err)
+	}
+	return d, nil
+}
+
+// minPiece is the least size of a piece in bytes. The first must hold the whole
+// header of the gzip stream with the file's name: tools look for it there.
+const minPiece = 1 << 10
+
+func (o Options) check() error {
+	switch {
+	case o.Format != "" && o.Format != format.Sardinecake && o.Format != format.Chunked:
+		return fmt.Errorf("format %q: want %s or %s", o.Format, format.Sardinecake, format.Chunked)
+	case o.ChunkSize < 0 || o.ChunkSize > 0 && o.ChunkSize < minPiece:
+		return fmt.Errorf("chunks of %d bytes: want at least %d", o.ChunkSize, minPiece)
+	case o.Format == format.Chunked && (o.ChunkSize%format.ChunkUnit != 0 || o.ChunkSize > format.MaxChunkSize):
+		return fmt.Errorf("chunks of %d bytes: want a multiple of %d, at most %d", o.ChunkSize, format.ChunkUnit, format.MaxChunkSize)
+	}
+	return nil
+}
+
+// An exporter collects the parts of the manifest and the config as it writes the
+// layers.
+type exporter struct {
+	dest     *layout.Writer
+	options  Options
+	created  time.Time
+	progress oci.Progress
+
+	layers  []v1.Descriptor
+	diffIDs []digest.Digest
+	history []v1.History
+}
+
+func (e *exporter) run(ctx context.Context, files []packedFile) (digest.Digest, error) {
+	arch, system := oci.Architecture(e.options.Architecture), e.options.OS
+	if system == "" {
+		system = "linux"
+	}
+	domain := e.options.DomainXML
+	if domain == nil {
+		var err error
+		if domain, err = defaultDomain(arch, files); err != nil {
+			return "", err
+		}
+	}
+	if err := e.addBytes(ctx, format.TypeDomainXML, domain); err != nil {
+		return "", err
+	}
+	if g := e.options.Guest; len(g.Users)+len(g.Services) > 0 {
+		raw, err := json.Marshal(g)
+		if err != nil {
+			return "", err
+		}
+		if err := e.addBytes(ctx, format.TypeGuestConfig, raw); err != nil {
+			return "", err
+		}
+	}
+	add := e.addDisk
+	if e.options.Format == format.Chunked {
+		add = e.addChunkedDisk
+	}
+	for _, file := range files {
+		if err := add(ctx, file); err != nil {
+			return "", fmt.Errorf("disk %s: %w", file.path, err)
+		}
+	}
+	return e.commit(ctx, arch, system)
+}
+
+func (e *exporter) addBytes(ctx context.Context, mediaType string, raw []byte) error {
+	desc, err := e.put(ctx, mediaType, bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	e.addFile(desc.Digest, "")
+	e.layers = append(e.layers, desc)
+	return nil
+}
+
+// addFile notes one uncompressed file, whatever the number of its layers.
+func (e *exporter) addFile(diffID digest.Digest, by string) {
+	e.diffIDs = append(e.diffIDs, diffID)
+	e.history = append(e.history, v1.History{Created: &e.created, CreatedBy: by})
+}
+
+func (e *exporter) put(ctx context.Context, mediaType string, r io.Reader) (v1.Descriptor, error) {
+	d, size, err := e.dest.AddBlob(ctx, r)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	return v1.Descriptor{MediaType: mediaType, Digest: d, Size: size}, nil
+}
+
+// addDisk compresses a disk in goroutines of its own and writes the layers as
+// they come.
+func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
+	content, err := file.open()
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	transfer := e.progress.Start(file.name, content.size)
+	defer func() { transfer.Done(err) }()
+	hash := digest.Canonical.Digester()
+	r, w := io.Pipe()
+	go func() {
+		raw := io.TeeReader(readers.Counting(content, transfer), hash.Hash())
+		w.CloseWithError(compress(w, raw, file, e.options.Level))
+	}()
+	// Ends the goroutine above, should we leave early.
+	defer r.Close()
+	buffered := bufio.NewReaderSize(r, readers.BufferSize)
+	for n := 0; ; n++ {
+		mediaType := file.mediaType() + "+gzip"
+		if n > 0 {
+			mediaType += fmt.Sprintf(";chunk=%d", n)
+		}
+		var piece io.Reader = buffered
+		if e.options.ChunkSize > 0 {
+			piece = &pieceReader{buffered, e.options.ChunkSize}
+		}
+		desc, err := e.put(ctx, mediaType, piece)
+		if err != nil {
+			return err
+		}
+		e.layers = append(e.layers, desc)
+		if _, err := buffered.Peek(1); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return err
+		}
+	}
+	e.addFile(hash.Digest(), "gzip "+file.name)
+	return nil
+}
+
+// A pieceReader reads the next piece of a gzip stream. That is left bytes, or one
+// more where the next piece would begin like a gzip stream: the Python tool would
+// take it for another disk.
+type pieceReader struct {
+	stream *bufio.Reader
+	left   int64
+}
+
+func (p *pieceReader) Read(b []byte) (int, error) {
+	if p.left <= 0 {
+		// At the end of the stream there are fewer bytes, and an error that the next to
+		// read meets, too.
+		if next, _ := p.stream.Peek(len(decompress.MagicGzip)); !bytes.Equal(next, decompress.MagicGzip) {
+			return 0, io.EOF
+		}
+		p.left = 1
+	}
+	n, err := p.stream.Read(b[:min(int64(len(b)), p.left)])
+	p.left -= int64(n)
+	return n, err
+}
+
+// gzipName checks that the header of a gzip stream can hold a name (RFC 1952, 2.3.1).
+func gzipName(name string) error {
+	for _, r := range name {
+		if r > unicode.MaxLatin1 {
+			return fmt.Errorf("the name %q has the letter %q, which gzip has no place for: rename it, or use the format %s", name, r, format.Chunked)
+		}
+	}
+	return nil
+}
+
+// compress writes r as one gzip stream with the header that the Python tool
+// writes: name and time of the file, no operating system.
+func compress(w io.Writer, r io.Reader, file packedFile, level int) error {
+	if level == 0 {
+		level = 6
+	}
+	z, err := pgzip.NewWriterLevel(w, level)
+	if err != nil {
+		return fmt.Errorf("gzip level %d: %w", level, err)
+	}
+	if err := z.SetConcurrency(1<<20, runtime.GOMAXPROCS(0)); err != nil {
+		return err
+	}
+	z.Name, z.ModTime, z.OS = file.name, file.modified, 255
+	_, err = io.CopyBuffer(z, readers.Only(r), make([]byte, readers.BufferSize))
+	return errors.Join(err, z.Close())
+}
+
+func (e *exporter) commit(ctx context.Context, arch, system string) (digest.Digest, error) {
+	config, err := json.Marshal(v1.Image{
+		Created:  &e.created,
+		Platform: v1.Platform{Architecture: arch, OS: system},
+		RootFS:   v1.RootFS{Type: "layers", DiffIDs: e.diffIDs},
+		History:  e.history,
+	})
+	if err != nil {
+		return "", err
+	}
+	desc, err := e.put(ctx, v1.MediaTypeImageConfig, bytes.NewReader(config))
+	if err != nil {
+		return "", err
+	}
+	manifest, err := json.Marshal(v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: v1.MediaTypeImageManifest,
+		Config:    desc,
+		Layers:    e.layers,
+	})
+	if err != nil {
+		return "", err
+	}
+	if len(manifest) > transport.MaxManifest {
+		return "", fmt.Errorf("a manifest of %d bytes for %d layers: registries accept %d; use larger chunks", len(manifest), len(e.layers), transport.MaxManifest)
+	}
+	top := transport.RawManifest{Raw: manifest, MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(manifest)}
+	if err := e.dest.Commit(ctx, top); err != nil {
+		return "", err
+	}
+	return top.Digest, nil
+}

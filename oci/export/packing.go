@@ -1,0 +1,263 @@
+package export
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"gitlab-sardine-executor/internal/fileutil"
+	"gitlab-sardine-executor/internal/qcow2"
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/chain"
+	"gitlab-sardine-executor/oci/format"
+)
+
+// maxChain bounds the length of a backing chain; one of a loop has no end.
+const maxChain = 64
+
+// A packedFile is one file of an image to be.
+type packedFile struct {
+	path     string // absolute, without symbolic links
+	name     string // in the image
+	format   string // "qcow2" or "raw"
+	cdrom    bool
+	top      bool // a disk of the machine, not a backing file
+	modified time.Time
+	size     int64       // of the file, in bytes
+	backing  *packedFile // nil if it stands alone
+}
+
+// packingList is all files to pack, a backing file before those that need it. A
+// file that backs two disks is packed once.
+func packingList(disks []Disk) ([]packedFile, error) {
+	if len(disks) == 0 {
+		return nil, errors.New("no disk to export")
+	}
+	p := packing{byPath: map[string]*packedFile{}, names: map[string]bool{}}
+	for _, disk := range disks {
+		name, err := disk.name(len(p.files))
+		if err != nil {
+			return nil, err
+		}
+		if p.names[name] {
+			return nil, fmt.Errorf("two disks are called %s: name them", name)
+		}
+		p.names[name] = true
+	}
+	for _, disk := range disks {
+		if err := p.addTop(disk); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", disk.Path, err)
+		}
+	}
+	if err := p.disambiguate(); err != nil {
+		return nil, err
+	}
+	files := make([]packedFile, len(p.files))
+	for i, f := range p.files {
+		files[i] = *f
+	}
+	return files, nil
+}
+
+// packedSize is the size of the files in bytes, as far as it is known.
+func packedSize(files []packedFile) (sum int64) {
+	for _, f := range files {
+		sum += f.size
+	}
+	return sum
+}
+
+type packing struct {
+	files  []*packedFile
+	byPath map[string]*packedFile
+	names  map[string]bool
+}
+
+func (p *packing) addTop(disk Disk) error {
+	f, err := p.add(disk.Path, disk.Format, 0)
+	if err != nil {
+		return err
+	}
+	if f.top {
+		return errors.New("it is exported twice")
+	}
+	f.top, f.cdrom = true, disk.CDROM
+	f.name, err = disk.name(0)
+	return err
+}
+
+// name is what the disk is called in the image; i is its number, for errors.
+func (d Disk) name(i int) (string, error) {
+	if d.Name != "" {
+		return chain.DiskName(d.Name, i)
+	}
+	return chain.DiskName(filepath.Base(d.Path), i)
+}
+
+// add appends a file, after its backing files, under a name of its own.
+func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
+	if depth > maxChain {
+		return nil, fmt.Errorf("a backing chain of more than %d files", maxChain)
+	}
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
+	if f, ok := p.byPath[path]; ok {
+		return f, nil
+	}
+	file, info, err := fileutil.OpenRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	f := &packedFile{path: path, format: diskFormat, modified: info.ModTime(), size: info.Size()}
+	header, err := exportHeader(file, &f.format)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if header != nil && header.BackingFile != "" {
+		backing := header.BackingFile
+		if !filepath.IsAbs(backing) {
+			backing = filepath.Join(filepath.Dir(path), backing)
+		}
+		if f.backing, err = p.add(backing, header.BackingFormat, depth+1); err != nil {
+			return nil, fmt.Errorf("backing file of %s: %w", path, err)
+		}
+	}
+	if depth > 0 {
+		// Nobody has to call a backing file so that it can be in an image.
+		name, err := chain.DiskName(filepath.Base(path), depth)
+		if err != nil {
+			name = "backing-file"
+		}
+		f.name = p.freeName(name)
+	}
+	p.byPath[path] = f
+	p.files = append(p.files, f)
+	return f, nil
+}
+
+// disambiguate gives another name to each backing file that a reader, who does not
+// know who made the image, could not tell from a file called like it: see
+// [findBacking].
+func (p *packing) disambiguate() error {
+	before := make([]oci.Disk, len(p.files))
+	for i := 0; i < len(p.files); i++ {
+		f := p.files[i]
+		before[i].Name = f.name
+		if f.backing == nil {
+			continue
+		}
+		_, err := chain.FindBacking(before[:i], f.name, f.backing.name, func(a, b *oci.Disk) bool { return false })
+		if err == nil {
+			continue
+		}
+		if f.backing.top {
+			return fmt.Errorf("disk %s: its backing file %s is exported as a disk, too, beside one called nearly the same: %w", f.path, f.backing.path, err)
+		}
+		f.backing.name = p.freeName(f.backing.name)
+		i = -1 // others can have it, too
+	}
+	return nil
+}
+
+// exportHeader reads the header of a qcow2 file; it is nil for a raw one. An
+// empty diskFormat is found out.
+func exportHeader(file *os.File, diskFormat *string) (*qcow2.Header, error) {
+	if *diskFormat == "raw" {
+		return nil, nil
+	}
+	header, err := qcow2.ReadHeader(file)
+	switch {
+	case errors.Is(err, qcow2.ErrNotQCOW2) && *diskFormat == "":
+		*diskFormat = "raw"
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case *diskFormat != "" && *diskFormat != "qcow2":
+		return nil, fmt.Errorf("format %q: want qcow2 or raw", *diskFormat)
+	case header.ExternalData():
+		return nil, errors.New("it keeps its content in an external data file; convert it with qemu-img convert first")
+	}
+	*diskFormat = "qcow2"
+	return header, nil
+}
+
+// freeName makes a name for a backing file. An underscore sets the number apart:
+// see [findBacking] for what "-1" would mean.
+func (p *packing) freeName(name string) string {
+	ext := filepath.Ext(name)
+	free := name
+	for i := 1; p.names[free]; i++ {
+		free = fmt.Sprintf("%s_%d%s", strings.TrimSuffix(name, ext), i, ext)
+	}
+	p.names[free] = true
+	return free
+}
+
+// mediaType of the file, without "+gzip".
+func (f packedFile) mediaType() string {
+	switch {
+	case f.format == "qcow2":
+		return format.TypeQCOW2
+	case f.cdrom:
+		return format.TypeISO
+	}
+	return format.TypeRaw
+}
+
+// packedContent is what a file holds in the image.
+type packedContent struct {
+	io.Reader
+	io.Closer
+	size int64
+}
+
+// open reads the file as it is to be packed: in place of a path on this machine,
+// its header names the backing file in the image.
+func (f packedFile) open() (*packedContent, error) {
+	file, info, err := fileutil.OpenRegular(f.path)
+	if err != nil {
+		return nil, err
+	}
+	content := &packedContent{Reader: file, Closer: file, size: info.Size()}
+	if f.backing == nil {
+		return content, nil
+	}
+	header, err := qcow2.ReadHeader(file)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	head := make(headerBytes, header.ClusterSize())
+	if _, err = io.ReadFull(file, head); err == nil {
+		err = qcow2.SetBackingFile(head, chain.BackingName(f.backing.name), f.backing.format)
+	}
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	content.Reader = io.MultiReader(bytes.NewReader(head), file)
+	return content, nil
+}
+
+// headerBytes is the first cluster of a qcow2 file, in memory.
+type headerBytes []byte
+
+func (h headerBytes) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(h).ReadAt(p, off)
+}
+
+func (h headerBytes) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(p)) > int64(len(h)) {
+		return 0, io.ErrShortWrite
+	}
+	return copy(h[off:], p), nil
+}

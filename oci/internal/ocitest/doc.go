@@ -1,0 +1,3 @@
+// Package ocitest has what the tests of several packages of oci share: images made by
+// hand, and registries that fail.
+package ocitest

@@ -1,0 +1,2 @@
+// Package layout reads and writes OCI layouts on this machine.
+package layout

@@ -1,0 +1,318 @@
+package layout
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/gofrs/flock"
+	"github.com/google/renameio/v2"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/internal/fileutil"
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/internal/readers"
+	"gitlab-sardine-executor/oci/transport"
+)
+
+// layoutWriter writes into an OCI layout. One process writes at a time; those who
+// read meanwhile find each image complete or not at all, for index.json, which
+// names them, is replaced last and as a whole.
+//
+// containers/image's own writer does none of that, and leaves a second entry
+// where another tool left two with one tag.
+type Writer struct {
+	dir  string
+	tag  string
+	lock *flock.Flock // of the directory itself
+
+	mu      sync.Mutex
+	written []string // paths of the blobs that were not there before; no tag leads to them
+	gone    bool     // another process may have the directory by now
+}
+
+// partialBlobs is the directory, in the layout's own, for blobs in the making.
+const partialBlobs = ".partial"
+
+// openLayoutWriter makes the layout's directory if there is none. waiting is
+// called once if another process writes there now.
+func OpenWriter(ctx context.Context, dir, tag string, waiting func()) (_ *Writer, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("writing to the OCI layout %s: %w", dir, err)
+		}
+	}()
+	lock, err := lockDir(ctx, dir, waiting)
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{dir: dir, tag: tag, lock: lock}
+	if err := w.prepare(); err != nil {
+		return nil, errors.Join(err, w.lock.Close())
+	}
+	return w, nil
+}
+
+// lockDir makes the directory if there is none, and locks it.
+func lockDir(ctx context.Context, dir string, waiting func()) (*flock.Flock, error) {
+	for {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+		lock := flock.New(dir, flock.SetFlag(os.O_RDONLY))
+		locked, err := lock.TryLock()
+		if err == nil && !locked {
+			if waiting != nil {
+				waiting()
+				waiting = nil
+			}
+			_, err = lock.TryLockContext(ctx, fileutil.LockPoll)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, errors.Join(err, lock.Close())
+		}
+		// Whoever had the lock may have removed the directory, see [layoutWriter.Discard],
+		// and somebody else made a new one: then we hold what nobody else asks for.
+		if is, err := os.Stat(dir); err == nil {
+			if have, err := lock.Stat(); err == nil && lock.Locked() && os.SameFile(have, is) {
+				return lock, nil
+			}
+		}
+		if err := errors.Join(lock.Close(), ctx.Err()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// prepare checks that the directory is a layout, or can become one, before
+// anything large is written, and removes what a killed process left.
+func (w *Writer) prepare() error {
+	if err := os.MkdirAll(filepath.Join(w.dir, v1.ImageBlobsDir), 0o755); err != nil {
+		return err
+	}
+	if _, err := w.readIndex(); err != nil {
+		return err
+	}
+	raw, err := os.ReadFile(filepath.Join(w.dir, v1.ImageLayoutFile))
+	if err == nil {
+		var layout v1.ImageLayout
+		if json.Unmarshal(raw, &layout) != nil || layout.Version != v1.ImageLayoutVersion {
+			return fmt.Errorf("%w: its %s file is not of version %s", oci.ErrFormat, v1.ImageLayoutFile, v1.ImageLayoutVersion)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	partial := filepath.Join(w.dir, partialBlobs)
+	if err := os.RemoveAll(partial); err != nil {
+		return err
+	}
+	return os.Mkdir(partial, 0o755)
+}
+
+// Has reads a blob to the end: what another tool or a bad disk left there under
+// this name would otherwise be handed on.
+func (w *Writer) Has(ctx context.Context, desc v1.Descriptor) (bool, error) {
+	path, err := w.blobPath(desc.Digest)
+	if err != nil {
+		return false, err
+	}
+	blob, info, err := fileutil.OpenRegular(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("looking for blob %s: %w", desc.Digest, err)
+	}
+	defer blob.Close()
+	if info.Size() != desc.Size {
+		return false, nil
+	}
+	_, err = io.CopyBuffer(io.Discard, readers.Only(readers.WithContext(ctx, transport.Verify(blob, desc))), make([]byte, readers.BufferSize))
+	switch {
+	case errors.Is(err, oci.ErrHostile):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return true, nil
+}
+
+func (w *Writer) PutBlob(ctx context.Context, desc v1.Descriptor, content io.Reader) error {
+	if err := w.writeBlob(ctx, content, func() digest.Digest { return desc.Digest }); err != nil {
+		return fmt.Errorf("writing blob %s: %w", desc.Digest, err)
+	}
+	return nil
+}
+
+// AddBlob stores a blob whose digest is not known before its end. Like PutBlob, it is
+// safe for concurrent use.
+func (w *Writer) AddBlob(ctx context.Context, content io.Reader) (digest.Digest, int64, error) {
+	hash := digest.Canonical.Digester()
+	counted := readers.NewCounted(io.TeeReader(content, hash.Hash()), 0)
+	if err := w.writeBlob(ctx, counted, hash.Digest); err != nil {
+		return "", 0, fmt.Errorf("writing blob: %w", err)
+	}
+	return hash.Digest(), counted.Count(), nil
+}
+
+// writeBlob stores content, whose digest is asked for at its end. What was there
+// under that digest is replaced: it might be damaged.
+func (w *Writer) writeBlob(ctx context.Context, content io.Reader, name func() digest.Digest) (err error) {
+	blob, err := os.CreateTemp(filepath.Join(w.dir, partialBlobs), "blob")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(blob.Name()))
+		}
+	}()
+	_, err = io.CopyBuffer(readers.OnlyWriter(blob), readers.Only(readers.WithContext(ctx, content)), make([]byte, readers.BufferSize))
+	if err == nil {
+		err = errors.Join(blob.Chmod(0o444), blob.Sync())
+	}
+	if err = errors.Join(err, blob.Close()); err != nil {
+		return err
+	}
+	path, err := w.blobPath(name())
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	w.mu.Lock() // of two equal blobs, one is new
+	defer w.mu.Unlock()
+	_, was := os.Lstat(path)
+	if err := os.Rename(blob.Name(), path); err != nil {
+		return err
+	}
+	if errors.Is(was, fs.ErrNotExist) {
+		w.written = append(w.written, path)
+	}
+	return nil
+}
+
+// Discard removes the blobs that were written and that no tag leads to yet, and the
+// layout if it was made for them.
+func (w *Writer) Discard() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gone = true
+	failed := []error{os.RemoveAll(filepath.Join(w.dir, partialBlobs))}
+	for _, path := range w.written {
+		failed = append(failed, os.Remove(path))
+	}
+	w.written = nil
+	// None of them goes unless it is empty.
+	algorithms, _ := filepath.Glob(filepath.Join(w.dir, v1.ImageBlobsDir, "*"))
+	for _, dir := range append(algorithms, filepath.Join(w.dir, v1.ImageBlobsDir), w.dir) {
+		_ = os.Remove(dir)
+	}
+	return errors.Join(failed...)
+}
+
+func (w *Writer) PutManifest(_ context.Context, m transport.RawManifest) error {
+	path, err := w.blobPath(m.Digest)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("writing manifest %s: %w", m.Digest, err)
+	}
+	_, was := os.Lstat(path)
+	if err := renameio.WriteFile(path, m.Raw, 0o444); err != nil {
+		return fmt.Errorf("writing manifest %s: %w", m.Digest, err)
+	}
+	if errors.Is(was, fs.ErrNotExist) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.written = append(w.written, path)
+	}
+	return nil
+}
+
+// Commit gives the tag to an image. The one that had it keeps its blobs, but no
+// entry; `umoci gc` frees them.
+func (w *Writer) Commit(ctx context.Context, top transport.RawManifest) error {
+	if err := w.PutManifest(ctx, top); err != nil {
+		return err
+	}
+	if err := w.syncBlobs(top.Digest); err != nil {
+		return err
+	}
+	version, err := json.Marshal(v1.ImageLayout{Version: v1.ImageLayoutVersion})
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(w.dir, v1.ImageLayoutFile), version, 0o644); err != nil {
+		return fmt.Errorf("writing the OCI layout %s: %w", w.dir, err)
+	}
+	index, err := w.readIndex()
+	if err != nil {
+		return err
+	}
+	index.Manifests = slices.DeleteFunc(index.Manifests, func(desc v1.Descriptor) bool {
+		return desc.Annotations[v1.AnnotationRefName] == w.tag
+	})
+	index.Manifests = append(index.Manifests, v1.Descriptor{
+		MediaType:   top.MediaType,
+		Digest:      top.Digest,
+		Size:        int64(len(top.Raw)),
+		Annotations: map[string]string{v1.AnnotationRefName: w.tag},
+	})
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(w.dir, v1.ImageIndexFile), raw, 0o644); err != nil {
+		return fmt.Errorf("writing the index of the OCI layout %s: %w", w.dir, err)
+	}
+	w.mu.Lock()
+	w.written = nil // a tag leads to them from here on
+	w.mu.Unlock()
+	return fileutil.SyncDir(w.dir)
+}
+
+// syncBlobs makes the names of the blobs last as long as the index that leads to
+// them.
+func (w *Writer) syncBlobs(d digest.Digest) error {
+	blobs := filepath.Join(w.dir, v1.ImageBlobsDir)
+	return errors.Join(fileutil.SyncDir(filepath.Join(blobs, d.Algorithm().String())), fileutil.SyncDir(blobs))
+}
+
+// readIndex reads index.json; that of a layout to be is empty.
+func (w *Writer) readIndex() (*v1.Index, error) {
+	index := &v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex}
+	raw, err := os.ReadFile(filepath.Join(w.dir, v1.ImageIndexFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return index, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(raw, index); err != nil {
+		return nil, fmt.Errorf("%w: its %s: %w", oci.ErrFormat, v1.ImageIndexFile, err)
+	}
+	return index, nil
+}
+
+func (w *Writer) blobPath(d digest.Digest) (string, error) {
+	name, err := blobPath(d)
+	return filepath.Join(w.dir, name), err
+}
+
+// Close lets others write.
+func (w *Writer) Close() error {
+	if w.gone {
+		return w.lock.Close()
+	}
+	return errors.Join(os.RemoveAll(filepath.Join(w.dir, partialBlobs)), w.lock.Close())
+}

@@ -1,0 +1,200 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci/internal/readers"
+	"gitlab-sardine-executor/oci/transport"
+)
+
+// A download reads one blob from a source. When the connection breaks or stalls
+// it goes on where it stood, until it has made no progress for too long. What it
+// reads is not checked: use [verify].
+type download struct {
+	ctx      context.Context
+	src      transport.Source
+	desc     v1.Descriptor
+	patience Patience
+
+	offset int64 // bytes read so far
+	body   *connection
+}
+
+// openDownload connects at once, so that a blob that is missing is known before
+// anything is read.
+func OpenDownload(ctx context.Context, src transport.Source, desc v1.Descriptor, p Patience) (*download, error) {
+	d := &download{ctx: ctx, src: src, desc: desc, patience: p}
+	var err error
+	d.body, err = Retry(ctx, p, func() (*connection, error) { return d.connect() })
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *download) Read(b []byte) (int, error) {
+	if d.body == nil {
+		return 0, io.ErrClosedPipe
+	}
+	n, err := d.body.Read(b)
+	d.offset += int64(n)
+	if n > 0 || err == nil || errors.Is(err, io.EOF) || !mayPass(err) {
+		if n > 0 && err != nil && mayPass(err) {
+			err = nil // the next Read meets it again
+		}
+		return n, err
+	}
+	// A connection counts as mended once a byte has come.
+	n, err = Retry(d.ctx, d.patience, func() (int, error) {
+		_ = d.body.Close() // it failed before
+		body, err := d.connect()
+		if err != nil {
+			return 0, err
+		}
+		d.body = body
+		n, err := body.Read(b)
+		if n > 0 && mayPass(err) {
+			err = nil
+		}
+		return n, keepEOF(err)
+	})
+	d.offset += int64(n)
+	return n, bareEOF(err)
+}
+
+// io.EOF is a result and no failure to retry, but is told by an error.
+type endOfBlob struct{ error }
+
+func keepEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return endOfBlob{err}
+	}
+	return err
+}
+
+func bareEOF(err error) error {
+	var end endOfBlob
+	if errors.As(err, &end) {
+		return io.EOF
+	}
+	return err
+}
+
+func (d *download) Close() error {
+	if d.body == nil {
+		return nil
+	}
+	err := d.body.Close()
+	d.body = nil
+	return err
+}
+
+// connect opens the blob at the offset.
+func (d *download) connect() (*connection, error) {
+	c := newConnection(d.ctx, d.patience.Stall)
+	err := c.open(d.src, d.desc, d.offset)
+	if err != nil {
+		return nil, errors.Join(c.cause(err), c.Close())
+	}
+	c.timer.Stop() // until somebody reads
+	return c, nil
+}
+
+// A connection is one attempt at a blob, cut off when nothing comes any more.
+type connection struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	stall  time.Duration
+	timer  *time.Timer
+	body   io.ReadCloser
+}
+
+func newConnection(ctx context.Context, stall time.Duration) *connection {
+	c := &connection{stall: stall}
+	c.ctx, c.cancel = context.WithCancelCause(ctx)
+	c.timer = time.AfterFunc(stall, func() { c.cancel(errStalled) })
+	return c
+}
+
+// open asks for the blob from offset on.
+func (c *connection) open(src transport.Source, desc v1.Descriptor, offset int64) (err error) {
+	if offset > 0 {
+		if ranged, ok := src.(transport.RangeSource); ok {
+			c.body, err = ranged.BlobAt(c.ctx, desc, offset)
+			if err == nil || !errors.Is(err, transport.ErrNoRange) {
+				return err
+			}
+		}
+	}
+	if c.body, err = src.Blob(c.ctx, desc); err != nil {
+		return err
+	}
+	for skipped := int64(0); skipped < offset; {
+		n, err := io.CopyN(io.Discard, readers.Only(c), min(offset-skipped, readers.BufferSize))
+		skipped += n
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // it was longer before
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *connection) Read(b []byte) (int, error) {
+	if c.body == nil {
+		return 0, io.ErrClosedPipe
+	}
+	c.timer.Reset(c.stall)
+	n, err := c.body.Read(b)
+	// Whoever reads may take its time until it reads again.
+	c.timer.Stop()
+	return n, c.cause(err)
+}
+
+// cause tells a stall from a context that was cancelled from outside.
+func (c *connection) cause(err error) error {
+	if err != nil && !errors.Is(err, io.EOF) && errors.Is(context.Cause(c.ctx), errStalled) {
+		return fmt.Errorf("%w for %v: %v", errStalled, c.stall, err)
+	}
+	return err
+}
+
+func (c *connection) Close() error {
+	c.timer.Stop()
+	c.cancel(nil)
+	if c.body == nil {
+		return nil
+	}
+	err := c.body.Close()
+	c.body = nil
+	return err
+}
+
+// A patientSource puts up with failures of a source that may pass.
+type patientSource struct {
+	transport.Source
+	patience Patience
+}
+
+func (s patientSource) Manifest(ctx context.Context, d digest.Digest) (raw []byte, mediaType string, err error) {
+	raw, err = Retry(ctx, s.patience, func() ([]byte, error) {
+		raw, mediaType, err = s.Source.Manifest(ctx, d)
+		return raw, err
+	})
+	return raw, mediaType, err
+}
+
+func (s patientSource) Blob(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
+	return OpenDownload(ctx, s.Source, desc, s.patience)
+}
+
+func Patient(src transport.Source, p Patience) transport.Source { return patientSource{src, p} }

@@ -1,0 +1,158 @@
+package source
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/format"
+	"gitlab-sardine-executor/oci/registry"
+	"gitlab-sardine-executor/oci/transport"
+)
+
+// InspectOptions of [Inspect]; the zero value is fine.
+type InspectOptions struct {
+	Credentials registry.Credentials
+	// Architecture to choose from an index, in Go's words; empty means this
+	// machine's.
+	Architecture string
+	// StallTimeout as in [PullOptions].
+	StallTimeout time.Duration
+}
+
+// Inspect asks a registry or a layout what an image is. The error is [ErrFormat],
+// and says what was found, if a job could not use it.
+func Inspect(ctx context.Context, ref oci.Reference, o InspectOptions) (*oci.Inspection, error) {
+	src, err := Open(ctx, ref, o.Credentials, o.StallTimeout, registry.PatienceFor(o.StallTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("inspecting %s: %w", ref, err)
+	}
+	defer src.Close()
+	inspection, err := inspect(ctx, src, ref, o)
+	if err != nil {
+		return nil, fmt.Errorf("inspecting %s: %w", ref, err)
+	}
+	return inspection, nil
+}
+
+func inspect(ctx context.Context, src transport.Source, ref oci.Reference, o InspectOptions) (*oci.Inspection, error) {
+	top, err := transport.ReadDocument(ctx, src, v1.Descriptor{Digest: ref.Digest()})
+	if err != nil {
+		return nil, err
+	}
+	m, d, err := transport.Resolve(ctx, src, top, oci.Architecture(o.Architecture))
+	if err != nil {
+		return nil, err
+	}
+	i, _, err := InspectManifest(ctx, src, m)
+	if err != nil {
+		return nil, err
+	}
+	if i.Reference, i.Digest = ref.String(), d; d != top.Digest {
+		i.Index = top.Digest
+	}
+	return i, nil
+}
+
+// inspectManifest reads all of an image but its disks.
+func InspectManifest(ctx context.Context, src transport.Source, m *format.Manifest) (*oci.Inspection, *format.Plan, error) {
+	plan, err := transport.Plan(ctx, src, m)
+	if err != nil {
+		return nil, nil, err
+	}
+	i := &oci.Inspection{
+		Format: plan.Format, Evidence: evidence(m),
+		Architecture: plan.Architecture, OS: plan.OS, Created: plan.Created, Disks: []oci.InspectedDisk{},
+	}
+	for _, layer := range m.Layers {
+		i.Size += layer.Size
+	}
+	for _, disk := range plan.Disks {
+		i.Disks = append(i.Disks, inspectDisk(disk))
+	}
+	if plan.DomainXML != nil {
+		if i.DomainXML, err = transport.ReadBlob(ctx, src, *plan.DomainXML, maxDomainXML); err != nil {
+			return nil, nil, fmt.Errorf("domain XML: %w", err)
+		}
+	}
+	if plan.GuestConfig != nil {
+		raw, err := transport.ReadBlob(ctx, src, *plan.GuestConfig, maxGuestConfig)
+		if err != nil {
+			return nil, nil, fmt.Errorf("VM config: %w", err)
+		}
+		if i.Guest, err = oci.ParseGuestConfig(raw); err != nil {
+			return nil, nil, err
+		}
+	}
+	return i, plan, nil
+}
+
+func inspectDisk(disk format.Disk) oci.InspectedDisk {
+	d := oci.InspectedDisk{Name: disk.Name, Size: disk.Size, Digest: disk.Digest}
+	switch disk.Content {
+	case format.QCOW2:
+		d.Content = "qcow2"
+	case format.Raw:
+		d.Content = "raw"
+	case format.ISO:
+		d.Content = "iso"
+	}
+	seen := make(map[digest.Digest]bool)
+	for _, stream := range disk.Streams {
+		for _, blob := range stream.Blobs {
+			d.Layers++
+			if !seen[blob.Digest] {
+				seen[blob.Digest] = true
+				d.Compressed += blob.Size
+			}
+		}
+	}
+	return d
+}
+
+// evidence lists the types in a manifest, by which formats are recognised, each
+// once and with its number.
+func evidence(m *format.Manifest) []string {
+	var facts []string
+	if m.ArtifactType != "" {
+		facts = append(facts, "artifact type "+m.ArtifactType)
+	}
+	if m.Config.MediaType != "" && m.Config.MediaType != v1.MediaTypeEmptyJSON {
+		facts = append(facts, "config of type "+m.Config.MediaType)
+	}
+	count := make(map[string]int)
+	var order []string
+	for _, layer := range m.Layers {
+		kind, _, _ := strings.Cut(layer.MediaType, ";")
+		if title := layer.Annotations[v1.AnnotationTitle]; title != "" {
+			kind += fmt.Sprintf(", titled %q", title)
+		}
+		if count[kind]++; count[kind] == 1 {
+			order = append(order, kind)
+		}
+	}
+	const most = 20
+	for n, kind := range order {
+		if n == most {
+			facts = append(facts, fmt.Sprintf("and layers of %d more types", len(order)-most))
+			break
+		}
+		if count[kind] == 1 {
+			facts = append(facts, "a layer of type "+kind)
+		} else {
+			facts = append(facts, fmt.Sprintf("%d layers of type %s", count[kind], kind))
+		}
+	}
+	return facts
+}
+
+// Bounds on the parts of an image that are kept in memory, in bytes.
+const (
+	maxDomainXML   = 4 << 20
+	maxGuestConfig = 1 << 20
+)

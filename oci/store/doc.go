@@ -1,0 +1,2 @@
+// Package store is the local store of unpacked images.
+package store

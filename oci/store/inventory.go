@@ -1,0 +1,155 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/space"
+)
+
+// A StoredImage is what a store holds of an image, and what it knows of its use.
+type StoredImage struct {
+	// Digest of the manifest.
+	Digest digest.Digest
+	// Image is nil if it is not complete: its pull was interrupted.
+	Image *oci.Image
+	// References are the names that stood for the image when they were pulled last,
+	// in order. An image whose name stands for a newer one by now has none.
+	References []string
+	// Usage is the space that the files take on the disk, in bytes.
+	Usage int64
+	// LastUsed is when a job, or somebody by hand, pulled the image or found it
+	// there.
+	LastUsed time.Time
+
+	dir string
+}
+
+// Inventory lists what the store holds, images that are not complete included, in
+// the order of their digests.
+func (s *Store) Inventory(ctx context.Context) ([]StoredImage, error) {
+	names, err := s.references()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(filepath.Join(s.root, imagesDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("listing images: %w", err)
+	}
+	var stored []StoredImage
+	for _, entry := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		image, ok, err := s.take(entry.Name())
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			image.References = names[image.Digest]
+			stored = append(stored, image)
+		}
+	}
+	slices.SortStableFunc(stored, func(a, b StoredImage) int { return cmp.Compare(a.Digest, b.Digest) })
+	return stored, nil
+}
+
+// ByDigest is the image with a manifest digest. The error is [ErrNotFound] if the
+// store does not hold it, complete.
+func (s *Store) ByDigest(d digest.Digest) (*oci.Image, error) { return s.open(d) }
+
+// take looks at one entry of the images' directory; ok is false if it is no
+// image, or is gone.
+func (s *Store) take(name string) (image StoredImage, ok bool, err error) {
+	algorithm, encoded, ok := strings.Cut(strings.TrimPrefix(name, space.PartialPrefix), "-")
+	image.Digest = digest.NewDigestFromEncoded(digest.Algorithm(algorithm), encoded)
+	if !ok || image.Digest.Validate() != nil {
+		return image, false, nil
+	}
+	image.dir = filepath.Join(s.root, imagesDir, name)
+	info, err := os.Stat(image.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return image, false, nil
+	} else if err != nil {
+		return image, false, fmt.Errorf("listing images: %w", err)
+	}
+	image.LastUsed = info.ModTime()
+	if !strings.HasPrefix(name, space.PartialPrefix) {
+		// A damaged image counts as incomplete: whoever wants it is told more.
+		image.Image, _ = s.open(image.Digest)
+	}
+	image.Usage, err = usage(image.dir)
+	return image, true, err
+}
+
+// usage is the space that the files of a directory take, in bytes.
+func usage(dir string) (int64, error) {
+	var sum int64
+	err := filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+			sum += stat.Blocks * 512 // stat(2): of 512 bytes, whatever the file system
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed while we looked
+		return 0, fmt.Errorf("measuring %s: %w", dir, err)
+	}
+	return sum, nil
+}
+
+// references are the names of each image.
+func (s *Store) references() (map[digest.Digest][]string, error) {
+	names := make(map[digest.Digest][]string)
+	err := s.eachReference(func(_ string, record referenceRecord) error {
+		names[record.Manifest] = append(names[record.Manifest], record.Reference)
+		return nil
+	})
+	for _, list := range names {
+		slices.Sort(list)
+	}
+	return names, err
+}
+
+// eachReference calls do with each record and the path of its file. What cannot
+// be read is no name.
+func (s *Store) eachReference(do func(path string, record referenceRecord) error) error {
+	dir := filepath.Join(s.root, referencesDir)
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("listing image references: %w", err)
+	}
+	for _, entry := range entries {
+		path := filepath.Join(dir, entry.Name())
+		var record referenceRecord
+		raw, err := os.ReadFile(path)
+		if err != nil || json.Unmarshal(raw, &record) != nil {
+			continue
+		}
+		if err := do(path, record); err != nil {
+			return err
+		}
+	}
+	return nil
+}

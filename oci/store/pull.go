@@ -1,0 +1,224 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/format"
+	"gitlab-sardine-executor/oci/registry"
+	"gitlab-sardine-executor/oci/source"
+	"gitlab-sardine-executor/oci/space"
+	"gitlab-sardine-executor/oci/transport"
+	"gitlab-sardine-executor/oci/unpack"
+)
+
+// DefaultMaxDisk is the size of the largest disk that is accepted if nobody
+// says otherwise: 1 TiB.
+const DefaultMaxDisk int64 = 1 << 40
+
+// PullOptions; the zero value is fine.
+type PullOptions struct {
+	// Policies are tried in order until one succeeds; none means [PullAlways].
+	Policies []oci.PullPolicy
+	// Credentials for the registry.
+	Credentials registry.Credentials
+	// Architecture to choose from an index, in Go's words; empty means this
+	// machine's.
+	Architecture string
+	// MaxDisk is the largest disk accepted, in bytes, by its virtual size and by
+	// the size of its file; 0 means [DefaultMaxDisk].
+	MaxDisk int64
+	// Reserve is what unpacking leaves free on the file system of the store.
+	Reserve space.Reserve
+	// Check judges an image by what its manifest and its small layers say, before a
+	// disk is transferred. Its error ends the pull. It is not asked about images that
+	// the store holds. nil accepts all.
+	Check func(*oci.Inspection) error
+	// Progress may be nil.
+	Progress oci.Progress
+	// StallTimeout is how long a registry may make no progress worth the name: less
+	// than 1000 bytes for each second of it. 0 means a minute.
+	StallTimeout time.Duration
+
+	room     func(dir string) (space.Room, error) // nil means RoomOf
+	patience registry.Patience                    // the zero value means patienceFor(StallTimeout)
+}
+
+func (o PullOptions) ask() func(string) (space.Room, error) {
+	if o.room == nil {
+		return space.Of
+	}
+	return o.room
+}
+
+func (o PullOptions) maxDisk() int64 {
+	if o.MaxDisk <= 0 {
+		return DefaultMaxDisk
+	}
+	return o.MaxDisk
+}
+
+// Pull makes sure that the store holds the image ref, complete and verified, and
+// returns it. Of several processes that want one image, one pulls and the others
+// wait. The image is held: nobody removes it from the store until [Image.Close] or
+// the end of this process. The sentinels of this package tell which errors are
+// final.
+//
+// A registry that fails in a way that may pass is tried again, and a connection
+// that breaks is taken up where it broke. What a pull that was interrupted has
+// finished is kept for the next one, which verifies it.
+func (s *Store) Pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oci.Image, error) {
+	policies := o.Policies
+	if len(policies) == 0 {
+		policies = []oci.PullPolicy{oci.PullAlways}
+	}
+	var failed error
+	for _, policy := range policies {
+		image, err := s.pullBy(ctx, policy, ref, o)
+		if err == nil {
+			s.touch(image)
+			return image, nil
+		}
+		failed = joinPolicies(failed, policy, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, failed
+}
+
+// joinPolicies adds the failure of the next policy. Both texts are kept, but only
+// one error: the whole is final only if both are, for a registry that is down
+// may come back.
+func joinPolicies(failed error, policy oci.PullPolicy, err error) error {
+	switch {
+	case failed == nil:
+		return err
+	case oci.Final(failed) && !oci.Final(err):
+		return fmt.Errorf("%v; with pull policy %s: %w", failed, policy, err)
+	}
+	return fmt.Errorf("%w; with pull policy %s: %v", failed, policy, err)
+}
+
+func (s *Store) pullBy(ctx context.Context, policy oci.PullPolicy, ref oci.Reference, o PullOptions) (*oci.Image, error) {
+	switch policy {
+	case oci.PullNever:
+		return s.lookupHeld(ctx, ref, o)
+	case oci.PullIfNotPresent:
+		image, err := s.lookupHeld(ctx, ref, o)
+		if err == nil || !errors.Is(err, oci.ErrNotFound) {
+			return image, err
+		}
+	case oci.PullAlways:
+	default:
+		return nil, fmt.Errorf("pull policy %q: want %s, %s or %s", policy, oci.PullAlways, oci.PullIfNotPresent, oci.PullNever)
+	}
+	return s.pull(ctx, ref, o)
+}
+
+// lookupHeld is Lookup for an image that is about to be used.
+func (s *Store) lookupHeld(ctx context.Context, ref oci.Reference, o PullOptions) (*oci.Image, error) {
+	image, err := s.Lookup(ref, o.Architecture)
+	if err != nil {
+		return nil, err
+	}
+	return s.acquire(ctx, image.Digest, o.waiting(image.Digest), nil)
+}
+
+// waiting tells people what a pull waits for.
+func (o PullOptions) waiting(d digest.Digest) func() {
+	return func() {
+		oci.ProgressOrSilent(o.Progress).Waiting(fmt.Sprintf("another process pulls the same image (%s)", d))
+	}
+}
+
+func (s *Store) pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oci.Image, error) {
+	later := o.patience.OrFor(o.StallTimeout)
+	src, err := source.Open(ctx, ref, o.Credentials, o.StallTimeout, later)
+	if err != nil {
+		return nil, fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	src = registry.Patient(src, later)
+	defer src.Close()
+	image, err := s.pullFrom(ctx, src, ref, o)
+	if err != nil {
+		return nil, fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	return image, nil
+}
+
+func (s *Store) pullFrom(ctx context.Context, src transport.Source, ref oci.Reference, o PullOptions) (*oci.Image, error) {
+	top, err := transport.ReadDocument(ctx, src, v1.Descriptor{Digest: ref.Digest()})
+	if err != nil {
+		return nil, err
+	}
+	arch := oci.Architecture(o.Architecture)
+	if record, err := s.readReference(ref, arch); err == nil && record.Top == top.Digest {
+		image, err := s.acquire(ctx, record.Manifest, o.waiting(record.Manifest), nil)
+		if err == nil || ctx.Err() != nil {
+			return image, err
+		}
+	}
+	m, d, err := transport.Resolve(ctx, src, top, arch)
+	if err != nil {
+		return nil, err
+	}
+	image, err := s.acquire(ctx, d, o.waiting(d), func() error { return s.unpack(ctx, src, m, d, ref, o) })
+	if err != nil {
+		return nil, err
+	}
+	err = s.writeReference(ref, referenceRecord{Reference: ref.String(), Architecture: arch, Top: top.Digest, Manifest: d})
+	if err != nil && !isUnwritable(err) {
+		return nil, errors.Join(err, image.Close())
+	}
+	return image, nil
+}
+
+// unpack makes the directory of an image. Our caller has its lock.
+func (s *Store) unpack(ctx context.Context, src transport.Source, m *format.Manifest, d digest.Digest, ref oci.Reference, o PullOptions) error {
+	i, plan, err := source.InspectManifest(ctx, src, m)
+	if err != nil {
+		return err
+	}
+	i.Reference, i.Digest = ref.String(), d
+	if err := unpack.CheckPlan(plan, o.maxDisk()); err != nil {
+		return err
+	}
+	if o.Check != nil {
+		if err := o.Check(i); err != nil {
+			return err
+		}
+	}
+	partial := s.partialDir(d)
+	if err := os.Mkdir(partial, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("making the image's directory: %w", err)
+	}
+	image, err := unpack.Run(ctx, src, plan, unpack.Options{
+		Dir: partial, Images: filepath.Join(s.root, imagesDir), DomainXML: i.DomainXML, Guest: i.Guest,
+		MaxDisk: o.maxDisk(), Reserve: o.Reserve, Ask: o.ask(), Progress: oci.ProgressOrSilent(o.Progress),
+	})
+	if err == nil {
+		image.Digest, image.Reference = d, ref.String()
+		err = s.publish(image, partial)
+	}
+	if err != nil && !isResumable(err) {
+		err = errors.Join(err, os.RemoveAll(partial))
+	}
+	return err
+}
+
+// isResumable reports whether what was unpacked before a failure is of use to the
+// next pull. On a full disk it would only be in the way.
+func isResumable(err error) bool {
+	return !oci.Final(err) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT)
+}

@@ -1,0 +1,204 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/opencontainers/go-digest"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/space"
+)
+
+// A Store is a directory of unpacked images:
+//
+//	images/<algorithm>-<hex of the manifest digest>/   image.json, domain.xml, disks
+//	references/<hash of the reference>.json            which digest a name stood for
+//	locks/                                             one per digest
+//
+// An image directory is complete or absent. It has a dash in its name because a
+// colon would make QEMU and others take a relative path for a URL. The time of
+// last use is the modification time of the directory: nothing in it changes.
+//
+// Several processes can use one store at once.
+type Store struct {
+	root string // absolute
+	// unwritable is why the store cannot be written; nil if it can, as far as is
+	// known.
+	unwritable error
+}
+
+const (
+	imagesDir     = "images"
+	referencesDir = "references"
+	locksDir      = "locks"
+)
+
+// OpenStore opens the store in the directory root, and makes it if there is none.
+// A store that cannot be written can still be opened: images that it holds can
+// be used, others not pulled.
+func Open(root string) (*Store, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("opening image store: %w", err)
+	}
+	s := &Store{root: root}
+	for _, dir := range []string{imagesDir, referencesDir, locksDir} {
+		err := os.MkdirAll(filepath.Join(root, dir), 0o755)
+		if errors.Is(err, fs.ErrPermission) || isReadOnly(err) {
+			s.unwritable = err
+		} else if err != nil {
+			return nil, fmt.Errorf("opening image store: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// Root is the store's absolute directory.
+func (s *Store) Root() string { return s.root }
+
+// Lookup finds the image that ref stood for when it was pulled last, or the image
+// with the digest that ref names. The error is [ErrNotFound] if the store does
+// not hold it. arch is Go's name of an architecture; empty means this machine's.
+func (s *Store) Lookup(ref oci.Reference, arch string) (*oci.Image, error) {
+	record, err := s.readReference(ref, arch)
+	if errors.Is(err, fs.ErrNotExist) {
+		if d := ref.Digest(); d != "" {
+			return s.open(d)
+		}
+		return nil, fmt.Errorf("%w: %s is not in the store %s", oci.ErrNotFound, ref, s.root)
+	} else if err != nil {
+		return nil, err
+	}
+	return s.open(record.Manifest)
+}
+
+// List returns every image in the store, in the order of their digests.
+func (s *Store) List(ctx context.Context) ([]*oci.Image, error) {
+	entries, err := os.ReadDir(filepath.Join(s.root, imagesDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("listing images: %w", err)
+	}
+	var images []*oci.Image
+	for _, entry := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		algorithm, encoded, ok := strings.Cut(entry.Name(), "-")
+		d := digest.NewDigestFromEncoded(digest.Algorithm(algorithm), encoded)
+		if !ok || d.Validate() != nil {
+			continue
+		}
+		image, err := s.open(d)
+		if errors.Is(err, oci.ErrNotFound) {
+			continue // removed since
+		} else if err != nil {
+			return nil, err
+		}
+		images = append(images, image)
+	}
+	return images, nil
+}
+
+// open reads the image with manifest digest d.
+func (s *Store) open(d digest.Digest) (*oci.Image, error) {
+	if err := d.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: digest %q: %w", oci.ErrReference, d, err)
+	}
+	dir := s.imageDir(d)
+	raw, err := os.ReadFile(filepath.Join(dir, oci.ImageFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s is not in the store %s", oci.ErrNotFound, d, s.root)
+	} else if err != nil {
+		return nil, fmt.Errorf("reading image: %w", err)
+	}
+	image := &oci.Image{Dir: dir}
+	if err := json.Unmarshal(raw, image); err != nil {
+		return nil, fmt.Errorf("reading %s: %w; remove the directory to pull the image again", filepath.Join(dir, oci.ImageFile), err)
+	}
+	image.DomainXML, err = os.ReadFile(filepath.Join(dir, oci.DomainFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading image: %w", err)
+	}
+	return image, nil
+}
+
+func (s *Store) imageDir(d digest.Digest) string {
+	return filepath.Join(s.root, imagesDir, directoryName(d))
+}
+
+func (s *Store) partialDir(d digest.Digest) string {
+	return filepath.Join(s.root, imagesDir, space.PartialPrefix+directoryName(d))
+}
+
+func directoryName(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
+
+// touch records that an image is used now. A store that cannot be written has
+// nobody who prunes it.
+func (s *Store) touch(image *oci.Image) {
+	now := time.Now()
+	_ = os.Chtimes(image.Dir, now, now)
+}
+
+// LastUsed is when an image was pulled last, or asked for with [Store.Pull] while
+// it was there already.
+func (s *Store) LastUsed(image *oci.Image) (time.Time, error) {
+	info, err := os.Stat(image.Dir)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("reading when the image was used last: %w", err)
+	}
+	return info.ModTime(), nil
+}
+
+// referenceRecord is what a reference stood for when it was pulled last.
+type referenceRecord struct {
+	Reference    string `json:"reference"`
+	Architecture string `json:"architecture"`
+	// Top is what the registry has under the reference: the manifest itself, or an
+	// index that leads to it.
+	Top      digest.Digest `json:"top"`
+	Manifest digest.Digest `json:"manifest"`
+}
+
+func (s *Store) referencePath(ref oci.Reference, arch string) string {
+	name := digest.FromString(arch + " " + ref.String()).Encoded()
+	return filepath.Join(s.root, referencesDir, name+".json")
+}
+
+// readReference fails with [fs.ErrNotExist] if the reference is not known.
+func (s *Store) readReference(ref oci.Reference, arch string) (referenceRecord, error) {
+	arch = oci.Architecture(arch)
+	var record referenceRecord
+	raw, err := os.ReadFile(s.referencePath(ref, arch))
+	if err != nil {
+		return record, fmt.Errorf("reading image reference: %w", err)
+	}
+	if err := json.Unmarshal(raw, &record); err != nil {
+		return record, fmt.Errorf("reading %s: %w", s.referencePath(ref, arch), err)
+	}
+	return record, nil
+}
+
+func (s *Store) writeReference(ref oci.Reference, record referenceRecord) error {
+	if old, err := s.readReference(ref, record.Architecture); err == nil && old == record {
+		return nil
+	}
+	raw, err := json.MarshalIndent(record, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(s.referencePath(ref, record.Architecture), append(raw, '\n'), 0o644); err != nil {
+		return fmt.Errorf("recording image reference: %w", err)
+	}
+	return nil
+}

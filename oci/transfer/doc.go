@@ -1,0 +1,2 @@
+// Package transfer copies images between registries and OCI layouts.
+package transfer

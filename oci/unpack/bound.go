@@ -1,0 +1,155 @@
+package unpack
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/docker/go-units"
+
+	"gitlab-sardine-executor/internal/qcow2"
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/chain"
+	"gitlab-sardine-executor/oci/format"
+	"gitlab-sardine-executor/oci/unpack/filetype"
+)
+
+// headSize is how many of a disk's first bytes are judged: a qcow2 header with
+// clusters of the usual size, and the volume descriptors of an ISO image.
+const headSize = 64 << 10
+
+// A bound is the largest that the file of one disk may become. It begins as the
+// largest of any disk, and is lowered, or the disk refused, once its first bytes are
+// there. Pieces of one disk that are written at the same time share it.
+type bound struct {
+	u      *unpacker
+	number int // of the disk in the plan
+
+	mu     sync.Mutex
+	head   []byte // the first bytes, as far as they have come; nil once they are judged
+	judged bool
+	limit  int64  // bytes
+	why    string // of the limit, for people
+}
+
+func (u *unpacker) newBound(number int) *bound {
+	return &bound{u: u, number: number, limit: u.fileLimit(), why: fmt.Sprintf("a disk has at most %d (max_disk)", u.maxDisk)}
+}
+
+// admit judges bytes that are about to be written at an offset.
+func (b *bound) admit(p []byte, offset int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.judged && offset == int64(len(b.head)) {
+		b.head = append(b.head, p[:min(len(p), headSize-len(b.head))]...)
+		if len(b.head) == headSize {
+			if err := b.judge(); err != nil {
+				return err
+			}
+		}
+	}
+	return b.fits(offset + int64(len(p)))
+}
+
+func (b *bound) fits(size int64) error {
+	if size > b.limit {
+		return fmt.Errorf("%w: unpacks to more than %d bytes: %s", oci.ErrHostile, b.limit, b.why)
+	}
+	return nil
+}
+
+// resume takes the first bytes from a file that an interrupted pull left, or that is
+// made of pieces.
+func (b *bound) resume(f *os.File) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.judged {
+		return nil
+	}
+	head := make([]byte, headSize)
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("reading the disk's first bytes: %w", err)
+	}
+	b.head = head[:n]
+	if n == headSize {
+		return b.judge()
+	}
+	return nil
+}
+
+// finish judges a disk that is complete.
+func (b *bound) finish(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := b.resume(f); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.judged { // it has less than headSize
+		if err := b.judge(); err != nil {
+			return err
+		}
+	}
+	return b.fits(info.Size())
+}
+
+func (b *bound) judge() error {
+	disk := b.u.plan.Disks[b.number]
+	head := b.head
+	b.head, b.judged = nil, true
+	switch {
+	case qcow2.IsQCOW2(head) && (disk.Content == format.QCOW2 || disk.Content == format.Detect):
+		return b.judgeQCOW2(head, disk.Size)
+	case disk.Content == format.QCOW2:
+		return fmt.Errorf("%w: the layer says qcow2, but begins with %q", oci.ErrFormat, head[:min(len(head), len(qcow2.Magic))])
+	case disk.Content != format.ISO && !b.u.isOnlyDisk(b.number):
+		return nil // data, which may begin with anything
+	}
+	if what := filetype.NotADisk(head); what != "" {
+		return fmt.Errorf("%w: it is no disk, but %s; want qcow2, or raw with a boot sector or a partition table", oci.ErrFormat, what)
+	}
+	if disk.Content != format.ISO && filetype.IsISO(head) {
+		return fmt.Errorf("%w: %s", oci.ErrFormat, format.ISOAlone)
+	}
+	return nil
+}
+
+func (b *bound) judgeQCOW2(head []byte, size int64) error {
+	h, err := qcow2.ReadPrefix(head)
+	if err != nil {
+		return fmt.Errorf("%w: %w", oci.ErrHostile, err)
+	}
+	if err := chain.CheckHeader(h); err != nil {
+		return err
+	}
+	if b.number == 0 && h.BackingFile != "" {
+		_, err := chain.FindBacking(nil, b.u.nameOf(0), h.BackingFile, nil)
+		return err
+	}
+	if h.VirtualSize > b.u.maxDisk {
+		return fmt.Errorf("%w: a disk of %d bytes, at most %d are allowed (max_disk)", oci.ErrHostile, h.VirtualSize, b.u.maxDisk)
+	}
+	if most := h.MaxFileSize(); most < b.limit {
+		b.limit = most
+		b.why = fmt.Sprintf("its header says a virtual size of %s, and %d snapshots (qemu-img convert makes a file without what is unused)",
+			units.BytesSize(float64(h.VirtualSize)), h.Snapshots)
+	}
+	return b.fits(size)
+}
+
+// isOnlyDisk: the image has no other but CD-ROM images, so that the machine boots
+// from it.
+func (u *unpacker) isOnlyDisk(number int) bool {
+	for i, disk := range u.plan.Disks {
+		if i != number && disk.Content != format.ISO {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,184 @@
+package decompress
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/readahead"
+	"github.com/therootcompany/xz"
+
+	"gitlab-sardine-executor/internal/qcow2"
+	"gitlab-sardine-executor/oci/format"
+)
+
+// Buffers between the goroutines of one stream: network and digest, then
+// decompression, then digest and disk. They bound the memory of a pull.
+const (
+	readBuffers = 8
+	readBuffer  = 512 << 10
+	// zstdWindow is the largest window that is accepted: zstd --long=27.
+	ZstdWindow = 128 << 20
+	// pieceWindow is the largest in pieces, of which many are unpacked at once.
+	PieceWindow = 8 << 20
+)
+
+var (
+	MagicGzip = []byte{0x1f, 0x8b}
+	MagicZstd = []byte{0x28, 0xb5, 0x2f, 0xfd}
+	MagicXZ   = []byte{0xfd, '7', 'z', 'X', 'Z', 0}
+)
+
+// isSkippable: the magic bytes of a frame that zstd skips (RFC 8878, 3.1.2), as pzstd
+// puts before each of its own.
+func isSkippable(magic []byte) bool {
+	return len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18})
+}
+
+// A plainStream is a decompressed stream. Once Close has returned, nothing reads
+// from the compressed one any more.
+type PlainStream struct {
+	io.Reader
+	Gunzip *gunzip        // nil if it is no gzip
+	closer []func() error // in order
+}
+
+// Name of the file in the gzip header, as its packer called it and not to be
+// trusted; empty if there is none.
+func (p *PlainStream) Name() string {
+	if p.Gunzip == nil {
+		return ""
+	}
+	return p.Gunzip.name
+}
+
+func (p *PlainStream) Close() error {
+	var err error
+	for _, c := range p.closer {
+		err = errors.Join(err, c())
+	}
+	p.closer = nil
+	return err
+}
+
+// Read marks every error as one of the stream's content. Whether the cause lies
+// further down, [blobSequence.explain] tells.
+func (p *PlainStream) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = &DamagedError{err}
+	}
+	return n, err
+}
+
+// damagedError: the bytes that came are not what the compression promises.
+type DamagedError struct{ Err error }
+
+func (e *DamagedError) Error() string { return "damaged layer: " + e.Err.Error() }
+func (e *DamagedError) Unwrap() error { return e.Err }
+
+// A decompression says how to decompress a stream.
+type Decompression struct {
+	Compression format.Compression
+	Window      int // the largest that zstd and xz may ask for, in bytes
+	// wanted and from are those of gunzip; nil where a stream starts at its beginning
+	// and needs no marks.
+	Wanted func(compressed int64) bool
+	From   *GzipMark
+}
+
+// ahead reads r in a goroutine of its own and decompresses what comes.
+func (d Decompression) Ahead(r io.Reader) (*PlainStream, error) {
+	ahead, err := readahead.NewReaderSize(r, readBuffers, readBuffer)
+	if err != nil {
+		return nil, err
+	}
+	p := &PlainStream{closer: []func() error{ahead.Close}}
+	return d.start(p, bufio.NewReader(ahead))
+}
+
+// direct decompresses r as it is read.
+func (d Decompression) Direct(r io.Reader) (*PlainStream, error) {
+	return d.start(&PlainStream{}, bufio.NewReaderSize(r, 64<<10))
+}
+
+func (d Decompression) start(p *PlainStream, r *bufio.Reader) (*PlainStream, error) {
+	if err := d.decode(p, r); err != nil {
+		return nil, errors.Join(&DamagedError{err}, p.Close())
+	}
+	return p, nil
+}
+
+func (d Decompression) decode(p *PlainStream, r *bufio.Reader) (err error) {
+	switch d.Compression {
+	case format.None:
+		p.Reader = r
+		return nil
+	case format.AppleLZ4:
+		p.Reader = newAppleLZ4(r)
+		return nil
+	}
+	if d.From != nil {
+		if p.Gunzip, err = resumeGunzip(r, *d.From, d.Wanted); err != nil {
+			return err
+		}
+		p.Reader = p.Gunzip
+		return nil
+	}
+	magic, err := r.Peek(len(MagicXZ))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	switch {
+	case d.Compression == format.Gzip, d.Compression != format.Zstd && bytes.HasPrefix(magic, MagicGzip):
+		if p.Gunzip, err = newGunzip(r, d.Wanted); err != nil {
+			return err
+		}
+		p.Reader = p.Gunzip
+		return nil
+	case d.Compression == format.Zstd, bytes.HasPrefix(magic, MagicZstd), isSkippable(magic):
+		return d.zstd(p, r)
+	case bytes.HasPrefix(magic, MagicXZ):
+		// Of github.com/ulikunitz/xz, which is better kept, DictCap is the least that is
+		// allocated: a header of 12 bytes can ask for 4 GiB.
+		p.Reader, err = xz.NewReader(r, uint32(d.Window))
+		return err
+	case d.Compression == format.Maybe, qcow2.IsQCOW2(magic):
+		p.Reader = r
+		return nil
+	}
+	return fmt.Errorf("begins with % x: not gzip, xz, zstd or qcow2", magic)
+}
+
+// pieceDecoders are for windows of pieceWindow: an image has thousands of pieces.
+var pieceDecoders sync.Pool
+
+func (d Decompression) zstd(p *PlainStream, r io.Reader) (err error) {
+	if d.Window != PieceWindow {
+		// One goroutine for the blocks of a frame is what bounds the memory.
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(uint64(d.Window)))
+		if err != nil {
+			return err
+		}
+		p.Reader = z
+		p.closer = append([]func() error{func() error { z.Close(); return nil }}, p.closer...)
+		return nil
+	}
+	z, _ := pieceDecoders.Get().(*zstd.Decoder)
+	if z == nil {
+		if z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(PieceWindow)); err != nil {
+			return err
+		}
+	}
+	p.Reader = z
+	p.closer = append([]func() error{func() error {
+		err := z.Reset(nil)
+		pieceDecoders.Put(z)
+		return err
+	}}, p.closer...)
+	return z.Reset(r)
+}

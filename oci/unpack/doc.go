@@ -1,0 +1,2 @@
+// Package unpack makes disks of the plan of an image.
+package unpack

@@ -1,0 +1,2 @@
+// Package filetype says what a file is by its first bytes.
+package filetype

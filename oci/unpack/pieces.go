@@ -1,0 +1,232 @@
+package unpack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/format"
+	"gitlab-sardine-executor/oci/internal/readers"
+	"gitlab-sardine-executor/oci/unpack/decompress"
+	"gitlab-sardine-executor/oci/unpack/sparse"
+)
+
+// unpackPieces makes a disk of pieces, several at a time, each written to its own
+// place. Pieces of an interrupted pull that are there stay if they have their
+// digest, and so do those that another image in the store has.
+func (u *unpacker) unpackPieces(ctx context.Context, i int, f *os.File, disk format.Disk) (diskState, error) {
+	size, err := u.checkPieces(disk)
+	if err != nil {
+		return diskState{}, err
+	}
+	before, err := f.Stat()
+	if err != nil {
+		return diskState{}, err
+	}
+	// Also makes every piece a hole that is not there yet.
+	if err := f.Truncate(size); err != nil {
+		return diskState{}, err
+	}
+	bound := u.newBound(i)
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range disk.Streams {
+		select {
+		case u.pieces <- struct{}{}:
+		case <-ctx.Done():
+			return diskState{}, errors.Join(group.Wait(), context.Cause(ctx))
+		}
+		p := &piece{u: u, file: f, bound: bound, stream: disk.Streams[i], limit: u.pieceLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
+		group.Go(func() error {
+			defer func() { <-u.pieces }()
+			return p.make(ctx)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return diskState{}, err
+	}
+	if err := bound.finish(f); err != nil {
+		return diskState{}, err
+	}
+	if err := f.Sync(); err != nil {
+		return diskState{}, err
+	}
+	return u.finishedPieces(f, disk)
+}
+
+// checkPieces finds the size of a disk as far as it is known, and refuses pieces
+// that do not follow each other or leave the disk.
+func (u *unpacker) checkPieces(disk format.Disk) (int64, error) {
+	limit := disk.Size
+	if limit == 0 {
+		limit = u.fileLimit()
+	}
+	if limit > u.fileLimit() {
+		return 0, fmt.Errorf("%w: a disk of %d bytes, at most %d are allowed (max_disk)", oci.ErrHostile, disk.Size, u.maxDisk)
+	}
+	end := int64(0)
+	for i, s := range disk.Streams {
+		if s.Offset < end || s.Size < 0 || s.Offset > limit || s.Size > limit-s.Offset {
+			return 0, fmt.Errorf("%w: piece %d lies at %d to %d, where %d to %d is free", oci.ErrHostile, i, s.Offset, s.Offset+s.Size, end, limit)
+		}
+		end = s.Offset + s.Size
+	}
+	return max(disk.Size, end), nil
+}
+
+// pieceLimit is the number of bytes that piece i may have: what it says, or else
+// what is free.
+func (u *unpacker) pieceLimit(disk format.Disk, i int) int64 {
+	s := disk.Streams[i]
+	switch {
+	case s.Size > 0:
+		return s.Size
+	case i+1 < len(disk.Streams):
+		return disk.Streams[i+1].Offset - s.Offset
+	case disk.Size > 0:
+		return disk.Size - s.Offset
+	}
+	return u.fileLimit() - s.Offset
+}
+
+// finishedPieces tells what the disk is. Its digest follows from those of the
+// pieces, if all have one; else the whole is read.
+func (u *unpacker) finishedPieces(f *os.File, disk format.Disk) (diskState, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return diskState{}, err
+	}
+	state := diskState{Size: info.Size(), Digest: disk.Digest}
+	for _, s := range disk.Streams {
+		if s.Digest == "" {
+			if _, err := f.Seek(0, io.SeekStart); err != nil {
+				return diskState{}, err
+			}
+			state.Digest, err = digest.FromReader(f)
+			return state, err
+		}
+	}
+	return state, nil
+}
+
+// A piece is a stream on its way to its place in a disk.
+type piece struct {
+	u      *unpacker
+	file   *os.File
+	bound  *bound
+	stream format.Stream
+	limit  int64
+	old    bool // an interrupted pull may have written here
+}
+
+func (p *piece) make(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if p.old {
+		p.old = hasData(p.file, p.stream.Offset, p.limit)
+	}
+	if p.stream.Digest != "" {
+		if p.old && p.sound() {
+			return p.there()
+		}
+		if done, err := p.u.stored.reuse(p); err != nil {
+			return err
+		} else if done {
+			return p.there()
+		}
+	}
+	return p.download(ctx)
+}
+
+// there judges the first piece if it was not written.
+func (p *piece) there() error {
+	if p.stream.Offset > 0 {
+		return nil
+	}
+	return p.bound.resume(p.file)
+}
+
+// sound: the bytes that lie there are the right ones.
+func (p *piece) sound() bool {
+	h := p.stream.Digest.Algorithm().Hash()
+	n, err := io.CopyBuffer(h, readers.Only(io.NewSectionReader(p.file, p.stream.Offset, p.stream.Size)), make([]byte, readers.BufferSize))
+	return err == nil && n == p.stream.Size && digest.NewDigest(p.stream.Digest.Algorithm(), h) == p.stream.Digest
+}
+
+func (p *piece) writer() *sparse.Writer {
+	out := p.u.writer(p.file, p.stream.Offset, p.limit, p.bound)
+	out.Dense = p.old
+	return out
+}
+
+func (p *piece) download(ctx context.Context) (err error) {
+	blobs := p.u.blobs(ctx, p.stream.Blobs)
+	defer func() { err = errors.Join(err, blobs.Close()) }()
+	how := decompress.Decompression{Compression: p.stream.Compression, Window: decompress.PieceWindow}
+	plain, err := how.Direct(blobs)
+	if err != nil {
+		return blobs.Explain(err)
+	}
+	out := p.writer()
+	var h hash.Hash
+	var to io.Writer = out
+	if p.stream.Digest != "" {
+		h = p.stream.Digest.Algorithm().Hash()
+		to = io.MultiWriter(h, out)
+	}
+	_, err = io.CopyBuffer(to, readers.Only(plain), make([]byte, readers.BufferSize))
+	if err := errors.Join(err, plain.Close()); err != nil {
+		return blobs.Explain(err)
+	}
+	if err := blobs.Finish(); err != nil {
+		return err
+	}
+	out.StartDisk()
+	if p.stream.Size == 0 {
+		return p.u.extend(p.file, out.Offset)
+	}
+	return p.check(out.Size(), h)
+}
+
+// extend gives a file at least a size, which a hole at the end of a piece of
+// unknown size does not.
+func (u *unpacker) extend(f *os.File, size int64) error {
+	u.extending.Lock()
+	defer u.extending.Unlock()
+	info, err := f.Stat()
+	if err != nil || info.Size() >= size {
+		return err
+	}
+	return f.Truncate(size)
+}
+
+func (p *piece) check(size int64, h hash.Hash) error {
+	if size != p.stream.Size {
+		return fmt.Errorf("%w: the piece at %d has %d bytes, its image says %d", oci.ErrHostile, p.stream.Offset, size, p.stream.Size)
+	}
+	if h == nil {
+		return nil
+	}
+	if got := digest.NewDigest(p.stream.Digest.Algorithm(), h); got != p.stream.Digest {
+		return fmt.Errorf("%w: the piece at %d has digest %s, its image says %s", oci.ErrHostile, p.stream.Offset, got, p.stream.Digest)
+	}
+	return nil
+}
+
+// hasData is false where there is nothing but a hole. File systems that do not
+// know have data everywhere.
+func hasData(f *os.File, offset, size int64) bool {
+	at, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return false
+	}
+	return err != nil || at < offset+size
+}

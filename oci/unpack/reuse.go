@@ -1,0 +1,174 @@
+package unpack
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/internal/fileutil"
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/format"
+)
+
+// maxReused is the largest piece that is reused, in bytes: it is verified in
+// memory before it is taken over.
+const maxReused = format.MaxChunkSize
+
+// A storedPiece is a piece in a disk of an image in the store.
+type storedPiece struct {
+	Disk   string        `json:"disk"`
+	Offset int64         `json:"offset"`
+	Size   int64         `json:"size"`
+	Digest digest.Digest `json:"digest"`
+
+	dir string
+}
+
+// A pieceIndex finds pieces by the digest of their content. The nil index is
+// empty.
+type pieceIndex struct {
+	pieces map[digest.Digest]storedPiece
+
+	mu    sync.Mutex
+	files map[string]*os.File // open ones by path; nil for those that cannot be opened
+}
+
+// findPieces looks in the directories of all images in the directory images for the pieces that a plan needs.
+// The images need not be held: those removed meanwhile are not found, or stay
+// readable to us.
+func findPieces(images string, plan *format.Plan) *pieceIndex {
+	wanted := map[digest.Digest]bool{}
+	for _, disk := range plan.Disks {
+		for _, stream := range disk.Streams {
+			if stream.Digest != "" && stream.Size > 0 && stream.Size <= maxReused {
+				wanted[stream.Digest] = true
+			}
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	index := &pieceIndex{pieces: map[digest.Digest]storedPiece{}, files: map[string]*os.File{}}
+	tables, _ := filepath.Glob(filepath.Join(images, "*", oci.PieceFile))
+	for _, table := range tables {
+		for _, p := range readPieceTable(table) {
+			if wanted[p.Digest] {
+				index.pieces[p.Digest] = p
+			}
+		}
+	}
+	return index
+}
+
+// readPieceTable is empty for a table that cannot be read: what it would have
+// told is transferred again.
+func readPieceTable(path string) []storedPiece {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	var table []storedPiece
+	if json.Unmarshal(raw, &table) != nil {
+		return nil
+	}
+	for i := range table {
+		table[i].dir = filepath.Dir(path)
+	}
+	return table
+}
+
+func (u *unpacker) writePieceTable(disks []oci.Disk) error {
+	var table []storedPiece
+	for i, disk := range u.plan.Disks {
+		for _, s := range disk.Streams {
+			if s.Digest != "" && s.Size > 0 && s.Size <= maxReused {
+				table = append(table, storedPiece{Disk: disks[i].Name, Offset: s.Offset, Size: s.Size, Digest: s.Digest})
+			}
+		}
+	}
+	if table == nil {
+		return nil
+	}
+	raw, err := json.Marshal(table)
+	if err == nil {
+		err = fileutil.WriteSynced(filepath.Join(u.dir, oci.PieceFile), raw)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", oci.PieceFile, err)
+	}
+	return nil
+}
+
+// has reports whether any piece of the plan is in the store.
+func (x *pieceIndex) has(*format.Plan) bool { return x != nil && len(x.pieces) > 0 }
+
+// reuse takes a piece over from another image, if one has it. Where the file
+// system can, the two then share their blocks.
+func (x *pieceIndex) reuse(p *piece) (done bool, err error) {
+	if x == nil {
+		return false, nil
+	}
+	stored, ok := x.pieces[p.stream.Digest]
+	if !ok || stored.Size != p.stream.Size || stored.Offset < 0 || filepath.Base(stored.Disk) != stored.Disk {
+		return false, nil
+	}
+	from := x.open(filepath.Join(stored.dir, stored.Disk))
+	if from == nil {
+		return false, nil
+	}
+	content := make([]byte, stored.Size)
+	if _, err := from.ReadAt(content, stored.Offset); err != nil && !errors.Is(err, io.EOF) {
+		return false, nil
+	}
+	if p.stream.Digest.Algorithm().FromBytes(content) != p.stream.Digest {
+		return false, nil // a header that was rewritten, or a disk that fails
+	}
+	if cloneRange(p.file, p.stream.Offset, from, stored.Offset, stored.Size) == nil {
+		return true, nil
+	}
+	out := p.writer()
+	_, err = out.Write(content)
+	out.StartDisk()
+	return err == nil, err
+}
+
+// open opens each file once.
+func (x *pieceIndex) open(path string) *os.File {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	f, ok := x.files[path]
+	if !ok {
+		f, _ = os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		x.files[path] = f
+	}
+	return f
+}
+
+func (x *pieceIndex) Close() error {
+	if x == nil {
+		return nil
+	}
+	var err error
+	for _, f := range x.files {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}
+	return err
+}
+
+// cloneRange makes a range of to share its blocks with one of from (btrfs, XFS,
+// bcachefs, newer NFS). Base disks never change, so the content that was just
+// verified is the one that is cloned.
+func cloneRange(to *os.File, toOffset int64, from *os.File, fromOffset, size int64) error {
+	return unix.IoctlFileCloneRange(int(to.Fd()), &unix.FileCloneRange{
+		Src_fd: int64(from.Fd()), Src_offset: uint64(fromOffset), Src_length: uint64(size), Dest_offset: uint64(toOffset),
+	})
+}

@@ -1,0 +1,2 @@
+// Package sparse writes files with holes.
+package sparse

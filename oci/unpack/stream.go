@@ -1,0 +1,279 @@
+package unpack
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"gitlab-sardine-executor/oci/chain"
+	"gitlab-sardine-executor/oci/format"
+	"gitlab-sardine-executor/oci/internal/readers"
+	"gitlab-sardine-executor/oci/unpack/blobreader"
+	"gitlab-sardine-executor/oci/unpack/decompress"
+)
+
+// Buffers between decompression, and digest and disk.
+const (
+	plainBuffers = 4
+	plainBuffer  = 1 << 20
+)
+
+// A diskState is what an interrupted pull leaves beside a disk that comes as one
+// stream. It is believed only where the disk's bytes have the digest.
+type diskState struct {
+	Name string `json:"name,omitempty"` // in the gzip header
+	// Size and Digest of what is finished.
+	Size   int64         `json:"size"`
+	Digest digest.Digest `json:"digest"`
+	// Mark is where to go on; nil if the disk is complete.
+	Mark *decompress.GzipMark `json:"mark,omitempty"`
+}
+
+// A streamDisk is a disk that comes as one stream and is written from its
+// beginning to its end.
+type streamDisk struct {
+	u      *unpacker
+	number int
+	file   *os.File
+	stream format.Stream
+	bound  *bound
+
+	state diskState
+	hash  hash.Hash // of the file up to state.Size
+}
+
+func (u *unpacker) statePath(i int) string {
+	return filepath.Join(u.dir, chain.Unnamed(i)+".json")
+}
+
+// unpackStream makes a disk of its only stream.
+func (u *unpacker) unpackStream(ctx context.Context, i int, f *os.File, stream format.Stream) (diskState, error) {
+	d := &streamDisk{u: u, number: i, file: f, stream: stream, bound: u.newBound(i)}
+	if err := d.recall(); err != nil {
+		return diskState{}, err
+	}
+	if d.state.Size > 0 {
+		if err := d.bound.resume(f); err != nil {
+			return diskState{}, err
+		}
+	}
+	if d.state.Size > 0 && d.state.Mark == nil {
+		return d.state, d.bound.finish(f)
+	}
+	if err := d.write(ctx); err != nil {
+		return diskState{}, err
+	}
+	if err := d.bound.finish(f); err != nil {
+		return diskState{}, err
+	}
+	d.state.Mark = nil
+	// The state must not outlive the bytes it tells of.
+	if err := f.Sync(); err != nil {
+		return diskState{}, err
+	}
+	return d.state, d.remember()
+}
+
+// recall takes up what an interrupted pull left, if it is sound.
+func (d *streamDisk) recall() error {
+	d.hash = digest.Canonical.Hash()
+	raw, err := os.ReadFile(d.u.statePath(d.number))
+	if err == nil && json.Unmarshal(raw, &d.state) == nil && d.sound() {
+		return d.file.Truncate(d.state.Size)
+	}
+	d.state = diskState{}
+	d.hash.Reset()
+	return d.file.Truncate(0)
+}
+
+func (d *streamDisk) sound() bool {
+	if d.state.Size <= 0 || d.state.Mark != nil && d.state.Mark.Raw != d.state.Size {
+		return false
+	}
+	n, err := io.Copy(d.hash, io.NewSectionReader(d.file, 0, d.state.Size))
+	return err == nil && n == d.state.Size && d.sum() == d.state.Digest
+}
+
+func (d *streamDisk) sum() digest.Digest { return digest.NewDigest(digest.Canonical, d.hash) }
+
+// remember makes the next pull go on here, should this one be interrupted.
+func (d *streamDisk) remember() error {
+	raw, err := json.Marshal(d.state)
+	if err != nil {
+		return err
+	}
+	path := d.u.statePath(d.number)
+	if err := os.WriteFile(path+".new", raw, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// write decompresses in one goroutine and writes in another.
+func (d *streamDisk) write(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	blobs, how, err := d.source(ctx)
+	if err != nil {
+		return err
+	}
+	defer blobs.Close()
+	plain, err := how.Ahead(blobs)
+	if err != nil {
+		return blobs.Explain(err)
+	}
+	if d.state.Mark == nil {
+		d.state.Name = plain.Name()
+		if err := d.u.checkName(d.number, d.state.Name); err != nil {
+			return errors.Join(err, plain.Close())
+		}
+	}
+	group, groupCtx := errgroup.WithContext(ctx)
+	full, empty := make(chan segment, plainBuffers), make(chan []byte, plainBuffers)
+	group.Go(func() error {
+		defer close(full)
+		return produce(groupCtx, plain, full, empty)
+	})
+	var consumed error
+	group.Go(func() error {
+		if consumed = d.consume(full, empty); consumed != nil {
+			cancel() // nobody waits for the registry any more
+		}
+		return consumed
+	})
+	err = group.Wait()
+	if consumed != nil {
+		err = consumed // and not that the registry was told to stop because of it
+	}
+	// Only after Close is blobs ours again.
+	if err := errors.Join(err, plain.Close()); err != nil {
+		return blobs.Explain(err)
+	}
+	// The decompressor may stop before the end of the last blob; its digest counts.
+	return blobs.Finish()
+}
+
+// source opens the stream where the state says. A stream in several blobs leaves
+// a mark in each, so that those before need not come again.
+func (d *streamDisk) source(ctx context.Context) (*blobreader.Sequence, decompress.Decompression, error) {
+	how := decompress.Decompression{Compression: d.stream.Compression, Window: decompress.ZstdWindow, From: d.state.Mark}
+	blobs := d.stream.Blobs
+	var start int64 // of blobs[0] in the compressed stream
+	if how.From != nil {
+		for len(blobs) > 1 && start+blobs[0].Size <= how.From.Compressed {
+			start += blobs[0].Size
+			blobs = blobs[1:]
+		}
+	}
+	how.Wanted = oncePerBlob(blobs, start)
+	sequence := d.u.blobs(ctx, blobs)
+	if how.From != nil {
+		// The whole blob is read, for its digest.
+		if _, err := io.CopyN(io.Discard, readers.Only(sequence), how.From.Compressed-start); err != nil {
+			return nil, how, errors.Join(err, sequence.Close())
+		}
+	}
+	return sequence, how, nil
+}
+
+// oncePerBlob is true for the first offset of each blob that is asked about,
+// other than the first blob.
+func oncePerBlob(blobs []v1.Descriptor, start int64) func(int64) bool {
+	if len(blobs) < 2 {
+		return nil
+	}
+	end := start + blobs[0].Size // of the blob of the last mark
+	rest := blobs[1:]
+	return func(offset int64) bool {
+		if offset < end || len(rest) == 0 {
+			return false
+		}
+		for len(rest) > 0 && offset >= end {
+			end += rest[0].Size
+			rest = rest[1:]
+		}
+		return true
+	}
+}
+
+// A segment is a piece of a decompressed stream on its way to the disk.
+type segment struct {
+	bytes []byte
+	mark  *decompress.GzipMark // behind the bytes; nil if there is none
+}
+
+// produce reads a stream into segments, whose buffers come back by empty.
+func produce(ctx context.Context, plain *decompress.PlainStream, full chan<- segment, empty <-chan []byte) error {
+	allocated := 0
+	for {
+		var buffer []byte
+		if allocated < plainBuffers {
+			buffer, allocated = make([]byte, plainBuffer), allocated+1
+		} else {
+			select {
+			case buffer = <-empty:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		s, err := fill(plain, buffer)
+		if len(s.bytes) > 0 || s.mark != nil {
+			select {
+			case full <- s:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// fill reads until the buffer is full, a mark is reached or the stream ends.
+func fill(plain *decompress.PlainStream, buffer []byte) (segment, error) {
+	n := 0
+	for n < len(buffer) {
+		m, err := plain.Read(buffer[n:])
+		n += m
+		if plain.Gunzip != nil {
+			if mark := plain.Gunzip.Reached(); mark != nil {
+				return segment{buffer[:n], mark}, err
+			}
+		}
+		if err != nil {
+			return segment{bytes: buffer[:n]}, err
+		}
+	}
+	return segment{bytes: buffer[:n]}, nil
+}
+
+func (d *streamDisk) consume(full <-chan segment, empty chan<- []byte) error {
+	out := d.u.writer(d.file, d.state.Size, d.u.fileLimit()-d.state.Size, d.bound)
+	for s := range full {
+		d.hash.Write(s.bytes)
+		if _, err := out.Write(s.bytes); err != nil {
+			return err
+		}
+		d.state.Size, d.state.Digest = out.Offset, d.sum()
+		if s.mark != nil {
+			d.state.Mark = s.mark
+			if err := d.remember(); err != nil {
+				return fmt.Errorf("noting how far the disk is: %w", err)
+			}
+		}
+		empty <- s.bytes[:cap(s.bytes)]
+	}
+	return out.Finish()
+}
