@@ -4,22 +4,19 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/executor/outcome"
-	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/executor/policy"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -51,8 +48,7 @@ type Driver struct {
 	Log      *joblog.Log
 	// Admin is the administrator's log; nil for none.
 	Admin *slog.Logger
-	// Local says that the administrator started the job: it may use images on this
-	// host.
+	// Local: see [policy.Policy].
 	Local bool
 
 	metrics metrics.Changes
@@ -190,44 +186,7 @@ func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
 	return nil
 }
 
-// image returns the image for the job, if the administrator's settings allow it.
-func (d *Driver) image() (oci.Reference, config.Resolved, error) {
-	settings := d.Settings.For(d.Job.Image)
-	if settings.Image == "" {
-		return oci.Reference{}, settings, failure.OfJob(errors.New("the job names no image: write image: REGISTRY/NAME:TAG in .gitlab-ci.yml " +
-			"(or ask the administrator for a default: image in [defaults])"))
-	}
-	ref, err := oci.ParseReference(settings.Image)
-	if err != nil {
-		return ref, settings, err
-	}
-	// A substitute from the settings needs no permission.
-	if settings.Image == d.Job.Image && !d.Local {
-		if !d.Settings.Allowed(settings.Image) {
-			return ref, settings, failure.OfJob(fmt.Errorf("image %s is not allowed here (allowed_images: %q)", settings.Image, d.Settings.Defaults.AllowedImages))
-		}
-		if ref.IsLayout() && !d.Settings.AllowsLayout(settings.Image) {
-			return ref, settings, failure.OfJob(fmt.Errorf("image %s is a directory of the runner's host, and no pattern in allowed_images that starts with oci: allows it", settings.Image))
-		}
-	}
-	return ref, settings, nil
-}
-
-// pullPolicies returns the policies of the job if the administrator allows them, else
-// those of the settings. As in GitLab's docker executor, the default for
-// allowed_pull_policies is pull_policy.
-func (d *Driver) pullPolicies(settings config.Resolved) ([]oci.PullPolicy, error) {
-	if len(d.Job.PullPolicies) == 0 {
-		return settings.PullPolicies, nil
-	}
-	allowed := settings.AllowedPullPolicies
-	if len(allowed) == 0 {
-		allowed = settings.PullPolicies
-	}
-	for _, wish := range d.Job.PullPolicies {
-		if !slices.Contains(allowed, wish) {
-			return nil, failure.OfJob(fmt.Errorf("the job's pull policy %q is not allowed here (allowed_pull_policies: %q)", wish, allowed))
-		}
-	}
-	return d.Job.PullPolicies, nil
+// policy is what the administrator allows the job.
+func (d *Driver) policy() policy.Policy {
+	return policy.Policy{Settings: d.Settings, Job: d.Job, Local: d.Local}
 }

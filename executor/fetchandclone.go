@@ -11,6 +11,7 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
+	"gitlab-sardine-executor/executor/policy"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm"
@@ -32,7 +33,7 @@ type FetchAndCloneOptions struct {
 	// Settings for the image.
 	Settings config.Resolved
 	// Size of the machine, and the conditions for its admission.
-	Size      Size
+	Size      policy.Size
 	Admission admission.Policy
 	// Cache of the machine; nil for none.
 	Cache *cache.Config

@@ -3,24 +3,18 @@ package executor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
 )
-
-// maxKeep is the longest time that a job may choose.
-const maxKeep = 24 * time.Hour
 
 // Console logs of guests that did not start are kept for consoleLife, up to consoleMax
 // bytes.
@@ -28,22 +22,6 @@ const (
 	consoleLife = 7 * 24 * time.Hour
 	consoleMax  = 4 << 20
 )
-
-// keepTime returns how long to keep the machine if the job fails.
-func (d *Driver) keepTime(settings config.Resolved) (time.Duration, error) {
-	wish := d.Job.Variable(config.VariableKeepOnFailure)
-	if wish == "" {
-		return settings.KeepOnFailure, nil
-	}
-	if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, config.VariableKeepOnFailure) {
-		return 0, d.refuseVariable(config.VariableKeepOnFailure)
-	}
-	keep, err := time.ParseDuration(wish)
-	if err != nil || keep < 0 || keep > maxKeep {
-		return 0, failure.OfJob(fmt.Errorf("the job's variable %s is %q: want a time such as 30m, at most %s", config.VariableKeepOnFailure, wish, maxKeep))
-	}
-	return keep, nil
-}
 
 // beginStage records for cleanup that a stage has begun; end records how it ended. In
 // between the stage counts as failed, because the driver may be killed. After a failure
@@ -58,7 +36,7 @@ func (d *Driver) beginStage(dirs config.Dirs, stage string) (end func(context.Co
 	return func(ctx context.Context, err error) {
 		o.Result = outcome.ResultOf(ctx, err)
 		if o.Result != outcome.Success && o.Result != outcome.Cancelled {
-			if keep, err := d.keepTime(d.Settings.For(d.Job.Image)); err == nil {
+			if keep, err := d.policy().KeepTime(d.Settings.For(d.Job.Image)); err == nil {
 				o.Keep = keep
 			}
 		}

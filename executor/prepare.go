@@ -30,13 +30,14 @@ type plan struct {
 
 // plan checks the choices of the job.
 func (d *Driver) plan() (p plan, err error) {
-	if p.ref, p.settings, err = d.image(); err != nil {
+	rules := d.policy()
+	if p.ref, p.settings, err = rules.Image(); err != nil {
 		return p, err
 	}
-	if p.policies, err = d.pullPolicies(p.settings); err != nil {
+	if p.policies, err = rules.PullPolicies(p.settings); err != nil {
 		return p, err
 	}
-	if _, err = d.keepTime(p.settings); err != nil {
+	if _, err = rules.KeepTime(p.settings); err != nil {
 		return p, err
 	}
 	p.dirs, err = d.Settings.Dirs()
@@ -101,12 +102,12 @@ func (d *Driver) start(ctx context.Context, host machineHost, p plan) (instance,
 	if err != nil {
 		return nil, err
 	}
-	size, err := d.size(p.settings, cpus)
+	size, err := d.policy().Size(p.settings, cpus, d.Log)
 	if err != nil {
 		return nil, err
 	}
-	policy := admissionPolicy(d.Settings)
-	policy.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
+	admit := admissionPolicy(d.Settings)
+	admit.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
 	progress := d.Log.Progress("Pulling")
 	defer d.countPull(progress)
 	return host.Start(ctx, FetchAndCloneOptions{
@@ -122,7 +123,7 @@ func (d *Driver) start(ctx context.Context, host machineHost, p plan) (instance,
 		Name:      d.Job.VMName(),
 		Settings:  p.settings,
 		Size:      size,
-		Admission: policy,
+		Admission: admit,
 		Cache:     d.cache(p.settings, p.dirs),
 		Record:    d.record(time.Now()),
 		Log:       d.Log,

@@ -13,6 +13,7 @@ import (
 
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/policy"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/source"
 	"gitlab-sardine-executor/vm"
@@ -171,7 +172,7 @@ func PreviewDomain(settings *config.Settings, image string) (doc string, dropped
 func preview(stored *oci.Image, resolved config.Resolved) (doc string, dropped []string, err error) {
 	o := executor.FetchAndCloneOptions{
 		Name: previewName, Settings: resolved, Dirs: config.Dirs{Overlays: "/clones", Jobs: "/jobs"},
-		Size:   executor.SizeFor(resolved, 0, 0),
+		Size:   policy.SizeFor(resolved, 0, 0),
 		Record: record.Record{Image: stored.Reference, Digest: stored.Digest.String()},
 	}
 	return vm.Preview(executor.SpecFor(stored, o))

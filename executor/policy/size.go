@@ -1,4 +1,4 @@
-package executor
+package policy
 
 import (
 	"cmp"
@@ -11,6 +11,7 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/failure"
+	"gitlab-sardine-executor/executor/joblog"
 )
 
 // sizeVariables are the job variables that choose the size of a machine.
@@ -43,18 +44,18 @@ func SizeFor(settings config.Resolved, hostCPUs, concurrency uint) Size {
 	return size
 }
 
-// size returns the size of the job's machine: that of the settings, or what the job
+// Size returns the size of the job's machine: that of the settings, or what the job
 // chooses, if it may. [vm.Spec] has the limits for CPUs and memory; max_disk is applied
 // here.
-func (d *Driver) size(settings config.Resolved, hostCPUs uint) (Size, error) {
-	size := SizeFor(settings, hostCPUs, d.Settings.Defaults.Concurrency)
+func (p Policy) Size(settings config.Resolved, hostCPUs uint, log *joblog.Log) (Size, error) {
+	size := SizeFor(settings, hostCPUs, p.Settings.Defaults.Concurrency)
 	for _, name := range sizeVariables {
-		wish := d.Job.Variable(name)
+		wish := p.Job.Variable(name)
 		if wish == "" {
 			continue
 		}
-		if !slices.Contains(d.Settings.Defaults.AllowedJobVariables, name) {
-			return size, d.refuseVariable(name)
+		if !slices.Contains(p.Settings.Defaults.AllowedJobVariables, name) {
+			return size, p.refuse(name)
 		}
 		size.Chosen = true
 		if err := size.grant(name, wish); err != nil {
@@ -62,17 +63,17 @@ func (d *Driver) size(settings config.Resolved, hostCPUs uint) (Size, error) {
 		}
 	}
 	if most := settings.MaxDisk; size.Disk > most {
-		d.Log.Warn("the disk of the machine is %s, not %s: the limit is max_disk",
+		log.Warn("the disk of the machine is %s, not %s: the limit is max_disk",
 			units.BytesSize(float64(most)), units.BytesSize(float64(size.Disk)))
 		size.Disk = most
 	}
 	return size, nil
 }
 
-// refuseVariable returns the error for a job variable that is not allowed.
-func (d *Driver) refuseVariable(name string) error {
+// refuse returns the error for a job variable that is not allowed.
+func (p Policy) refuse(name string) error {
 	return failure.OfJob(fmt.Errorf("the job sets %s, which is not allowed here (allowed_job_variables: %q)",
-		name, d.Settings.Defaults.AllowedJobVariables))
+		name, p.Settings.Defaults.AllowedJobVariables))
 }
 
 // grant applies a job variable.

@@ -1,10 +1,11 @@
-package executor
+package policy
 
 import (
 	"io"
 	"strings"
 	"testing"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
@@ -48,8 +49,12 @@ func TestSize(t *testing.T) {
 		{name: "no size", toml: all, variables: map[string]string{"SARDINE_DISK": "huge"}, refused: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			d := &Driver{Settings: parse(t, "[defaults]\n"+test.toml), Job: job.Job{Variables: test.variables}, Log: joblog.New(io.Discard)}
-			got, err := d.size(d.Settings.For("x"), hostCPUs)
+			settings, err := config.Parse([]byte("[defaults]\n" + test.toml))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := Policy{Settings: settings, Job: job.Job{Variables: test.variables}}
+			got, err := p.Size(settings.For("x"), hostCPUs, joblog.New(io.Discard))
 			if refused := err != nil && failure.Classify(err) == failure.Build; refused != test.refused || !refused && (err != nil || got != test.want) {
 				t.Errorf("got %+v, %v; want %+v, refused: %v", got, err, test.want, test.refused)
 			}

@@ -1,4 +1,4 @@
-package executor
+package policy
 
 import (
 	"encoding/json"
@@ -45,8 +45,8 @@ func TestJobPullPolicy(t *testing.T) {
 				t.Fatal(err)
 			}
 			job := jobWithPolicies(t, test.job)
-			d := &Driver{Settings: settings, Job: job}
-			got, err := d.pullPolicies(settings.For(job.Image))
+			p := Policy{Settings: settings, Job: job}
+			got, err := p.PullPolicies(settings.For(job.Image))
 			if test.want == nil {
 				if err == nil || failure.Classify(err) != failure.Build || !strings.Contains(err.Error(), "allowed_pull_policies") {
 					t.Errorf("got %v, %v; want a build failure that names allowed_pull_policies", got, err)
@@ -88,8 +88,8 @@ func TestImageSectionsPullPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	for image, want := range map[string]oci.PullPolicy{"registry.example.com/vms/a:1": oci.PullNever, "registry.example.com/b:1": oci.PullAlways} {
-		d := &Driver{Settings: settings}
-		got, err := d.pullPolicies(settings.For(image))
+		p := Policy{Settings: settings}
+		got, err := p.PullPolicies(settings.For(image))
 		if err != nil || !slices.Equal(got, []oci.PullPolicy{want}) {
 			t.Errorf("%s: %v, %v; want %s", image, got, err, want)
 		}
