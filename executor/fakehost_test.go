@@ -70,7 +70,7 @@ func (h *fakeHost) Start(ctx context.Context, o FetchAndCloneOptions) (instance,
 	return &fakeInstance{h, info}, nil
 }
 
-func (h *fakeHost) Connect(ctx context.Context) (instance, error) {
+func (h *fakeHost) Connect(ctx context.Context) (guest, error) {
 	if err := h.call(ctx, "connect"); err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -50,7 +51,7 @@ type FetchAndCloneOptions struct {
 // An Instance is a running clone of an image.
 type Instance struct {
 	Name  string // of the domain
-	Guest *vm.Guest
+	Guest *vm.Started
 	Login guestssh.Login // to the guest
 }
 
@@ -151,25 +152,28 @@ func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		}
 	}
 	return vm.Spec{
-		Name:             o.Name,
-		DomainXML:        image.DomainXML,
-		Trusted:          o.Settings.Trusted,
-		Template:         o.Settings.Domain,
-		Architecture:     image.Architecture,
-		Disks:            disks,
-		CPUs:             o.Size.CPUs,
-		Memory:           o.Size.Memory,
-		MaxCPUs:          o.Settings.MaxCPUs,
-		MaxMemory:        o.Settings.MaxMemory,
-		DiskSize:         o.Size.Disk,
-		Admission:        o.Admission,
-		Network:          o.Settings.Network,
-		Accel:            o.Settings.Accel,
-		OmitBackingStore: o.Settings.OmitBackingStore,
-		CloneDir:         o.Dirs.Overlays,
-		JobDir:           filepath.Join(o.Dirs.Jobs, o.Name),
-		SSHPort:          image.Guest.SSHPort(),
-		Cache:            o.Cache,
-		Record:           o.Record,
+		Name: o.Name,
+		Source: domain.Source{
+			DomainXML:        image.DomainXML,
+			Trusted:          o.Settings.Trusted,
+			Template:         o.Settings.Domain,
+			Architecture:     image.Architecture,
+			Disks:            disks,
+			Accel:            o.Settings.Accel,
+			OmitBackingStore: o.Settings.OmitBackingStore,
+		},
+		Size: domain.Size{
+			CPUs:      o.Size.CPUs,
+			Memory:    o.Size.Memory,
+			MaxCPUs:   o.Settings.MaxCPUs,
+			MaxMemory: o.Settings.MaxMemory,
+			DiskSize:  o.Size.Disk,
+		},
+		Place:     vm.Place{OverlayDir: o.Dirs.Overlays, JobDir: filepath.Join(o.Dirs.Jobs, o.Name)},
+		Admission: o.Admission,
+		Network:   o.Settings.Network,
+		SSHPort:   image.Guest.SSHPort(),
+		Cache:     o.Cache,
+		Record:    o.Record,
 	}
 }

@@ -18,7 +18,7 @@ type machineHost interface {
 	// Start pulls the image and starts the machine; see [FetchAndClone].
 	Start(ctx context.Context, o FetchAndCloneOptions) (instance, error)
 	// Connect logs in to the machine that prepare started.
-	Connect(ctx context.Context) (instance, error)
+	Connect(ctx context.Context) (guest, error)
 	// FlushCache writes the cache of the machine to the disk: the guest mounts it on dir.
 	FlushCache(ctx context.Context, dir string) error
 	// Keep sets the expiry of the machine. The error is [virt.ErrNoDomain] without one.
@@ -32,9 +32,15 @@ type machineHost interface {
 	Close() error
 }
 
-// An instance is a running machine of a job and its guest.
-type instance interface {
+// A guest is the guest of a running machine, with a connection to it.
+type guest interface {
 	guestshell.Guest
+	Close() error
+}
+
+// An instance is a machine that was started for a job, and its guest.
+type instance interface {
+	guest
 	Info() instanceInfo
 	// WaitReady waits until the guest accepts the login.
 	WaitReady(ctx context.Context, login guestssh.Login) error
@@ -43,10 +49,9 @@ type instance interface {
 	DistrustSnapshot(cause error) error
 	// DropCache removes the machine's cache, so that no other job gets it.
 	DropCache() error
-	Close() error
 }
 
-// An instanceInfo describes an instance. After [machineHost.Connect] it is empty.
+// An instanceInfo describes an instance.
 type instanceInfo struct {
 	// Login to the guest.
 	Login guestssh.Login

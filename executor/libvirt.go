@@ -26,7 +26,7 @@ func OpenHost(ctx context.Context, settings *config.Settings) (*virt.Host, error
 }
 
 // Connect logs in to a machine that prepare started.
-func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Guest, error) {
+func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Instance, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, name, jobDir)
@@ -73,12 +73,12 @@ func (h *libvirtHost) Start(ctx context.Context, o FetchAndCloneOptions) (instan
 }
 
 // Connect logs in with the login that prepare saved.
-func (h *libvirtHost) Connect(ctx context.Context) (instance, error) {
-	guest, err := Connect(ctx, h.Host, h.machine, h.jobDir())
+func (h *libvirtHost) Connect(ctx context.Context) (guest, error) {
+	connected, err := Connect(ctx, h.Host, h.machine, h.jobDir())
 	if err != nil {
 		return nil, err
 	}
-	return libvirtInstance{Guest: guest}, nil
+	return connected, nil
 }
 
 // FlushCache does nothing if the machine has no cache disk, or was never ready.
@@ -108,7 +108,7 @@ func (h *libvirtHost) Keep(ctx context.Context, until time.Time) error {
 
 // Remove also removes files without a domain.
 func (h *libvirtHost) Remove(ctx context.Context) error {
-	return vm.Remove(ctx, h.Host, h.machine, h.dirs.Overlays, h.jobDir())
+	return vm.Remove(ctx, h.Host, h.machine, vm.Place{OverlayDir: h.dirs.Overlays, JobDir: h.jobDir()})
 }
 
 // Sweep removes what has expired by now.
@@ -171,9 +171,9 @@ func snapshotGauges(dirs config.Dirs, gauges *metrics.Changes) error {
 	return nil
 }
 
-// A libvirtInstance is a guest of libvirt with its login.
+// A libvirtInstance is a machine that libvirt started, with the login of its guest.
 type libvirtInstance struct {
-	*vm.Guest
+	*vm.Started
 	login guestssh.Login
 }
 

@@ -66,7 +66,7 @@ func Sweep(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOption
 			reason = "expired at " + m.Record.Expires.Format(time.RFC3339)
 		}
 		rule := vm.RemoveRule{Now: o.Now, Force: o.All, DryRun: o.DryRun}
-		removed, err := vm.RemoveExpired(ctx, host, m.Name, dirs.Overlays, filepath.Join(dirs.Jobs, m.Name), rule)
+		removed, err := vm.RemoveExpired(ctx, host, m.Name, vm.Place{OverlayDir: dirs.Overlays, JobDir: filepath.Join(dirs.Jobs, m.Name)}, rule)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("sweep machine %s: %w", m.Name, err))
 			continue
@@ -112,7 +112,7 @@ func sweepFiles(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepO
 		}
 	}
 	for name := range names {
-		removed, err := vm.RemoveAbandoned(ctx, host, name, dirs.Overlays, filepath.Join(dirs.Jobs, name), o.DryRun)
+		removed, err := vm.RemoveAbandoned(ctx, host, name, vm.Place{OverlayDir: dirs.Overlays, JobDir: filepath.Join(dirs.Jobs, name)}, o.DryRun)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("sweep the files of %s: %w", name, err))
 		}

@@ -193,7 +193,7 @@ func TestSweepLeavesDefinedCopies(t *testing.T) {
 			if swept := b.sweep(SweepOptions{All: true}); len(swept) > 0 {
 				t.Errorf("swept %q", swept)
 			}
-			if err := vm.Remove(t.Context(), b.host, name, b.dirs.Overlays, b.dirs.Jobs); !errors.Is(err, record.ErrNotOurs) {
+			if err := vm.Remove(t.Context(), b.host, name, vm.Place{OverlayDir: b.dirs.Overlays, JobDir: b.dirs.Jobs}); !errors.Is(err, record.ErrNotOurs) {
 				t.Errorf("remove: %v", err)
 			}
 			if domains, _ := b.left(); !slices.Equal(domains, []string{name}) {

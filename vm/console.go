@@ -9,24 +9,24 @@ import (
 )
 
 const (
-	// consoleLines is how many of the console's last lines an error shows.
+	// consoleLines is the number of the console's last lines that an error has.
 	consoleLines = 12
-	// consoleScanMax bounds what is read of the console at a time: a guest can
-	// write faster than anybody reads.
+	// consoleScanMax bounds how many bytes of the console are read at a time: a guest can
+	// write faster than they can be searched.
 	consoleScanMax = 1 << 20
 )
 
 // withConsole adds the last lines of the guest's console to an error.
-func (g *Guest) withConsole(err error) error {
-	tail := g.consoleTail()
+func withConsole(err error, jobDir string) error {
+	tail := consoleTail(jobDir)
 	if tail == "" {
 		return err
 	}
 	return &consoleError{err: err, tail: tail}
 }
 
-// consoleError keeps what a guest wrote apart from what we say: a log shows both,
-// a one-line message only ours.
+// consoleError keeps the guest's text apart from the message: a log shows both, a one-line
+// message only the latter.
 type consoleError struct {
 	err  error
 	tail string
@@ -35,8 +35,8 @@ type consoleError struct {
 func (e *consoleError) Error() string { return e.err.Error() }
 func (e *consoleError) Unwrap() error { return e.err }
 
-// ConsoleOf is the last lines of the console of the guest that err is about;
-// empty if there are none.
+// ConsoleOf returns the last lines of the console of the guest that err is about; empty if
+// there are none.
 func ConsoleOf(err error) string {
 	var e *consoleError
 	if errors.As(err, &e) {
@@ -45,10 +45,10 @@ func ConsoleOf(err error) string {
 	return ""
 }
 
-// consoleTail reads the end of the console log. What a guest writes there is
-// anything: only printable text is passed on.
-func (g *Guest) consoleTail() string {
-	f, err := os.Open(filepath.Join(g.jobDir, ConsoleFile))
+// consoleTail reads the end of the console log. A guest can write anything there: only
+// printable text is returned.
+func consoleTail(jobDir string) string {
+	f, err := os.Open(filepath.Join(jobDir, ConsoleFile))
 	if err != nil {
 		return ""
 	}
@@ -79,19 +79,18 @@ func (g *Guest) consoleTail() string {
 	}, bytes.Join(lines, []byte("\n"))))
 }
 
-// A panicWatch reads what a guest writes to its console, as it comes, and looks
-// for the last words of a Linux kernel. Not every machine has the device
-// (pvpanic) by which a kernel could tell the host, and one that restarts when it
-// panics would otherwise do that until the deadline.
+// A panicWatch follows the console of a guest and searches it for the panic message of a
+// Linux kernel. Not every machine has the device (pvpanic) that reports a panic to the
+// host, and a guest that reboots after a panic would otherwise do so until the deadline.
 type panicWatch struct {
 	path   string
 	offset int64
 }
 
-// kernelPanic is how the message begins (panic() in Linux' kernel/panic.c).
+// kernelPanic is the beginning of the message (panic() in kernel/panic.c of Linux).
 var kernelPanic = []byte("Kernel panic - not syncing")
 
-// seen says whether the console has shown a panic since it was asked last.
+// seen reports whether the console has shown a panic since the last call.
 func (w *panicWatch) seen() bool {
 	f, err := os.Open(w.path)
 	if err != nil {
@@ -112,7 +111,7 @@ func (w *panicWatch) seen() bool {
 	if bytes.Contains(text, kernelPanic) {
 		return true
 	}
-	// The message may be half written.
+	// The message may be incomplete.
 	w.offset += max(int64(len(text)-len(kernelPanic)), 0)
 	return false
 }

@@ -10,45 +10,41 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"gitlab-sardine-executor/internal/rollback"
-	"gitlab-sardine-executor/vm/network/passt"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
-	// jobDirTimeout is how long a machine that is to be made waits for its directory
-	// while somebody removes what lies there.
+	// jobDirTimeout is how long a start waits for its job directory while another process
+	// removes what is there.
 	jobDirTimeout = 5 * time.Second
-	// lockPoll is how often a lock is tried that another process has.
+	// lockPoll is how often a lock is tried that another process holds.
 	lockPoll = 20 * time.Millisecond
-	// removeLockTimeout is how long who removes a machine waits for who makes it, which
-	// was told to end, or for a sweep.
+	// removeLockTimeout is how long a removal waits for a start that was told to end, or for
+	// a sweep.
 	removeLockTimeout = 500 * time.Millisecond
-	// forceLockTimeout is the same for who removes it against all.
+	// forceLockTimeout is the same for a forced removal.
 	forceLockTimeout = 20 * time.Second
 )
 
-// A jobDir is the directory of a machine, locked. Whoever makes the machine holds
-// it until the domain runs, which then speaks for it; whoever sweeps it holds it while
-// everything of the machine goes.
+// A jobDir is the locked directory of a machine. The process that starts the machine holds
+// the lock until the domain runs, which protects the files from then on. A process that
+// removes the machine holds it until everything is removed.
 type jobDir struct {
 	path string
 	dir  *os.File
 }
 
-// makeJobDir makes the directory of a machine. What a dead process left under
-// this name goes: no domain has it.
-func makeJobDir(ctx context.Context, path string) (*jobDir, error) {
+// createJobDir creates the directory of a machine. It removes what a process that died has
+// left there: no domain has these files.
+func createJobDir(ctx context.Context, path string) (*jobDir, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make the job's directory: %w", err)
+		return nil, fmt.Errorf("create the job's directory: %w", err)
 	}
-	locked, err := holdJobDir(ctx, path, jobDirTimeout)
+	locked, err := lockJobDir(ctx, path, jobDirTimeout)
 	if err != nil {
 		return nil, err
 	}
 	if locked == nil {
-		return nil, fmt.Errorf("the job's directory %s is another process's: is a second prepare of this job running?", path)
+		return nil, fmt.Errorf("another process uses the job's directory %s: is a second prepare of this job running?", path)
 	}
 	if err := locked.clear(); err != nil {
 		return nil, errors.Join(fmt.Errorf("clear the job's directory: %w", err), locked.unlock())
@@ -56,16 +52,16 @@ func makeJobDir(ctx context.Context, path string) (*jobDir, error) {
 	return locked, nil
 }
 
-// holdJobDir makes the directory if it is not there, and locks it; nil if somebody
-// else has it locked for that long.
-func holdJobDir(ctx context.Context, path string, timeout time.Duration) (*jobDir, error) {
+// lockJobDir locks the directory, and creates it if necessary; nil if another process
+// holds the lock for the whole timeout.
+func lockJobDir(ctx context.Context, path string, timeout time.Duration) (*jobDir, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errLocked)
 	defer cancel()
 	for {
 		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("make the job's directory: %w", err)
+			return nil, fmt.Errorf("create the job's directory: %w", err)
 		}
-		locked, err := lockDir(path)
+		locked, err := tryLock(path)
 		if locked != nil || err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return locked, err
 		}
@@ -80,11 +76,11 @@ func holdJobDir(ctx context.Context, path string, timeout time.Duration) (*jobDi
 	}
 }
 
-var errLocked = errors.New("somebody else holds the lock")
+var errLocked = errors.New("another process holds the lock")
 
-// lockDir locks a directory; nil if somebody else has it locked. The error is
-// [fs.ErrNotExist] if there is none.
-func lockDir(path string) (*jobDir, error) {
+// tryLock locks a directory; nil if another process holds the lock. The error is
+// [fs.ErrNotExist] if there is no directory.
+func tryLock(path string) (*jobDir, error) {
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("lock the job's directory: %w", err)
@@ -104,8 +100,8 @@ func lockDir(path string) (*jobDir, error) {
 	return nil, fmt.Errorf("lock the job's directory: %w", err)
 }
 
-// check is [fs.ErrNotExist] if the directory that is locked is no longer the one of
-// that name: it was removed before we had it, and perhaps made anew.
+// check returns [fs.ErrNotExist] if the locked directory does not have that path any more:
+// it was removed before it was locked, and may have been created again.
 func (d *jobDir) check() error {
 	ours, err := d.dir.Stat()
 	if err != nil {
@@ -118,7 +114,7 @@ func (d *jobDir) check() error {
 	return err
 }
 
-// clear removes what is in the directory.
+// clear empties the directory.
 func (d *jobDir) clear() error {
 	entries, err := os.ReadDir(d.path)
 	for _, entry := range entries {
@@ -127,7 +123,8 @@ func (d *jobDir) clear() error {
 	return err
 }
 
-// removeIfEmpty removes a directory that was there, or was made, for the lock alone.
+// removeIfEmpty removes a directory that contains nothing. It may have been created for the
+// lock.
 func (d *jobDir) removeIfEmpty() {
 	if d != nil {
 		_ = os.Remove(d.path)
@@ -135,69 +132,3 @@ func (d *jobDir) removeIfEmpty() {
 }
 
 func (d *jobDir) unlock() error { return d.dir.Close() }
-
-// lockToRemove locks the directory of a machine for who removes the machine, from
-// before its domain goes until all has gone: a sweep that finds no domain finds the
-// lock. Whoever makes the machine at this moment is waited for, but not long: then the
-// lock is nil, as it is where the machine has no files.
-func lockToRemove(name, cloneDir, jobDir string) (*jobDir, error) {
-	if !exists(jobDir) && !exists(filepath.Join(cloneDir, name)) {
-		return nil, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(jobDir), 0o700); err != nil {
-		return nil, fmt.Errorf("lock the job's directory: %w", err)
-	}
-	// Also where there are only overlays: it is the lock on all of the machine.
-	return holdJobDir(context.Background(), jobDir, removeLockTimeout)
-}
-
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return !errors.Is(err, fs.ErrNotExist)
-}
-
-// removeFiles removes what a machine leaves on the host beside its domain, which
-// must be gone. The machine's directory is locked, but see lockToRemove.
-func removeFiles(ctx context.Context, h *virt.Host, name, cloneDir, jobDir string) error {
-	ctx, cancel := rollback.Context(ctx)
-	defer cancel()
-	return errors.Join(passt.New(h, name, cloneDir, jobDir).Stop(ctx), os.RemoveAll(filepath.Join(cloneDir, name)), os.RemoveAll(jobDir))
-}
-
-// RemoveAbandoned removes the files of a machine that has no domain, unless
-// somebody is making it at this moment, and reports whether there were any. With
-// dryRun it only reports. A domain of that name, whoever's, keeps its files.
-func RemoveAbandoned(ctx context.Context, h *virt.Host, name, cloneDir, jobDir string, dryRun bool) (found bool, err error) {
-	made := false
-	if !dryRun { // see lockToRemove
-		if err := os.MkdirAll(filepath.Dir(jobDir), 0o700); err != nil {
-			return false, fmt.Errorf("make the job's directory: %w", err)
-		}
-		made = os.Mkdir(jobDir, 0o700) == nil
-	}
-	locked, err := lockDir(jobDir)
-	switch {
-	case dryRun && errors.Is(err, fs.ErrNotExist): // overlays alone
-	case errors.Is(err, fs.ErrNotExist): // somebody has just removed it
-		return false, nil
-	case err != nil || locked == nil:
-		return false, err
-	default:
-		defer locked.unlock()
-	}
-	// Asked with the lock held: whoever made the directory is gone, and a domain
-	// that it started is known by now.
-	if _, err := h.Domain(ctx, name); !errors.Is(err, virt.ErrNoDomain) {
-		if made {
-			err = errors.Join(err, os.Remove(jobDir))
-		}
-		return false, err
-	}
-	if made && !exists(filepath.Join(cloneDir, name)) { // all of it has gone since it was seen
-		return false, os.Remove(jobDir)
-	}
-	if dryRun {
-		return true, nil
-	}
-	return true, removeFiles(ctx, h, name, cloneDir, jobDir)
-}

@@ -33,7 +33,7 @@ func TestSweepBesidePrepare(t *testing.T) {
 			case <-time.After(rand.N(3 * time.Millisecond)):
 			}
 			// What a sweep does for a name that it saw in a directory a moment ago.
-			found, err := RemoveAbandoned(t.Context(), h, someMachine, clones, jobDir, false)
+			found, err := RemoveAbandoned(t.Context(), h, someMachine, Place{OverlayDir: clones, JobDir: jobDir}, false)
 			if err != nil {
 				t.Error(err)
 			}
@@ -45,10 +45,10 @@ func TestSweepBesidePrepare(t *testing.T) {
 	made := 0
 	for began := time.Now(); time.Since(began) < 2*time.Second; made++ {
 		// What prepare does: remove what an earlier attempt left, then begin.
-		if err := Remove(t.Context(), h, someMachine, clones, jobDir); err != nil {
+		if err := Remove(t.Context(), h, someMachine, Place{OverlayDir: clones, JobDir: jobDir}); err != nil {
 			t.Fatal(err)
 		}
-		job, err := makeJobDir(t.Context(), jobDir)
+		job, err := createJobDir(t.Context(), jobDir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +73,7 @@ func TestSweepBesidePrepare(t *testing.T) {
 // what a dead one left there goes.
 func TestJobDir(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "jobs", someMachine)
-	first, err := makeJobDir(t.Context(), dir)
+	first, err := createJobDir(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,10 +81,10 @@ func TestJobDir(t *testing.T) {
 	if err := os.WriteFile(left, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if second, err := holdJobDir(t.Context(), dir, 50*time.Millisecond); second != nil || err != nil {
+	if second, err := lockJobDir(t.Context(), dir, 50*time.Millisecond); second != nil || err != nil {
 		t.Errorf("two have the directory at once: %v, %v", second, err)
 	}
-	if found, err := RemoveAbandoned(t.Context(), virttest.Open(t), someMachine, t.TempDir(), dir, false); found || err != nil {
+	if found, err := RemoveAbandoned(t.Context(), virttest.Open(t), someMachine, Place{OverlayDir: t.TempDir(), JobDir: dir}, false); found || err != nil {
 		t.Errorf("sweep: %v, %v", found, err)
 	}
 	if _, err := os.Stat(left); err != nil {
@@ -93,7 +93,7 @@ func TestJobDir(t *testing.T) {
 	if err := first.unlock(); err != nil {
 		t.Fatal(err)
 	}
-	second, err := makeJobDir(t.Context(), dir)
+	second, err := createJobDir(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestSweepBesideCleanup(t *testing.T) {
 		}
 		virttest.Start(t, h, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
 		cleaned := make(chan error, 1)
-		go func() { cleaned <- Remove(t.Context(), h, someMachine, clones, jobDir) }()
+		go func() { cleaned <- Remove(t.Context(), h, someMachine, Place{OverlayDir: clones, JobDir: jobDir}) }()
 		for done := false; !done; {
 			select {
 			case err := <-cleaned:
@@ -128,7 +128,7 @@ func TestSweepBesideCleanup(t *testing.T) {
 				done = true // and once more, for a directory that was seen before
 			case <-time.After(rand.N(time.Millisecond)): // a sweep looks once at each
 			}
-			if found, err := RemoveAbandoned(t.Context(), h, someMachine, clones, jobDir, false); found || err != nil {
+			if found, err := RemoveAbandoned(t.Context(), h, someMachine, Place{OverlayDir: clones, JobDir: jobDir}, false); found || err != nil {
 				t.Fatalf("round %d: the files were swept (%t): %v", n, found, err)
 			}
 		}
@@ -152,12 +152,12 @@ func TestRemoveExpired(t *testing.T) {
 	sweep := func(what string, rule RemoveRule, want bool) {
 		t.Helper()
 		rule.Now = time.Unix(1700000000, 0)
-		if removed, err := RemoveExpired(t.Context(), h, someMachine, clones, jobDir, rule); removed != want || err != nil {
+		if removed, err := RemoveExpired(t.Context(), h, someMachine, Place{OverlayDir: clones, JobDir: jobDir}, rule); removed != want || err != nil {
 			t.Errorf("%s: removed: %t, %v; want %t", what, removed, err, want)
 		}
 	}
 	virttest.Start(t, h, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
-	locked, err := lockToRemove(someMachine, clones, jobDir)
+	locked, err := lockToRemove(someMachine, Place{OverlayDir: clones, JobDir: jobDir})
 	if err != nil || locked == nil {
 		t.Fatal(locked, err)
 	}

@@ -5,13 +5,17 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domain"
 )
 
 func TestPreview(t *testing.T) {
 	spec := Spec{
-		Name: "sardine-1", CPUs: 3, Memory: 1 << 30, CloneDir: "/clones", JobDir: "/jobs/sardine-1",
-		Disks:     []disk.Disk{{Name: "base.qcow2", Path: "/i/base.qcow2", Format: "qcow2"}, {Name: "top.qcow2", Path: "/i/top.qcow2", Format: "qcow2", Backing: "base.qcow2"}},
-		DomainXML: []byte(`<domain type="kvm"><name>x</name><memory>4096</memory><os><type arch="x86_64">hvm</type></os><devices><disk type="file"><source file="top.qcow2"/><target dev="vda"/></disk><hostdev mode="subsystem" type="usb"/></devices></domain>`),
+		Name:  "sardine-1",
+		Size:  domain.Size{CPUs: 3, Memory: 1 << 30},
+		Place: Place{OverlayDir: "/clones", JobDir: "/jobs/sardine-1"},
+		Source: domain.Source{
+			Disks:     []disk.Disk{{Name: "base.qcow2", Path: "/i/base.qcow2", Format: "qcow2"}, {Name: "top.qcow2", Path: "/i/top.qcow2", Format: "qcow2", Backing: "base.qcow2"}},
+			DomainXML: []byte(`<domain type="kvm"><name>x</name><memory>4096</memory><os><type arch="x86_64">hvm</type></os><devices><disk type="file"><source file="top.qcow2"/><target dev="vda"/></disk><hostdev mode="subsystem" type="usb"/></devices></domain>`)},
 	}
 	doc, dropped, err := Preview(spec)
 	if err != nil {

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/seed"
@@ -17,89 +21,96 @@ import (
 )
 
 const (
-	// bootPoll is how often a driver looks whether a booting guest still runs.
+	// bootPoll is how often WaitReady checks that the guest is still running.
 	bootPoll = 250 * time.Millisecond
-	// addressPoll is how often it asks for the address, and movePoll whether the one
-	// that it knows still is the guest's: firmware that boots from the network, or
-	// an initramfs, can have had another.
+	// addressPoll is how often it asks for the address, and movePoll how often it checks
+	// that the known address is still the guest's: firmware that boots from the network, or
+	// an initramfs, may have had another.
 	addressPoll = 100 * time.Millisecond
 	movePoll    = time.Second
-	// retryPause comes after a log-in that failed but may not fail the next time.
+	// retryPause follows a login that failed and may succeed the next time.
 	retryPause = 200 * time.Millisecond
-	// contestedGrace is how long another machine may answer at the address of one
-	// that starts: it can be about to leave.
+	// contestedGrace is how long another machine may answer at the address of one that
+	// starts: it may be shutting down.
 	contestedGrace = 5 * time.Second
-	// absentTimeout bounds the question why nobody answers.
+	// absentTimeout bounds the search for the reason why a guest does not answer.
 	absentTimeout = 2 * time.Second
 )
 
 // errMoved: the guest got another address.
 var errMoved = errors.New("the guest has another address now")
 
-// WaitReady waits until the guest has an address and its SSH server lets login
-// in, and writes address, host key and user into the domain's record. The
-// deadline of ctx is the only one; when it passes, the error is [ErrNoAnswer]. A
-// guest that stops ([ErrGuestStopped]) or refuses the credentials ([guestssh.ErrLogin])
-// ends the wait at once, the latter unless login is late. A guest that goes on from
-// a snapshot has its clock set. Errors hold what the
-// guest last wrote to its console: see [ConsoleOf].
-func (g *Guest) WaitReady(ctx context.Context, login guestssh.Login) error {
-	waiting, giveUp := context.WithCancelCause(ctx)
-	defer giveUp(nil)
-	console := &panicWatch{path: filepath.Join(g.jobDir, ConsoleFile)}
-	go g.watch(waiting, bootPoll, console, giveUp)
+// A Started is a machine that [Start] has started in this process.
+type Started struct {
+	*Instance
+	// Notes and Warnings say how the machine differs from what the image or the settings
+	// ask for, one line each.
+	Notes, Warnings []string
 
-	err := g.becomeReady(waiting, login)
+	network  network.Network
+	cache    cache.Cache
+	snapshot *snapshot.Snapshot // that it resumed from; nil if it booted
+}
+
+// WaitReady waits until the guest has an address and accepts the login, and stores address,
+// host key and user in the machine's record. Only the deadline of ctx bounds the wait; the
+// error is [ErrNoAnswer] then. WaitReady returns at once if the guest stops
+// ([ErrGuestStopped]) or refuses the credentials ([guestssh.ErrLogin]), unless the login
+// is late. It sets the clock of a guest that resumed from a snapshot. [ConsoleOf] returns
+// the last lines of the guest's console for its errors.
+func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
+	waiting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	console := &panicWatch{path: filepath.Join(s.jobDir, ConsoleFile)}
+	go watch{instance: s.Instance, network: s.network, console: console, poll: bootPoll}.run(waiting, cancel)
+
+	err := s.becomeReady(waiting, login)
 	if err == nil {
 		return nil
 	}
 	if cause := context.Cause(waiting); cause != nil {
 		if errors.Is(cause, context.DeadlineExceeded) {
-			cause = g.noAnswer(err)
+			cause = s.noAnswer(err)
 		}
 		err = cause
-	} else if gone := g.alive(ctx); errors.Is(gone, ErrGuestStopped) {
-		err = gone // and so it had no address
+	} else if stopped := s.alive(ctx); errors.Is(stopped, ErrGuestStopped) {
+		err = stopped // which is why it had no address
 	}
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
-	return g.withConsole(err)
+	return withConsole(err, s.jobDir)
 }
 
-// becomeReady tries until the guest lets us in or ctx ends; then the error holds
-// that of the last try as well.
-func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
+// Run is [Instance.Run]. It also fails when the network of the guest ends.
+func (s *Started) Run(ctx context.Context, cmd guestssh.Command) (int, error) {
+	return s.run(ctx, cmd, s.network)
+}
+
+// becomeReady retries until the guest accepts the login or ctx ends. Then the error also
+// contains that of the last attempt.
+func (s *Started) becomeReady(ctx context.Context, login guestssh.Login) error {
 	var pinned ssh.PublicKey
-	if g.record.HostKey != "" { // given to the guest by us
+	if s.record.HostKey != "" { // the key that the guest was given
 		var err error
-		if pinned, err = guestssh.ParseHostKey(g.record.HostKey); err != nil {
+		if pinned, err = guestssh.ParseHostKey(s.record.HostKey); err != nil {
 			return err
 		}
 	}
 	var contested time.Time
 	for {
-		conn, err := g.greeting(ctx)
+		conn, err := s.waitSSH(ctx)
 		if err != nil {
 			return err
 		}
-		client, err := g.logIn(ctx, conn, login, pinned)
+		client, err := s.logIn(ctx, conn, login, pinned)
 		if err == nil {
-			g.client = client
-			g.record.User = login.User
-			g.record.HostKey = guestssh.FormatKey(client.HostKey)
-			if g.Resumed() {
-				return errors.Join(snapshot.Wake(ctx, g.Run), g.record.Store(ctx, g.dom))
-			}
-			if err := g.ejectSeed(ctx); err != nil {
-				g.warn("eject the seed: " + err.Error()) // it holds nothing that the guest's root does not have
-			}
-			return g.record.Store(ctx, g.dom)
+			return s.loggedIn(ctx, client, login.User)
 		}
 		if errors.Is(err, network.ErrContested) && contested.IsZero() {
 			contested = time.Now()
 		}
-		if final(err, login) || errors.Is(err, network.ErrContested) && time.Since(contested) > contestedGrace {
+		if isFinal(err, login) || errors.Is(err, network.ErrContested) && time.Since(contested) > contestedGrace {
 			return err
 		}
 		select {
@@ -110,9 +121,24 @@ func (g *Guest) becomeReady(ctx context.Context, login guestssh.Login) error {
 	}
 }
 
-// ejectSeed takes the seed out of the drive of a guest that has read it, if it has one.
-func (g *Guest) ejectSeed(ctx context.Context) error {
-	doc, err := g.dom.XML(ctx)
+// loggedIn completes the record after the first login.
+func (s *Started) loggedIn(ctx context.Context, client *guestssh.Client, user string) error {
+	s.client = client
+	s.record.User = user
+	s.record.HostKey = guestssh.FormatKey(client.HostKey)
+	if s.Resumed() {
+		return errors.Join(snapshot.Wake(ctx, s.Run), s.record.Store(ctx, s.dom))
+	}
+	if err := s.ejectSeed(ctx); err != nil {
+		// The seed holds nothing that root in the guest does not have anyway.
+		s.Warnings = append(s.Warnings, "eject the seed: "+err.Error())
+	}
+	return s.record.Store(ctx, s.dom)
+}
+
+// ejectSeed ejects the seed if the guest has one. The guest has read it by now.
+func (s *Started) ejectSeed(ctx context.Context) error {
+	doc, err := s.dom.XML(ctx)
 	if err != nil {
 		return err
 	}
@@ -120,50 +146,31 @@ func (g *Guest) ejectSeed(ctx context.Context) error {
 	if err != nil || drive == "" {
 		return err
 	}
-	return g.dom.UpdateDevice(ctx, drive)
+	return s.dom.UpdateDevice(ctx, drive)
 }
 
-// logIn logs in over a connection to the guest's address, if it is this machine that
-// is at the other end: nobody else is shown the credentials.
-func (g *Guest) logIn(ctx context.Context, conn net.Conn, login guestssh.Login, pinned ssh.PublicKey) (*guestssh.Client, error) {
-	if err := g.verify(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	client, err := guestssh.Handshake(ctx, conn, login, pinned)
-	if err != nil {
-		return nil, err
-	}
-	// Once more: if another had taken the address since, the handshake could be with it.
-	if err := g.verify(ctx); err != nil {
-		client.Close()
-		return nil, err
-	}
-	return client, nil
-}
-
-// final says whether a log-in that failed with err would fail for ever.
-func final(err error, login guestssh.Login) bool {
+// isFinal reports whether a login that failed with err would fail again.
+func isFinal(err error, login guestssh.Login) bool {
 	switch {
 	case errors.Is(err, guestssh.ErrBooting):
 		return false
 	case errors.Is(err, guestssh.ErrLogin), errors.Is(err, guestssh.ErrHostKey):
 		return !login.Late
 	}
-	return errors.Is(err, ErrSpec)
+	return errors.Is(err, errdefs.ErrInvalid)
 }
 
-// greeting waits for the guest's address and its SSH server's greeting, also if
-// the address changes.
-func (g *Guest) greeting(ctx context.Context) (net.Conn, error) {
+// waitSSH waits for the guest's address and the banner of its SSH server. It starts again
+// if the address changes.
+func (s *Started) waitSSH(ctx context.Context) (net.Conn, error) {
 	for {
-		addr, err := g.waitAddress(ctx)
+		addr, err := s.waitAddress(ctx)
 		if err != nil {
 			return nil, err
 		}
-		g.record.Address = addr
+		s.record.Address = addr
 		here, leave := context.WithCancelCause(ctx)
-		go g.watchAddress(here, addr, leave)
+		go s.watchAddress(here, addr, leave)
 		conn, err := guestssh.Dial(here, addr)
 		leave(nil)
 		if !errors.Is(err, errMoved) {
@@ -172,9 +179,9 @@ func (g *Guest) greeting(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-func (g *Guest) waitAddress(ctx context.Context) (string, error) {
+func (s *Started) waitAddress(ctx context.Context) (string, error) {
 	for {
-		addr, err := g.network.Address(ctx, g.dom)
+		addr, err := s.network.Address(ctx, s.dom)
 		if addr != "" || err != nil {
 			return addr, err
 		}
@@ -187,80 +194,51 @@ func (g *Guest) waitAddress(ctx context.Context) (string, error) {
 }
 
 // watchAddress calls leave when the guest has another address than addr.
-func (g *Guest) watchAddress(ctx context.Context, addr string, leave context.CancelCauseFunc) {
+func (s *Started) watchAddress(ctx context.Context, addr string, leave context.CancelCauseFunc) {
 	for {
 		select {
 		case <-time.After(movePoll):
 		case <-ctx.Done():
 			return
 		}
-		if now, err := g.network.Address(ctx, g.dom); err == nil && now != "" && now != addr {
+		if now, err := s.network.Address(ctx, s.dom); err == nil && now != "" && now != addr {
 			leave(errMoved)
 			return
 		}
 	}
 }
 
-// noAnswer says how far a guest came that did not become ready in time; last is
-// what the last try failed with.
-func (g *Guest) noAnswer(last error) error {
+// noAnswer describes how far a guest came that did not become ready in time. last is the
+// error of the last attempt.
+func (s *Started) noAnswer(last error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), absentTimeout)
 	defer cancel()
-	absent := g.network.Absent(ctx)
+	absent := s.network.Absent(ctx)
 	switch {
 	case errors.Is(last, network.ErrContested):
 		return last
 	case errors.Is(absent, network.ErrContested):
 		return absent
 	case errors.Is(last, guestssh.ErrLogin), errors.Is(last, guestssh.ErrHostKey):
-		return fmt.Errorf("%w (it was given a key at boot; does the image have cloud-init, or systemd 252 or later?)", last)
-	case g.record.Address == "", absent != nil:
-		return fmt.Errorf("%w: it runs, but %w", ErrNoAnswer, network.ErrNoLease)
+		return fmt.Errorf("%w (it was given a key at boot: does the image have cloud-init, or systemd 252 or later?)", last)
+	case s.record.Address == "", absent != nil:
+		return fmt.Errorf("%w: the guest is running, but %w", ErrNoAnswer, network.ErrNoLease)
 	}
-	return fmt.Errorf("%w: it runs, but nobody let us in by SSH at %s (does its SSH server start at boot?)", ErrNoAnswer, g.record.Address)
+	return fmt.Errorf("%w: the guest is running, but SSH at %s did not accept a login (does its SSH server start at boot?)", ErrNoAnswer, s.record.Address)
 }
 
-// watch calls giveUp when the guest is not running any more, or nobody can reach
-// it. An error of libvirt is not that: the daemon may be restarting. console may
-// be nil.
-func (g *Guest) watch(ctx context.Context, poll time.Duration, console *panicWatch, giveUp context.CancelCauseFunc) {
-	cutOff := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(poll):
-		}
-		if err := g.alive(ctx); errors.Is(err, ErrGuestStopped) {
-			giveUp(err)
-			return
-		}
-		if console != nil && console.seen() {
-			giveUp(fmt.Errorf("%w: its kernel panicked", ErrGuestStopped))
-			return
-		}
-		if g.network == nil {
-			continue
-		}
-		// Seen twice: the network of a guest that has just stopped ends, too.
-		if err := g.network.Ended(); err != nil && cutOff {
-			giveUp(err)
-			return
-		} else {
-			cutOff = err != nil
-		}
+// DropCache removes the cache disk, so that no other machine gets it: the guest may have
+// failed because of it. This machine keeps it open until it ends. DropCache does not
+// remove a share, which other running machines may have, too.
+func (s *Started) DropCache() error {
+	if s.cache.Path == "" || s.CacheMode() != cache.Disk {
+		return nil
 	}
-}
-
-// alive returns [ErrGuestStopped] if the guest runs no more; other errors are
-// libvirt's.
-func (g *Guest) alive(ctx context.Context) error {
-	reason, err := g.dom.StopReason(ctx)
-	if err != nil {
-		return err
-	}
-	if reason != "" {
-		return fmt.Errorf("%w: %s", ErrGuestStopped, reason)
+	if err := os.Remove(s.cache.Path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("drop the cache disk: %w", err)
 	}
 	return nil
 }
+
+// CacheIsFresh reports whether no guest has written to the cache before this machine.
+func (s *Started) CacheIsFresh() bool { return s.cache.Fresh }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"libvirt.org/go/libvirtxml"
@@ -20,12 +21,14 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// snapshotHostname is the name of a guest that is to be saved, if it is given one: it is
-// no job's machine yet.
+// snapshotHostname is the host name that a guest is given before it is saved: it belongs to
+// no job yet.
 const snapshotHostname = "sardine"
 
-// snapshotMachine describes the machine that would boot as d to package snapshot.
-func snapshotMachine(d *libvirtxml.Domain, spec *Spec) *snapshot.Machine {
+// snapshotMachine describes the machine to package snapshot. d is the domain as it would
+// boot.
+func (s *starter) snapshotMachine(d *libvirtxml.Domain) *snapshot.Machine {
+	spec := &s.spec
 	m := &snapshot.Machine{
 		Name: spec.Name, Dir: spec.SnapshotDir, Domain: d,
 		Disks: spec.Disks, DiskSize: spec.DiskSize, SSHPort: spec.SSHPort,
@@ -40,91 +43,92 @@ func snapshotMachine(d *libvirtxml.Domain, spec *Spec) *snapshot.Machine {
 	return m
 }
 
-// MakeSnapshot makes the snapshot of a machine, from which [Start] will make others:
-// it boots the machine, waits until login gets in, and saves it. It returns nil at
-// once if the snapshot is there, and calls begin if it has to be made. The error is
-// a [snapshot.ErrNone] if there can be none: the machine is of a kind that cannot be saved,
-// or another process is making it. Other errors are as with [Start] and
-// [Guest.WaitReady], for which timeout is the deadline.
+// MakeSnapshot makes a snapshot of a machine, from which [Start] resumes others: it boots
+// the machine, waits until the guest accepts the login, and saves it. If the snapshot
+// exists, MakeSnapshot returns nil at once; otherwise it calls begin first. The error is a
+// [snapshot.ErrNone] if there can be none: the machine is of a kind that cannot be saved,
+// or another process is making it. Other errors are those of [Start] and
+// [Started.WaitReady], for which timeout is the deadline.
 //
-// The machine has the name and the record of the job for which it is made, so that
-// whoever sweeps knows it. If it did not come up, it is left to [Remove], with the log
-// of its console; otherwise nothing of it is left when MakeSnapshot returns.
+// The machine has the name and the record of the job, so that sweep finds it. If it does not
+// become ready, it is left to [Remove], with its console log. Otherwise MakeSnapshot
+// removes it.
 func MakeSnapshot(ctx context.Context, h *virt.Host, spec Spec, login guestssh.Login, timeout time.Duration, begin func()) (err error) {
-	spec.normalise()
-	guest := newGuest(h, &spec)
-	d, err := guest.design(ctx, &spec)
+	if spec.Seed != nil {
+		spec.Seed = spec.Seed.WithHostname(snapshotHostname)
+	}
+	s := newStarter(h, spec)
+	d, err := s.buildDomain(ctx)
 	if err != nil {
 		return err
 	}
-	draft, err := snapshot.Begin(h, snapshotMachine(d, &spec))
+	draft, err := snapshot.Begin(h, s.snapshotMachine(d))
 	if draft == nil || err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, draft.Close()) }()
 	begin()
-	err = guest.bootAndSave(ctx, draft, d, &spec, login, timeout)
+	err = s.bootAndSave(ctx, draft, d, login, timeout)
 	if errors.Is(err, snapshot.ErrNone) {
 		err = errors.Join(err, draft.Fail(err))
 	}
 	return err
 }
 
-// bootAndSave makes a snapshot of the machine that g will be.
-func (g *Guest) bootAndSave(ctx context.Context, draft *snapshot.Draft, d *libvirtxml.Domain, spec *Spec, login guestssh.Login, timeout time.Duration) (err error) {
-	if spec.Seed != nil {
-		spec.Seed = spec.Seed.WithHostname(snapshotHostname) // the caller's is for the job's own machine
-	}
+// bootAndSave boots the machine and makes a snapshot of it.
+func (s *starter) bootAndSave(ctx context.Context, draft *snapshot.Draft, d *libvirtxml.Domain, login guestssh.Login, timeout time.Duration) (err error) {
 	snapshot.AddGenID(d)
 	undo := &rollback.Stack{}
-	err = g.boot(ctx, d, spec, undo)
-	dir, _ := machineFiles(spec)
+	err = s.boot(ctx, d, undo)
+	dir, _ := s.spec.files(s.spec.Name)
 	if err == nil {
-		// QEMU has them open, and those of other machines, which are of the same user, have
-		// no business there. For the moment of the save it has to be let in once more.
-		err = errors.Join(disk.ChownToRoot(spec.Disks), os.Chmod(dir, 0o700))
+		// QEMU has opened the files. Other QEMUs run as the same user and must not reach
+		// them; this one gets access again for the moment of the save.
+		err = errors.Join(disk.ChownToRoot(s.shared), os.Chmod(dir, 0o700))
 	}
 	if err != nil {
 		return errors.Join(err, undo.Run())
 	}
+	m := s.started(nil)
 	booting, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := g.WaitReady(booting, login); err != nil {
-		return errors.Join(err, g.making.unlock())
+	if err := m.WaitReady(booting, login); err != nil {
+		return errors.Join(err, s.dir.unlock())
 	}
 	defer func() {
-		g.Close()
+		m.Close()
 		err = errors.Join(err, undo.Run())
 	}()
-	// Better to know now than in every clone whether it can go on.
-	if err := snapshot.Settle(ctx, g.Run); err != nil {
+	// A guest that cannot resume fails here, and not in each of its clones.
+	if err := snapshot.Settle(ctx, m.Run); err != nil {
 		return noSnapshotOf(ctx, err)
 	}
-	if err := snapshot.Wake(ctx, g.Run); err != nil {
+	if err := snapshot.Wake(ctx, m.Run); err != nil {
 		return noSnapshotOf(ctx, fmt.Errorf("its guest could not go on: %w", err))
 	}
-	if err := g.Close(); err != nil && !errors.Is(err, io.EOF) {
+	if err := m.Close(); err != nil && !errors.Is(err, io.EOF) {
 		return noSnapshotOf(ctx, err)
 	}
-	return noSnapshotOf(ctx, g.save(ctx, draft, spec, dir))
+	return noSnapshotOf(ctx, s.save(ctx, draft, m, dir))
 }
 
-func (g *Guest) save(ctx context.Context, draft *snapshot.Draft, spec *Spec, dir string) error {
-	owner, err := g.host.QEMUUser(ctx)
+func (s *starter) save(ctx context.Context, draft *snapshot.Draft, m *Started, dir string) error {
+	user, err := s.host.QEMUUser(ctx)
 	if err != nil {
 		return fmt.Errorf("make a snapshot: %w", err)
 	}
 	source := snapshot.Source{
-		Domain: g.dom, Dir: dir, Disks: spec.Disks, Overlays: g.overlays, HostKey: g.record.HostKey, Group: owner.GID,
+		Domain: m.dom, Dir: dir, Disks: s.spec.Disks, Overlays: s.overlays, HostKey: m.record.HostKey, Group: user.GID,
 	}
-	if spec.Seed != nil {
-		source.Key = spec.Seed.Login().Key
+	if s.spec.Seed != nil {
+		source.Key = s.spec.Seed.Login().Key
 	}
 	return draft.Save(ctx, source)
 }
 
-// noSnapshotOf is the [snapshot.ErrNone] of a machine that was ready, unless err is not its
-// fault. ctx is the job's: that our own deadline has passed is the machine's.
+// noSnapshotOf makes err a [snapshot.ErrNone] of a machine that was ready, unless the
+// machine is not its cause. ctx is the job's: a deadline that is not the job's counts
+// against the machine.
 func noSnapshotOf(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) || errors.Is(err, ErrGuestStopped) {
 		return err
@@ -132,102 +136,91 @@ func noSnapshotOf(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", snapshot.ErrNone, err)
 }
 
-// resumeIfPossible starts the machine from its snapshot; false if it has to boot.
-// d is the machine as it would boot.
-func (g *Guest) resumeIfPossible(ctx context.Context, d *libvirtxml.Domain, spec *Spec) (bool, error) {
-	s, possible, err := snapshot.Find(g.host, snapshotMachine(d, spec))
+// resumeIfPossible resumes the machine from a snapshot; nil if it has to boot. d is the
+// domain as it would boot.
+func (s *starter) resumeIfPossible(ctx context.Context, d *libvirtxml.Domain) (*Started, error) {
+	found, possible, err := snapshot.Find(s.host, s.snapshotMachine(d))
 	if !possible && errors.Is(err, snapshot.ErrNone) {
-		return false, nil
+		return nil, nil
 	}
 	if err == nil {
-		record := g.record
-		err = errors.Join(g.resume(ctx, s, *spec), s.Close())
+		attempt := newStarter(s.host, s.spec)
+		err = errors.Join(attempt.resume(ctx, found), found.Close())
 		if err == nil {
-			return true, nil
+			attempt.notes, attempt.warnings = append(s.notes, attempt.notes...), append(s.warnings, attempt.warnings...)
+			return attempt.started(found), nil
 		}
-		g.record, g.dom, g.network, g.making = record, nil, nil, nil
 		if errors.Is(err, snapshot.ErrNone) {
-			err = errors.Join(err, s.Distrust(err))
+			err = errors.Join(err, found.Distrust(err))
 		}
 	}
 	if errors.Is(err, snapshot.ErrNone) {
-		g.Notes = append(g.Notes, err.Error())
-		return false, nil
+		s.notes = append(s.notes, err.Error())
+		return nil, nil
 	}
-	return false, err
+	return nil, err
 }
 
-// resume starts the machine from a snapshot. If it fails, nothing of the machine is
-// left; the error is a [snapshot.ErrNone] if that was the fault of the snapshot.
-func (g *Guest) resume(ctx context.Context, s *snapshot.Snapshot, spec Spec) (err error) {
-	disks, err := s.BackingDisks(spec.Disks)
+// resume resumes the machine from a snapshot. If it fails, it leaves nothing of the
+// machine; the error is a [snapshot.ErrNone] if the snapshot is the cause.
+func (s *starter) resume(ctx context.Context, from *snapshot.Snapshot) (err error) {
+	disks, err := from.BackingDisks(s.spec.Disks)
 	if err != nil {
 		return err
 	}
-	saved, err := s.Load()
+	saved, err := from.Load()
 	if err != nil {
 		return err
 	}
 	defer saved.Close()
-	image := spec.Disks
-	spec.Disks = disks
-	spec.Record.HostKey = s.HostKey
-	g.record = spec.Record
+	s.shared = slices.Concat(disks, s.spec.Disks)
+	s.record.HostKey = from.HostKey
 	undo := &rollback.Stack{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, undo.Run())
 		}
 	}()
-	files, err := g.makeFiles(ctx, &spec, undo)
+	files, err := s.createFiles(ctx, disks, undo)
 	if err != nil {
 		return err
 	}
-	metadata, err := spec.Record.Metadata()
-	if err != nil {
-		return err
-	}
-	dir, _ := machineFiles(&spec)
-	if err := saved.Rename(snapshot.Clone{Name: spec.Name, Metadata: metadata, Dir: dir, Files: files}); err != nil {
+	dir, _ := s.spec.files(s.spec.Name)
+	if err := saved.Rename(snapshot.Clone{Name: s.spec.Name, Dir: dir, Files: files}); err != nil {
 		return err
 	}
 	network.DetachUser(saved.Domain)
-	err = g.launch(ctx, saved.Domain, &spec, undo, func(ctx context.Context, _ *libvirtxml.Domain) (err error) {
-		g.dom, err = saved.Restore(ctx, g.host, filepath.Join(dir, "memory"))
+	err = s.start(ctx, saved.Domain, undo, func(ctx context.Context, _ *libvirtxml.Domain) (err error) {
+		s.dom, err = saved.Restore(ctx, s.host, filepath.Join(dir, "memory"))
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	spec.Disks = append(disks, image...)
-	if err := g.letGo(&spec); err != nil {
-		return err
-	}
-	g.snapshot = s
-	return nil
+	return s.unlinkOverlays()
 }
 
-// Resumed says whether the machine goes on from a snapshot, and has not booted.
-func (g *Guest) Resumed() bool { return g.snapshot != nil }
+// Resumed reports whether the machine resumed from a snapshot instead of booting.
+func (s *Started) Resumed() bool { return s.snapshot != nil }
 
-// SnapshotTime is when the snapshot was made from which the machine goes on; zero if
-// it booted.
-func (g *Guest) SnapshotTime() time.Time {
-	if g.snapshot == nil {
+// SnapshotTime is when the snapshot was made that the machine resumed from; zero if it
+// booted.
+func (s *Started) SnapshotTime() time.Time {
+	if s.snapshot == nil {
 		return time.Time{}
 	}
-	return g.snapshot.Made
+	return s.snapshot.Made
 }
 
-// Login is how to log in to the guest, where login would let in one that booted: a guest
-// that was given a key at boot still has that one.
-func (g *Guest) Login(login guestssh.Login) guestssh.Login {
-	if g.snapshot != nil && g.snapshot.Seed != nil {
-		login.Key, login.Late = g.snapshot.Seed, false
+// Login returns the login of the guest. login is that of a guest that boots; a guest that
+// resumed still has the key that it was given at boot.
+func (s *Started) Login(login guestssh.Login) guestssh.Login {
+	if s.snapshot != nil && s.snapshot.Seed != nil {
+		login.Key, login.Late = s.snapshot.Seed, false
 	}
 	return login
 }
 
-// DistrustSnapshot has nobody start a machine any more from the snapshot from which
-// this one has not become ready, for reason.
-func (g *Guest) DistrustSnapshot(reason error) error { return g.snapshot.Distrust(reason) }
+// DistrustSnapshot prevents further use of the snapshot from which this machine did not
+// become ready, for reason.
+func (s *Started) DistrustSnapshot(reason error) error { return s.snapshot.Distrust(reason) }

@@ -12,37 +12,35 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/rollback"
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/snapshot"
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// Start makes a machine and starts it: an ephemeral one, which is a transient
-// domain whose overlays are unlinked once QEMU holds them open, so that a crash
-// of anything leaves no disk behind. It does not wait for the guest: see
-// [Guest.WaitReady].
+// Start creates and starts an ephemeral machine: a transient domain whose overlays are
+// unlinked once QEMU has opened them, so that no crash leaves a disk behind. It does not
+// wait for the guest: see [Started.WaitReady].
 //
-// The machine goes on from the snapshot in [Spec.SnapshotDir] if there is one of
-// the same kind of machine, and boots otherwise.
+// The machine resumes from a snapshot in [Spec.SnapshotDir] if there is one of the same
+// kind of machine, and boots otherwise.
 //
-// If Start fails, nothing of the machine is left. The error is [errdefs.ErrExists] if
-// there is a domain of that name, [ErrSpec] or a [domainxml.RefusedError] if the
-// machine cannot be made from that image on this host.
-func Start(ctx context.Context, h *virt.Host, spec Spec) (_ *Guest, err error) {
-	spec.normalise()
-	guest := newGuest(h, &spec)
-	d, err := guest.design(ctx, &spec)
+// If Start fails, it leaves nothing of the machine. The error is [errdefs.ErrExists] if
+// there is a domain of that name, [errdefs.ErrInvalid] or a [domainxml.RefusedError] if the
+// machine cannot be created from that image on this host.
+func Start(ctx context.Context, h *virt.Host, spec Spec) (_ *Started, err error) {
+	s := newStarter(h, spec)
+	d, err := s.buildDomain(ctx)
 	if err != nil {
 		return nil, err
 	}
-	resumed, err := guest.resumeIfPossible(ctx, d, &spec)
-	if err != nil {
-		return nil, err
-	}
-	if resumed {
-		return guest, nil
+	resumed, err := s.resumeIfPossible(ctx, d)
+	if resumed != nil || err != nil {
+		return resumed, err
 	}
 	undo := &rollback.Stack{}
 	defer func() {
@@ -50,206 +48,243 @@ func Start(ctx context.Context, h *virt.Host, spec Spec) (_ *Guest, err error) {
 			err = errors.Join(err, undo.Run())
 		}
 	}()
-	if err := guest.boot(ctx, d, &spec, undo); err != nil {
+	if err := s.boot(ctx, d, undo); err != nil {
 		return nil, err
 	}
-	if err := guest.letGo(&spec); err != nil {
+	if err := s.unlinkOverlays(); err != nil {
 		return nil, err
 	}
-	return guest, nil
+	return s.started(nil), nil
 }
 
-// normalise fills in what a spec leaves out.
-func (s *Spec) normalise() {
-	if s.SSHPort == 0 {
-		s.SSHPort = 22
+// A starter is a machine that is being started. Once it runs, it is a [Started].
+type starter struct {
+	host *virt.Host
+	spec Spec
+	// record of the machine; it is written to the domain when that is complete.
+	record          record.Record
+	notes, warnings []string
+
+	shared   []disk.Disk       // files that the overlays are based on
+	overlays map[string]string // paths, by the names of the disks
+	dir      *jobDir           // locked
+	cache    cache.Cache
+	network  network.Network
+	dom      *virt.Domain
+}
+
+func newStarter(h *virt.Host, spec Spec) *starter {
+	if spec.SSHPort == 0 {
+		spec.SSHPort = 22
+	}
+	return &starter{host: h, spec: spec, record: spec.Record, shared: spec.Disks}
+}
+
+// started is the machine when it runs. from is the snapshot that it resumed from; nil if it
+// booted.
+func (s *starter) started(from *snapshot.Snapshot) *Started {
+	return &Started{
+		Instance: &Instance{dom: s.dom, name: s.spec.Name, record: s.record, jobDir: s.spec.JobDir},
+		Notes:    s.notes, Warnings: s.warnings,
+		network: s.network, cache: s.cache, snapshot: from,
 	}
 }
 
-func newGuest(h *virt.Host, spec *Spec) *Guest {
-	return &Guest{host: h, name: spec.Name, record: spec.Record, jobDir: spec.JobDir}
-}
-
-// boot starts the machine from its beginning. Its files are still where they were
-// made.
-func (g *Guest) boot(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *rollback.Stack) error {
-	if err := g.equip(ctx, d, spec, undo); err != nil {
+// boot starts the machine from power-on. Its overlays are not unlinked yet.
+func (s *starter) boot(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack) error {
+	if err := s.prepareBoot(ctx, d, undo); err != nil {
 		return err
 	}
-	return g.launch(ctx, d, spec, undo, g.create)
+	return s.start(ctx, d, undo, s.create)
 }
 
-// letGo unlinks the files of a machine that runs: QEMU has them open.
-func (g *Guest) letGo(spec *Spec) error {
-	if err := disk.ChownToRoot(spec.Disks); err != nil {
+// unlinkOverlays unlinks the files of the running machine: QEMU has opened them.
+func (s *starter) unlinkOverlays() error {
+	if err := disk.ChownToRoot(s.shared); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(filepath.Join(spec.CloneDir, spec.Name)); err != nil {
-		return fmt.Errorf("unlink the overlays of %s: %w", spec.Name, err)
+	dir, _ := s.spec.files(s.spec.Name)
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("unlink the overlays of %s: %w", s.spec.Name, err)
 	}
-	return g.making.unlock()
+	return s.dir.unlock()
 }
 
-// design makes the domain of the machine, as far as that takes nothing of the
-// host.
-func (g *Guest) design(ctx context.Context, spec *Spec) (*libvirtxml.Domain, error) {
-	rebuilt, err := domain.Build(spec.source())
+// buildDomain builds the domain of the machine, without its files and network.
+func (s *starter) buildDomain(ctx context.Context) (*libvirtxml.Domain, error) {
+	built, err := domain.Build(s.spec.Source)
 	if err != nil {
 		return nil, err
 	}
-	for _, path := range rebuilt.Dropped {
-		g.Notes = append(g.Notes, "dropped from the image's domain: "+path)
+	for _, path := range built.Dropped {
+		s.notes = append(s.notes, "dropped from the image's domain: "+path)
 	}
-	switch _, err := g.host.Domain(ctx, spec.Name); {
+	switch dom, err := s.host.Domain(ctx, s.spec.Name); {
 	case err == nil:
-		return nil, fmt.Errorf("%w: %s", errdefs.ErrExists, spec.Name)
+		dom.Free()
+		return nil, fmt.Errorf("%w: %s", errdefs.ErrExists, s.spec.Name)
 	case !errors.Is(err, virt.ErrNoDomain):
 		return nil, err
 	}
-	size, err := g.host.Size(ctx)
+	size, err := s.host.Size(ctx)
 	if err != nil {
 		return nil, err
 	}
-	spec.size().Resize(rebuilt.Domain)
-	g.warn(spec.size().Limit(rebuilt.Domain, size.CPUs, size.Memory)...)
-	warning, err := domain.Accelerate(ctx, rebuilt.Domain, spec.Accel, filepath.Dir(spec.JobDir))
-	g.warn(warning)
-	return rebuilt.Domain, err
+	s.spec.Resize(built.Domain)
+	s.warn(s.spec.Limit(built.Domain, size.CPUs, size.Memory)...)
+	warning, err := domain.Accelerate(ctx, built.Domain, s.spec.Accel, s.spec.storage())
+	s.warn(warning)
+	return built.Domain, err
 }
 
-// equip gives the machine its files.
-func (g *Guest) equip(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *rollback.Stack) error {
-	files, err := g.makeFiles(ctx, spec, undo)
+// prepareBoot creates the files of a machine that boots, and completes its domain.
+func (s *starter) prepareBoot(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack) error {
+	files, err := s.createFiles(ctx, s.spec.Disks, undo)
 	if err != nil {
 		return err
 	}
-	g.overlays = files.Overlays
 	if err := disk.CopyNVRAM(d.OS, files.NVRAM, ""); err != nil {
 		return err
 	}
-	if spec.Seed != nil {
-		spec.Record.HostKey = spec.Seed.HostKey()
-		g.record = spec.Record
-	}
-	metadata, err := spec.Record.Metadata()
-	if err != nil {
+	if err := domain.ApplyInstance(d, s.spec.Name, s.spec.Disks, files); err != nil || s.spec.Seed == nil {
 		return err
 	}
-	instance := domain.Instance{Name: spec.Name, Metadata: metadata, Disks: spec.Disks, Files: files}
-	if err := instance.Apply(d); err != nil || spec.Seed == nil {
-		return err
-	}
-	return spec.Seed.Attach(d, filepath.Join(spec.CloneDir, spec.Name))
+	s.record.HostKey = s.spec.Seed.HostKey()
+	dir, _ := s.spec.files(s.spec.Name)
+	return s.spec.Seed.Attach(d, dir)
 }
 
-// launch waits for room on the host, gives the machine its network and starts it.
-func (g *Guest) launch(ctx context.Context, d *libvirtxml.Domain, spec *Spec, undo *rollback.Stack,
-	start func(context.Context, *libvirtxml.Domain) error) error {
-	release, err := spec.Admission.Admit(ctx, g.host, domain.Memory(d), filepath.Dir(spec.JobDir))
+// start waits for room on the host, attaches cache and network, and starts the domain with
+// run.
+func (s *starter) start(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack,
+	run func(context.Context, *libvirtxml.Domain) error) error {
+	release, err := s.spec.Admission.Admit(ctx, s.host, domain.Memory(d), s.spec.storage())
 	if err != nil {
 		return err
 	}
 	undo.Add(release)
-	unlock, err := g.addCache(ctx, d, spec)
+	unlock, err := s.attachCache(ctx, d)
 	if err != nil {
 		return err
 	}
 	undo.Add(unlock)
-	var warnings []string
-	g.network, warnings, err = network.New(ctx, g.host, network.Options{
-		Network: spec.Network, Machine: spec.Name, NICs: len(d.Devices.Interfaces), SSHPort: spec.SSHPort,
-		OverlayDir: spec.CloneDir, JobDir: spec.JobDir,
-	})
-	if err != nil {
+	if err := s.attachNetwork(ctx, d, undo); err != nil {
 		return err
 	}
-	undo.Add(g.network.Stop)
-	g.warn(warnings...)
-	if err := g.network.Attach(d); err != nil {
+	if d.Metadata, err = s.record.Metadata(); err != nil {
 		return err
 	}
-	undo.Add(func() error { return ignoring(disk.ChownToRoot(spec.Disks), fs.ErrNotExist) })
-	// Also when we give up waiting for the daemon, it may start the machine.
+	undo.Add(func() error { return ignoring(disk.ChownToRoot(s.shared), fs.ErrNotExist) })
+	// The daemon may start the machine even after ctx has ended.
 	undo.Add(func() error {
 		ctx, cancel := rollback.Context(ctx)
 		defer cancel()
-		return destroy(ctx, g.host, spec.Name)
+		return destroy(ctx, s.host, s.spec.Name)
 	})
-	if err := start(ctx, d); err != nil {
+	if err := run(ctx, d); err != nil {
 		return err
 	}
-	if err := g.network.Started(ctx); err != nil {
+	if err := s.network.Started(ctx); err != nil {
 		return err
 	}
-	g.record.MAC = strings.Join(g.network.MACs(), " ")
-	// From now on libvirt counts the machine, and says that its cache is in use.
+	// libvirt counts the machine now, and its record names its cache.
 	return errors.Join(unlock(), release())
 }
 
-// makeFiles makes the directories and overlays of a machine.
-//
-// The job's directory stays locked until the machine runs or all is undone.
-func (g *Guest) makeFiles(ctx context.Context, spec *Spec, undo *rollback.Stack) (domain.Files, error) {
-	dir, files := machineFiles(spec)
-	write, err := domain.WritesBackingStore(spec.OmitBackingStore, g.host.Version())
+// attachCache attaches the cache. unlock must be called when libvirt knows the machine, or
+// when the start fails.
+func (s *starter) attachCache(ctx context.Context, d *libvirtxml.Domain) (unlock func() error, err error) {
+	if s.spec.Cache == nil {
+		return func() error { return nil }, nil
+	}
+	if s.cache, unlock, err = s.spec.Cache.Acquire(ctx, s.host); err != nil {
+		return nil, err
+	}
+	if s.spec.Cache.Mode == cache.Disk {
+		domain.AddCacheDisk(d, s.cache.Path, cache.Label)
+	} else {
+		domain.AddCacheShare(d, s.cache.Path, cache.Label)
+	}
+	s.record.Cache = s.cache.Name
+	return unlock, nil
+}
+
+func (s *starter) attachNetwork(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack) error {
+	n, warnings, err := network.New(ctx, s.host, network.Options{
+		Network: s.spec.Network, Machine: s.spec.Name, NICs: len(d.Devices.Interfaces), SSHPort: s.spec.SSHPort,
+		OverlayDir: s.spec.OverlayDir, JobDir: s.spec.JobDir,
+	})
 	if err != nil {
+		return err
+	}
+	undo.Add(n.Stop)
+	s.warn(warnings...)
+	s.network = n
+	s.record.MAC = strings.Join(n.MACs(), " ")
+	return n.Attach(d)
+}
+
+// createFiles creates the directories of the machine, and overlays on disks. The job
+// directory stays locked until the machine runs or everything is undone.
+func (s *starter) createFiles(ctx context.Context, disks []disk.Disk, undo *rollback.Stack) (domain.Files, error) {
+	dir, files := s.spec.files(s.spec.Name)
+	var err error
+	if files.BackingStore, err = domain.WritesBackingStore(s.spec.OmitBackingStore, s.host.Version()); err != nil {
 		return files, err
 	}
-	files.BackingStore = write
-	job, err := makeJobDir(ctx, spec.JobDir)
-	if err != nil {
+	if s.dir, err = createJobDir(ctx, s.spec.JobDir); err != nil {
 		return files, err
 	}
-	g.making = job
-	undo.Add(func() error { return errors.Join(os.RemoveAll(spec.JobDir), job.unlock()) })
-	// The system daemon's QEMU runs as another user, which has to pass through
-	// here; it can list nothing.
-	if err := os.MkdirAll(spec.CloneDir, 0o711); err != nil {
-		return files, fmt.Errorf("make the directory for overlays: %w", err)
+	undo.Add(func() error { return errors.Join(os.RemoveAll(s.spec.JobDir), s.dir.unlock()) })
+	// The QEMU of the system daemon runs as another user. It passes through this directory
+	// and cannot list it.
+	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+		return files, fmt.Errorf("create the directory for overlays: %w", err)
 	}
-	// What a dead process left under this name is nobody's: no domain has it.
+	// Files of that name are left over from a process that died: no domain has them.
 	if err := os.RemoveAll(dir); err != nil {
 		return files, fmt.Errorf("clear the directory for overlays: %w", err)
 	}
 	if err := os.Mkdir(dir, 0o711); err != nil {
-		return files, fmt.Errorf("make the directory for overlays: %w", err)
+		return files, fmt.Errorf("create the directory for overlays: %w", err)
 	}
 	undo.Add(func() error { return os.RemoveAll(dir) })
-	files.Overlays, err = disk.CloneDisks(ctx, spec.Disks, dir, spec.DiskSize)
+	files.Overlays, err = disk.CloneDisks(ctx, disks, dir, s.spec.DiskSize)
+	s.overlays = files.Overlays
 	return files, err
 }
 
-// create starts the domain, transient: it is gone when it stops.
-func (g *Guest) create(ctx context.Context, d *libvirtxml.Domain) error {
+// create starts the domain, and changes its network as long as that is why it does not
+// start.
+func (s *starter) create(ctx context.Context, d *libvirtxml.Domain) error {
 	for {
 		doc, err := d.Marshal()
 		if err != nil {
 			return fmt.Errorf("write the domain of %s: %w", d.Name, err)
 		}
-		g.dom, err = g.host.Start(ctx, d.Name, doc)
-		if err == nil {
+		if s.dom, err = s.host.Start(ctx, d.Name, doc); err == nil {
 			return nil
 		}
-		warning, again := g.network.Retry(ctx, err, d)
+		warning, again := s.network.Retry(ctx, err, d)
 		if !again {
 			return virt.ClassifyXML(err)
 		}
-		g.warn(warning)
+		s.warn(warning)
 	}
 }
 
-// ignoring is err, unless it is fine.
-func ignoring(err, fine error) error {
-	if errors.Is(err, fine) {
+func (s *starter) warn(warnings ...string) {
+	for _, w := range warnings {
+		if w = strings.TrimSpace(w); w != "" {
+			s.warnings = append(s.warnings, w)
+		}
+	}
+}
+
+// ignoring returns err, or nil if err is the ignored error.
+func ignoring(err, ignored error) error {
+	if errors.Is(err, ignored) {
 		return nil
 	}
 	return err
-}
-
-func (g *Guest) warn(warnings ...string) {
-	for _, w := range warnings {
-		if w = strings.TrimSpace(w); w != "" {
-			g.Warnings = append(g.Warnings, w)
-		}
-	}
 }

@@ -3,40 +3,62 @@ package vm
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
+	"golang.org/x/crypto/ssh"
+
+	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/dhcp"
 	"gitlab-sardine-executor/vm/network/passt"
 )
 
-// verify makes sure that the connection which the guest's SSH server has just
-// accepted leads to this machine. Host key and password, which an image can bring,
-// do not tell its machines apart. It is asked when the connection stands: then this host
-// has heard from the other end, and if that was another machine, the kernel knows it by
-// its MAC address. The machine must still run: when it has ended, its address can be
-// another's.
-func (g *Guest) verify(ctx context.Context) error {
-	at, err := netip.ParseAddrPort(g.record.Address)
+// logIn logs in over a connection to the guest's address, if this machine is at its other
+// end: no other machine gets the credentials.
+func (i *Instance) logIn(ctx context.Context, conn net.Conn, login guestssh.Login, pinned ssh.PublicKey) (*guestssh.Client, error) {
+	if err := i.verify(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	client, err := guestssh.Handshake(ctx, conn, login, pinned)
 	if err != nil {
-		return fmt.Errorf("machine %s: its record has no address of SSH: %w", g.name, err)
+		return nil, err
+	}
+	// Again: another machine could have taken the address during the handshake.
+	if err := i.verify(ctx); err != nil {
+		client.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
+// verify makes sure that the established connection leads to this machine. Host key and
+// password can come from the image, and then do not distinguish its machines. With the
+// connection established, this host has heard from the other end; if that is another
+// machine, the kernel knows it by its MAC address. This machine must still be running:
+// after its end another machine may have its address.
+func (i *Instance) verify(ctx context.Context) error {
+	at, err := netip.ParseAddrPort(i.record.Address)
+	if err != nil {
+		return fmt.Errorf("machine %s: its record has no SSH address: %w", i.name, err)
 	}
 	if at.Addr().IsLoopback() {
-		err = checkForwarder(g.jobDir)
+		err = checkForwarder(i.jobDir)
 	} else {
-		err = g.checkNeighbour(ctx, at.Addr())
+		err = i.checkNeighbour(ctx, at.Addr())
 	}
 	if err != nil {
 		return err
 	}
-	return g.alive(ctx)
+	return i.alive(ctx)
 }
 
 // checkForwarder makes sure that the port on 127.0.0.1 is forwarded by the passt of the
-// machine with that directory, which has held it since before the machine ran. Without
-// passt it is forwarded by the machine's own QEMU.
+// machine with that job directory, which has held the port since before the machine ran.
+// Without passt, the machine's own QEMU forwards it.
 func checkForwarder(jobDir string) error {
 	if err := passt.Check(jobDir); err != nil {
 		return fmt.Errorf("%w: %w", network.ErrContested, err)
@@ -44,11 +66,11 @@ func checkForwarder(jobDir string) error {
 	return nil
 }
 
-// checkNeighbour makes sure that the address is that of one of the machine's own NICs.
-func (g *Guest) checkNeighbour(ctx context.Context, address netip.Addr) error {
-	own := strings.Fields(g.record.MAC)
-	if len(own) == 0 { // made by an older version of this program
-		nics, err := dhcp.NICs(ctx, g.dom)
+// checkNeighbour makes sure that the address belongs to a NIC of the machine.
+func (i *Instance) checkNeighbour(ctx context.Context, address netip.Addr) error {
+	own := strings.Fields(i.record.MAC)
+	if len(own) == 0 { // started by an older version of this program
+		nics, err := dhcp.NICs(ctx, i.dom)
 		if err != nil {
 			return err
 		}
@@ -61,9 +83,9 @@ func (g *Guest) checkNeighbour(ctx context.Context, address netip.Addr) error {
 	case err != nil:
 		return fmt.Errorf("%w: find out which machine has %s: %w", network.ErrContested, address, err)
 	case !onLink:
-		return nil // behind a router, which alone knows
+		return nil // behind a router: only the router knows
 	case !slices.Contains(own, mac):
-		return fmt.Errorf("%w: %s belongs to machine %s (%s), but %s answers there", network.ErrContested, address, g.name, strings.Join(own, ", "), mac)
+		return fmt.Errorf("%w: %s belongs to machine %s (%s), but %s answers there", network.ErrContested, address, i.name, strings.Join(own, ", "), mac)
 	}
 	return nil
 }

@@ -88,18 +88,11 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 func baseOf(imported *Imported, ref oci.Reference, settings config.Resolved) define.Spec {
 	spec := executor.SpecFor(imported.Image, executor.FetchAndCloneOptions{Settings: settings})
 	return define.Spec{
-		Name:             imported.Name,
-		DomainXML:        spec.DomainXML,
-		Trusted:          spec.Trusted,
-		Template:         spec.Template,
-		Architecture:     spec.Architecture,
-		UEFI:             spec.UEFI,
-		Disks:            spec.Disks,
-		Network:          spec.Network,
-		Accel:            spec.Accel,
-		OmitBackingStore: spec.OmitBackingStore,
-		Dir:              imported.Dir,
-		Origin:           define.Origin{Image: ref.String(), Digest: imported.Image.Digest.String()},
+		Name:    imported.Name,
+		Source:  spec.Source,
+		Network: spec.Network,
+		Dir:     imported.Dir,
+		Origin:  define.Origin{Image: ref.String(), Digest: imported.Image.Digest.String()},
 	}
 }
 

@@ -98,13 +98,13 @@ func narrow(t testing.TB, l *lab) (name string, gateway netip.Addr) {
 }
 
 // mark has a machine remember whose it is.
-func mark(t *testing.T, guest *vm.Guest) {
+func mark(t *testing.T, guest instance) {
 	t.Helper()
 	script(t, guest, "echo "+guest.Name()+" >/tmp/me")
 }
 
 // isStill logs in as a later stage does, and looks whose machine it is.
-func isStill(t *testing.T, l *lab, guest *vm.Guest) {
+func isStill(t *testing.T, l *lab, guest instance) {
 	t.Helper()
 	found := l.find(t, guest)
 	if err := found.Connect(t.Context(), guestLogin); err != nil {
@@ -117,7 +117,7 @@ func isStill(t *testing.T, l *lab, guest *vm.Guest) {
 }
 
 // find finds a machine as a later stage does.
-func (l *lab) find(t *testing.T, guest *vm.Guest) *vm.Guest {
+func (l *lab) find(t *testing.T, guest instance) *vm.Instance {
 	t.Helper()
 	found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
 	if err != nil {
@@ -127,7 +127,7 @@ func (l *lab) find(t *testing.T, guest *vm.Guest) *vm.Guest {
 	return found
 }
 
-func hostPart(guest *vm.Guest) string {
+func hostPart(guest instance) string {
 	address, _, _ := strings.Cut(guest.Record().Address, ":")
 	return address
 }
@@ -153,7 +153,7 @@ func TestTwins(t *testing.T) {
 			isStill(t, l, second)
 		}
 		// And again, when each has asked for its address once more.
-		for _, guest := range []*vm.Guest{first, second} {
+		for _, guest := range []*vm.Started{first, second} {
 			script(t, guest, "udhcpc -i eth0 -n -q -t 5 -T 1 -C -x 0x3d:"+twinClientID+" -s /usr/share/udhcpc/script")
 			isStill(t, l, first)
 			isStill(t, l, second)
@@ -250,7 +250,7 @@ func TestAddressesAreGivenBack(t *testing.T) {
 				return err
 			}
 			return errors.Join(l.leased(t, network, name), guest.Close(),
-				vm.Remove(t.Context(), l.host, name, spec.CloneDir, spec.JobDir))
+				vm.Remove(t.Context(), l.host, name, spec.Place))
 		}
 		for i := range 10 {
 			if err := runs(fmt.Sprintf("one-%d", i)); err != nil {
@@ -334,7 +334,7 @@ func TestNoAddressLeft(t *testing.T) {
 		}
 		for i := range cap(results) {
 			spec := l.spec(fmt.Sprintf("at-once-%d", i))
-			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
+			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
 				t.Error(err)
 			}
 		}
@@ -396,7 +396,7 @@ func TestFullGuestTwins(t *testing.T) {
 			s.Disks = []disk.Disk{{Name: "full.raw", Path: fixedMachineID(t, l), Format: "raw", VirtualSize: 1466 << 20}}
 		}
 		specs := []vm.Spec{l.spec("first", image, onNetwork(network)), l.spec("second", image, onNetwork(network))}
-		var guests []*vm.Guest
+		var guests []*vm.Started
 		for _, spec := range specs {
 			guests = append(guests, l.start(t, spec))
 		}

@@ -57,15 +57,15 @@ func (l *lab) virsh(t testing.TB, args ...string) string {
 // spec is a machine of the test guest on the mode's default network.
 func (l *lab) spec(name string, change ...func(*vm.Spec)) vm.Spec {
 	spec := vm.Spec{
-		Name:     name,
-		Disks:    []disk.Disk{{Name: "guest.qcow2", Path: l.guest, Format: "qcow2", VirtualSize: 48 << 20}},
-		CPUs:     1,
-		Memory:   256 << 20,
-		Network:  map[string]string{"session": network.User, "system": "default"}[l.mode],
-		Accel:    domain.AccelTCG,
-		CloneDir: filepath.Join(l.dir, "clones"),
-		JobDir:   filepath.Join(l.dir, "jobs", name),
-		Record:   record.Record{Job: "1", Created: time.Unix(1700000000, 0).UTC(), Expires: time.Unix(4000000000, 0).UTC()},
+		Name: name,
+		Source: domain.Source{
+			Disks: []disk.Disk{{Name: "guest.qcow2", Path: l.guest, Format: "qcow2", VirtualSize: 48 << 20}},
+			Accel: domain.AccelTCG,
+		},
+		Size:    domain.Size{CPUs: 1, Memory: 256 << 20},
+		Place:   vm.Place{OverlayDir: filepath.Join(l.dir, "clones"), JobDir: filepath.Join(l.dir, "jobs", name)},
+		Network: map[string]string{"session": network.User, "system": "default"}[l.mode],
+		Record:  record.Record{Job: "1", Created: time.Unix(1700000000, 0).UTC(), Expires: time.Unix(4000000000, 0).UTC()},
 	}
 	spec.Admission.Reserve = -1
 	for _, c := range change {
@@ -77,7 +77,7 @@ func (l *lab) spec(name string, change ...func(*vm.Spec)) vm.Spec {
 func onNetwork(name string) func(*vm.Spec) { return func(s *vm.Spec) { s.Network = name } }
 
 // start starts a machine that is removed at the end of the test.
-func (l *lab) start(t testing.TB, spec vm.Spec) *vm.Guest {
+func (l *lab) start(t testing.TB, spec vm.Spec) *vm.Started {
 	t.Helper()
 	guest, err := vm.Start(t.Context(), l.host, spec)
 	if err != nil {
@@ -94,7 +94,7 @@ func (l *lab) start(t testing.TB, spec vm.Spec) *vm.Guest {
 			return
 		}
 		defer host.Close()
-		if err := vm.Remove(ctx, host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
+		if err := vm.Remove(ctx, host, spec.Name, spec.Place); err != nil {
 			t.Errorf("remove %s: %v", spec.Name, err)
 		}
 	})
@@ -105,7 +105,7 @@ func (l *lab) start(t testing.TB, spec vm.Spec) *vm.Guest {
 }
 
 // ready starts a machine and waits until it answers.
-func (l *lab) ready(t testing.TB, spec vm.Spec) *vm.Guest {
+func (l *lab) ready(t testing.TB, spec vm.Spec) *vm.Started {
 	t.Helper()
 	guest := l.start(t, spec)
 	began := time.Now()
@@ -116,15 +116,22 @@ func (l *lab) ready(t testing.TB, spec vm.Spec) *vm.Guest {
 	return guest
 }
 
-func waitReady(t testing.TB, guest *vm.Guest, login guestssh.Login) error {
+func waitReady(t testing.TB, guest *vm.Started, login guestssh.Login) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	return guest.WaitReady(ctx, login)
 }
 
+// An instance is a machine that was started or found.
+type instance interface {
+	Name() string
+	Record() record.Record
+	Run(ctx context.Context, cmd guestssh.Command) (int, error)
+}
+
 // script runs a script in the guest and returns its output and status.
-func script(t testing.TB, guest *vm.Guest, text string) (string, int) {
+func script(t testing.TB, guest instance, text string) (string, int) {
 	t.Helper()
 	var output bytes.Buffer
 	status, err := guest.Run(t.Context(), guestssh.Command{Line: "sh", Stdin: strings.NewReader(text), Stdout: &output, Stderr: &output})

@@ -50,7 +50,7 @@ func TestMacOSTemplate(t *testing.T) {
 		guest := l.start(t, spec)
 		files := openFiles(t, guest.Name())
 		for _, name := range []string{"nvram.fd", "OpenCore.qcow2", "macos.qcow2"} {
-			if !strings.Contains(files, filepath.Join(spec.CloneDir, "macos", name)+" (deleted)") {
+			if !strings.Contains(files, filepath.Join(spec.OverlayDir, "macos", name)+" (deleted)") {
 				t.Errorf("QEMU does not hold the machine's own %s open:\n%s", name, files)
 			}
 		}

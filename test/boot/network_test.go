@@ -33,7 +33,7 @@ func listen(t *testing.T, address string) (port string) {
 
 // reaches says whether the guest gets an answer by HTTP. The client keeps its side
 // open: passt of Debian 12 can lose the answer to one that has closed it.
-func reaches(t *testing.T, guest *vm.Guest, address, port string) bool {
+func reaches(t *testing.T, guest instance, address, port string) bool {
 	t.Helper()
 	out, _ := script(t, guest, fmt.Sprintf("{ echo 'GET / HTTP/1.0\n'; sleep 2; } | timeout 5 nc -w 3 %s %s 2>/dev/null", address, port))
 	return strings.HasSuffix(out, "reached")
@@ -41,7 +41,7 @@ func reaches(t *testing.T, guest *vm.Guest, address, port string) bool {
 
 // reachesAtLast is for connections that must come about: an emulated guest on a busy
 // host can be slow.
-func reachesAtLast(t *testing.T, guest *vm.Guest, address, port string) bool {
+func reachesAtLast(t *testing.T, guest instance, address, port string) bool {
 	t.Helper()
 	for range 5 {
 		if reaches(t, guest, address, port) {
@@ -52,19 +52,19 @@ func reachesAtLast(t *testing.T, guest *vm.Guest, address, port string) bool {
 }
 
 // greets says whether the guest gets the greeting of an SSH server.
-func greets(t *testing.T, guest *vm.Guest, address string) bool {
+func greets(t *testing.T, guest instance, address string) bool {
 	t.Helper()
 	return greetsAt(t, guest, address, "22")
 }
 
-func greetsAt(t *testing.T, guest *vm.Guest, address, port string) bool {
+func greetsAt(t *testing.T, guest instance, address, port string) bool {
 	t.Helper()
 	out, _ := script(t, guest, fmt.Sprintf("{ echo SSH-2.0-test; sleep 2; } | timeout 4 nc -w 3 %s %s", address, port))
 	return strings.HasPrefix(out, "SSH-2.0-")
 }
 
 // addressIn is the guest's own idea of its IPv4 address, and of its gateway's.
-func addressIn(t *testing.T, guest *vm.Guest) (address, gateway string) {
+func addressIn(t *testing.T, guest instance) (address, gateway string) {
 	t.Helper()
 	out, _ := script(t, guest, `ip -4 -o addr show eth0 | sed 's/.*inet \([0-9.]*\).*/\1/'; ip route | sed -n 's/default via \([0-9.]*\).*/\1/p'`)
 	fmt.Sscan(out, &address, &gateway)
@@ -78,7 +78,7 @@ func TestUserNetwork(t *testing.T) {
 		port, outside := listen(t, "127.0.0.1"), listen(t, hostAddress)
 		first := l.ready(t, l.spec("first", onNetwork(network.User)))
 		second := l.ready(t, l.spec("second", onNetwork(network.User)))
-		for _, guest := range []*vm.Guest{first, second} {
+		for _, guest := range []*vm.Started{first, second} {
 			if len(guest.Warnings) > 0 {
 				t.Errorf("warnings: %q", guest.Warnings)
 			}
@@ -160,7 +160,7 @@ func TestLibvirtNetwork(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
 		root := asRoot.of(t, l)
 		first, second := l.ready(t, l.spec("first", root)), l.ready(t, l.spec("second"))
-		for _, guest := range []*vm.Guest{first, second} {
+		for _, guest := range []*vm.Started{first, second} {
 			if len(guest.Warnings) > 0 {
 				t.Errorf("warnings: %q", guest.Warnings)
 			}
@@ -197,7 +197,7 @@ func TestLibvirtNetwork(t *testing.T) {
 }
 
 // login finds the guest as a later stage does, and runs something.
-func login(t *testing.T, l *lab, guest *vm.Guest) {
+func login(t *testing.T, l *lab, guest instance) {
 	t.Helper()
 	found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
 	if err != nil {
@@ -224,7 +224,7 @@ func TestFilterGoesWithTheLastMachine(t *testing.T) {
 			if !filters() {
 				t.Errorf("with %d machines there is no filter", 2-i)
 			}
-			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
+			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
 				t.Fatal(err)
 			}
 		}

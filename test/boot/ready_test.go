@@ -182,13 +182,13 @@ echo filling the disk
 dd if=/dev/urandom of=/dev/vda bs=64k
 `}}
 		spec := l.spec("full", full.of(t, l))
-		if err := os.MkdirAll(spec.CloneDir, 0o711); err != nil {
+		if err := os.MkdirAll(spec.OverlayDir, 0o711); err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.Mount("tmpfs", spec.CloneDir, "tmpfs", 0, "size=2m,mode=0711"); err != nil {
+		if err := unix.Mount("tmpfs", spec.OverlayDir, "tmpfs", 0, "size=2m,mode=0711"); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { unix.Unmount(spec.CloneDir, unix.MNT_DETACH) })
+		t.Cleanup(func() { unix.Unmount(spec.OverlayDir, unix.MNT_DETACH) })
 		guest := l.start(t, spec)
 		err := waitReady(t, guest, guestLogin)
 		if !errors.Is(err, vm.ErrGuestStopped) || !strings.Contains(err.Error(), "I/O error") {

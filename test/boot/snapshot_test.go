@@ -96,7 +96,7 @@ func TestSnapshotThatIsOfNoUse(t *testing.T) {
 				if guest.Resumed() || !strings.Contains(said, test.says) {
 					t.Errorf("%s: resumed: %v; it says %q, want %q", test.name, guest.Resumed(), said, test.says)
 				}
-				if err := vm.Remove(t.Context(), l.host, spec.Name, spec.CloneDir, spec.JobDir); err != nil {
+				if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -206,7 +206,7 @@ dd if=/dev/vda bs=512 skip=98000 count=1 2>/dev/null | tr -d "\0"'`)
 				if record := guest.Record(); record.Job != strconv.Itoa(n) || record.Address == "" {
 					t.Errorf("%s has the record %+v", name, record)
 				}
-				if _, err := os.Stat(filepath.Join(spec.CloneDir, name)); !errors.Is(err, os.ErrNotExist) {
+				if _, err := os.Stat(filepath.Join(spec.OverlayDir, name)); !errors.Is(err, os.ErrNotExist) {
 					t.Errorf("the overlays of %s have names: %v", name, err)
 				}
 			})
@@ -286,7 +286,7 @@ func TestSnapshotIsNoOtherMachines(t *testing.T) {
 		go func() {
 			defer close(done)
 			<-begun
-			overlay := filepath.Join(spec.CloneDir, "maker")
+			overlay := filepath.Join(spec.OverlayDir, "maker")
 			for { // as soon as it has nothing more to do with the disks
 				if info, err := os.Stat(overlay); err == nil && info.Mode().Perm() == 0o700 {
 					break

@@ -24,7 +24,7 @@ import (
 
 // running starts a script in the guest that says "running" and goes on; how it
 // ends is sent to the channel.
-func running(t *testing.T, guest *vm.Guest, text string, keepalive guestssh.Keepalive) <-chan error {
+func running(t *testing.T, guest instance, text string, keepalive guestssh.Keepalive) <-chan error {
 	t.Helper()
 	r, w := io.Pipe()
 	ended := make(chan error, 1)
@@ -229,7 +229,7 @@ func TestScripts(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, l *lab) { scripts(t, l.ready(t, l.spec("scripts"))) })
 }
 
-func scripts(t *testing.T, guest *vm.Guest) {
+func scripts(t *testing.T, guest instance) {
 	everyByte := make([]byte, 256)
 	for i := range everyByte {
 		everyByte[i] = byte(i)

@@ -12,6 +12,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/domainxml"
 )
 
 // A job's machine that boots from UEFI has its variables in its own directory of
@@ -25,11 +26,11 @@ func TestUEFI(t *testing.T) {
 		}
 		files := openFiles(t, "uefi")
 		for _, name := range []string{"nvram.fd (deleted)", "uefi.qcow2 (deleted)"} {
-			if !strings.Contains(files, filepath.Join(spec.CloneDir, "uefi", name)) {
+			if !strings.Contains(files, filepath.Join(spec.OverlayDir, "uefi", name)) {
 				t.Errorf("QEMU does not hold %s open:\n%s", name, files)
 			}
 		}
-		if left, err := os.ReadDir(spec.CloneDir); err != nil || len(left) > 0 {
+		if left, err := os.ReadDir(spec.OverlayDir); err != nil || len(left) > 0 {
 			t.Errorf("left in the directory of clones: %v, %v", left, err)
 		}
 		if fields := l.virsh(t, "dumpxml", "uefi"); !strings.Contains(fields, "discard='unmap'") || !strings.Contains(fields, "detect_zeroes='unmap'") || !strings.Contains(fields, "cache='unsafe'") {
@@ -86,10 +87,23 @@ func TestTrustedUEFI(t *testing.T) {
 	})
 }
 
+// onUEFI is an image that brings a domain with UEFI firmware.
 func onUEFI(path string) func(*vm.Spec) {
 	return func(s *vm.Spec) {
-		s.UEFI, s.Memory = true, 320<<20
-		s.Disks = []disk.Disk{{Name: "uefi.qcow2", Path: path, Format: "qcow2", VirtualSize: 48 << 20}}
+		const name = "uefi.qcow2"
+		s.Memory = 320 << 20
+		s.Disks = []disk.Disk{{Name: name, Path: path, Format: "qcow2", VirtualSize: 48 << 20}}
+		image, err := domainxml.Default(domainxml.DefaultOptions{
+			UEFI: true, Disks: []domainxml.DefaultDisk{{Disk: domainxml.Disk{Name: name, Format: "qcow2"}}},
+		})
+		if err != nil {
+			panic(err) // the options are constant
+		}
+		doc, err := image.Marshal()
+		if err != nil {
+			panic(err)
+		}
+		s.DomainXML = []byte(doc)
 	}
 }
 

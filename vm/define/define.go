@@ -35,19 +35,12 @@ type Origin struct {
 type Spec struct {
 	// Name of the domain; unique on the host.
 	Name string
-	// DomainXML, Trusted, Template, Architecture, UEFI, Disks, Network, Accel and
-	// OmitBackingStore are those of a [Spec]. The network "user" is QEMU's own.
-	DomainXML        []byte
-	Trusted          bool
-	Template         string
-	Architecture     string
-	UEFI             bool
-	Disks            []disk.Disk
-	Network          string
-	Accel            string
-	OmitBackingStore string
+	// Source of its domain and disks. The disks of the image are never written.
+	domain.Source
+	// Network is "user", which is QEMU's own, or the name of a libvirt network.
+	Network string
 	// Dir is the directory for the machine's own files, its overlays and UEFI
-	// variables: it must not exist. The disks of the image are never written.
+	// variables: it must not exist.
 	Dir    string
 	Origin Origin
 }
@@ -57,7 +50,7 @@ type Spec struct {
 // from the image's domain XML. The error is [errdefs.ErrExists] if there is a domain of
 // that name.
 func Define(ctx context.Context, h *virt.Host, base Spec) (dropped []string, err error) {
-	rebuilt, err := domain.Build(base.source())
+	rebuilt, err := domain.Build(base.Source)
 	if err != nil {
 		return nil, err
 	}
@@ -94,12 +87,6 @@ func Define(ctx context.Context, h *virt.Host, base Spec) (dropped []string, err
 		return nil, err
 	}
 	return rebuilt.Dropped, define(ctx, h, rebuilt.Domain)
-}
-
-func (b *Spec) source() domain.Source {
-	return domain.Source{
-		DomainXML: b.DomainXML, Trusted: b.Trusted, Template: b.Template, Architecture: b.Architecture, UEFI: b.UEFI, Disks: b.Disks,
-	}
 }
 
 // complete makes the domain of an image that of a base.

@@ -136,7 +136,7 @@ func aSpec(t *testing.T, name string) Spec {
 		t.Fatal(err)
 	}
 	return Spec{
-		Name: name, Disks: []disk.Disk{{Name: "disk.raw", Path: path, Format: "raw", VirtualSize: 1 << 20}}, Accel: domain.AccelTCG,
+		Name: name, Source: domain.Source{Disks: []disk.Disk{{Name: "disk.raw", Path: path, Format: "raw", VirtualSize: 1 << 20}}, Accel: domain.AccelTCG},
 		Network: "default", Dir: filepath.Join(t.TempDir(), "vms", "web"), Origin: Origin{Image: "r.example/x:1", Digest: "sha256:aa"},
 	}
 }

@@ -54,11 +54,14 @@ type Source struct {
 	// Architecture in Go's terms, for the default machine; empty means the
 	// host's.
 	Architecture string
-	// UEFI boots the default machine from UEFI firmware instead of a BIOS.
-	UEFI bool
 	// Disks of the image. Those that no other disk backs onto become the
 	// machine's; each gets an overlay, CD-ROMs are shared.
 	Disks []disk.Disk
+	// Accel is "kvm", "tcg", or "auto" (and empty): KVM where it works.
+	Accel string
+	// OmitBackingStore decides whether the domain describes what the overlays are based on,
+	// or leaves that to libvirt: [OmitAuto] (and empty), [OmitYes] or [OmitNo].
+	OmitBackingStore string
 }
 
 // Files says where the files of one machine are.
@@ -83,7 +86,7 @@ func Build(source Source) (*domainxml.Result, error) {
 		}
 		return result, err
 	}
-	opts := domainxml.DefaultOptions{Arch: source.Architecture, UEFI: source.UEFI}
+	opts := domainxml.DefaultOptions{Arch: source.Architecture}
 	for _, d := range disk.TopDisks(source.Disks) {
 		opts.Disks = append(opts.Disks, domainxml.DefaultDisk{
 			Disk: domainxml.Disk{Name: d.Name, Format: d.Format}, CDROM: d.CDROM,
@@ -93,26 +96,18 @@ func Build(source Source) (*domainxml.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	withoutSecureBoot(domain.OS)
 	return &domainxml.Result{Domain: domain}, nil
 }
 
-// An Instance is what makes the domain of an image that of one machine.
-type Instance struct {
-	Name     string
-	Metadata *libvirtxml.DomainMetadata
-	Disks    []disk.Disk
-	Files    Files
-}
-
-// Apply makes the domain of an image that of one machine.
-func (i Instance) Apply(d *libvirtxml.Domain) error {
-	d.Name, d.Metadata = i.Name, i.Metadata
+// ApplyInstance makes the domain of an image that of one machine, whose name and files it
+// gets.
+func ApplyInstance(d *libvirtxml.Domain, name string, disks []disk.Disk, files Files) error {
+	d.Name, d.Metadata = name, nil
 	if disk.HasNVRAM(d.OS) {
-		disk.SetNVRAM(d.OS, i.Files.NVRAM)
+		disk.SetNVRAM(d.OS, files.NVRAM)
 	}
-	LogConsole(d, i.Files.Console)
-	return PlaceDisks(d, i.Disks, i.Files)
+	LogConsole(d, files.Console)
+	return PlaceDisks(d, disks, files)
 }
 
 // PlaceDisks turns the names of layers into paths. Nobody needs the overlay of a

@@ -25,7 +25,7 @@ func build(t *testing.T, source Source, backingStore bool) (*libvirtxml.Domain, 
 			files.Overlays[d.Name] = filepath.Join("/nowhere/clones", d.Name)
 		}
 	}
-	return result.Domain, Instance{Name: "machine", Disks: source.Disks, Files: files}.Apply(result.Domain)
+	return result.Domain, ApplyInstance(result.Domain, "machine", source.Disks, files)
 }
 
 // Firmware that insists on signatures is only for images that ask for it.
@@ -40,7 +40,6 @@ func TestSecureBoot(t *testing.T) {
 		source Source
 		want   string // the feature secure-boot
 	}{
-		{"default machine", Source{UEFI: true}, "no"},
 		{"BIOS", Source{}, ""},
 		{"image", Source{DomainXML: image("firmware='efi'", "")}, "no"},
 		{"image by path", Source{DomainXML: image("", "<loader type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>")}, "no"},

@@ -18,6 +18,9 @@ type Size struct {
 	// replaces it; 0 means what the host has.
 	MaxCPUs   uint
 	MaxMemory uint64
+	// DiskSize is the least size of the first disk, in bytes: its overlay grows, and
+	// never shrinks.
+	DiskSize int64
 }
 
 // Resize gives a machine the size that is asked for in place of the image's.

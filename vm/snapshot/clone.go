@@ -57,8 +57,7 @@ func (s *Saved) Close() error { return s.memory.Close() }
 
 // A Clone is a machine that goes on from a snapshot.
 type Clone struct {
-	Name     string
-	Metadata *libvirtxml.DomainMetadata
+	Name string
 	// Dir is the directory of its files.
 	Dir   string
 	Files domain.Files
@@ -76,7 +75,7 @@ func (s *Saved) Rename(c Clone) error {
 		return fmt.Errorf("copy the host key of the snapshot: %w", err)
 	}
 	was := d.Name
-	d.ID, d.Name, d.UUID, d.Metadata = nil, c.Name, uuid.NewString(), c.Metadata
+	d.ID, d.Name, d.UUID, d.Metadata = nil, c.Name, uuid.NewString(), nil
 	if d.GenID != nil {
 		// The guest's kernel sees that it is another now, and has other random numbers.
 		d.GenID.Value = uuid.NewString()

@@ -1,0 +1,188 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt"
+)
+
+const (
+	// runPoll is how often Run checks that the guest is still running.
+	runPoll = 2 * time.Second
+	// stopGrace bounds the time between the loss of the connection and the moment when
+	// libvirt reports that the guest has stopped.
+	stopGrace = 3 * time.Second
+)
+
+// An Instance is a running machine that has been ready once.
+type Instance struct {
+	dom    *virt.Domain
+	name   string
+	record record.Record
+	jobDir string
+	client *guestssh.Client
+}
+
+// Find finds the machine of that name. The error is [virt.ErrNoDomain] if there is none,
+// and [record.ErrNotOurs] if the domain is not a job's.
+func Find(ctx context.Context, h *virt.Host, name, jobDir string) (*Instance, error) {
+	dom, err := h.Domain(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	found, err := record.Read(ctx, dom)
+	if err != nil {
+		return nil, fmt.Errorf("domain %s: %w", name, err)
+	}
+	return &Instance{dom: dom, name: name, record: found, jobDir: jobDir}, nil
+}
+
+// Name of the domain.
+func (i *Instance) Name() string { return i.name }
+
+// Record of the job that has the machine.
+func (i *Instance) Record() record.Record { return i.record }
+
+// CacheMode is the mode of the machine's cache; empty if it has none.
+func (i *Instance) CacheMode() cache.Mode { return cache.ModeOf(i.record.Cache) }
+
+// Close closes the connection to the guest. The machine continues to run.
+func (i *Instance) Close() error {
+	if i.client == nil {
+		return nil
+	}
+	err := i.client.Close()
+	i.client = nil
+	return err
+}
+
+// Connect logs in to a guest that was ready before, in this process or another. It requires
+// the host key and the machine that were seen then: the error is [network.ErrContested] if
+// another machine answers at the guest's address.
+func (i *Instance) Connect(ctx context.Context, login guestssh.Login) error {
+	if i.client != nil {
+		return nil
+	}
+	if i.record.Address == "" || i.record.HostKey == "" {
+		return fmt.Errorf("machine %s was never ready: its record has no address", i.name)
+	}
+	pinned, err := guestssh.ParseHostKey(i.record.HostKey)
+	if err != nil {
+		return fmt.Errorf("machine %s: %w", i.name, err)
+	}
+	conn, err := guestssh.Dial(ctx, i.record.Address)
+	if err != nil {
+		return fmt.Errorf("%w: connect to %s: %w", guestssh.ErrLost, i.record.Address, err)
+	}
+	i.client, err = i.logIn(ctx, conn, login, pinned)
+	return err
+}
+
+// Run runs a command in the guest, after [Instance.Connect] or [Started.WaitReady], and
+// returns its exit status; 128+n if signal n ended it. The error is [guestssh.ErrLost] if
+// the connection broke, and [ErrGuestStopped] if the guest stopped.
+func (i *Instance) Run(ctx context.Context, cmd guestssh.Command) (int, error) {
+	return i.run(ctx, cmd, nil)
+}
+
+func (i *Instance) run(ctx context.Context, cmd guestssh.Command, n network.Network) (int, error) {
+	running, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go watch{instance: i, network: n, poll: runPoll}.run(running, cancel)
+	status, err := i.client.Run(running, cmd)
+	if err == nil {
+		return status, nil
+	}
+	if cause := context.Cause(running); cause != nil {
+		err = cause
+	} else if stopped := i.stopped(ctx, err); stopped != nil {
+		err = stopped
+	}
+	return 0, withConsole(err, i.jobDir)
+}
+
+// Shell runs an interactive shell: see [guestssh.Client.Shell].
+func (i *Instance) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Writer) (int, error) {
+	return i.client.Shell(ctx, stdin, stdout, stderr)
+}
+
+// stopped returns the [ErrGuestStopped] of a guest whose connection was lost because it
+// stopped; nil if there is another cause. The connection breaks before libvirt notices
+// that QEMU has ended.
+func (i *Instance) stopped(ctx context.Context, lost error) error {
+	if !errors.Is(lost, guestssh.ErrLost) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+	defer cancel()
+	for {
+		if err := i.alive(ctx); errors.Is(err, ErrGuestStopped) {
+			return err
+		}
+		select {
+		case <-time.After(bootPoll):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// alive returns [ErrGuestStopped] if the guest does not run any more; other errors are
+// libvirt's.
+func (i *Instance) alive(ctx context.Context) error {
+	reason, err := i.dom.StopReason(ctx)
+	if err != nil {
+		return err
+	}
+	if reason != "" {
+		return fmt.Errorf("%w: %s", ErrGuestStopped, reason)
+	}
+	return nil
+}
+
+// A watch cancels a wait when the guest has stopped or cannot be reached any more.
+type watch struct {
+	instance *Instance
+	network  network.Network // nil if another process started the machine
+	console  *panicWatch     // nil: not watched
+	poll     time.Duration
+}
+
+// run returns when ctx ends. It ignores errors of libvirt: the daemon may be restarting.
+func (w watch) run(ctx context.Context, cancel context.CancelCauseFunc) {
+	disconnected := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(w.poll):
+		}
+		if err := w.instance.alive(ctx); errors.Is(err, ErrGuestStopped) {
+			cancel(err)
+			return
+		}
+		if w.console != nil && w.console.seen() {
+			cancel(fmt.Errorf("%w: its kernel panicked", ErrGuestStopped))
+			return
+		}
+		if w.network == nil {
+			continue
+		}
+		// Seen twice: the network of a guest that has just stopped ends, too.
+		if err := w.network.Ended(); err != nil && disconnected {
+			cancel(err)
+			return
+		} else {
+			disconnected = err != nil
+		}
+	}
+}
