@@ -50,8 +50,8 @@ func (d *Defaults) check() error {
 		return err
 	}
 	for _, name := range d.AllowedJobVariables {
-		if !slices.Contains(JobVariables, name) {
-			return fmt.Errorf("allowed_job_variables: %q is none of %s", name, strings.Join(JobVariables, ", "))
+		if !slices.Contains(jobVariables, name) {
+			return fmt.Errorf("allowed_job_variables: %q is none of %s", name, strings.Join(jobVariables, ", "))
 		}
 	}
 	if d.CacheSize < minCacheSize {

@@ -44,7 +44,7 @@ type Defaults struct {
 	Image string `toml:"image"`
 	// AllowedImages are globs; an empty list allows every image.
 	AllowedImages []string `toml:"allowed_images"`
-	// AllowedJobVariables is the subset of [JobVariables] that jobs may set.
+	// AllowedJobVariables is the subset of [jobVariables] that jobs may set.
 	AllowedJobVariables []string `toml:"allowed_job_variables"`
 	// Concurrency is the divisor for cpus = "auto"; 0 means the number of host CPUs.
 	Concurrency uint `toml:"concurrency"`
@@ -143,8 +143,8 @@ const (
 	VariableKeepOnFailure = "SARDINE_KEEP_ON_FAILURE"
 )
 
-// JobVariables are all of them.
-var JobVariables = []string{VariableCPUs, VariableMemory, VariableDisk, VariableKeepOnFailure}
+// jobVariables are all of them.
+var jobVariables = []string{VariableCPUs, VariableMemory, VariableDisk, VariableKeepOnFailure}
 
 // Passwords returns the passwords of guests that the settings contain.
 func (s *Settings) Passwords() []string {
