@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/vm/define"
 )
@@ -21,14 +22,14 @@ type cloneFlags struct {
 	quiet   bool
 }
 
-func cloneCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func cloneCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	f := &cloneFlags{}
 	return &cli.Command{
 		Name:      "clone",
 		Category:  imageCategory,
 		Usage:     "clone a defined virtual machine, copy-on-write",
 		ArgsUsage: "SOURCE [TARGET]",
-		Description: describe("The disks of the clone are overlays on the disks of SOURCE. SOURCE must be shut off, and must not run while\n"+
+		Description: command.Describe("The disks of the clone are overlays on the disks of SOURCE. SOURCE must be shut off, and must not run while\n"+
 			"there are clones. The default for TARGET is SOURCE-clone, SOURCE-clone-1, ...\n"+
 			"--start define:     define the clone\n"+
 			"--start print:      print the XML of the clone, and create nothing\n"+
@@ -44,14 +45,14 @@ func cloneCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 			&cli.StringFlag{Name: "connect", Usage: "connect to libvirt at `URI` (default: the setting connect)", Destination: &f.connect},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not list the differences from the source", Destination: &f.quiet},
 		},
-		Action: withArguments(1, 2, func(c *cli.Context, args []string) error {
+		Action: command.WithArguments(1, 2, func(c *cli.Context, args []string) error {
 			return clone(c.Context, cfg, f, args, stdout, stderr)
 		}),
 	}
 }
 
-func clone(ctx context.Context, cfg *settingsFlags, f *cloneFlags, args []string, stdout, stderr io.Writer) error {
-	settings, err := cfg.load()
+func clone(ctx context.Context, cfg *command.Settings, f *cloneFlags, args []string, stdout, stderr io.Writer) error {
+	settings, err := cfg.Load()
 	if err != nil {
 		return err
 	}

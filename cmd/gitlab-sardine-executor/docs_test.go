@@ -42,15 +42,15 @@ func TestCommandsPage(t *testing.T) {
 	fence := func(title, text string) { fmt.Fprintf(&page, "\n## %s\n\n```text\n%s\n```\n", title, text) }
 	// Without the version, which differs between builds.
 	fence("All", regexp.MustCompile(`(?s)VERSION:\n.*?\n\n`).ReplaceAllString(help(t, "--help"), ""))
-	for _, command := range newApp(io.Discard, io.Discard).Commands {
-		if command.Usage == "" {
-			t.Errorf("%s has no usage", command.Name)
+	for _, c := range newApp(io.Discard, io.Discard).Commands {
+		if c.Usage == "" {
+			t.Errorf("%s has no usage", c.Name)
 		}
-		text := help(t, command.Name, "--help")
+		text := help(t, c.Name, "--help")
 		if !strings.Contains(text, "Example") {
-			t.Errorf("the help of %s has no example", command.Name)
+			t.Errorf("the help of %s has no example", c.Name)
 		}
-		fence(command.Name, text)
+		fence(c.Name, text)
 	}
 	const path = "../../docs/commands.md"
 	if *update {

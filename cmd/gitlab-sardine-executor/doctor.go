@@ -5,22 +5,23 @@ import (
 	"fmt"
 	"io"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor/admin"
 
 	"github.com/urfave/cli/v2"
 )
 
-func doctorCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
+func doctorCommand(cfg *command.Settings, stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:        "doctor",
 		Usage:       "check whether jobs can run on this host",
-		Description: describe("Run it as the user that runs GitLab Runner. The exit status is 1 if no job can run.", "doctor"),
+		Description: command.Describe("Run it as the user that runs GitLab Runner. The exit status is 1 if no job can run.", "doctor"),
 		Action:      func(c *cli.Context) error { return doctor(c.Context, cfg, stdout) },
 	}
 }
 
-func doctor(ctx context.Context, cfg *settingsFlags, stdout io.Writer) error {
-	settings, err := cfg.load()
+func doctor(ctx context.Context, cfg *command.Settings, stdout io.Writer) error {
+	settings, err := cfg.Load()
 	if err != nil {
 		return err
 	}
@@ -30,7 +31,7 @@ func doctor(ctx context.Context, cfg *settingsFlags, stdout io.Writer) error {
 		fmt.Fprintf(stdout, "%-8s %-14s %s\n", f.Level, f.Part, f.Text)
 	}
 	if worst == admin.Error {
-		return exitError{1}
+		return command.ExitError{Status: 1}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"unicode"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/oci"
 )
@@ -39,7 +40,7 @@ func TestEscapeControl(t *testing.T) {
 	if n := strings.Count(out.String(), "\nStore:"); n != 1 {
 		t.Errorf("%d lines about the store:\n%s", n, out.String())
 	}
-	if plain := "Größe: 3, „quoted“"; escapeControl(plain) != plain {
-		t.Errorf("%q became %q", plain, escapeControl(plain))
+	if plain := "Größe: 3, „quoted“"; command.EscapeControl(plain) != plain {
+		t.Errorf("%q became %q", plain, command.EscapeControl(plain))
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/oci/store"
@@ -33,17 +34,17 @@ func openStore(settings *config.Settings) (*store.Store, error) {
 	return store.Open(dirs.Store)
 }
 
-func imagesCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func imagesCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	var asJSON bool
 	return &cli.Command{
 		Name:        "images",
 		Category:    imageCategory,
 		Usage:       "list the images that are ready for jobs",
-		Description: describe("", "images", "images --json"),
+		Description: command.Describe("", "images", "images --json"),
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "json", Usage: "print JSON", Destination: &asJSON},
 		},
-		Action: withArguments(0, 0, func(c *cli.Context, _ []string) error {
+		Action: command.WithArguments(0, 0, func(c *cli.Context, _ []string) error {
 			return images(c.Context, cfg, asJSON, stdout, stderr)
 		}),
 	}
@@ -72,8 +73,8 @@ func newImageLine(image store.StoredImage) imageLine {
 	return line
 }
 
-func images(ctx context.Context, cfg *settingsFlags, asJSON bool, stdout, stderr io.Writer) error {
-	settings, err := cfg.load()
+func images(ctx context.Context, cfg *command.Settings, asJSON bool, stdout, stderr io.Writer) error {
+	settings, err := cfg.Load()
 	if err != nil {
 		return err
 	}
@@ -146,13 +147,13 @@ type pruneFlags struct {
 	dryRun      bool
 }
 
-func pruneCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
+func pruneCommand(cfg *command.Settings, stdout io.Writer) *cli.Command {
 	f := &pruneFlags{}
 	return &cli.Command{
 		Name:     "prune",
 		Category: imageCategory,
 		Usage:    "remove images and caches that no machine uses",
-		Description: describe("prune needs --older-than or --keep-storage. With both, it removes an image only if both allow it. Least\n"+
+		Description: command.Describe("prune needs --older-than or --keep-storage. With both, it removes an image only if both allow it. Least\n"+
 			"recently used images are removed first. Only --older-than removes caches of projects.",
 			"prune --older-than 30d --dry-run", "prune --keep-storage 50GiB"),
 		Flags: []cli.Flag{
@@ -160,13 +161,13 @@ func pruneCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 			&cli.StringFlag{Name: "keep-storage", Usage: "stop when the images take `SIZE` or less, such as 50GiB", Destination: &f.keepStorage},
 			&cli.BoolFlag{Name: "dry-run", Usage: "only list what would be removed", Destination: &f.dryRun},
 		},
-		Action: withArguments(0, 0, func(c *cli.Context, _ []string) error {
+		Action: command.WithArguments(0, 0, func(c *cli.Context, _ []string) error {
 			return prune(c.Context, cfg, f, stdout)
 		}),
 	}
 }
 
-func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Writer) error {
+func prune(ctx context.Context, cfg *command.Settings, f *pruneFlags, stdout io.Writer) error {
 	o := admin.PruneOptions{KeepStorage: store.KeepNothing, DryRun: f.dryRun, Now: time.Now()}
 	if f.olderThan == "" && f.keepStorage == "" {
 		return errors.New("prune needs --older-than TIME or --keep-storage SIZE (--older-than 0s removes everything that is not in use)")
@@ -182,7 +183,7 @@ func prune(ctx context.Context, cfg *settingsFlags, f *pruneFlags, stdout io.Wri
 			return fmt.Errorf("--keep-storage: %w", err)
 		}
 	}
-	settings, err := cfg.load()
+	settings, err := cfg.Load()
 	if err != nil {
 		return err
 	}

@@ -10,41 +10,42 @@ import (
 	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/source"
 )
 
 type inspectFlags struct {
-	registryFlags
+	command.RegistryFlags
 	asJSON bool
 	domain bool
 	arch   string
 }
 
-func inspectCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func inspectCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	f := &inspectFlags{}
 	return &cli.Command{
 		Name:      "inspect",
 		Category:  imageCategory,
 		Usage:     "describe an image, and what a job would do with it",
 		ArgsUsage: "IMAGE",
-		Description: describe(imageArgument+"inspect pulls nothing; --domain needs an image that was pulled.",
+		Description: command.Describe(imageArgument+"inspect pulls nothing; --domain needs an image that was pulled.",
 			"inspect registry.example.com/vms/debian:12"),
-		Flags: append(f.flags(),
+		Flags: append(f.Flags(),
 			&cli.BoolFlag{Name: "json", Usage: "print JSON, including the passwords in the image's VM config", Destination: &f.asJSON},
 			&cli.BoolFlag{Name: "domain", Usage: "print the libvirt domain XML that a job would boot", Destination: &f.domain},
 			&cli.StringFlag{Name: "arch", Usage: "select the image for `ARCH` from an index (default: this host's)", Destination: &f.arch},
 		),
-		Before: logWarnings(stderr),
-		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
+		Before: command.LogWarnings(stderr),
+		Action: command.WithArguments(1, 1, func(c *cli.Context, args []string) error {
 			return inspect(c.Context, cfg, f, args[0], stdout, stderr)
 		}),
 	}
 }
 
-func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image string, stdout, stderr io.Writer) error {
-	settings, err := cfg.load()
+func inspect(ctx context.Context, cfg *command.Settings, f *inspectFlags, image string, stdout, stderr io.Writer) error {
+	settings, err := cfg.Load()
 	if err != nil {
 		return err
 	}
@@ -54,13 +55,13 @@ func inspect(ctx context.Context, cfg *settingsFlags, f *inspectFlags, image str
 			return err
 		}
 		for _, path := range dropped {
-			fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", escapeControl(path))
+			fmt.Fprintf(stderr, "dropped from the image's domain: %s\n", command.EscapeControl(path))
 		}
 		_, err = fmt.Fprintln(stdout, doc)
 		return err
 	}
 	report, err := admin.InspectImage(ctx, settings, image, source.InspectOptions{
-		Credentials: f.credentials(), Architecture: f.arch, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
+		Credentials: f.Credentials(), Architecture: f.arch, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
 	})
 	if err != nil {
 		return err
@@ -122,7 +123,7 @@ type printer struct {
 
 func (p *printer) line(label, text string) {
 	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, "%-13s %s\n", label, escapeControl(text))
+		_, p.err = fmt.Fprintf(p.w, "%-13s %s\n", label, command.EscapeControl(text))
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/oci/registry"
 )
@@ -18,27 +19,27 @@ import (
 const registryCategory = "Registries"
 
 type loginFlags struct {
-	registryFlags
+	command.RegistryFlags
 	username string
 	stdin    bool
 }
 
-func loginCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func loginCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	f := &loginFlags{}
 	return &cli.Command{
 		Name:      "login",
 		Category:  registryCategory,
 		Usage:     "store the password for a registry, in the file of skopeo and podman",
 		ArgsUsage: "REGISTRY",
-		Description: describe("REGISTRY is HOST[:PORT], or HOST[:PORT]/PATH for the images below that path.\n"+
+		Description: command.Describe("REGISTRY is HOST[:PORT], or HOST[:PORT]/PATH for the images below that path.\n"+
 			"login asks for the password, or reads it from stdin, and checks it before it stores it.",
 			"login registry.example.com --username ci"),
-		Flags: append(f.flags(),
+		Flags: append(f.Flags(),
 			&cli.StringFlag{Name: "username", Aliases: []string{"u"}, Usage: "log in as `USER`", Destination: &f.username},
 			&cli.BoolFlag{Name: "password-stdin", Usage: "read the password from stdin", Destination: &f.stdin},
 		),
-		Before: logWarnings(stderr),
-		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
+		Before: command.LogWarnings(stderr),
+		Action: command.WithArguments(1, 1, func(c *cli.Context, args []string) error {
 			if job.IsJob(args[0]) { // the name of ssh in early versions
 				fmt.Fprintf(stderr, "login is for registries; for machines of jobs use: gitlab-sardine-executor ssh %s\n", args[0])
 				return sshToMachine(c.Context, cfg, args[0], stdout, stderr)
@@ -56,7 +57,7 @@ func login(ctx context.Context, f *loginFlags, host string, stdin *os.File, stdo
 	if err != nil {
 		return err
 	}
-	stored, err := registry.Login(ctx, host, f.username, password, f.credentials())
+	stored, err := registry.Login(ctx, host, f.username, password, f.Credentials())
 	if err != nil {
 		return err
 	}
@@ -104,14 +105,14 @@ func logoutCommand(stdout io.Writer) *cli.Command {
 		Category:    registryCategory,
 		Usage:       "remove the password for a registry",
 		ArgsUsage:   "REGISTRY | --all",
-		Description: describe("", "logout registry.example.com"),
+		Description: command.Describe("", "logout registry.example.com"),
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "authfile", Usage: "remove it from `FILE` (default: as with login)", Destination: &f.authFile},
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "remove all passwords", Destination: &f.all},
 		},
-		Action: withArguments(0, 1, func(c *cli.Context, args []string) error {
+		Action: command.WithArguments(0, 1, func(c *cli.Context, args []string) error {
 			if f.all == (len(args) == 1) {
-				return fmt.Errorf("logout needs a registry or --all (usage: %s)", usageOf(c))
+				return fmt.Errorf("logout needs a registry or --all (usage: %s)", command.UsageOf(c))
 			}
 			return logout(f, args, stdout)
 		}),

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -16,10 +15,8 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"gitlab-sardine-executor/executor/adminlog"
-	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor/failure"
-	"gitlab-sardine-executor/oci/registry"
 )
 
 // version is set by the Makefile.
@@ -44,21 +41,16 @@ func run(args []string, stdout, stderr io.Writer) (status int) {
 	defer stop()
 	app := newApp(stdout, stderr)
 	err := app.RunContext(ctx, args)
-	var exit exitError
+	var exit command.ExitError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &exit):
-		return exit.status
+		return exit.Status
 	}
-	fmt.Fprintf(stderr, "gitlab-sardine-executor: %s\n", escapeControl(err.Error(), '\n', '\t'))
+	fmt.Fprintf(stderr, "gitlab-sardine-executor: %s\n", command.EscapeControl(err.Error(), '\n', '\t'))
 	return 1
 }
-
-// exitError ends the program with a status, after the message was printed.
-type exitError struct{ status int }
-
-func (e exitError) Error() string { return fmt.Sprintf("exit status %d", e.status) }
 
 // signalContext returns a context that the first SIGTERM or SIGINT cancels. The second
 // ends the program, except in a stage, which asks for signals itself.
@@ -78,7 +70,7 @@ func signalContext() (context.Context, func()) {
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
-	cfg := &settingsFlags{}
+	cfg := &command.Settings{}
 	return &cli.App{
 		Name:            "gitlab-sardine-executor",
 		Usage:           "run each GitLab CI job in a fresh virtual machine",
@@ -86,7 +78,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		HideHelpCommand: true,
 		Writer:          stdout,
 		ErrWriter:       stderr,
-		Flags:           cfg.flags(),
+		Flags:           cfg.Flags(),
 		Commands: []*cli.Command{
 			configCommand(cfg, stdout, stderr),
 			prepareCommand(cfg, stderr),
@@ -121,7 +113,7 @@ func versionCommand(stdout io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:        "version",
 		Usage:       "print the version",
-		Description: describe("", "version"),
+		Description: command.Describe("", "version"),
 		Action: func(*cli.Context) error {
 			_, err := fmt.Fprintln(stdout, programVersion())
 			return err
@@ -142,39 +134,4 @@ func programVersion() string {
 		}
 	}
 	return "unknown"
-}
-
-// settingsFlags are the global flags.
-type settingsFlags struct {
-	path  string
-	debug bool
-}
-
-func (f *settingsFlags) flags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringFlag{
-			Name:        "config",
-			Usage:       "read the settings from `FILE` (default: $" + config.FileEnv + ", ~/.config/gitlab-sardine-executor/config.toml, /etc/gitlab-sardine-executor/config.toml)",
-			Destination: &f.path,
-		},
-		&cli.BoolFlag{
-			Name:        "debug",
-			Usage:       "log everything to stderr (in a stage: to the job's log)",
-			Destination: &f.debug,
-		},
-	}
-}
-
-func (f *settingsFlags) load() (*config.Settings, error) { return config.Load(f.path) }
-
-// openAdminLog opens the administrator's log as the settings and --debug want it, and
-// sends the registry library's warnings there. It masks the settings' passwords and
-// o.Secrets.
-func (f *settingsFlags) openAdminLog(s *config.Settings, o adminlog.Options) (*slog.Logger, io.Closer, error) {
-	o.File, o.Level, o.Format = s.Defaults.LogFile, s.Defaults.LogLevel, s.Defaults.LogFormat
-	o.Debug = f.debug
-	o.Secrets = append(o.Secrets, s.Passwords()...)
-	logger, closer, err := adminlog.Open(o)
-	registry.LogTo(logger)
-	return logger, closer, err
 }

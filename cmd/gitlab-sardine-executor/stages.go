@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/adminlog"
@@ -40,7 +41,7 @@ func stageExample(name string) string {
     %[1]s_args = ["%[1]s"]`, name)
 }
 
-func configCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func configCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:        "config",
 		Category:    stageCategory,
@@ -52,7 +53,7 @@ func configCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	}
 }
 
-func prepareCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
+func prepareCommand(cfg *command.Settings, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:        "prepare",
 		Category:    stageCategory,
@@ -64,7 +65,7 @@ func prepareCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 	}
 }
 
-func runCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func runCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:        "run",
 		Category:    stageCategory,
@@ -82,7 +83,7 @@ func runCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
 	}
 }
 
-func cleanupCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
+func cleanupCommand(cfg *command.Settings, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:        "cleanup",
 		Category:    stageCategory,
@@ -96,13 +97,13 @@ func cleanupCommand(cfg *settingsFlags, stderr io.Writer) *cli.Command {
 
 // stage runs one of GitLab Runner's stages and turns its error into the last line of
 // the job log and an exit status.
-func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*executor.Driver) error) error {
+func stage(c *cli.Context, cfg *command.Settings, stderr io.Writer, run func(*executor.Driver) error) error {
 	log := joblog.NewGitLab(stderr)
 	// Ignore further signals: prepare has to remove its machine, and exitInTime ends
 	// a stage that hangs.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(c.Context, func() { exitInTime(log) })
-	settings, err := cfg.load()
+	settings, err := cfg.Load()
 	if err != nil {
 		return finish(log, err)
 	}
@@ -112,7 +113,7 @@ func stage(c *cli.Context, cfg *settingsFlags, stderr io.Writer, run func(*execu
 	}
 	// No job fails if the log cannot be opened. cleanup, which runs after each job,
 	// warns the administrator.
-	logger, closer, _ := cfg.openAdminLog(settings, adminlog.Options{
+	logger, closer, _ := cfg.OpenAdminLog(settings, adminlog.Options{
 		Stderr: stderr, IsRunner: c.Command.Name == "cleanup", Secrets: j.Secrets(),
 	})
 	defer closer.Close()
@@ -186,15 +187,15 @@ func finish(log *joblog.Log, err error) error {
 	if !isScript {
 		failure.Report(log, err)
 	}
-	return exitError{codes.Of(err)}
+	return command.ExitError{Status: codes.Of(err)}
 }
 
-func tryCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func tryCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:      "try",
 		Usage:     "run one job through all stages on this host, without GitLab",
 		ArgsUsage: "IMAGE [-- COMMAND...]",
-		Description: describe(imageArgument+"The default for COMMAND is uname -a. The exit status is that of the command.",
+		Description: command.Describe(imageArgument+"The default for COMMAND is uname -a. The exit status is that of the command.",
 			"try registry.example.com/vms/debian:12 -- cat /etc/os-release"),
 		Action: func(c *cli.Context) error {
 			if c.NArg() < 1 {
@@ -213,24 +214,24 @@ func commandOf(args []string) []string {
 	return args
 }
 
-func try(ctx context.Context, cfg *settingsFlags, image string, command []string, stdout, stderr io.Writer) error {
+func try(ctx context.Context, cfg *command.Settings, image string, argv []string, stdout, stderr io.Writer) error {
 	log := joblog.New(stderr)
-	settings, err := cfg.load()
+	settings, err := cfg.Load()
 	if err != nil {
 		return finish(log, err)
 	}
-	logger, closer, err := cfg.openAdminLog(settings, adminlog.Options{Stderr: stderr})
+	logger, closer, err := cfg.OpenAdminLog(settings, adminlog.Options{Stderr: stderr})
 	if err != nil {
 		log.Warn("%v", err)
 	}
 	defer closer.Close()
 	err = admin.Try(ctx, admin.TryOptions{
-		Version: programVersion(), Settings: settings, Image: image, Command: command,
+		Version: programVersion(), Settings: settings, Image: image, Command: argv,
 		Stdout: stdout, Stderr: stderr, Log: log, Admin: logger,
 	})
 	var script failure.ScriptError
 	if errors.As(err, &script) {
-		return exitError{int(script)}
+		return command.ExitError{Status: int(script)}
 	}
 	return finish(log, err)
 }

@@ -5,17 +5,18 @@ import (
 	"fmt"
 	"io"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/executor/admin"
 
 	"github.com/urfave/cli/v2"
 )
 
-func sweepCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
+func sweepCommand(cfg *command.Settings, stdout io.Writer) *cli.Command {
 	var all, dryRun bool
 	return &cli.Command{
 		Name:  "sweep",
 		Usage: "remove machines and files that no job owns",
-		Description: describe("A killed runner or a power failure can leave machines of jobs that have ended. sweep removes machines that\n"+
+		Description: command.Describe("A killed runner or a power failure can leave machines of jobs that have ended. sweep removes machines that\n"+
 			"have expired (the timeout of the job plus one hour) and files without a machine. Each prepare does the same.\n"+
 			"sweep also gives back the addresses that libvirt networks reserve for machines of jobs and that no machine has.\n"+
 			"sweep never touches other domains.",
@@ -28,8 +29,8 @@ func sweepCommand(cfg *settingsFlags, stdout io.Writer) *cli.Command {
 	}
 }
 
-func sweep(ctx context.Context, cfg *settingsFlags, all, dryRun bool, stdout io.Writer) error {
-	settings, err := cfg.load()
+func sweep(ctx context.Context, cfg *command.Settings, all, dryRun bool, stdout io.Writer) error {
+	settings, err := cfg.Load()
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/urfave/cli/v2"
 
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/oci/transfer"
@@ -16,32 +17,32 @@ import (
 
 // transferFlags are the flags of fetch and push.
 type transferFlags struct {
-	registryFlags
-	progressFlags
+	command.RegistryFlags
+	command.ProgressFlags
 	// other is the name in the registry, if it differs from the local one.
 	other string
 }
 
-func fetchCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func fetchCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	f := &transferFlags{}
 	return &cli.Command{
 		Name:      "fetch",
 		Category:  registryCategory,
 		Usage:     "copy an image from a registry to an OCI layout",
 		ArgsUsage: "IMAGE [oci:PATH[:TAG]]",
-		Description: describe("The default layout is a directory below layout_dir, named after the repository. Prints the digest.\n"+
+		Description: command.Describe("The default layout is a directory below layout_dir, named after the repository. Prints the digest.\n"+
 			"Jobs do not need this command: they pull.",
 			"fetch registry.example.com/vms/debian:12 oci:debian:12"),
-		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
+		Flags: append(append(f.RegistryFlags.Flags(), f.ProgressFlags.Flags()...),
 			&cli.StringFlag{Name: "source", Usage: "fetch `NAME`; IMAGE then only names the layout", Destination: &f.other}),
-		Before: logWarnings(stderr),
-		Action: withArguments(1, 2, func(c *cli.Context, args []string) error {
+		Before: command.LogWarnings(stderr),
+		Action: command.WithArguments(1, 2, func(c *cli.Context, args []string) error {
 			return fetch(c.Context, cfg, f, args, stdout, stderr)
 		}),
 	}
 }
 
-func fetch(ctx context.Context, cfg *settingsFlags, f *transferFlags, args []string, stdout, stderr io.Writer) error {
+func fetch(ctx context.Context, cfg *command.Settings, f *transferFlags, args []string, stdout, stderr io.Writer) error {
 	refs, err := parseReferences(args)
 	if err != nil {
 		return err
@@ -61,25 +62,25 @@ func fetch(ctx context.Context, cfg *settingsFlags, f *transferFlags, args []str
 	return f.run(ctx, cfg, transfer.Fetch, "Fetching", refs[0], refs[1], stdout, stderr)
 }
 
-func pushCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func pushCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	f := &transferFlags{}
 	return &cli.Command{
 		Name:      "push",
 		Category:  registryCategory,
 		Usage:     "copy an image from an OCI layout to a registry",
 		ArgsUsage: "[oci:PATH[:TAG]] IMAGE",
-		Description: describe("The default layout is a directory below layout_dir, named after the repository. Prints the digest.",
+		Description: command.Describe("The default layout is a directory below layout_dir, named after the repository. Prints the digest.",
 			"push oci:debian:12 registry.example.com/vms/debian:12"),
-		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
+		Flags: append(append(f.RegistryFlags.Flags(), f.ProgressFlags.Flags()...),
 			&cli.StringFlag{Name: "target", Usage: "push to `NAME`; IMAGE then only names the layout", Destination: &f.other}),
-		Before: logWarnings(stderr),
-		Action: withArguments(1, 2, func(c *cli.Context, args []string) error {
+		Before: command.LogWarnings(stderr),
+		Action: command.WithArguments(1, 2, func(c *cli.Context, args []string) error {
 			return push(c.Context, cfg, f, args, stdout, stderr)
 		}),
 	}
 }
 
-func push(ctx context.Context, cfg *settingsFlags, f *transferFlags, args []string, stdout, stderr io.Writer) error {
+func push(ctx context.Context, cfg *command.Settings, f *transferFlags, args []string, stdout, stderr io.Writer) error {
 	refs, err := parseReferences(args)
 	if err != nil {
 		return err
@@ -100,14 +101,14 @@ func push(ctx context.Context, cfg *settingsFlags, f *transferFlags, args []stri
 }
 
 // run copies an image and prints its digest.
-func (f *transferFlags) run(ctx context.Context, cfg *settingsFlags, copyImage transferFunc, what string, from, to oci.Reference, stdout, stderr io.Writer) error {
-	settings, err := cfg.load()
+func (f *transferFlags) run(ctx context.Context, cfg *command.Settings, copyImage transferFunc, what string, from, to oci.Reference, stdout, stderr io.Writer) error {
+	settings, err := cfg.Load()
 	if err != nil {
 		return err
 	}
-	progress := f.progress(stderr, what)
+	progress := f.Progress(stderr, what)
 	d, err := copyImage(ctx, from, to, transfer.Options{
-		Credentials: f.credentials(), Progress: progress, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
+		Credentials: f.Credentials(), Progress: progress, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
 	})
 	progress.Close()
 	if err != nil {
@@ -120,8 +121,8 @@ func (f *transferFlags) run(ctx context.Context, cfg *settingsFlags, copyImage t
 type transferFunc func(context.Context, oci.Reference, oci.Reference, transfer.Options) (digest.Digest, error)
 
 // defaultLayout is the layout of an image below layout_dir.
-func defaultLayout(cfg *settingsFlags, image oci.Reference) (oci.Reference, error) {
-	settings, err := cfg.load()
+func defaultLayout(cfg *command.Settings, image oci.Reference) (oci.Reference, error) {
+	settings, err := cfg.Load()
 	if err != nil {
 		return oci.Reference{}, err
 	}
@@ -145,38 +146,38 @@ func parseReferences(texts []string) ([]oci.Reference, error) {
 
 // pullFlags are the flags of pull.
 type pullFlags struct {
-	registryFlags
-	progressFlags
+	command.RegistryFlags
+	command.ProgressFlags
 	policy string
 	arch   string
 }
 
-func pullCommand(cfg *settingsFlags, stdout, stderr io.Writer) *cli.Command {
+func pullCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	f := &pullFlags{}
 	return &cli.Command{
 		Name:      "pull",
 		Category:  registryCategory,
 		Usage:     "pull, verify and unpack an image, so that jobs start faster",
 		ArgsUsage: "IMAGE",
-		Description: describe(imageArgument+"Prints the digest. Without this command the first job that needs the image pulls it.",
+		Description: command.Describe(imageArgument+"Prints the digest. Without this command the first job that needs the image pulls it.",
 			"pull registry.example.com/vms/debian:12"),
-		Flags: append(append(f.registryFlags.flags(), f.progressFlags.flags()...),
+		Flags: append(append(f.RegistryFlags.Flags(), f.ProgressFlags.Flags()...),
 			&cli.StringFlag{Name: "policy", Usage: "when to ask the registry: always, if-not-present or never (`POLICY`)", Value: string(oci.PullAlways), Destination: &f.policy},
 			&cli.StringFlag{Name: "arch", Usage: "select the image for `ARCH`, such as arm64, from an index (default: this host's)", Destination: &f.arch},
 		),
-		Before: logWarnings(stderr),
-		Action: withArguments(1, 1, func(c *cli.Context, args []string) error {
+		Before: command.LogWarnings(stderr),
+		Action: command.WithArguments(1, 1, func(c *cli.Context, args []string) error {
 			return pull(c.Context, cfg, f, args[0], stdout, stderr)
 		}),
 	}
 }
 
-func pull(ctx context.Context, cfg *settingsFlags, f *pullFlags, text string, stdout, stderr io.Writer) error {
+func pull(ctx context.Context, cfg *command.Settings, f *pullFlags, text string, stdout, stderr io.Writer) error {
 	ref, err := oci.ParseReference(text)
 	if err != nil {
 		return err
 	}
-	settings, err := cfg.load()
+	settings, err := cfg.Load()
 	if err != nil {
 		return err
 	}
@@ -184,10 +185,10 @@ func pull(ctx context.Context, cfg *settingsFlags, f *pullFlags, text string, st
 	if err != nil {
 		return err
 	}
-	progress := f.progress(stderr, "Pulling")
+	progress := f.Progress(stderr, "Pulling")
 	image, err := local.Pull(ctx, ref, store.PullOptions{
 		Policies:     []oci.PullPolicy{oci.PullPolicy(f.policy)},
-		Credentials:  f.credentials(),
+		Credentials:  f.Credentials(),
 		Architecture: f.arch,
 		MaxDisk:      settings.For(text).MaxDisk,
 		Progress:     progress,

@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"io"
@@ -10,13 +10,14 @@ import (
 	"gitlab-sardine-executor/oci/registry"
 )
 
-// registryFlags are the flags of commands that use a registry, as in skopeo and podman.
-type registryFlags struct {
+// RegistryFlags are the flags of commands that use a registry, as in skopeo and podman.
+type RegistryFlags struct {
 	authFile  string
 	tlsVerify bool
 }
 
-func (f *registryFlags) flags() []cli.Flag {
+// Flags returns the flags to define.
+func (f *RegistryFlags) Flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{
 			Name:        "authfile",
@@ -32,30 +33,33 @@ func (f *registryFlags) flags() []cli.Flag {
 	}
 }
 
-func (f *registryFlags) credentials() registry.Credentials {
+// Credentials returns the values of the flags.
+func (f *RegistryFlags) Credentials() registry.Credentials {
 	return registry.Credentials{AuthFile: f.authFile, Insecure: !f.tlsVerify}
 }
 
-// progressFlags are the flags of commands that transfer images.
-type progressFlags struct {
+// ProgressFlags are the flags of commands that transfer images.
+type ProgressFlags struct {
 	quiet bool
 }
 
-func (f *progressFlags) flags() []cli.Flag {
+// Flags returns the flags to define.
+func (f *ProgressFlags) Flags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "do not show progress", Destination: &f.quiet},
 	}
 }
 
-func (f *progressFlags) progress(stderr io.Writer, what string) joblog.Progress {
+// Progress shows transfers on stderr, or nothing with --quiet.
+func (f *ProgressFlags) Progress(stderr io.Writer, what string) joblog.Progress {
 	if f.quiet {
 		return joblog.NoProgress()
 	}
 	return joblog.NewProgress(stderr, what)
 }
 
-// logWarnings prints the warnings of the registry library on stderr.
-func logWarnings(stderr io.Writer) cli.BeforeFunc {
+// LogWarnings prints the warnings of the registry library on stderr.
+func LogWarnings(stderr io.Writer) cli.BeforeFunc {
 	return func(*cli.Context) error {
 		registry.LogTo(slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{
 			Level: slog.LevelWarn,

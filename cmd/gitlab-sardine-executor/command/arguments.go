@@ -1,4 +1,5 @@
-package main
+// Package command has what the commands share: arguments, flags, settings and output.
+package command
 
 import (
 	"errors"
@@ -34,12 +35,13 @@ func arguments(c *cli.Context, least, most int) ([]string, error) {
 		}
 	}
 	if len(words) < least || len(words) > most {
-		return nil, fmt.Errorf("usage: %s", usageOf(c))
+		return nil, fmt.Errorf("usage: %s", UsageOf(c))
 	}
 	return words, nil
 }
 
-func usageOf(c *cli.Context) string {
+// UsageOf returns the usage line of a command.
+func UsageOf(c *cli.Context) string {
 	return fmt.Sprintf("%s %s [options] %s", c.App.Name, c.Command.Name, c.Command.ArgsUsage)
 }
 
@@ -53,7 +55,7 @@ func setFlag(c *cli.Context, word string, rest []string) ([]string, error) {
 	}
 	i := slices.IndexFunc(c.Command.Flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
 	if i < 0 {
-		return nil, fmt.Errorf("%s has no flag %s (usage: %s)", c.Command.Name, word, usageOf(c))
+		return nil, fmt.Errorf("%s has no flag %s (usage: %s)", c.Command.Name, word, UsageOf(c))
 	}
 	if _, isBool := c.Command.Flags[i].(*cli.BoolFlag); !hasValue && isBool {
 		value, hasValue = "true", true
@@ -70,8 +72,8 @@ func setFlag(c *cli.Context, word string, rest []string) ([]string, error) {
 	return rest, nil
 }
 
-// withArguments returns an action that passes its arguments to run.
-func withArguments(least, most int, run func(c *cli.Context, args []string) error) cli.ActionFunc {
+// WithArguments returns an action that passes its arguments to run.
+func WithArguments(least, most int, run func(c *cli.Context, args []string) error) cli.ActionFunc {
 	return func(c *cli.Context) error {
 		args, err := arguments(c, least, most)
 		if errors.Is(err, errHelpShown) {
@@ -84,9 +86,8 @@ func withArguments(least, most int, run func(c *cli.Context, args []string) erro
 	}
 }
 
-// describe appends examples to the description of a command, without the name of the
-// program.
-func describe(text string, examples ...string) string {
+// Describe appends examples, without the name of the program, to a description.
+func Describe(text string, examples ...string) string {
 	var b strings.Builder
 	b.WriteString(text)
 	if text != "" {

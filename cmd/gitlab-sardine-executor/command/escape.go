@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"fmt"
@@ -6,10 +6,10 @@ import (
 	"unicode"
 )
 
-// escapeControl escapes the characters that do not print: the maker of an image
+// EscapeControl escapes the characters that do not print: the maker of an image
 // chooses its names, and a terminal obeys some of those characters. Runes in keep stay
 // as they are.
-func escapeControl(text string, keep ...rune) string {
+func EscapeControl(text string, keep ...rune) string {
 	isControl := func(r rune) bool {
 		for _, k := range keep {
 			if r == k {
