@@ -220,7 +220,7 @@ func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 		// Files with a format that a program might probe.
 		{"raw disk that is a qcow2", []layer{{rawLayer, "disk.raw", good().backing(canary)}}, true, nil, ""},
 		{"CD-ROM that is a qcow2", append(oneDisk(good()), layer{isoLayer, "tools.iso", good().backing(canary)}), true, nil, ""},
-		{"raw disk that is a VMDK", []layer{{rawLayer, "disk.raw", vmdk(canary)}}, true, nil, ""},
+		{"raw disk that is a VMDK", []layer{{rawLayer, "disk.raw", vmdk(canary)}}, true, oci.ErrFormat, "VMDK"},
 		{"VMDK under the name of qcow2", oneDisk(vmdk(canary)), true, oci.ErrFormat, "qcow2"},
 		{"raw base, called qcow2 by the overlay", []layer{
 			{rawLayer, "base.raw", good().backing(canary)},
