@@ -72,7 +72,7 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	}
 	end := o.begin("pull", "sardine_pull", "Pulling "+o.Image.String())
 	began := time.Now()
-	image, err := images.Pull(ctx, o.Image, o.Pull)
+	image, err := images.Pull(ctx, o.Image, CheckedBy(ctx, host, o.Settings, o.Pull))
 	end()
 	if err != nil {
 		return nil, err

@@ -135,6 +135,12 @@ func (q qcow2) version2() qcow2 {
 	return q.put(atVersion, uint32(2))
 }
 
+// bootable gives a file the signature of a boot sector.
+func bootable(content []byte) []byte {
+	content[510], content[511] = 0x55, 0xaa
+	return content
+}
+
 // vmdk is the descriptor of a VMware disk with its content in another file.
 func vmdk(content string) []byte {
 	text := "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n" +
@@ -221,6 +227,7 @@ func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 		{"raw disk that is a qcow2", []layer{{rawLayer, "disk.raw", good().backing(canary)}}, true, nil, ""},
 		{"CD-ROM that is a qcow2", append(oneDisk(good()), layer{isoLayer, "tools.iso", good().backing(canary)}), true, nil, ""},
 		{"raw disk that is a VMDK", []layer{{rawLayer, "disk.raw", vmdk(canary)}}, true, oci.ErrFormat, "VMDK"},
+		{"raw disk that is a VMDK with a boot sector", []layer{{rawLayer, "disk.raw", bootable(vmdk(canary))}}, true, nil, ""},
 		{"VMDK under the name of qcow2", oneDisk(vmdk(canary)), true, oci.ErrFormat, "qcow2"},
 		{"raw base, called qcow2 by the overlay", []layer{
 			{rawLayer, "base.raw", good().backing(canary)},

@@ -112,13 +112,11 @@ func (d *Driver) start(ctx context.Context, host machineHost, p plan) (instance,
 	defer d.countPull(progress)
 	return host.Start(ctx, FetchAndCloneOptions{
 		Image: p.ref,
-		Pull: store.PullOptions{
-			Policies:     p.policies,
-			Credentials:  registry.Credentials{AuthConfig: d.Job.AuthConfig(), Accounts: d.Job.Accounts},
-			MaxDisk:      p.settings.MaxDisk,
-			Progress:     progress,
-			StallTimeout: time.Duration(d.Settings.Defaults.PullStallTimeout),
-		},
+		Pull: PullLimits(d.Settings, p.settings, store.PullOptions{
+			Policies:    p.policies,
+			Credentials: registry.Credentials{AuthConfig: d.Job.AuthConfig(), Accounts: d.Job.Accounts},
+			Progress:    progress,
+		}),
 		Dirs:      p.dirs,
 		Name:      d.Job.VMName(),
 		Settings:  p.settings,

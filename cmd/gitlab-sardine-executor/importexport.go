@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
@@ -67,11 +66,9 @@ func importImage(ctx context.Context, cfg *command.Settings, f *importFlags, ima
 	imported, err := admin.Import(ctx, admin.ImportOptions{
 		Settings: settings, Image: image, Name: f.name, Dir: dir,
 		Pull: store.PullOptions{
-			Policies:     []oci.PullPolicy{oci.PullPolicy(f.policy)},
-			Credentials:  f.Credentials(),
-			MaxDisk:      settings.For(image).MaxDisk,
-			Progress:     progress,
-			StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
+			Policies:    []oci.PullPolicy{oci.PullPolicy(f.policy)},
+			Credentials: f.Credentials(),
+			Progress:    progress,
 		},
 	})
 	progress.Close()

@@ -10,6 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/oci/transfer"
@@ -186,14 +187,13 @@ func pull(ctx context.Context, cfg *command.Settings, f *pullFlags, text string,
 		return err
 	}
 	progress := f.Progress(stderr, "Pulling")
-	image, err := local.Pull(ctx, ref, store.PullOptions{
+	// Without a host: an image may be pulled on another machine than it runs on.
+	image, err := local.Pull(ctx, ref, executor.PullLimits(settings, settings.For(text), store.PullOptions{
 		Policies:     []oci.PullPolicy{oci.PullPolicy(f.policy)},
 		Credentials:  f.Credentials(),
 		Architecture: f.arch,
-		MaxDisk:      settings.For(text).MaxDisk,
 		Progress:     progress,
-		StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
-	})
+	}))
 	progress.Close()
 	if err != nil {
 		return err

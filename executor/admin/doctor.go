@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
+	"gitlab-sardine-executor/oci/space"
 	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/kvm"
@@ -113,7 +114,11 @@ func (d *doctor) storage(dirs config.Dirs) {
 		}
 		free := fs.Bavail * uint64(fs.Bsize)
 		level, advice := OK, ""
-		if free < lowSpace {
+		reserve := space.Reserve(d.settings.Defaults.StorageReserve).Of(int64(fs.Blocks) * fs.Bsize)
+		switch {
+		case dir == dirs.Store && free < uint64(reserve):
+			level, advice = Warning, fmt.Sprintf(": no image can be pulled, for storage_reserve is %s here (prune removes images)", units.BytesSize(float64(reserve)))
+		case free < lowSpace:
 			level, advice = Warning, ": too little for images and overlays (prune removes images)"
 		}
 		d.add("storage", level, "%s free in %s%s", units.BytesSize(float64(free)), dir, advice)

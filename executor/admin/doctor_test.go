@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +30,23 @@ func findings(t *testing.T, part, settings string, look func(*doctor)) string {
 		}
 	}
 	return text.String()
+}
+
+// A reserve that is reached stops all pulls: doctor has to report it.
+func TestDoctorReserve(t *testing.T) {
+	for reserve, want := range map[string]string{"99.999%": "warning: ", "0": ""} {
+		settings := fmt.Sprintf("[defaults]\nstorage = %q\nstorage_reserve = %q", t.TempDir(), reserve)
+		got := findings(t, "storage", settings, func(d *doctor) {
+			dirs, err := d.settings.Dirs()
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.storage(dirs)
+		})
+		if !strings.HasPrefix(got, want) || strings.Contains(got, "no image can be pulled, for storage_reserve is") != (want != "") {
+			t.Errorf("storage_reserve = %s: got %q", reserve, got)
+		}
+	}
 }
 
 // A file that cannot be written fails no job: doctor has to report it.

@@ -64,7 +64,7 @@ func Import(ctx context.Context, o ImportOptions) (_ *Imported, err error) {
 		return nil, err
 	}
 	defer host.Close()
-	image, err := images.Pull(ctx, ref, o.Pull)
+	image, err := images.Pull(ctx, ref, executor.CheckedBy(ctx, host, settings, executor.PullLimits(o.Settings, settings, o.Pull)))
 	if err != nil {
 		return nil, err
 	}

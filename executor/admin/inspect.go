@@ -64,6 +64,12 @@ func InspectImage(ctx context.Context, settings *config.Settings, image string, 
 	if err != nil {
 		return nil, err
 	}
+	if stored == nil {
+		if refused := checkImage(ctx, settings, resolved, inspection); refused != nil {
+			report.Prepare = append(report.admission(settings, image, resolved), "refuse the image: "+refused.Error())
+			return report, nil
+		}
+	}
 	report.Prepare = slices.Concat(
 		report.admission(settings, image, resolved),
 		report.pull(resolved),
@@ -71,6 +77,17 @@ func InspectImage(ctx context.Context, settings *config.Settings, image string, 
 		report.login(resolved),
 	)
 	return report, nil
+}
+
+// checkImage is what a pull asks before it transfers a disk. If libvirt cannot be
+// reached, the architecture is left out.
+func checkImage(ctx context.Context, settings *config.Settings, resolved config.Resolved, inspection *oci.Inspection) error {
+	host, err := executor.OpenHost(ctx, settings)
+	if err != nil {
+		return executor.CheckImage(ctx, nil, resolved, inspection)
+	}
+	defer host.Close()
+	return executor.CheckImage(ctx, host, resolved, inspection)
 }
 
 // admission says whether jobs may use the image.

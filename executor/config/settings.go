@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/docker/go-units"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/space"
 )
 
 // ErrSettings says that the administrator's settings cannot be used.
@@ -52,6 +55,8 @@ type Defaults struct {
 	Slots uint `toml:"slots"`
 	// HostReserve is the memory that machines leave to the host.
 	HostReserve Bytes `toml:"host_reserve"`
+	// StorageReserve is the room that pulls leave free on the file system of the images.
+	StorageReserve Reserve `toml:"storage_reserve"`
 	// QueueTimeout is how long a job waits for room on the host.
 	QueueTimeout Duration `toml:"queue_timeout"`
 	// PullStallTimeout is how long a pull may go on without progress: 1000 bytes for
@@ -116,9 +121,10 @@ type PerImage struct {
 // hostDefaults are the defaults of the host's settings.
 func hostDefaults() Defaults {
 	return Defaults{
-		CacheSize:    20 << 30,
-		HostReserve:  512 << 20,
-		QueueTimeout: Duration(30 * time.Minute),
+		CacheSize:      20 << 30,
+		HostReserve:    512 << 20,
+		StorageReserve: Reserve(space.DefaultReserve),
+		QueueTimeout:   Duration(30 * time.Minute),
 
 		PullStallTimeout: Duration(time.Minute),
 	}
@@ -172,6 +178,34 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	}
 	*d = Duration(v)
 	return err
+}
+
+// Reserve is a part of a file system: "10GiB", "5%", "0", or "auto" for
+// [space.DefaultReserve].
+type Reserve space.Reserve
+
+// UnmarshalText reads it from a TOML string.
+func (r *Reserve) UnmarshalText(text []byte) error {
+	if string(text) == "auto" {
+		*r = Reserve(space.DefaultReserve)
+		return nil
+	}
+	number, isPercent := strings.CutSuffix(string(text), "%")
+	if !isPercent {
+		var size Bytes
+		err := size.UnmarshalText(text)
+		if err == nil && size < 0 {
+			err = fmt.Errorf("%q is negative", text)
+		}
+		*r = Reserve{Bytes: int64(size)}
+		return err
+	}
+	percent, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if err != nil || !(percent >= 0 && percent < 100) {
+		return fmt.Errorf("%q: want auto, a size such as 10GiB, or a percentage from 0%% to less than 100%%", text)
+	}
+	*r = Reserve{Percent: percent}
+	return nil
 }
 
 // Bytes is a size: "512MiB", "4GiB" (1024 based, also without the i).

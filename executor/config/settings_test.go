@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/space"
 )
 
 func parse(t *testing.T, text string) *Settings {
@@ -84,6 +85,23 @@ func TestDocsNameEverySetting(t *testing.T) {
 	}
 }
 
+func TestStorageReserve(t *testing.T) {
+	for text, want := range map[string]space.Reserve{
+		"":                          {Bytes: 1 << 30, Percent: 5},
+		"storage_reserve = 'auto'":  {Bytes: 1 << 30, Percent: 5},
+		"storage_reserve = '10GiB'": {Bytes: 10 << 30},
+		"storage_reserve = '2.5 %'": {Percent: 2.5},
+		"storage_reserve = '0'":     {},
+	} {
+		if got := space.Reserve(parse(t, "[defaults]\n"+text).Defaults.StorageReserve); got != want {
+			t.Errorf("%s: %+v, want %+v", text, got, want)
+		}
+	}
+	if small, large := space.DefaultReserve.Of(10<<30), space.DefaultReserve.Of(100<<30); small != 1<<30 || large != 5<<30 {
+		t.Errorf("%d of 10 GiB, %d of 100 GiB", small, large)
+	}
+}
+
 func TestBadSettingsSayWhere(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"unknown key", "[defaults]\nconect = 'x'", `line 2: unknown key "defaults.conect" (did you mean "connect"?)`},
@@ -99,6 +117,12 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"zero pull_stall_timeout", "[defaults]\npull_stall_timeout = '0s'", "pull_stall_timeout is 0s: want at least 1s"},
 		{"bad size", "[defaults]\nmemory = 'lots'", "line 2: "},
 		{"negative size", "[defaults]\nmemory = '-1'", "line 2: "},
+		{"bad reserve", "[defaults]\nstorage_reserve = 'some'", "line 2: "},
+		{"negative reserve", "[defaults]\nstorage_reserve = '-1GiB'", "line 2: "},
+		{"negative share", "[defaults]\nstorage_reserve = '-5%'", "want auto, a size such as 10GiB"},
+		{"the whole disk", "[defaults]\nstorage_reserve = '100%'", "want auto, a size such as 10GiB"},
+		{"no number", "[defaults]\nstorage_reserve = 'NaN%'", "want auto, a size such as 10GiB"},
+		{"reserve for an image", "[[image]]\nmatch = 'x'\nstorage_reserve = '5%'", "storage_reserve"},
 		{"negative count", "[defaults]\ncpus = -1", "cpus is -1"},
 		{"bad word for a count", "[defaults]\ncpus = 'many'", `"many" is neither a number nor "auto"`},
 		{"bad job variable", "[defaults]\nallowed_job_variables = ['PATH']", `"PATH" is none of SARDINE_CPUS`},

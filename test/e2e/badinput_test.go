@@ -3,12 +3,19 @@
 package e2e
 
 import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	"github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/gitlab"
@@ -50,6 +57,38 @@ func TestBadInput(t *testing.T) {
 			"image that is no disk",
 			func(t *testing.T, s *site, job *gitlab.Job) { job.Image.Name = s.pushEmptyImage(t) },
 			gitlab.BuildFailure, []string{"vms/empty:1"},
+		},
+		{
+			"broken domain XML",
+			func(t *testing.T, s *site, job *gitlab.Job) {
+				job.Image.Name = s.pushDescribed(t, "<domain><os>", "x-qemu-disk")
+			},
+			gitlab.BuildFailure, []string{"vms/described:1", "domain XML of the image refused"},
+		},
+		{
+			"architecture without an emulator",
+			func(t *testing.T, s *site, job *gitlab.Job) {
+				job.Image.Name = s.pushDescribed(t, `<domain type="kvm"><memory unit="MiB">64</memory><vcpu>1</vcpu><os><type arch="s390x">hvm</type></os><devices>`+
+					`<disk type="file" device="disk"><source file="disk.qcow2"/><target dev="vda"/></disk></devices></domain>`, "x-qemu-disk")
+			},
+			gitlab.BuildFailure, []string{"vms/described:1", "is for s390x", "x86_64"},
+		},
+		{
+			"ISO image without a disk",
+			func(t *testing.T, s *site, job *gitlab.Job) {
+				job.Image.Name = s.pushDescribed(t, "<domain/>", "x-iso9660-image")
+			},
+			gitlab.BuildFailure, []string{"vms/described:1", "an ISO image and no disk"},
+		},
+		{
+			"text in place of a disk",
+			func(t *testing.T, s *site, job *gitlab.Job) { job.Image.Name = s.pushDescribed(t, "", "octet-stream") },
+			gitlab.BuildFailure, []string{"vms/described:1", "it is no disk, but text"},
+		},
+		{
+			"storage_reserve that is reached",
+			func(t *testing.T, s *site, _ *gitlab.Job) { s.configure(t, `storage_reserve = "99.999%"`) },
+			gitlab.SystemFailure, []string{"storage_reserve: ", "must stay free on ", "prune"},
 		},
 		{
 			"registry down",
@@ -204,6 +243,57 @@ func (s *site) pushImage(t *testing.T, name, disk, vmConfig string) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(layout)) })
 	image := s.registry.Image(name)
+	s.push(t, layout, image)
+	return image
+}
+
+// pushDescribed pushes an image with a domain, or a sensible one if that is empty, and
+// one disk of a type, which is text.
+func (s *site) pushDescribed(t *testing.T, domain, kind string) string {
+	t.Helper()
+	if domain == "" {
+		domain = `<domain type="kvm"><memory unit="MiB">64</memory><vcpu>1</vcpu><os><type arch="x86_64">hvm</type></os><devices>` +
+			`<disk type="file" device="disk"><source file="disk.raw"/><target dev="vda"/></disk></devices></domain>`
+	}
+	layout := filepath.Join(s.mode.Dir(t), "described")
+	blob := func(mediaType string, content []byte) v1.Descriptor {
+		d := digest.FromBytes(content)
+		path := filepath.Join(layout, "blobs", "sha256", d.Encoded())
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		s.mode.WriteFile(t, path, string(content))
+		return v1.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(content))}
+	}
+	marshal := func(v any) []byte {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	var disk bytes.Buffer
+	z := gzip.NewWriter(&disk)
+	z.Name = "disk.raw"
+	if _, err := z.Write([]byte("hello\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	manifest := v1.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest,
+		Config: blob(v1.MediaTypeImageConfig, []byte(`{"architecture":"amd64","os":"linux"}`)),
+		Layers: []v1.Descriptor{
+			blob("application/vnd.libvirt.domain.config+xml", []byte(domain)),
+			blob("application/"+kind+"+gzip", disk.Bytes()),
+		},
+	}
+	desc := blob(v1.MediaTypeImageManifest, marshal(manifest))
+	desc.Annotations = map[string]string{v1.AnnotationRefName: "1"}
+	s.mode.WriteFile(t, filepath.Join(layout, "index.json"), string(marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{desc}})))
+	s.mode.WriteFile(t, filepath.Join(layout, "oci-layout"), `{"imageLayoutVersion":"1.0.0"}`)
+	image := s.registry.Image("vms/described:1")
 	s.push(t, layout, image)
 	return image
 }

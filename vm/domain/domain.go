@@ -62,6 +62,9 @@ type Source struct {
 	// OmitBackingStore decides whether the domain describes what the overlays are based on,
 	// or leaves that to libvirt: [OmitAuto] (and empty), [OmitYes] or [OmitNo].
 	OmitBackingStore string
+	// NamesUnknown says that the disks have other names: the image is judged before
+	// they are there. What is built is no machine then.
+	NamesUnknown bool
 }
 
 // Files says where the files of one machine are.
@@ -80,7 +83,7 @@ func Build(source Source) (*domainxml.Result, error) {
 		return rebuildTemplate(source.Template, source.Disks)
 	}
 	if source.DomainXML != nil {
-		result, err := domainxml.Rebuild(source.DomainXML, domainxml.Options{Disks: layersOf(source.Disks), Trusted: source.Trusted})
+		result, err := domainxml.Rebuild(source.DomainXML, domainxml.Options{Disks: layersOf(source.Disks), Trusted: source.Trusted, AnyDisk: source.NamesUnknown})
 		if err == nil && !source.Trusted {
 			withoutSecureBoot(result.Domain.OS)
 		}

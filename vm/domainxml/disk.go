@@ -107,7 +107,11 @@ func (r *rebuilder) medium(element string, in, out *libvirtxml.DomainDisk) error
 	}
 	layer := ""
 	if in.Source != nil && in.Source.File != nil {
-		if layer = path.Base(in.Source.File.File); r.formats[layer] == "" {
+		layer = path.Base(in.Source.File.File)
+		if r.anyDisk && matching(layerName, layer) != "" && r.formats[layer] == "" {
+			r.formats[layer] = "raw"
+		}
+		if r.formats[layer] == "" {
 			layer = ""
 		}
 	}

@@ -49,6 +49,9 @@ type Options struct {
 	// gone: they belong to whoever starts the machine. The bounds on size and
 	// depth of the document hold, too.
 	Trusted bool
+	// AnyDisk takes every file that a disk names for a layer, of the format raw: for a
+	// document that is judged before the layers have names. The result is no machine.
+	AnyDisk bool
 }
 
 // A Result is a domain that harms nobody.
@@ -104,11 +107,12 @@ type rebuilder struct {
 	formats  map[string]string // of the layers, by base name
 	used     map[string]bool   // layers that a disk has claimed
 	trusted  bool
+	anyDisk  bool
 	replaced []string // values that became others: Result.Dropped cannot see them missing
 }
 
 func newRebuilder(opts Options) (*rebuilder, error) {
-	r := &rebuilder{formats: map[string]string{}, used: map[string]bool{}, trusted: opts.Trusted}
+	r := &rebuilder{formats: map[string]string{}, used: map[string]bool{}, trusted: opts.Trusted, anyDisk: opts.AnyDisk}
 	for _, d := range opts.Disks {
 		if err := d.check(); err != nil {
 			return nil, err
