@@ -327,7 +327,7 @@ func exposed(t *testing.T, c *canary, l layer) bool {
 	if err := os.WriteFile(path, l.content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	// Most of these fail, because the file is damaged.
 	_ = exec.CommandContext(ctx, "qemu-io", "-r", "-c", "read 0 512k", path).Run()
@@ -371,7 +371,7 @@ func checkMachine(t *testing.T, c *canary, image *oci.Image) {
 			t.Errorf("disk %d: QEMU does not open it: %v %s", i, err, out)
 		}
 		read := filepath.Join(t.TempDir(), "read")
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		out, err := exec.CommandContext(ctx, "qemu-img", "convert", "-f", device.Driver.Type, "-O", "raw", path, read).CombinedOutput()
 		if ctx.Err() != nil {
 			t.Errorf("disk %d: QEMU does not end", i)
