@@ -11,7 +11,7 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// domainFor is a domain with a disk of a name that nobody knows before the pull.
+// domainFor is a domain with a disk; its name is not known before the pull.
 func domainFor(arch, more string) []byte {
 	return []byte(`<domain type="kvm"><name>a</name><memory unit="MiB">512</memory><vcpu>1</vcpu><os><type arch="` + arch + `">hvm</type></os><devices>` +
 		`<disk type="file" device="disk"><source file="/images/a.qcow2"/><target dev="vda" bus="virtio"/></disk>` + more + `</devices></domain>`)

@@ -209,7 +209,7 @@ func ReadPrefix(prefix []byte) (*Header, error) {
 // a 32nd of the disk (clusters of 512 bytes, refcounts of 64 bits); the rest is for
 // bitmaps and clusters that are lost or not used any more.
 const (
-	metadataShare = 8        // of which the virtual size is divided
+	metadataShare = 8        // divisor of the virtual size
 	metadataSlack = 64 << 20 // L1 and refcount table have at most 40 MiB
 	// countedSnapshots are those that the size of a file may be explained by.
 	countedSnapshots = 16

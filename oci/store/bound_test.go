@@ -33,7 +33,7 @@ import (
 // qcow2 disk of 1 MiB may have.
 const bombed = 68 << 20
 
-// packed compresses a file and size bytes behind it, of which it repeats some that
+// packed compresses a file and size bytes behind it: noise that is repeated, so bytes that
 // are not zero.
 func packed(t *testing.T, how string, file []byte, size int) []byte {
 	t.Helper()

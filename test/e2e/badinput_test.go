@@ -81,7 +81,7 @@ func TestBadInput(t *testing.T) {
 			gitlab.BuildFailure, []string{"vms/described:1", "an ISO image and no disk"},
 		},
 		{
-			"text in place of a disk",
+			"text instead of a disk",
 			func(t *testing.T, s *site, job *gitlab.Job) { job.Image.Name = s.pushDescribed(t, "", "octet-stream") },
 			gitlab.BuildFailure, []string{"vms/described:1", "it is no disk, but text"},
 		},
