@@ -26,11 +26,13 @@ GOVULNCHECK := go run golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 # Without go vet, which lint runs.
 GOTEST := go test -count=1 -vet=off -timeout 60m
-# What boots machines is below test/, behind the tag boot.
+# What boots machines is below test/, behind the tag boot. The tag nightly adds the rows
+# and tests that take long.
 GOBOOT := $(GOTEST) -tags boot
+GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo test test-unit test-session test-system test-boot test-host test-race test-faults test-soak fuzz bench bench-oci lint check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-race test-faults test-soak fuzz bench bench-oci lint check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,9 +77,21 @@ test-race: ## run the unit tests with the race detector
 test-faults: deps guest ## kill each part at each moment of a job: docs/reliability.md
 	$(GOBOOT) ./test/e2e -run 'TestFaults|TestSnapshotInterrupted' -faults -v
 
-test-soak: deps guest full-guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
-	$(GOBOOT) ./test/e2e -run TestSoak -soak 200 -soak-at-once 40 -timeout 2h -v
-	$(GOBOOT) ./test/boot -run TestFullGuestFromASnapshot -full-snapshot -v
+SOAK ?= -soak 200 -soak-at-once 40
+test-soak: deps guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
+	$(GONIGHT) ./test/e2e -run TestSoak $(SOAK) -timeout 2h -v
+
+test-nightly: deps guest full-guest ## run every row of every test in both modes, the faults and a short soak: hours
+	@$(MAKE) --no-print-directory --keep-going -j2 nightly-session nightly-boot nightly-system test-unit nightly-host
+
+nightly-session nightly-system: nightly-%:
+	$(GONIGHT) -timeout 5h ./test/e2e -mode $* -faults
+
+nightly-boot:
+	$(GONIGHT) -timeout 3h ./test/boot
+
+nightly-host:
+	$(GONIGHT) -p 1 ./test/admin ./internal/testbed
 
 # Minimising what is merely new takes a minute for each by default, and nothing else
 # is tried meanwhile.
@@ -98,8 +112,8 @@ bench-oci: deps ## measure pulls of a gigabyte against skopeo and gzip
 
 lint: ## gofmt, go vet, staticcheck, go.mod, licences
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
-	go vet -tags $(TAGS),boot ./...
-	$(STATICCHECK) -tags boot ./...
+	go vet -tags $(TAGS),boot,nightly ./...
+	$(STATICCHECK) -tags boot,nightly ./...
 	scripts/check-modules.sh
 	go run ./scripts/licences -tags $(TAGS) $(PACKAGE)
 

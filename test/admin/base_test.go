@@ -22,26 +22,20 @@ const program = "gitlab-sardine-executor"
 
 func TestMain(m *testing.M) { testbed.Main(m, "gitlab-sardine-executor/cmd/"+program) }
 
-// A site is an installation of one user.
+// A site is an installation, and a directory of its user.
 type site struct {
-	mode    *testbed.Mode
-	driver  string
-	config  string
-	storage string
-	dir     string
+	*testbed.Site
+	dir string
 }
 
 func newSite(t *testing.T, mode *testbed.Mode) *site {
 	t.Helper()
-	s := &site{mode: mode, driver: testbed.Program(t, program), storage: mode.Dir(t), dir: mode.Dir(t)}
-	s.config = mode.WriteFile(t, filepath.Join(s.dir, "config.toml"), fmt.Sprintf(
-		"[defaults]\nconnect = %q\nnetwork = %q\nstorage = %q\naccel = \"tcg\"\n", mode.Connect, mode.Network, s.storage))
-	return s
+	return &site{Site: testbed.NewSite(t, mode, program), dir: mode.Dir(t)}
 }
 
 func (s *site) run(t *testing.T, args ...string) string {
 	t.Helper()
-	return strings.TrimSpace(s.mode.Run(t, s.driver, append([]string{"--config", s.config}, args...)...))
+	return strings.TrimSpace(s.Run(t, args...))
 }
 
 // fails runs a command that must, and returns what it says.
@@ -49,7 +43,7 @@ func (s *site) fails(t *testing.T, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	out, err := s.mode.Command(ctx, s.driver, append([]string{"--config", s.config}, args...)...).CombinedOutput()
+	out, err := s.Mode.Command(ctx, s.Driver, append([]string{"--config", s.Config}, args...)...).CombinedOutput()
 	if err == nil {
 		t.Errorf("%v succeeded:\n%s", args, out)
 	}
@@ -77,8 +71,8 @@ func (s *site) copyLayout(t *testing.T, source, name string) string {
 		if err != nil {
 			return err
 		}
-		s.mode.Run(t, "mkdir", "-p", filepath.Dir(filepath.Join(layout, name)))
-		s.mode.WriteFile(t, filepath.Join(layout, name), string(text))
+		s.Mode.Run(t, "mkdir", "-p", filepath.Dir(filepath.Join(layout, name)))
+		s.Mode.WriteFile(t, filepath.Join(layout, name), string(text))
 		return nil
 	})
 	if err != nil {
@@ -123,7 +117,7 @@ func TestImportExport(t *testing.T) {
 		mode.Virsh(t, "destroy", "base")
 
 		// What was exported is what was imported, and then what was changed.
-		overlay := filepath.Join(s.storage, "vms", "base", "overlay.qcow2")
+		overlay := filepath.Join(s.Storage, "vms", "base", "overlay.qcow2")
 		s.roundTrip(t, "unchanged", overlay)
 		mode.Run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 1M 64k", overlay)
 		s.roundTrip(t, "changed", overlay)
@@ -156,7 +150,7 @@ func TestImportDomain(t *testing.T) {
 		vars := mode.WriteFile(t, filepath.Join(s.dir, "vars.fd"), string(ovmf))
 		template := mode.WriteFile(t, filepath.Join(s.dir, "template.xml"), fmt.Sprintf(marked, "template", vars, "", "template"))
 		own := s.exportDomain(t, fmt.Sprintf(marked, "image", vars, `<source file="disk.raw"/>`, "image"))
-		settings, err := os.ReadFile(s.config)
+		settings, err := os.ReadFile(s.Config)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -167,11 +161,11 @@ func TestImportDomain(t *testing.T) {
 			{"template", fmt.Sprintf("domain = %q", template), "template"},
 		} {
 			t.Run(test.name, func(t *testing.T) {
-				mode.WriteFile(t, s.config, string(settings)+fmt.Sprintf("[[image]]\nmatch = %q\n%s\n", own, test.section))
+				mode.WriteFile(t, s.Config, string(settings)+fmt.Sprintf("[[image]]\nmatch = %q\n%s\n", own, test.section))
 				said := s.run(t, "import", "--quiet", "--name", test.name, own)
 				t.Cleanup(func() { mode.Virsh(t, "undefine", "--nvram", test.name) })
 				xml := mode.Virsh(t, "dumpxml", "--inactive", test.name)
-				overlay, nvram := filepath.Join(s.storage, "vms", test.name, "disk.qcow2"), filepath.Join(s.storage, "vms", test.name, "nvram.fd")
+				overlay, nvram := filepath.Join(s.Storage, "vms", test.name, "disk.qcow2"), filepath.Join(s.Storage, "vms", test.name, "nvram.fd")
 				if !strings.Contains(xml, overlay) || !strings.Contains(xml, "<name>"+test.name+"</name>") {
 					t.Errorf("not the machine that was imported (%s):\n%s", said, xml)
 				}
@@ -192,15 +186,15 @@ func TestImportDomain(t *testing.T) {
 		}
 
 		// Neither without such a section, nor of a template that is not there.
-		mode.WriteFile(t, s.config, string(settings))
+		mode.WriteFile(t, s.Config, string(settings))
 		if said := s.fails(t, "import", "--quiet", "--name", "none", own); !strings.Contains(said, "only images that the administrator trusts") {
 			t.Errorf("an image that is not trusted: %s", said)
 		}
-		mode.WriteFile(t, s.config, string(settings)+fmt.Sprintf("[[image]]\nmatch = %q\ndomain = '/no/such/template.xml'\n", own))
+		mode.WriteFile(t, s.Config, string(settings)+fmt.Sprintf("[[image]]\nmatch = %q\ndomain = '/no/such/template.xml'\n", own))
 		if said := s.fails(t, "import", "--quiet", "--name", "none", own); !strings.Contains(said, "/no/such/template.xml") {
 			t.Errorf("a template that is not there: %s", said)
 		}
-		if _, err := os.Stat(filepath.Join(s.storage, "vms", "none")); err == nil {
+		if _, err := os.Stat(filepath.Join(s.Storage, "vms", "none")); err == nil {
 			t.Error("a failed import has left files")
 		}
 	})
@@ -234,12 +228,12 @@ func (s *site) roundTrip(t *testing.T, tag, overlay string) {
 		layout := "oci:" + filepath.Join(s.dir, "exported") + ":" + name
 		s.run(t, "export", "--quiet", "--format", format, "base", layout)
 		s.run(t, "import", "--quiet", "--name", name, layout)
-		copied := filepath.Join(s.storage, "vms", name, "overlay.qcow2")
-		s.mode.Run(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", overlay, copied)
-		xml := s.mode.Virsh(t, "dumpxml", name)
+		copied := filepath.Join(s.Storage, "vms", name, "overlay.qcow2")
+		s.Mode.Run(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", overlay, copied)
+		xml := s.Mode.Virsh(t, "dumpxml", name)
 		if strings.Contains(xml, "/vms/base/") || !strings.Contains(xml, copied) {
 			t.Errorf("%s has the disks of another:\n%s", name, xml)
 		}
-		s.mode.Virsh(t, "undefine", name)
+		s.Mode.Virsh(t, "undefine", name)
 	}
 }

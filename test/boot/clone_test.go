@@ -186,7 +186,7 @@ func (l *lab) awaitState(t *testing.T, want string) {
 // An ephemeral clone of a machine with two disks, CD-ROM, UEFI variables and TPM
 // boots, writes to its disks, and leaves nothing; its source is as it was.
 func TestCloneEphemeral(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	mostlyIn(t, "system", func(t *testing.T, l *lab) {
 		system := l.uefiGuest(t)
 		data := filepath.Join(l.dir, "data.qcow2")
 		run(t, "qemu-img", "create", "-q", "-f", "qcow2", data, "8M")
@@ -226,7 +226,7 @@ func TestCloneEphemeral(t *testing.T) {
 // Define and persistent: the clone survives being shut off, and virsh can remove
 // all of it.
 func TestClonePersistent(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	mostlyIn(t, "session", func(t *testing.T, l *lab) {
 		system := l.uefiGuest(t)
 		s := l.defineSource(t, "source", system)
 		before := l.state(t)
@@ -270,7 +270,7 @@ func TestClonePersistent(t *testing.T) {
 
 // QEMU cannot start: neither the domain nor its files stay.
 func TestCloneThatDoesNotStart(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	mostlyIn(t, "session", func(t *testing.T, l *lab) {
 		system := l.uefiGuest(t)
 		s := l.defineSource(t, "source", system)
 		before := l.state(t)

@@ -21,7 +21,7 @@ func TestMacOSTemplate(t *testing.T) {
 	if os.Getenv(modeVariable) == "" { // the users of the modes may not look into this tree
 		copyTo(t, filepath.Join("..", "..", "docs", "macos.md"), page)
 	}
-	eachMode(t, func(t *testing.T, l *lab) {
+	mostlyIn(t, "session", func(t *testing.T, l *lab) {
 		page, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)

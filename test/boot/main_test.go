@@ -52,6 +52,20 @@ func eachMode(t *testing.T, test func(t *testing.T, l *lab)) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) { inMode(t, mode) })
 }
 
+// mostlyIn runs a test in one mode, and at night in the other as well: the code depends
+// little on the mode.
+func mostlyIn(t *testing.T, name string, test func(t *testing.T, l *lab)) {
+	t.Helper()
+	switch {
+	case nightly:
+		eachMode(t, test)
+	case name == "system":
+		systemOnly(t, test)
+	default:
+		sessionOnly(t, test)
+	}
+}
+
 // systemOnly runs a test as root, for what no ordinary user may do.
 func systemOnly(t *testing.T, test func(t *testing.T, l *lab)) {
 	t.Helper()

@@ -74,7 +74,7 @@ func addressIn(t *testing.T, guest instance) (address, gateway string) {
 // The user network gives each guest a private network, and nothing of the host's
 // loopback address.
 func TestUserNetwork(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	mostlyIn(t, "session", func(t *testing.T, l *lab) {
 		port, outside := listen(t, "127.0.0.1"), listen(t, hostAddress)
 		first := l.ready(t, l.spec("first", onNetwork(network.User)))
 		second := l.ready(t, l.spec("second", onNetwork(network.User)))

@@ -163,7 +163,7 @@ func rewriteFile(name string, change func([]byte) []byte) func(*testing.T, strin
 // Machines that start from one snapshot go on where it stopped, side by side, each
 // with a disk, an address and a name of its own, and the right time.
 func TestSnapshot(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	mostlyIn(t, "session", func(t *testing.T, l *lab) {
 		makeSnapshot(t, l, l.spec("maker", withSnapshots(l)))
 		if left := l.virsh(t, "list", "--all", "--name"); strings.TrimSpace(left) != "" {
 			t.Errorf("domains that are left: %q", left)
@@ -264,19 +264,6 @@ func TestSnapshotOfAGuestThatCannotGoOn(t *testing.T) {
 	})
 }
 
-// The UEFI variables of a machine are part of its snapshot, and each clone has its own.
-func TestSnapshotOfUEFI(t *testing.T) {
-	systemOnly(t, func(t *testing.T, l *lab) {
-		uefi := onUEFI(l.uefiGuest(t))
-		makeSnapshot(t, l, l.spec("maker", withSnapshots(l), uefi))
-		for _, name := range []string{"one", "two"} {
-			if guest := l.ready(t, l.spec(name, withSnapshots(l), uefi)); !guest.Resumed() {
-				t.Errorf("%s has booted: %q", name, guest.Notes)
-			}
-		}
-	})
-}
-
 // While a snapshot is made, and after, its disks and the image's belong to root: another
 // machine's QEMU cannot write to them.
 func TestSnapshotIsNoOtherMachines(t *testing.T) {
@@ -327,52 +314,6 @@ func checkRoots(t *testing.T, path string) {
 	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 {
 		t.Errorf("%s belongs to user %d", path, uid)
 	}
-}
-
-// Each kind of machine has its own snapshot, up to a number of them.
-func TestSnapshotsOfSeveralMachines(t *testing.T) {
-	sessionOnly(t, func(t *testing.T, l *lab) {
-		two := func(s *vm.Spec) { s.CPUs = 2 }
-		for _, test := range []struct {
-			change func(*vm.Spec)
-			made   bool
-		}{{nil, true}, {two, true}, {nil, false}, {two, false}} {
-			spec := l.spec("maker", withSnapshots(l))
-			if test.change != nil {
-				test.change(&spec)
-			}
-			made := false
-			if err := vm.MakeSnapshot(t.Context(), l.host, spec, guestLogin, 2*time.Minute, func() { made = true }); err != nil {
-				t.Fatal(err)
-			}
-			if made != test.made {
-				t.Errorf("with %d CPUs a snapshot was made: %v, want %v", spec.CPUs, made, test.made)
-			}
-		}
-		dir := l.spec("maker", withSnapshots(l)).SnapshotDir
-		for path, want := range map[string]int{filepath.Dir(dir): 2, filepath.Join(l.dir, "nowhere"): 0} {
-			if count, size, err := snapshot.Usage(path); count != want || (size > 20<<20) != (want > 0) || err != nil {
-				t.Errorf("%d snapshots of %d bytes, %v; want %d", count, size, err, want)
-			}
-		}
-		for _, name := range []string{"third", "fourth"} {
-			run(t, "cp", "-a", firstOf(t, filepath.Join(dir, "*", "snapshot.json")), filepath.Join(dir, name))
-		}
-		three := l.spec("maker", withSnapshots(l), func(s *vm.Spec) { s.Memory = 300 << 20 })
-		err := vm.MakeSnapshot(t.Context(), l.host, three, guestLogin, 2*time.Minute, func() { t.Error("a fifth is made") })
-		if !errors.Is(err, snapshot.ErrNone) || !strings.Contains(err.Error(), "has 4 already") {
-			t.Errorf("a fifth: %v", err)
-		}
-	})
-}
-
-func firstOf(t *testing.T, pattern string) string {
-	t.Helper()
-	found, err := filepath.Glob(pattern)
-	if len(found) == 0 || err != nil {
-		t.Fatal(found, err)
-	}
-	return filepath.Dir(found[0])
 }
 
 // Of several disks each has the size that the guest knows, also if the first is grown.

@@ -160,8 +160,8 @@ func TestLibvirtdRestartsDuringAScript(t *testing.T) {
 	})
 }
 
-// The ways to log in that need no password, with programs of OpenSSH's: ssh-keygen
-// made the key, and ssh-agent keeps the other one.
+// The ways to log in that need no password, with programs of OpenSSH: ssh-keygen made the
+// key, and ssh-agent keeps the other one. Then scripts, with the test guest's dropbear.
 func TestKeyLogins(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, l *lab) {
 		inFile, inAgent, foreign := filepath.Join(l.dir, "file"), filepath.Join(l.dir, "agent"), filepath.Join(l.dir, "foreign")
@@ -221,14 +221,11 @@ func TestKeyLogins(t *testing.T) {
 				}
 			})
 		}
+		scripts(t, guest)
 	})
 }
 
-// What a script says and how it ends, with the test guest's dropbear.
-func TestScripts(t *testing.T) {
-	sessionOnly(t, func(t *testing.T, l *lab) { scripts(t, l.ready(t, l.spec("scripts"))) })
-}
-
+// scripts runs scripts in a guest and looks at what they print and how they end.
 func scripts(t *testing.T, guest instance) {
 	everyByte := make([]byte, 256)
 	for i := range everyByte {

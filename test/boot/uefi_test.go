@@ -18,7 +18,7 @@ import (
 // A job's machine that boots from UEFI has its variables in its own directory of
 // clones, which is gone once QEMU runs.
 func TestUEFI(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	mostlyIn(t, "session", func(t *testing.T, l *lab) {
 		spec := l.spec("uefi", onUEFI(l.uefiGuest(t)))
 		guest := l.ready(t, spec)
 		if got, _ := script(t, guest, "test -d /sys/firmware/efi && echo efi"); got != "efi\n" {
@@ -41,7 +41,7 @@ func TestUEFI(t *testing.T) {
 
 // A trusted domain names UEFI variables by path: each machine gets a copy.
 func TestTrustedUEFI(t *testing.T) {
-	eachMode(t, func(t *testing.T, l *lab) {
+	mostlyIn(t, "system", func(t *testing.T, l *lab) {
 		vars := filepath.Join(l.dir, "vars.fd")
 		copyTo(t, "/usr/share/OVMF/OVMF_VARS_4M.fd", vars)
 		template := filepath.Join(l.dir, "template.xml")
