@@ -32,7 +32,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-race test-faults test-soak fuzz bench bench-oci lint check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-race test-faults test-soak fuzz bench bench-oci lint check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ full-guest: ## make a whole Debian with cloud-init for one of the tests, once
 
 demo: deps build guest ## push the test guest to a registry and run a job in it
 	@scripts/demo.sh
+
+picture: deps build guest ## draw docs/images/job.svg from a real run
+	@scripts/picture.sh
 
 # Each part has a host of its own. Two at once: guests that boot use a processor each,
 # and more of them than there are processors slow each other down.
