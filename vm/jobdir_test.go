@@ -9,6 +9,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
@@ -61,7 +62,7 @@ func TestSweepBesidePrepare(t *testing.T) {
 				t.Fatalf("of machine %d: %v", made, err)
 			}
 		}
-		if err := job.unlock(); err != nil { // and then it dies
+		if err := job.Unlock(); err != nil { // and then it dies
 			t.Fatal(err)
 		}
 	}
@@ -81,7 +82,7 @@ func TestJobDir(t *testing.T) {
 	if err := os.WriteFile(left, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if second, err := lockJobDir(t.Context(), dir, 50*time.Millisecond); second != nil || err != nil {
+	if second, err := dirlock.Acquire(t.Context(), dir, 50*time.Millisecond); second != nil || err != nil {
 		t.Errorf("two have the directory at once: %v, %v", second, err)
 	}
 	if found, err := RemoveAbandoned(t.Context(), virttest.Open(t), someMachine, Place{OverlayDir: t.TempDir(), JobDir: dir}, false); found || err != nil {
@@ -90,14 +91,14 @@ func TestJobDir(t *testing.T) {
 	if _, err := os.Stat(left); err != nil {
 		t.Error(err)
 	}
-	if err := first.unlock(); err != nil {
+	if err := first.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	second, err := createJobDir(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer second.unlock()
+	defer second.Unlock()
 	if _, err := os.Stat(left); err == nil {
 		t.Error("the files of a dead process are still there")
 	}
@@ -163,7 +164,7 @@ func TestRemoveExpired(t *testing.T) {
 	}
 	sweep("beside its cleanup, dry", RemoveRule{DryRun: true}, false)
 	sweep("beside its cleanup", RemoveRule{}, false)
-	if err := locked.unlock(); err != nil {
+	if err := locked.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	sweep("dry", RemoveRule{DryRun: true}, true)

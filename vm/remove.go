@@ -9,12 +9,21 @@ import (
 	"path/filepath"
 	"time"
 
+	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/dhcp"
 	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
+)
+
+const (
+	// removeLockTimeout is how long a removal waits for a start that was told to end, or for
+	// a sweep.
+	removeLockTimeout = 500 * time.Millisecond
+	// forceLockTimeout is the same for a forced removal.
+	forceLockTimeout = 20 * time.Second
 )
 
 // Remove destroys a machine and removes everything that belongs to it: domain, overlays,
@@ -29,7 +38,7 @@ func Remove(ctx context.Context, h *virt.Host, name string, place Place) error {
 		return err
 	}
 	if locked != nil {
-		defer locked.unlock()
+		defer locked.Unlock()
 	}
 	return remove(ctx, h, name, place)
 }
@@ -66,12 +75,12 @@ func RemoveExpired(ctx context.Context, h *virt.Host, name string, place Place, 
 		return false, err
 	}
 	if locked != nil {
-		defer locked.unlock()
+		defer locked.Unlock()
 	}
 	// Looked up with the lock held.
 	dom, err := h.Domain(ctx, name)
 	if errors.Is(err, virt.ErrNoDomain) {
-		locked.removeIfEmpty()
+		locked.RemoveIfEmpty()
 		return false, nil
 	}
 	if err != nil {
@@ -90,19 +99,16 @@ func RemoveExpired(ctx context.Context, h *virt.Host, name string, place Place, 
 
 // lock locks a job directory, and creates it if necessary. It returns nil if another
 // process has it locked, or if it would be created for a dry run.
-func (r RemoveRule) lock(ctx context.Context, path string) (*jobDir, error) {
+func (r RemoveRule) lock(ctx context.Context, path string) (*dirlock.Lock, error) {
 	if r.DryRun {
-		locked, err := tryLock(path)
+		locked, err := dirlock.Try(path)
 		return locked, ignoring(err, fs.ErrNotExist)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("lock the job's directory: %w", err)
 	}
 	timeout := removeLockTimeout
 	if r.Force {
 		timeout = forceLockTimeout
 	}
-	return lockJobDir(ctx, path, timeout)
+	return dirlock.Acquire(ctx, path, timeout)
 }
 
 // RemoveAbandoned removes the files of a machine that has no domain, unless another process
@@ -116,7 +122,7 @@ func RemoveAbandoned(ctx context.Context, h *virt.Host, name string, place Place
 		}
 		created = os.Mkdir(place.JobDir, 0o700) == nil
 	}
-	locked, err := tryLock(place.JobDir)
+	locked, err := dirlock.Try(place.JobDir)
 	switch {
 	case dryRun && errors.Is(err, fs.ErrNotExist): // there are only overlays
 	case errors.Is(err, fs.ErrNotExist): // another process has just removed it
@@ -124,7 +130,7 @@ func RemoveAbandoned(ctx context.Context, h *virt.Host, name string, place Place
 	case err != nil || locked == nil:
 		return false, err
 	default:
-		defer locked.unlock()
+		defer locked.Unlock()
 	}
 	// Looked up with the lock held: the process that created the directory has ended, and a
 	// domain that it started is known by now.
@@ -189,16 +195,13 @@ func removeFiles(ctx context.Context, h *virt.Host, name string, place Place) er
 // sweep that finds no domain then finds the lock. It waits a short time for a process that
 // is just starting the machine; if that does not end, the lock is nil. It is also nil if
 // the machine has no files.
-func lockToRemove(name string, place Place) (*jobDir, error) {
+func lockToRemove(name string, place Place) (*dirlock.Lock, error) {
 	overlays, _ := place.files(name)
 	if !exists(place.JobDir) && !exists(overlays) {
 		return nil, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(place.JobDir), 0o700); err != nil {
-		return nil, fmt.Errorf("lock the job's directory: %w", err)
-	}
 	// The lock is for the whole machine, also if there are only overlays.
-	return lockJobDir(context.Background(), place.JobDir, removeLockTimeout)
+	return dirlock.Acquire(context.Background(), place.JobDir, removeLockTimeout)
 }
 
 func exists(path string) bool {

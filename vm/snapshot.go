@@ -93,7 +93,7 @@ func (s *starter) bootAndSave(ctx context.Context, draft *snapshot.Draft, d *lib
 	booting, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := m.WaitReady(booting, login); err != nil {
-		return errors.Join(err, s.dir.unlock())
+		return errors.Join(err, s.dir.Unlock())
 	}
 	defer func() {
 		m.Close()

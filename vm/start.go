@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
@@ -67,7 +69,7 @@ type starter struct {
 
 	shared   []disk.Disk       // files that the overlays are based on
 	overlays map[string]string // paths, by the names of the disks
-	dir      *jobDir           // locked
+	dir      *dirlock.Lock     // of the job
 	cache    cache.Cache
 	network  network.Network
 	dom      *virt.Domain
@@ -107,7 +109,7 @@ func (s *starter) unlinkOverlays() error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("unlink the overlays of %s: %w", s.spec.Name, err)
 	}
-	return s.dir.unlock()
+	return s.dir.Unlock()
 }
 
 // buildDomain builds the domain of the machine, without its files and network.
@@ -238,7 +240,7 @@ func (s *starter) createFiles(ctx context.Context, disks []disk.Disk, undo *roll
 	if s.dir, err = createJobDir(ctx, s.spec.JobDir); err != nil {
 		return files, err
 	}
-	undo.Add(func() error { return errors.Join(os.RemoveAll(s.spec.JobDir), s.dir.unlock()) })
+	undo.Add(func() error { return errors.Join(os.RemoveAll(s.spec.JobDir), s.dir.Unlock()) })
 	// The QEMU of the system daemon runs as another user. It passes through this directory
 	// and cannot list it.
 	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
@@ -255,6 +257,28 @@ func (s *starter) createFiles(ctx context.Context, disks []disk.Disk, undo *roll
 	files.Overlays, err = disk.CloneDisks(ctx, disks, dir, s.spec.DiskSize)
 	s.overlays = files.Overlays
 	return files, err
+}
+
+// jobDirTimeout is how long a start waits for its job directory while another process
+// removes what is there.
+const jobDirTimeout = 5 * time.Second
+
+// createJobDir creates and locks the directory of a machine. The process that starts the
+// machine holds the lock until the domain runs, which protects the files from then on; a
+// process that removes the machine holds it until everything is removed. What is in the
+// directory was left by a process that died: no domain has these files.
+func createJobDir(ctx context.Context, path string) (*dirlock.Lock, error) {
+	locked, err := dirlock.Acquire(ctx, path, jobDirTimeout)
+	if err != nil {
+		return nil, fmt.Errorf("create the job's directory: %w", err)
+	}
+	if locked == nil {
+		return nil, fmt.Errorf("another process uses the job's directory %s: is a second prepare of this job running?", path)
+	}
+	if err := locked.Clear(); err != nil {
+		return nil, errors.Join(fmt.Errorf("clear the job's directory: %w", err), locked.Unlock())
+	}
+	return locked, nil
 }
 
 // create starts the domain, and changes its network as long as that is why it does not
