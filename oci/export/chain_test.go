@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"gitlab-sardine-executor/internal/defaultmachine"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/internal/ocitest"
@@ -70,6 +71,9 @@ func TestExportChain(t *testing.T) {
 			}
 			if !image.Disks[4].CDROM || !strings.Contains(string(image.DomainXML), `file="top-b.qcow2"`) || strings.Contains(string(image.DomainXML), "base") {
 				t.Errorf("domain:\n%s", image.DomainXML)
+			}
+			if size := fmt.Sprintf("<vcpu>%d</vcpu>", defaultmachine.CPUs); !strings.Contains(string(image.DomainXML), size) {
+				t.Errorf("it is not the default machine: no %s in\n%s", size, image.DomainXML)
 			}
 			copied := filepath.Join(t.TempDir(), "copied")
 			ocitest.Command(t, dir, "skopeo", "--insecure-policy", "copy", "-q", "oci:"+layout+":1", "oci:"+copied+":1")

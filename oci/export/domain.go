@@ -3,24 +3,26 @@ package export
 import (
 	"encoding/xml"
 	"fmt"
+
+	"gitlab-sardine-executor/internal/defaultmachine"
 )
 
 // defaultDomain describes a plain machine with the given disks, for images that
 // are made of disk files alone: the format requires a domain.
 func defaultDomain(arch string, files []packedFile) ([]byte, error) {
 	d := domain{Type: "kvm", Name: "machine"}
-	d.Memory.Unit, d.Memory.Value = "MiB", 1024
-	d.VCPU = 1
-	d.OS.Type.Arch, d.OS.Type.Machine, d.OS.Type.Value = "x86_64", "q35", "hvm"
-	d.OS.Boot.Dev = "hd"
-	switch arch {
-	case "amd64":
-		d.Features.APIC = &struct{}{}
-	case "arm64":
-		d.OS.Type.Arch, d.OS.Type.Machine = "aarch64", "virt"
-		d.OS.Firmware = "efi"
-	default:
+	d.Memory.Unit, d.Memory.Value = "MiB", defaultmachine.Memory>>20
+	d.VCPU = defaultmachine.CPUs
+	board, ok := defaultmachine.BoardFor(arch)
+	if !ok {
 		return nil, fmt.Errorf("no default machine for architecture %s: give the domain's XML", arch)
+	}
+	d.OS.Type.Arch, d.OS.Type.Machine, d.OS.Type.Value = board.Arch, board.Machine, "hvm"
+	d.OS.Boot.Dev = "hd"
+	if board.UEFI {
+		d.OS.Firmware = "efi"
+	} else {
+		d.Features.APIC = &struct{}{}
 	}
 	d.CPU.Mode = "host-model"
 	disks, cdroms := 0, 0

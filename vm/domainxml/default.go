@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/internal/defaultmachine"
 )
 
 // DefaultOptions describe the machine of an image that brings no domain XML.
@@ -17,10 +19,6 @@ type DefaultOptions struct {
 	UEFI bool
 	// Disks in order: the first is booted from. ISO images are CD-ROM drives.
 	Disks []DefaultDisk
-	// CPUs is the number of vCPUs; 0 is 2.
-	CPUs uint
-	// Memory in bytes; 0 is 2 GiB.
-	Memory uint64
 }
 
 // A DefaultDisk is a disk of a machine without domain XML.
@@ -34,16 +32,17 @@ type DefaultDisk struct {
 // serial console. Name, UUID, MAC address, network and CPU model are the
 // caller's, as with [Rebuild].
 func Default(opts DefaultOptions) (*libvirtxml.Domain, error) {
-	arch, machine, err := board(opts.Arch)
-	if err != nil {
-		return nil, err
+	board, ok := defaultmachine.BoardFor(cmp.Or(opts.Arch, "amd64"))
+	if !ok {
+		return nil, refuse("os/type/@arch", "there is no default machine for %q, only for amd64 and arm64: the image needs domain XML of its own", text(opts.Arch))
 	}
+	arch := board.Arch
 	if len(opts.Disks) == 0 || len(opts.Disks) > maxDisks-4 {
 		return nil, refuse("devices/disk", "a machine needs between 1 and %d disks, the image has %d", maxDisks-4, len(opts.Disks))
 	}
 	d := &libvirtxml.Domain{
 		Type:       "kvm",
-		OS:         &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Type: "hvm", Arch: arch, Machine: machine}},
+		OS:         &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Type: "hvm", Arch: arch, Machine: board.Machine}},
 		Features:   &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}},
 		Clock:      &libvirtxml.DomainClock{Offset: "utc"},
 		OnPoweroff: "destroy",
@@ -51,14 +50,14 @@ func Default(opts DefaultOptions) (*libvirtxml.Domain, error) {
 		OnCrash:    "destroy",
 		Devices:    defaultDevices(arch),
 	}
-	if opts.UEFI || arch == "aarch64" {
+	if opts.UEFI || board.UEFI {
 		d.OS.Firmware = "efi"
 	}
 	if arch == "x86_64" {
 		d.Features.APIC = &libvirtxml.DomainFeatureAPIC{}
 	}
-	SetCPUs(d, cmp.Or(opts.CPUs, 2))
-	SetMemory(d, cmp.Or(opts.Memory, 2<<30))
+	SetCPUs(d, defaultmachine.CPUs)
+	SetMemory(d, defaultmachine.Memory)
 	var disks, drives int
 	for n, disk := range opts.Disks {
 		if err := disk.check(); err != nil {
@@ -81,17 +80,6 @@ func Default(opts DefaultOptions) (*libvirtxml.Domain, error) {
 		d.Devices.Disks = append(d.Devices.Disks, def)
 	}
 	return d, nil
-}
-
-// board is the machine for an architecture.
-func board(arch string) (libvirtArch, machine string, err error) {
-	switch arch {
-	case "", "amd64", "x86_64":
-		return "x86_64", "q35", nil
-	case "arm64", "aarch64":
-		return "aarch64", "virt", nil
-	}
-	return "", "", refuse("os/type/@arch", "there is no default machine for %q, only for amd64 and arm64: the image needs domain XML of its own", text(arch))
 }
 
 func defaultDevices(arch string) *libvirtxml.DomainDeviceList {

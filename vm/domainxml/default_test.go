@@ -17,7 +17,7 @@ var defaults = []struct {
 	opts domainxml.DefaultOptions
 }{
 	{"bios", domainxml.DefaultOptions{Disks: []domainxml.DefaultDisk{root}}},
-	{"uefi", domainxml.DefaultOptions{Arch: "amd64", UEFI: true, CPUs: 4, Memory: 3 << 30, Disks: []domainxml.DefaultDisk{root, data, seed}}},
+	{"uefi", domainxml.DefaultOptions{Arch: "amd64", UEFI: true, Disks: []domainxml.DefaultDisk{root, data, seed}}},
 	{"arm64", domainxml.DefaultOptions{Arch: "arm64", Disks: []domainxml.DefaultDisk{root, seed}}},
 }
 
