@@ -215,9 +215,11 @@ func TestMeter(t *testing.T) {
 					m.end(w, s.bytes)
 					time.Sleep(s.pause)
 				}
+				m.mu.Lock() // as cancel is called
 				if (failed != nil) != test.fails {
 					t.Errorf("%v", failed)
 				}
+				m.mu.Unlock()
 				// Let the timer go.
 				time.Sleep(time.Hour)
 			})
@@ -230,8 +232,15 @@ func TestMeter(t *testing.T) {
 func TestMeterOfMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMeter(time.Minute)
-		var failed error
-		cancel := func(err error) { failed = err }
+		var ended error
+		cancel := func(err error) { ended = err } // called with the lock
+		failed := func() error {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			err := ended
+			ended = nil
+			return err
+		}
 		idle, busy := &wait{cancel: cancel}, &wait{cancel: cancel, place: "registry.example.com"}
 		m.begin(idle)
 		for range 600 {
@@ -240,16 +249,15 @@ func TestMeterOfMany(t *testing.T) {
 			m.end(busy, 10_000)
 		}
 		synctest.Wait()
-		if failed != nil {
-			t.Error(failed)
+		if err := failed(); err != nil {
+			t.Error(err)
 		}
 		time.Sleep(61 * time.Second)
 		synctest.Wait()
-		if failed == nil {
+		if failed() == nil {
 			t.Error("the one that is left may wait for ever")
 		}
 		m.end(idle, 0)
-		failed = nil
 		for range 100 {
 			m.begin(busy)
 			time.Sleep(29 * time.Second)
@@ -257,8 +265,8 @@ func TestMeterOfMany(t *testing.T) {
 			m.answered()
 		}
 		synctest.Wait()
-		if failed != nil {
-			t.Errorf("two answers a minute: %v", failed)
+		if err := failed(); err != nil {
+			t.Errorf("two answers a minute: %v", err)
 		}
 		for range 3 {
 			m.begin(busy)
@@ -266,8 +274,8 @@ func TestMeterOfMany(t *testing.T) {
 			m.end(busy, 0)
 			m.answered()
 		}
-		if failed == nil || failed.Error() != "registry.example.com sent 29.3KiB in 60 s (pull_stall_timeout): gave up" {
-			t.Errorf("an answer a minute: %v", failed)
+		if err := failed(); err == nil || err.Error() != "registry.example.com sent 29.3KiB in 60 s (pull_stall_timeout): gave up" {
+			t.Errorf("an answer a minute: %v", err)
 		}
 		time.Sleep(time.Hour)
 	})
