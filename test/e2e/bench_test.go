@@ -230,7 +230,7 @@ func (p *peer) create(b *testing.B) time.Duration {
 	b.Helper()
 	_ = os.Remove(p.overlay)
 	p.mode.Run(b, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", p.base, p.overlay)
-	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Minute)
 	defer cancel()
 	begin := time.Now()
 	p.mode.Virsh(b, "create", p.xml)
