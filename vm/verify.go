@@ -19,7 +19,7 @@ import (
 // logIn logs in over a connection to the guest's address, if this machine is at its other
 // end: no other machine gets the credentials.
 func (i *Instance) logIn(ctx context.Context, conn net.Conn, login guestssh.Login, pinned ssh.PublicKey) (*guestssh.Client, error) {
-	if err := i.verify(ctx); err != nil {
+	if err := i.checkAddress(ctx); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -27,33 +27,32 @@ func (i *Instance) logIn(ctx context.Context, conn net.Conn, login guestssh.Logi
 	if err != nil {
 		return nil, err
 	}
-	// Again: another machine could have taken the address during the handshake.
-	if err := i.verify(ctx); err != nil {
+	// Again: another machine could have taken the address during the handshake. And this
+	// machine must still be running: after its end another machine may have its address.
+	err = i.checkAddress(ctx)
+	if err == nil {
+		err = i.alive(ctx)
+	}
+	if err != nil {
 		client.Close()
 		return nil, err
 	}
 	return client, nil
 }
 
-// verify makes sure that the established connection leads to this machine. Host key and
+// checkAddress makes sure that the established connection leads to this machine. Host key and
 // password can come from the image, and then do not distinguish its machines. With the
 // connection established, this host has heard from the other end; if that is another
-// machine, the kernel knows it by its MAC address. This machine must still be running:
-// after its end another machine may have its address.
-func (i *Instance) verify(ctx context.Context) error {
+// machine, the kernel knows it by its MAC address.
+func (i *Instance) checkAddress(ctx context.Context) error {
 	at, err := netip.ParseAddrPort(i.record.Address)
 	if err != nil {
 		return fmt.Errorf("machine %s: its record has no SSH address: %w", i.name, err)
 	}
 	if at.Addr().IsLoopback() {
-		err = checkForwarder(i.jobDir)
-	} else {
-		err = i.checkNeighbour(ctx, at.Addr())
+		return checkForwarder(i.jobDir)
 	}
-	if err != nil {
-		return err
-	}
-	return i.alive(ctx)
+	return i.checkNeighbour(ctx, at.Addr())
 }
 
 // checkForwarder makes sure that the port on 127.0.0.1 is forwarded by the passt of the
