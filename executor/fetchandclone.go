@@ -87,7 +87,7 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	spec := SpecFor(image, o)
 	spec.Seed = seed
 	if o.Settings.MemorySnapshot && !o.Size.Chosen {
-		spec.SnapshotDir = o.Dirs.Snapshot(image.Digest)
+		spec.SnapshotDir = o.Dirs.Snapshot(image.Key())
 		if err := o.snapshot(ctx, host, spec, login); err != nil {
 			return nil, fmt.Errorf("make a snapshot of %s: %w", o.Image, err)
 		}

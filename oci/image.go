@@ -3,6 +3,7 @@ package oci
 import (
 	"fmt"
 	"io"
+	"path/filepath"
 	"runtime"
 	"time"
 
@@ -12,10 +13,12 @@ import (
 // An Image is a virtual machine image that lies complete in a [Store]: every
 // disk is unpacked, its digest was checked, and nothing of it will change.
 type Image struct {
-	// Digest is the manifest digest. It names the image in the store: two
-	// references to one digest are one image.
+	// Digest is the manifest digest: two references to one digest are one image.
 	Digest digest.Digest `json:"digest"`
-	// Reference is the name under which the image was pulled last.
+	// Reading is the fingerprint of what was made of the manifest (format.Plan.Fingerprint);
+	// empty if an older version stored the image.
+	Reading string `json:"reading,omitempty"`
+	// Reference is the name under which the image was pulled first.
 	Reference string `json:"reference"`
 	// Format is the name of the format that was recognised, such as
 	// "sardinecake" or "containerdisk" (docs/image-format.md).
@@ -120,6 +123,10 @@ const (
 	// and share some of them.
 	PieceFile = "pieces.json"
 )
+
+// Key names the image in the store: manifest digest and reading. Two images with one digest
+// and two keys are different images.
+func (i *Image) Key() string { return filepath.Base(i.Dir) }
 
 // Close lets the image go: from then on it can be removed from the store. An
 // image that [Store.Pull] returned is held until it is closed or this process

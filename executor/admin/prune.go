@@ -73,7 +73,7 @@ func pruneSnapshots(ctx context.Context, settings *config.Settings, images *stor
 	}
 	kept := make(map[string]bool)
 	for _, image := range stored {
-		kept[image.Digest.Encoded()] = true
+		kept[config.SnapshotName(image.Key())] = true
 	}
 	var failed []error
 	for _, entry := range entries {

@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-
-	"github.com/opencontainers/go-digest"
+	"strings"
 )
 
 // Dirs are the directories that the driver works in, all absolute.
@@ -44,13 +43,21 @@ func (s *Settings) Dirs() (Dirs, error) {
 	return dirs, nil
 }
 
-// Snapshots is the directory of all snapshots, named after the digests of their
+// Snapshots is the directory of all snapshots, named after the keys of their
 // images. They are overlays, and so lie beside the others.
 func (d Dirs) Snapshots() string { return filepath.Join(d.Overlays, "snapshots") }
 
-// Snapshot is the directory for the snapshots of one image.
-func (d Dirs) Snapshot(image digest.Digest) string {
-	return filepath.Join(d.Snapshots(), image.Encoded())
+// Snapshot is the directory for the snapshots of the image with a key in the store. The
+// digest alone would not do: what was made of one manifest can differ.
+func (d Dirs) Snapshot(imageKey string) string {
+	return filepath.Join(d.Snapshots(), SnapshotName(imageKey))
+}
+
+// SnapshotName is the name of the directory for the snapshots of an image: its key in the
+// store, without the algorithm of the digest.
+func SnapshotName(imageKey string) string {
+	_, name, _ := strings.Cut(imageKey, "-")
+	return name
 }
 
 // Job is the directory of the machine with that name.

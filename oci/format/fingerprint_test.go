@@ -12,8 +12,8 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestFingerprintStays: an image that was pulled is found again by a newer driver. Whoever
-// changes these values makes every host pull its images once more.
+// TestFingerprintStays: an image that was pulled is found again by a newer driver. A change
+// of these values makes every host pull its images once more.
 func TestFingerprintStays(t *testing.T) {
 	want := map[string]string{
 		"single":     "871d0482c2c9a18686579f4556a3fdf3",

@@ -49,7 +49,11 @@ func inspect(ctx context.Context, src transport.Source, ref oci.Reference, o Ins
 	if err != nil {
 		return nil, err
 	}
-	i, _, err := InspectManifest(ctx, src, m)
+	plan, err := transport.Plan(ctx, src, m)
+	if err != nil {
+		return nil, err
+	}
+	i, err := InspectManifest(ctx, src, m, plan)
 	if err != nil {
 		return nil, err
 	}
@@ -59,12 +63,8 @@ func inspect(ctx context.Context, src transport.Source, ref oci.Reference, o Ins
 	return i, nil
 }
 
-// inspectManifest reads all of an image but its disks.
-func InspectManifest(ctx context.Context, src transport.Source, m *format.Manifest) (*oci.Inspection, *format.Plan, error) {
-	plan, err := transport.Plan(ctx, src, m)
-	if err != nil {
-		return nil, nil, err
-	}
+// InspectManifest reads all of an image but its disks. plan is the manifest's.
+func InspectManifest(ctx context.Context, src transport.Source, m *format.Manifest, plan *format.Plan) (_ *oci.Inspection, err error) {
 	i := &oci.Inspection{
 		Format: plan.Format, Evidence: evidence(m),
 		Architecture: plan.Architecture, OS: plan.OS, Created: plan.Created, Disks: []oci.InspectedDisk{},
@@ -77,19 +77,19 @@ func InspectManifest(ctx context.Context, src transport.Source, m *format.Manife
 	}
 	if plan.DomainXML != nil {
 		if i.DomainXML, err = transport.ReadBlob(ctx, src, *plan.DomainXML, maxDomainXML); err != nil {
-			return nil, nil, fmt.Errorf("domain XML: %w", err)
+			return nil, fmt.Errorf("domain XML: %w", err)
 		}
 	}
 	if plan.GuestConfig != nil {
 		raw, err := transport.ReadBlob(ctx, src, *plan.GuestConfig, maxGuestConfig)
 		if err != nil {
-			return nil, nil, fmt.Errorf("VM config: %w", err)
+			return nil, fmt.Errorf("VM config: %w", err)
 		}
 		if i.Guest, err = oci.ParseGuestConfig(raw); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	return i, plan, nil
+	return i, nil
 }
 
 func inspectDisk(disk format.Disk) oci.InspectedDisk {

@@ -35,8 +35,13 @@ type StoredImage struct {
 	// there.
 	LastUsed time.Time
 
-	dir string
+	key  key
+	dir  string
+	lock string // its name
 }
+
+// Key names the image in the store, as [oci.Image.Key].
+func (i StoredImage) Key() string { return i.key.String() }
 
 // Inventory lists what the store holds, images that are not complete included, in
 // the order of their digests.
@@ -61,26 +66,25 @@ func (s *Store) Inventory(ctx context.Context) ([]StoredImage, error) {
 			return nil, err
 		}
 		if ok {
-			image.References = names[image.Digest]
+			image.References = names[image.key]
 			stored = append(stored, image)
 		}
 	}
-	slices.SortStableFunc(stored, func(a, b StoredImage) int { return cmp.Compare(a.Digest, b.Digest) })
+	slices.SortStableFunc(stored, func(a, b StoredImage) int { return cmp.Compare(a.key.String(), b.key.String()) })
 	return stored, nil
 }
-
-// ByDigest is the image with a manifest digest. The error is [ErrNotFound] if the
-// store does not hold it, complete.
-func (s *Store) ByDigest(d digest.Digest) (*oci.Image, error) { return s.open(d) }
 
 // take looks at one entry of the images' directory; ok is false if it is no
 // image, or is gone.
 func (s *Store) take(name string) (image StoredImage, ok bool, err error) {
-	algorithm, encoded, ok := strings.Cut(strings.TrimPrefix(name, space.PartialPrefix), "-")
-	image.Digest = digest.NewDigestFromEncoded(digest.Algorithm(algorithm), encoded)
-	if !ok || image.Digest.Validate() != nil {
+	image.lock = strings.TrimPrefix(name, space.PartialPrefix)
+	partial := image.lock != name
+	var rest string
+	image.key, rest, ok = parseKey(image.lock)
+	if !ok || rest != "" && !partial {
 		return image, false, nil
 	}
+	image.Digest = image.key.digest
 	image.dir = filepath.Join(s.root, imagesDir, name)
 	info, err := os.Stat(image.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -89,9 +93,9 @@ func (s *Store) take(name string) (image StoredImage, ok bool, err error) {
 		return image, false, fmt.Errorf("listing images: %w", err)
 	}
 	image.LastUsed = info.ModTime()
-	if !strings.HasPrefix(name, space.PartialPrefix) {
+	if !partial {
 		// A damaged image counts as incomplete: whoever wants it is told more.
-		image.Image, _ = s.open(image.Digest)
+		image.Image, _ = s.open(image.key)
 	}
 	image.Usage, err = usage(image.dir)
 	return image, true, err
@@ -120,10 +124,12 @@ func usage(dir string) (int64, error) {
 }
 
 // references are the names of each image.
-func (s *Store) references() (map[digest.Digest][]string, error) {
-	names := make(map[digest.Digest][]string)
+func (s *Store) references() (map[key][]string, error) {
+	names := make(map[key][]string)
 	err := s.eachReference(func(_ string, record referenceRecord) error {
-		names[record.Manifest] = append(names[record.Manifest], record.Reference)
+		if k, err := record.key(); err == nil {
+			names[k] = append(names[k], record.Reference)
+		}
 		return nil
 	})
 	for _, list := range names {

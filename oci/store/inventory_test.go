@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,7 +29,7 @@ type testStore struct {
 func fillStore(t *testing.T) testStore {
 	t.Helper()
 	s := testStore{newStore(t), time.Now(), map[string]digest.Digest{"partial": testDigest}, map[string]int64{}}
-	partial := s.partialDir(testDigest)
+	partial := s.partialDir(testTurn)
 	if err := os.MkdirAll(partial, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +59,10 @@ func fillStore(t *testing.T) testStore {
 	return s
 }
 
-var testDigest = digest.FromString("never pulled")
+var (
+	testDigest = digest.FromString("never pulled")
+	testTurn   = turnName(key{testDigest, strings.Repeat("0", 32)}, pullSource{id: "0123456789abcdef"}, 0)
+)
 
 // used sets the time of last use.
 func (s testStore) used(t *testing.T, dir string, ago time.Duration) {
@@ -157,9 +161,9 @@ func (s testStore) is(name string) func(digest.Digest) bool {
 // is whole.
 func (s testStore) checkKept(t *testing.T, removed []string, dryRun bool) {
 	t.Helper()
-	for name, d := range s.digests {
+	for name := range s.digests {
 		if name == "partial" {
-			_, err := os.Stat(s.partialDir(d))
+			_, err := os.Stat(s.partialDir(testTurn))
 			if gone := errors.Is(err, os.ErrNotExist); gone != (slices.Contains(removed, name) && !dryRun) {
 				t.Errorf("interrupted pull: %v", err)
 			}
@@ -230,7 +234,7 @@ func TestPruneHeld(t *testing.T) {
 // TestPruneKilled: what a prune that was killed left is removed by the next.
 func TestPruneKilled(t *testing.T) {
 	s := fillStore(t)
-	left := filepath.Join(s.root, imagesDir, removedPrefix+directoryName(testDigest))
+	left := filepath.Join(s.root, imagesDir, removedPrefix+key{digest: testDigest}.String())
 	if err := os.Mkdir(left, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -6,119 +6,128 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
-	"github.com/opencontainers/go-digest"
 
 	"gitlab-sardine-executor/internal/fileutil"
 	"gitlab-sardine-executor/oci"
 )
 
-// Each image has a lock file. Whoever makes or removes the image holds it alone;
-// those who are about to use the image share it. The kernel drops the lock of a
-// process that dies; the file stays, for removing it would let two in.
+// The store has two kinds of locks, all of them flocks of files in its directory of locks,
+// which the kernel drops with the process:
+//
+//   - one for each image, shared by those who are about to use it and held alone, for a moment,
+//     to remove it;
+//   - one for each turn, see turn.go, held alone to pull an image.
+//
+// No lock is needed to publish an image: a rename does that.
 
-func (s *Store) lock(d digest.Digest) *flock.Flock {
-	// Readable for all: a user who shares the store must be able to lock.
-	return flock.New(filepath.Join(s.root, locksDir, directoryName(d)), flock.SetPermissions(0o644))
-}
-
-// withLock runs fn while no other process makes, removes or is about to use the
-// image d. waiting is called once if another does so now.
-func (s *Store) withLock(ctx context.Context, d digest.Digest, waiting func(), fn func() error) (err error) {
-	lock := s.lock(d)
-	// Closing adds its error to that of fn, never in place of it.
-	defer func() { err = errors.Join(err, lock.Close()) }()
-	locked, err := lock.TryLock()
-	if err == nil && !locked {
-		waiting()
-		_, err = lock.TryLockContext(ctx, fileutil.LockPoll)
-	}
-	if err != nil {
-		return fmt.Errorf("locking image %s in the store %s: %w", d, s.root, err)
-	}
-	return fn()
-}
-
-// tryLock runs fn if no other process makes, removes or is about to use the
-// image d; free is false, and nothing was done, if one does.
-func (s *Store) tryLock(d digest.Digest, fn func() error) (free bool, err error) {
-	lock := s.lock(d)
-	defer func() { err = errors.Join(err, lock.Close()) }()
-	if free, err = lock.TryLock(); err != nil {
-		return false, fmt.Errorf("locking image %s in the store %s: %w", d, s.root, err)
-	}
-	if !free {
-		return false, nil
-	}
-	return true, fn()
-}
-
-// acquire opens the image d and holds it. If the store has none, one process at a
-// time makes it by unpack, and the others wait for it; with a nil unpack the
-// error is then [ErrNotFound]. waiting is called once if another makes it now.
-func (s *Store) acquire(ctx context.Context, d digest.Digest, waiting func(), unpack func() error) (*oci.Image, error) {
+// tryLock locks a file. It returns nil if another process has the lock.
+func (s *Store) tryLock(name string, shared bool) (*flock.Flock, error) {
+	path := filepath.Join(s.root, locksDir, name)
 	for {
-		image, busy, err := s.hold(d)
-		if !busy && (err == nil || !errors.Is(err, oci.ErrNotFound) || unpack == nil) {
-			return image, err
+		// Readable for all: a user who shares the store must be able to lock.
+		lock := flock.New(path, flock.SetPermissions(0o644))
+		try := lock.TryLock
+		if shared {
+			try = lock.TryRLock
 		}
-		done := false
-		if s.unwritable != nil {
-			return nil, fmt.Errorf("the store %s cannot be written: %w", s.root, s.unwritable)
+		locked, err := try()
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), lock.Close())
 		}
-		if !busy {
-			done, err = s.tryLock(d, func() error {
-				if _, err := s.open(d); err == nil {
-					return nil // another was faster
-				}
-				return unpack()
-			})
-			if err != nil {
-				return nil, err
-			}
+		if !locked {
+			return nil, lock.Close()
 		}
-		if done {
-			continue
+		if isCurrent(lock, path) {
+			return lock, nil
 		}
-		// Not busy and not done: another looked in the same moment.
-		if busy && waiting != nil {
-			waiting()
-			waiting = nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for image %s in the store %s: %w", d, s.root, context.Cause(ctx))
-		case <-time.After(fileutil.LockPoll/2 + rand.N(fileutil.LockPoll)):
+		// The process that had the lock removed the file: no other asks for the one that we hold.
+		if err := lock.Close(); err != nil {
+			return nil, fmt.Errorf("locking %s: %w", path, err)
 		}
 	}
 }
 
-// hold opens the image d with a shared lock. busy is true if another process has
-// the lock for itself.
-func (s *Store) hold(d digest.Digest) (image *oci.Image, busy bool, err error) {
-	lock := s.lock(d)
-	shared, err := lock.TryRLock()
-	if isUnwritable(err) {
-		// Nobody removes images from a store that cannot be written.
-		image, err = s.open(d)
-		return image, false, err
-	}
+func isCurrent(lock *flock.Flock, path string) bool {
+	is, err := os.Stat(path)
 	if err != nil {
-		return nil, false, fmt.Errorf("locking image %s in the store %s: %w", d, s.root, err)
+		return false
 	}
-	if !shared {
-		return nil, true, lock.Close()
+	have, err := lock.Stat()
+	return err == nil && os.SameFile(have, is)
+}
+
+// dropLock gives up a lock that is held alone, and removes its file. It leaves the file of an
+// image that an older version stored: that version does not look whether it is still there.
+func dropLock(lock *flock.Flock) error {
+	if k, _, ok := parseKey(filepath.Base(lock.Path())); !ok || k.reading == "" {
+		return lock.Close()
 	}
-	image, err = s.open(d)
-	if err != nil {
-		return nil, false, errors.Join(err, lock.Close())
+	err := os.Remove(lock.Path())
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
 	}
-	image.Hold(lock)
-	return image, false, nil
+	return errors.Join(err, lock.Close())
+}
+
+// removalPatience is how long an image is waited for that is locked alone: that is the time
+// of a rename, unless the process was stopped.
+const removalPatience = 10 * time.Second
+
+// hold opens the image k so that it is not removed before it is closed. The error is
+// [oci.ErrNotFound] if the store does not hold it.
+func (s *Store) hold(ctx context.Context, k key) (*oci.Image, error) {
+	for began := time.Now(); ; {
+		if !s.has(k) {
+			return nil, s.notHeld(k)
+		}
+		lock, err := s.tryLock(k.String(), true)
+		if isUnwritable(err) {
+			return s.open(k) // images are not removed from a store that cannot be written
+		}
+		if err != nil {
+			return nil, err
+		}
+		if lock != nil {
+			image, err := s.open(k)
+			if err != nil {
+				return nil, errors.Join(err, lock.Close())
+			}
+			image.Hold(lock)
+			return image, nil
+		}
+		if k.reading == "" {
+			return nil, s.notHeld(k) // an older version locks the image as long as it pulls it
+		}
+		if time.Since(began) > removalPatience {
+			return nil, fmt.Errorf("image %s: another process is removing it and does not go on (lock %s)", k.digest, filepath.Join(s.root, locksDir, k.String()))
+		}
+		if err := pause(ctx); err != nil {
+			return nil, fmt.Errorf("image %s: waiting for another process that removes it: %w", k.digest, err)
+		}
+	}
+}
+
+// has reports whether the store holds the image k, complete.
+func (s *Store) has(k key) bool {
+	_, err := os.Stat(filepath.Join(s.imageDir(k), oci.ImageFile))
+	return err == nil
+}
+
+// pause waits until a lock can be tried again, or the context ends. Its length varies, so that
+// those who wait do not try all at once.
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(fileutil.LockPoll/2 + rand.N(fileutil.LockPoll)):
+		return nil
+	}
 }
 
 func isReadOnly(err error) bool { return errors.Is(err, syscall.EROFS) }

@@ -28,9 +28,6 @@ type PruneOptions struct {
 	DryRun bool
 }
 
-// removedPrefix marks directories of images that are being removed.
-const removedPrefix = ".removed-"
-
 // Prune removes images, and pulls that were interrupted, and returns what it
 // removed. It never removes an image in use: one of which o.InUse says so, or
 // that another process holds or makes. It goes on after an error, and returns all
@@ -76,46 +73,48 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) ([]StoredImage, error
 // KeepNothing is for [PruneOptions.Keep]: everything that is old enough goes.
 const KeepNothing int64 = math.MinInt64
 
-// removeUnused removes an image if nobody holds it, and nobody has used it since
-// it was listed: a job may have come that is in nobody's list of machines yet.
+// removeUnused removes an image if no process holds or pulls it, and none has used it since
+// it was listed: a job may have come that is in no list of machines yet.
 func (s *Store) removeUnused(image StoredImage, dryRun bool) (gone bool, err error) {
-	_, err = s.tryLock(image.Digest, func() error {
-		info, err := os.Stat(image.dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		if !info.ModTime().Equal(image.LastUsed) {
-			return nil
-		}
-		if gone = true; dryRun {
-			return nil
-		}
-		return s.remove(image)
-	})
-	return gone && err == nil, err
+	lock, err := s.tryLock(image.lock, false)
+	if lock == nil || err != nil {
+		return false, err
+	}
+	info, err := os.Stat(image.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, dropLock(lock)
+	case err != nil:
+		return false, errors.Join(err, lock.Close())
+	case !info.ModTime().Equal(image.LastUsed):
+		return false, lock.Close()
+	case dryRun:
+		return true, lock.Close()
+	}
+	aside, err := s.moveAside(image)
+	if err = errors.Join(err, dropLock(lock)); err != nil {
+		return false, err
+	}
+	// The lock was held for a moment only: no pull waits for this.
+	return true, os.RemoveAll(aside)
 }
 
-// remove removes an image, which is complete or absent at every moment. Our
-// caller has its lock.
-func (s *Store) remove(image StoredImage) error {
-	// Two prunes cannot meet here; what a killed one left is in the way.
-	aside := filepath.Join(s.root, imagesDir, removedPrefix+filepath.Base(image.dir))
+// moveAside gives an image a name under which nothing finds it, and removes its references. It
+// is complete or absent at every moment. Our caller has its lock.
+func (s *Store) moveAside(image StoredImage) (aside string, err error) {
+	// What a killed prune left is in the way.
+	aside = filepath.Join(s.root, imagesDir, removedPrefix+filepath.Base(image.dir))
 	if err := os.RemoveAll(aside); err != nil {
-		return err
+		return "", err
 	}
 	if err := os.Rename(image.dir, aside); err != nil {
-		return err
-	}
-	if err := os.RemoveAll(aside); err != nil {
-		return err
+		return "", err
 	}
 	if image.Image == nil {
-		return nil // an interrupted pull: the names are those of a complete image
+		return aside, nil // an interrupted pull: the names are those of a complete image
 	}
-	return s.eachReference(func(path string, record referenceRecord) error {
-		if record.Manifest != image.Digest {
+	return aside, s.eachReference(func(path string, record referenceRecord) error {
+		if k, err := record.key(); err != nil || k != image.key {
 			return nil
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -12,24 +12,27 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// publish gives a complete image its final name.
-func (s *Store) publish(image *oci.Image, partial string) error {
+// publish gives a complete image its final name. Of several pulls of one image, the first is
+// published; the others have made the same.
+func (s *Store) publish(image *oci.Image, k key, partial string) error {
 	if err := writeMetadata(image, partial); err != nil {
 		return err
 	}
 	if err := fileutil.SyncDir(partial); err != nil {
 		return err
 	}
-	image.Dir = s.imageDir(image.Digest)
+	image.Dir = s.imageDir(k)
 	err := os.Rename(partial, image.Dir)
 	if errors.Is(err, fs.ErrExist) {
-		// What stands there has no readable image.json, or we would not be here.
+		if s.has(k) {
+			return os.RemoveAll(partial)
+		}
 		err = fmt.Errorf("%w; remove the damaged image there", err)
 	}
 	if err != nil {
 		return fmt.Errorf("naming the finished image: %w", err)
 	}
-	return fileutil.SyncDir(s.imageDir(image.Digest) + "/..")
+	return fileutil.SyncDir(filepath.Dir(image.Dir))
 }
 
 func writeMetadata(image *oci.Image, dir string) error {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,11 +12,12 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go/v1"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/registry"
+	"gitlab-sardine-executor/oci/registry/distribution"
 	"gitlab-sardine-executor/oci/source"
 	"gitlab-sardine-executor/oci/space"
 	"gitlab-sardine-executor/oci/transport"
@@ -69,8 +71,8 @@ func (o PullOptions) maxDisk() int64 {
 }
 
 // Pull makes sure that the store holds the image ref, complete and verified, and
-// returns it. Of several processes that want one image, one pulls and the others
-// wait. The image is held: nobody removes it from the store until [Image.Close] or
+// returns it. Of several processes that want one image from one repository, one pulls
+// and the others wait for as long as it makes progress. The image is held: nobody removes it from the store until [Image.Close] or
 // the end of this process. The sentinels of this package tell which errors are
 // final.
 //
@@ -132,14 +134,7 @@ func (s *Store) lookupHeld(ctx context.Context, ref oci.Reference, o PullOptions
 	if err != nil {
 		return nil, err
 	}
-	return s.acquire(ctx, image.Digest, o.waiting(image.Digest), nil)
-}
-
-// waiting tells people what a pull waits for.
-func (o PullOptions) waiting(d digest.Digest) func() {
-	return func() {
-		oci.ProgressOrSilent(o.Progress).Waiting(fmt.Sprintf("another process pulls the same image (%s)", d))
-	}
+	return s.hold(ctx, keyOf(image))
 }
 
 func (s *Store) pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oci.Image, error) {
@@ -163,58 +158,78 @@ func (s *Store) pullFrom(ctx context.Context, src transport.Source, ref oci.Refe
 		return nil, err
 	}
 	arch := oci.Architecture(o.Architecture)
-	if record, err := s.readReference(ref, arch); err == nil && record.Top == top.Digest {
-		image, err := s.acquire(ctx, record.Manifest, o.waiting(record.Manifest), nil)
-		if err == nil || ctx.Err() != nil {
-			return image, err
+	if record, err := s.readReference(ref, arch); err == nil && record.Top == top.Digest && record.Image != "" {
+		if k, err := record.key(); err == nil {
+			image, err := s.hold(ctx, k)
+			if err == nil || !errors.Is(err, oci.ErrNotFound) {
+				return image, err
+			}
 		}
 	}
 	m, d, err := transport.Resolve(ctx, src, top, arch)
 	if err != nil {
 		return nil, err
 	}
-	image, err := s.acquire(ctx, d, o.waiting(d), func() error { return s.unpack(ctx, src, m, d, ref, o) })
+	plan, err := transport.Plan(ctx, src, m)
 	if err != nil {
 		return nil, err
 	}
-	err = s.writeReference(ref, referenceRecord{Reference: ref.String(), Architecture: arch, Top: top.Digest, Manifest: d})
-	if err != nil && !isUnwritable(err) {
+	image, err := s.obtain(ctx, s.want(src, m, plan, d, ref, o), plan)
+	if err != nil {
+		return nil, err
+	}
+	record := referenceRecord{Reference: ref.String(), Architecture: arch, Top: top.Digest, Manifest: d, Image: keyOf(image).String()}
+	if err := s.writeReference(ref, record); err != nil && !isUnwritable(err) {
 		return nil, errors.Join(err, image.Close())
 	}
 	return image, nil
 }
 
-// unpack makes the directory of an image. Our caller has its lock.
-func (s *Store) unpack(ctx context.Context, src transport.Source, m *format.Manifest, d digest.Digest, ref oci.Reference, o PullOptions) error {
-	i, plan, err := source.InspectManifest(ctx, src, m)
-	if err != nil {
-		return err
+// want is the image with manifest m and digest d, to be unpacked from src.
+func (s *Store) want(src transport.Source, m *format.Manifest, plan *format.Plan, d digest.Digest, ref oci.Reference, o PullOptions) want {
+	k := key{d, plan.Fingerprint()}
+	return want{
+		key: k, source: sourceOf(ref), stall: cmp.Or(o.StallTimeout, distribution.DefaultStallTimeout), progress: oci.ProgressOrSilent(o.Progress),
+		pull: func(ctx context.Context, meter *meter, dir string) (*oci.Image, error) {
+			image, err := s.unpack(ctx, meteredSource{src, meter}, m, plan, unpack.Options{
+				Dir: dir, Images: filepath.Join(s.root, imagesDir), MaxDisk: o.maxDisk(), Reserve: o.Reserve, Ask: o.ask(), Progress: meter,
+			}, o.judge(ref, d))
+			if err == nil {
+				image.Digest, image.Reading, image.Reference = k.digest, k.reading, ref.String()
+			}
+			return image, err
+		},
 	}
-	i.Reference, i.Digest = ref.String(), d
-	if err := unpack.CheckPlan(plan, o.maxDisk()); err != nil {
-		return err
-	}
-	if o.Check != nil {
-		if err := o.Check(i); err != nil {
-			return err
+}
+
+// judge is Check for the image with manifest digest d.
+func (o PullOptions) judge(ref oci.Reference, d digest.Digest) func(*oci.Inspection) error {
+	return func(i *oci.Inspection) error {
+		i.Reference, i.Digest = ref.String(), d
+		if o.Check == nil {
+			return nil
 		}
+		return o.Check(i)
 	}
-	partial := s.partialDir(d)
-	if err := os.Mkdir(partial, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("making the image's directory: %w", err)
+}
+
+// unpack makes the files of an image, unless the plan or judge refuses it before.
+func (s *Store) unpack(ctx context.Context, src transport.Source, m *format.Manifest, plan *format.Plan, o unpack.Options, judge func(*oci.Inspection) error) (*oci.Image, error) {
+	if err := unpack.CheckPlan(plan, o.MaxDisk); err != nil {
+		return nil, err
 	}
-	image, err := unpack.Run(ctx, src, plan, unpack.Options{
-		Dir: partial, Images: filepath.Join(s.root, imagesDir), DomainXML: i.DomainXML, Guest: i.Guest,
-		MaxDisk: o.maxDisk(), Reserve: o.Reserve, Ask: o.ask(), Progress: oci.ProgressOrSilent(o.Progress),
-	})
-	if err == nil {
-		image.Digest, image.Reference = d, ref.String()
-		err = s.publish(image, partial)
+	i, err := source.InspectManifest(ctx, src, m, plan)
+	if err != nil {
+		return nil, err
 	}
-	if err != nil && !isResumable(err) {
-		err = errors.Join(err, os.RemoveAll(partial))
+	if err := judge(i); err != nil {
+		return nil, err
 	}
-	return err
+	if err := os.Mkdir(o.Dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("making the image's directory: %w", err)
+	}
+	o.DomainXML, o.Guest = i.DomainXML, i.Guest
+	return unpack.Run(ctx, src, plan, o)
 }
 
 // isResumable reports whether what was unpacked before a failure is of use to the

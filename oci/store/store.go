@@ -8,21 +8,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/oci/space"
 )
 
 // A Store is a directory of unpacked images:
 //
-//	images/<algorithm>-<hex of the manifest digest>/   image.json, domain.xml, disks
-//	references/<hash of the reference>.json            which digest a name stood for
-//	locks/                                             one per digest
+//	images/<algorithm>-<hex of the manifest digest>.<fingerprint>/   image.json, domain.xml, disks
+//	references/<hash of the reference>.json   which image a name stood for
+//	locks/                                    of images, and of pulls under way
 //
 // An image directory is complete or absent. It has a dash in its name because a
 // colon would make QEMU and others take a relative path for a URL. The time of
@@ -72,13 +70,44 @@ func (s *Store) Lookup(ref oci.Reference, arch string) (*oci.Image, error) {
 	record, err := s.readReference(ref, arch)
 	if errors.Is(err, fs.ErrNotExist) {
 		if d := ref.Digest(); d != "" {
-			return s.open(d)
+			return s.ByDigest(d)
 		}
-		return nil, fmt.Errorf("%w: %s is not in the store %s", oci.ErrNotFound, ref, s.root)
+		return nil, s.notHeld(ref)
 	} else if err != nil {
 		return nil, err
 	}
-	return s.open(record.Manifest)
+	k, err := record.key()
+	if err != nil {
+		return nil, err
+	}
+	if record.Image == "" {
+		return s.openPlain(k)
+	}
+	return s.open(k)
+}
+
+// ByDigest is the image with a manifest digest, and of several that versions of this driver
+// have made of it the newest. The error is [oci.ErrNotFound] if the store does not hold it.
+func (s *Store) ByDigest(d digest.Digest) (*oci.Image, error) {
+	if err := d.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: digest %q: %w", oci.ErrReference, d, err)
+	}
+	entries, err := os.ReadDir(filepath.Join(s.root, imagesDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("looking for image %s: %w", d, err)
+	}
+	found, newest := key{digest: d}, time.Time{}
+	for _, entry := range entries {
+		k, rest, ok := parseKey(entry.Name())
+		if !ok || rest != "" || k.digest != d {
+			continue
+		}
+		info, err := os.Stat(filepath.Join(s.imageDir(k), oci.ImageFile))
+		if err == nil && info.ModTime().After(newest) {
+			found, newest = k, info.ModTime()
+		}
+	}
+	return s.openPlain(found)
 }
 
 // List returns every image in the store, in the order of their digests.
@@ -94,12 +123,11 @@ func (s *Store) List(ctx context.Context) ([]*oci.Image, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		algorithm, encoded, ok := strings.Cut(entry.Name(), "-")
-		d := digest.NewDigestFromEncoded(digest.Algorithm(algorithm), encoded)
-		if !ok || d.Validate() != nil {
+		k, rest, ok := parseKey(entry.Name())
+		if !ok || rest != "" {
 			continue
 		}
-		image, err := s.open(d)
+		image, err := s.open(k)
 		if errors.Is(err, oci.ErrNotFound) {
 			continue // removed since
 		} else if err != nil {
@@ -110,15 +138,12 @@ func (s *Store) List(ctx context.Context) ([]*oci.Image, error) {
 	return images, nil
 }
 
-// open reads the image with manifest digest d.
-func (s *Store) open(d digest.Digest) (*oci.Image, error) {
-	if err := d.Validate(); err != nil {
-		return nil, fmt.Errorf("%w: digest %q: %w", oci.ErrReference, d, err)
-	}
-	dir := s.imageDir(d)
+// open reads the image k.
+func (s *Store) open(k key) (*oci.Image, error) {
+	dir := s.imageDir(k)
 	raw, err := os.ReadFile(filepath.Join(dir, oci.ImageFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s is not in the store %s", oci.ErrNotFound, d, s.root)
+		return nil, s.notHeld(k.digest)
 	} else if err != nil {
 		return nil, fmt.Errorf("reading image: %w", err)
 	}
@@ -126,22 +151,15 @@ func (s *Store) open(d digest.Digest) (*oci.Image, error) {
 	if err := json.Unmarshal(raw, image); err != nil {
 		return nil, fmt.Errorf("reading %s: %w; remove the directory to pull the image again", filepath.Join(dir, oci.ImageFile), err)
 	}
+	if keyOf(image) != k {
+		return nil, fmt.Errorf("reading %s: it is of the image %s; remove the directory to pull the image again", filepath.Join(dir, oci.ImageFile), keyOf(image))
+	}
 	image.DomainXML, err = os.ReadFile(filepath.Join(dir, oci.DomainFile))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reading image: %w", err)
 	}
 	return image, nil
 }
-
-func (s *Store) imageDir(d digest.Digest) string {
-	return filepath.Join(s.root, imagesDir, directoryName(d))
-}
-
-func (s *Store) partialDir(d digest.Digest) string {
-	return filepath.Join(s.root, imagesDir, space.PartialPrefix+directoryName(d))
-}
-
-func directoryName(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
 
 // touch records that an image is used now. A store that cannot be written has
 // nobody who prunes it.
@@ -168,6 +186,19 @@ type referenceRecord struct {
 	// index that leads to it.
 	Top      digest.Digest `json:"top"`
 	Manifest digest.Digest `json:"manifest"`
+	// Image is the key of the image. Older versions did not write it.
+	Image string `json:"image,omitempty"`
+}
+
+func (r referenceRecord) key() (key, error) {
+	if r.Image == "" {
+		return key{digest: r.Manifest}, r.Manifest.Validate()
+	}
+	k, rest, ok := parseKey(r.Image)
+	if !ok || rest != "" {
+		return key{}, fmt.Errorf("the record of the image reference %s names the image %q, which cannot be", r.Reference, r.Image)
+	}
+	return k, nil
 }
 
 func (s *Store) referencePath(ref oci.Reference, arch string) string {

@@ -84,8 +84,9 @@ func TestJob(t *testing.T) {
 		if what == nil {
 			t.Fatalf("no line on image, digest, size and host in:\n%s", prepare.Stderr)
 		}
-		if !exists(filepath.Join(s.storage, "images", strings.Replace(what[1], ":", "-", 1))) {
-			t.Errorf("the store has no image %s", what[1])
+		stored, err := filepath.Glob(filepath.Join(s.storage, "images", strings.Replace(what[1], ":", "-", 1)+".*"))
+		if err != nil || len(stored) != 1 {
+			t.Errorf("the store has no image %s, but %v (%v)", what[1], stored, err)
 		}
 		if mib, err := strconv.ParseFloat(what[2], 64); err != nil || mib < 5 || mib > 100 {
 			t.Errorf("the guest has %s MiB", what[2])

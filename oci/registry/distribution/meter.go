@@ -9,9 +9,9 @@ import (
 	"github.com/docker/go-units"
 )
 
-// minRate is the least throughput that counts as progress, in bytes per second:
+// MinRate is the least throughput that counts as progress, in bytes per second:
 // dnf's minrate. At that rate a gibibyte takes 12 days.
-const minRate = 1000
+const MinRate = 1000
 
 // A StallError says that a registry sent too little for too long. Another try at
 // once would take as long again.
@@ -75,7 +75,7 @@ func (w *wait) stop() {
 }
 
 func newMeter(window time.Duration) *meter {
-	floor := max(int64(window.Seconds()*minRate), 1)
+	floor := max(int64(window.Seconds()*MinRate), 1)
 	return &meter{window: window, floor: floor, waiting: map[*wait]struct{}{}}
 }
 
