@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"gitlab-sardine-executor/internal/diskusage"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/store"
 )
@@ -49,7 +50,7 @@ func pullHere(text, root string) error {
 		if err != nil {
 			return err
 		}
-		p.Disk += info.Sys().(*syscall.Stat_t).Blocks * 512
+		p.Disk += diskusage.Of(info)
 	}
 	return json.NewEncoder(os.Stdout).Encode(p)
 }

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"gitlab-sardine-executor/internal/diskusage"
+
 	"github.com/docker/go-units"
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
@@ -189,9 +191,7 @@ func Allocated(dir string) int64 {
 		if err != nil || info.Mode()&fs.ModeType != 0 {
 			continue
 		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			sum += stat.Blocks * 512
-		}
+		sum += diskusage.Of(info)
 	}
 	return sum
 }

@@ -11,11 +11,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"gitlab-sardine-executor/internal/diskusage"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/space"
 )
@@ -61,7 +61,7 @@ func (s *Store) Inventory(ctx context.Context) ([]StoredImage, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		image, ok, err := s.take(entry.Name())
+		image, ok, err := s.take(ctx, entry.Name())
 		if err != nil {
 			return nil, err
 		}
@@ -76,7 +76,7 @@ func (s *Store) Inventory(ctx context.Context) ([]StoredImage, error) {
 
 // take looks at one entry of the images' directory; ok is false if it is no
 // image, or is gone.
-func (s *Store) take(name string) (image StoredImage, ok bool, err error) {
+func (s *Store) take(ctx context.Context, name string) (image StoredImage, ok bool, err error) {
 	image.lock = strings.TrimPrefix(name, space.PartialPrefix)
 	partial := image.lock != name
 	var rest string
@@ -97,30 +97,8 @@ func (s *Store) take(name string) (image StoredImage, ok bool, err error) {
 		// A damaged image counts as incomplete: whoever wants it is told more.
 		image.Image, _ = s.open(image.key)
 	}
-	image.Usage, err = usage(image.dir)
+	image.Usage, err = diskusage.OfDir(ctx, image.dir)
 	return image, true, err
-}
-
-// usage is the space that the files of a directory take, in bytes.
-func usage(dir string) (int64, error) {
-	var sum int64
-	err := filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-			sum += stat.Blocks * 512 // stat(2): of 512 bytes, whatever the file system
-		}
-		return nil
-	})
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed while we looked
-		return 0, fmt.Errorf("measuring %s: %w", dir, err)
-	}
-	return sum, nil
 }
 
 // references are the names of each image.
