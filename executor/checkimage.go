@@ -10,7 +10,6 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/space"
 	"gitlab-sardine-executor/oci/store"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/virt"
@@ -42,5 +41,12 @@ func CheckImage(ctx context.Context, host *virt.Host, settings config.Resolved, 
 			break
 		}
 	}
-	return vm.CheckImage(ctx, host, source)
+	if host == nil {
+		return domain.Check(source, nil)
+	}
+	architectures, err := host.Architectures(ctx)
+	if err != nil {
+		return err
+	}
+	return domain.Check(source, architectures)
 }

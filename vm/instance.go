@@ -5,8 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"strings"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -113,6 +117,36 @@ func (i *Instance) run(ctx context.Context, cmd guestssh.Command, n network.Netw
 // Shell runs an interactive shell: see [guestssh.Client.Shell].
 func (i *Instance) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Writer) (int, error) {
 	return i.client.Shell(ctx, stdin, stdout, stderr)
+}
+
+// logIn logs in over a connection to the guest's address, if this machine is at its other
+// end: no other machine gets the credentials.
+func (i *Instance) logIn(ctx context.Context, conn net.Conn, login guestssh.Login, pinned ssh.PublicKey) (*guestssh.Client, error) {
+	if err := i.checkAddress(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	client, err := guestssh.Handshake(ctx, conn, login, pinned)
+	if err != nil {
+		return nil, err
+	}
+	// Again: another machine could have taken the address during the handshake. And this
+	// machine must still be running: after its end another machine may have its address.
+	err = i.checkAddress(ctx)
+	if err == nil {
+		err = i.alive(ctx)
+	}
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
+// checkAddress makes sure that an established connection leads to this machine: see
+// [network.CheckAddress].
+func (i *Instance) checkAddress(ctx context.Context) error {
+	return network.CheckAddress(ctx, i.dom, i.jobDir, i.record.Address, strings.Fields(i.record.MAC))
 }
 
 // stopped returns the [ErrGuestStopped] of a guest whose connection was lost because it

@@ -134,7 +134,11 @@ func (s *starter) buildDomain(ctx context.Context) (*libvirtxml.Domain, error) {
 	}
 	s.spec.Resize(built.Domain)
 	s.warn(s.spec.Limit(built.Domain, size.CPUs, size.Memory)...)
-	if err := checkArchitecture(ctx, s.host, built.Domain); err != nil {
+	architectures, err := s.host.Architectures(ctx)
+	if err == nil {
+		err = domain.CheckArchitecture(built.Domain, architectures)
+	}
+	if err != nil {
 		return nil, err
 	}
 	warning, err := domain.Accelerate(ctx, built.Domain, s.spec.Accel, s.spec.storage())

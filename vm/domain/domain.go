@@ -99,6 +99,7 @@ func Build(source Source) (*domainxml.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	withoutSecureBoot(domain.OS)
 	return &domainxml.Result{Domain: domain}, nil
 }
 

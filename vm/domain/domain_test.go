@@ -40,6 +40,7 @@ func TestSecureBoot(t *testing.T) {
 		source Source
 		want   string // the feature secure-boot
 	}{
+		{"default machine, which has UEFI", Source{Architecture: "arm64"}, "no"},
 		{"BIOS", Source{}, ""},
 		{"image", Source{DomainXML: image("firmware='efi'", "")}, "no"},
 		{"image by path", Source{DomainXML: image("", "<loader type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>")}, "no"},

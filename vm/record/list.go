@@ -9,14 +9,14 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// InstanceInfo is a domain that carries a job's record.
+// InstanceInfo describes the machine of a job.
 type InstanceInfo struct {
 	Name   string
 	Record Record
 }
 
-// List lists the machines of jobs; other domains are not among them, whatever
-// their names. What libvirt keeps a definition of is no job's: it is somebody's copy.
+// List lists the machines of jobs. A domain without a record is not a job's, whatever its
+// name, and neither is a defined domain with one: an administrator has copied it.
 func List(ctx context.Context, h *virt.Host) ([]InstanceInfo, error) {
 	domains, err := h.RunningTransient(ctx)
 	if err != nil {
@@ -27,7 +27,7 @@ func List(ctx context.Context, h *virt.Host) ([]InstanceInfo, error) {
 		m, err := instanceInfo(ctx, dom)
 		dom.Free()
 		if errors.Is(err, ErrNotOurs) || errors.Is(err, virt.ErrNoDomain) {
-			continue // somebody else's, or gone since it was listed
+			continue // not a job's, or it has ended since it was listed
 		}
 		if err != nil {
 			return nil, err
@@ -45,7 +45,7 @@ func instanceInfo(ctx context.Context, dom *virt.Domain) (InstanceInfo, error) {
 	return InstanceInfo{Name: dom.Name(), Record: record}, nil
 }
 
-// Keep lets a machine live until then. The error is [virt.ErrNoDomain] if it has ended
+// Keep sets the expiry time of a machine. The error is [virt.ErrNoDomain] if it has ended,
 // and [ErrNotOurs] if it is not a job's.
 func Keep(ctx context.Context, h *virt.Host, name string, until time.Time) error {
 	dom, err := h.Domain(ctx, name)

@@ -13,46 +13,46 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// Namespace is the XML namespace of a [Record] in a domain's metadata. A
-// domain that has none is not ours, whatever its name.
+// Namespace is the XML namespace of a [Record] in the metadata of a domain. A domain
+// without it is not a job's, whatever its name.
 const Namespace = "urn:gitlab-sardine-executor:job:1"
 
 const prefix = "sardine"
 
-// ErrNotOurs: the domain carries no record of a job. Nothing of this package
-// changes such a domain.
+// ErrNotOurs: the domain has no record of a job. This program does not change such a
+// domain.
 var ErrNotOurs = errors.New("not a machine of a job")
 
-// A Record is what every later stage and command has to know of a machine. It
-// lives in the metadata of its domain and holds no secret.
+// A Record is what later stages and commands need to know about a machine. It is stored in
+// the metadata of the domain and contains no secrets.
 type Record struct {
-	// Job, Project and Server say whose machine it is: GitLab's job id, the
-	// path of the project, the URL of the server.
+	// Job, Project and Server identify the job: GitLab's job ID, the path of the project,
+	// the URL of the server.
 	Job     string `xml:"id" json:"job"`
 	Project string `xml:"project,omitempty" json:"project,omitempty"`
 	Server  string `xml:"server,omitempty" json:"server,omitempty"`
-	// Image and Digest say what it was made of.
+	// Image and Digest identify the image of the machine.
 	Image  string `xml:"image,omitempty" json:"image,omitempty"`
 	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`
-	// Cache is the name of the cache that the machine has; empty for none.
+	// Cache is the name of the machine's cache; empty for none.
 	Cache string `xml:"cache,omitempty" json:"cache,omitempty"`
-	// Created is when prepare began; from Expires on nobody needs it any more.
+	// Created is when prepare began. From Expires on, sweep may remove the machine.
 	Created time.Time `xml:"created" json:"created"`
 	Expires time.Time `xml:"expires" json:"expires"`
 
-	// MAC is the MAC address of the machine's NIC on a libvirt network; if it has
-	// several, they are separated by spaces. Address is host:port of the guest's SSH
-	// server as seen from this host,
-	// HostKey its public key (a line as in known_hosts, without the host), and
-	// User who logs in. All are empty until the guest answered.
-	MAC     string `xml:"mac,omitempty" json:"mac,omitempty"`
+	// MAC is the MAC address of the machine's NIC on a libvirt network. Several are
+	// separated by spaces.
+	MAC string `xml:"mac,omitempty" json:"mac,omitempty"`
+	// Address is host:port of the guest's SSH server as seen from this host, HostKey its
+	// public key (a line as in known_hosts, without the host), and User the user of the
+	// login. Address and User are empty until the guest is ready.
 	Address string `xml:"address,omitempty" json:"address,omitempty"`
 	HostKey string `xml:"hostkey,omitempty" json:"hostKey,omitempty"`
 	User    string `xml:"user,omitempty" json:"user,omitempty"`
 }
 
-// element is the record as XML. libvirt declares the namespace itself when it
-// is handed metadata through its API; in a domain's XML we must.
+// element returns the record as XML. libvirt declares the namespace of metadata that is set
+// through its API; in the XML of a domain it must be declared.
 func (r Record) element(name xml.Name, attrs ...xml.Attr) (string, error) {
 	var text strings.Builder
 	if err := xml.NewEncoder(&text).EncodeElement(r, xml.StartElement{Name: name, Attr: attrs}); err != nil {
@@ -61,7 +61,7 @@ func (r Record) element(name xml.Name, attrs ...xml.Attr) (string, error) {
 	return text.String(), nil
 }
 
-// Metadata is the record as a child of a domain's <metadata>.
+// Metadata returns the record as a child of <metadata>.
 func (r Record) Metadata() (*libvirtxml.DomainMetadata, error) {
 	text, err := r.element(xml.Name{Local: prefix + ":job"},
 		xml.Attr{Name: xml.Name{Local: "xmlns:" + prefix}, Value: Namespace})
@@ -80,8 +80,8 @@ func (r Record) Store(ctx context.Context, dom *virt.Domain) error {
 	return dom.SetMetadata(ctx, "the job's record", text, prefix, Namespace)
 }
 
-// Read reads the record of a domain; the error is [ErrNotOurs] if it has
-// none, or is one that libvirt keeps a definition of: machines of jobs are transient.
+// Read reads the record of a domain. The error is [ErrNotOurs] if it has none, or if it is a
+// defined domain: machines of jobs are transient.
 func Read(ctx context.Context, dom *virt.Domain) (Record, error) {
 	defined, err := dom.IsPersistent(ctx)
 	if err != nil {

@@ -5,10 +5,9 @@ import (
 	"fmt"
 )
 
-// Await runs one call of the libvirt library, which knows no deadlines, and
-// gives it up when ctx ends. The call itself goes on until the daemon answers
-// or this process ends.
-func Await[T any](ctx context.Context, what string, call func() (T, error)) (T, error) {
+// await runs one call of the libvirt library, which has no deadlines, and returns when ctx
+// ends. The call itself continues until the daemon answers or this process ends.
+func await[T any](ctx context.Context, what string, call func() (T, error)) (T, error) {
 	type answer struct {
 		value T
 		err   error
@@ -30,8 +29,8 @@ func Await[T any](ctx context.Context, what string, call func() (T, error)) (T, 
 	}
 }
 
-// AwaitDone is [Await] for calls that return only an error.
-func AwaitDone(ctx context.Context, what string, call func() error) error {
-	_, err := Await(ctx, what, func() (struct{}, error) { return struct{}{}, call() })
+// awaitDone is [await] for calls that return only an error.
+func awaitDone(ctx context.Context, what string, call func() error) error {
+	_, err := await(ctx, what, func() (struct{}, error) { return struct{}{}, call() })
 	return err
 }

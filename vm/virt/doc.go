@@ -1,4 +1,3 @@
-// Package virt is the connection to libvirt. It gives the calls of the libvirt
-// library deadlines and readable errors, so that other packages need not import the
-// library (cgo) themselves.
+// Package virt connects to libvirt. It adds deadlines and readable errors to the calls of the
+// libvirt library, and is the only package that imports it (cgo).
 package virt

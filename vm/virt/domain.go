@@ -11,8 +11,8 @@ import (
 // ErrNoMetadata: the domain has no metadata in that namespace.
 var ErrNoMetadata = errors.New("the domain has no such metadata")
 
-// A Domain is a domain of libvirt. It refers to the one that it was looked up as,
-// whatever else gets its name later.
+// A Domain is a domain of libvirt. It refers to the domain that was looked up, also if
+// another one gets its name later.
 type Domain struct {
 	dom  *libvirt.Domain
 	name string
@@ -21,7 +21,7 @@ type Domain struct {
 // Domain looks up a domain by its name; the error is [ErrNoDomain] if there is
 // none.
 func (h *Host) Domain(ctx context.Context, name string) (*Domain, error) {
-	dom, err := Await(ctx, "look up domain "+name, func() (*libvirt.Domain, error) {
+	dom, err := await(ctx, "look up domain "+name, func() (*libvirt.Domain, error) {
 		return h.conn.LookupDomainByName(name)
 	})
 	return h.found(dom, name, err)
@@ -30,14 +30,14 @@ func (h *Host) Domain(ctx context.Context, name string) (*Domain, error) {
 // DomainByUUID looks up a domain by its UUID; the error is [ErrNoDomain] if there is
 // none.
 func (h *Host) DomainByUUID(ctx context.Context, id string) (*Domain, error) {
-	dom, err := Await(ctx, "look up domain "+id, func() (*libvirt.Domain, error) {
+	dom, err := await(ctx, "look up domain "+id, func() (*libvirt.Domain, error) {
 		return h.conn.LookupDomainByUUIDString(id)
 	})
 	return h.found(dom, id, err)
 }
 
 func (h *Host) found(dom *libvirt.Domain, name string, err error) (*Domain, error) {
-	if IsCode(err, libvirt.ERR_NO_DOMAIN) {
+	if isCode(err, libvirt.ERR_NO_DOMAIN) {
 		return nil, fmt.Errorf("%w: %s at %s", ErrNoDomain, name, h.uri)
 	}
 	return wrap(dom, name, err)
@@ -53,14 +53,14 @@ func wrap(dom *libvirt.Domain, name string, err error) (*Domain, error) {
 // Domains lists all domains, active or not. The caller frees them.
 func (h *Host) Domains(ctx context.Context) ([]*Domain, error) { return h.list(ctx, 0) }
 
-// RunningTransient lists the domains that run and end with their run, as those of jobs
-// do. The caller frees them.
+// RunningTransient lists the running transient domains. Those of jobs are transient. The
+// caller frees them.
 func (h *Host) RunningTransient(ctx context.Context) ([]*Domain, error) {
 	return h.list(ctx, libvirt.CONNECT_LIST_DOMAINS_ACTIVE|libvirt.CONNECT_LIST_DOMAINS_TRANSIENT)
 }
 
 func (h *Host) list(ctx context.Context, flags libvirt.ConnectListAllDomainsFlags) ([]*Domain, error) {
-	return Await(ctx, "list the domains", func() ([]*Domain, error) {
+	return await(ctx, "list the domains", func() ([]*Domain, error) {
 		listed, err := h.conn.ListAllDomains(flags)
 		if err != nil {
 			return nil, err
@@ -77,30 +77,30 @@ func (h *Host) list(ctx context.Context, flags libvirt.ConnectListAllDomainsFlag
 	})
 }
 
-// Start starts a transient domain: it is gone when it stops.
+// Start creates and starts a transient domain: it does not exist any more when it stops.
 func (h *Host) Start(ctx context.Context, name, doc string) (*Domain, error) {
-	dom, err := Await(ctx, "start domain "+name, func() (*libvirt.Domain, error) {
+	dom, err := await(ctx, "start domain "+name, func() (*libvirt.Domain, error) {
 		return h.conn.DomainCreateXML(doc, 0)
 	})
 	return wrap(dom, name, err)
 }
 
-// Define defines a domain, and does not start it; validate has libvirt check the XML
+// Define defines a domain without starting it. With validate, libvirt checks the XML
 // against its schema.
 func (h *Host) Define(ctx context.Context, name, doc string, validate bool) (*Domain, error) {
 	var flags libvirt.DomainDefineFlags
 	if validate {
 		flags = libvirt.DOMAIN_DEFINE_VALIDATE
 	}
-	dom, err := Await(ctx, "define domain "+name, func() (*libvirt.Domain, error) {
+	dom, err := await(ctx, "define domain "+name, func() (*libvirt.Domain, error) {
 		return h.conn.DomainDefineXMLFlags(doc, flags)
 	})
 	return wrap(dom, name, err)
 }
 
-// Restore starts a domain from the file that [Domain.Save] wrote.
+// Restore starts a domain from a file that [Domain.Save] wrote.
 func (h *Host) Restore(ctx context.Context, name, path string) error {
-	return AwaitDone(ctx, "restore domain "+name, func() error {
+	return awaitDone(ctx, "restore domain "+name, func() error {
 		return h.conn.DomainRestoreFlags(path, "", libvirt.DOMAIN_SAVE_RUNNING)
 	})
 }
@@ -108,43 +108,43 @@ func (h *Host) Restore(ctx context.Context, name, path string) error {
 // Name of the domain.
 func (d *Domain) Name() string { return d.name }
 
-// Libvirt is the library's own domain, for what this package does not wrap.
+// Libvirt returns the domain of the library, for calls that this package does not wrap.
 func (d *Domain) Libvirt() *libvirt.Domain { return d.dom }
 
-// Free releases the memory of the handle. The domain is not touched.
+// Free releases the handle. It does not touch the domain.
 func (d *Domain) Free() { d.dom.Free() }
 
-// XML of the domain as it runs.
+// XML of the running domain.
 func (d *Domain) XML(ctx context.Context) (string, error) {
-	return Await(ctx, "read domain "+d.name, func() (string, error) { return d.dom.GetXMLDesc(0) })
+	return await(ctx, "read domain "+d.name, func() (string, error) { return d.dom.GetXMLDesc(0) })
 }
 
-// InactiveXML is the XML of the domain as it would start the next time; secure includes
-// passwords.
+// InactiveXML is the XML with which the domain would start the next time. With secure it
+// includes passwords.
 func (d *Domain) InactiveXML(ctx context.Context, secure bool) (string, error) {
 	flags := libvirt.DOMAIN_XML_INACTIVE
 	if secure {
 		flags |= libvirt.DOMAIN_XML_SECURE
 	}
-	return Await(ctx, "read domain "+d.name, func() (string, error) { return d.dom.GetXMLDesc(flags) })
+	return await(ctx, "read domain "+d.name, func() (string, error) { return d.dom.GetXMLDesc(flags) })
 }
 
 // IsActive reports whether the domain runs.
 func (d *Domain) IsActive(ctx context.Context) (bool, error) {
-	return Await(ctx, "ask whether domain "+d.name+" runs", d.dom.IsActive)
+	return await(ctx, "ask whether domain "+d.name+" runs", d.dom.IsActive)
 }
 
 // IsPersistent reports whether libvirt keeps a definition of the domain.
 func (d *Domain) IsPersistent(ctx context.Context) (bool, error) {
-	persistent, err := Await(ctx, "ask whether domain "+d.name+" is defined", d.dom.IsPersistent)
+	persistent, err := await(ctx, "ask whether domain "+d.name+" is defined", d.dom.IsPersistent)
 	return persistent, gone(err)
 }
 
-// HasManagedSave reports whether libvirt would start the domain from saved memory
-// (virsh managedsave). Drivers that cannot do that have none.
+// HasManagedSave reports whether libvirt would start the domain from saved memory (virsh
+// managedsave). It is false for drivers without that feature.
 func (d *Domain) HasManagedSave(ctx context.Context) (bool, error) {
-	saved, err := Await(ctx, "ask whether domain "+d.name+" is saved", func() (bool, error) { return d.dom.HasManagedSaveImage(0) })
-	if IsCode(err, libvirt.ERR_NO_SUPPORT) {
+	saved, err := await(ctx, "ask whether domain "+d.name+" is saved", func() (bool, error) { return d.dom.HasManagedSaveImage(0) })
+	if isCode(err, libvirt.ERR_NO_SUPPORT) {
 		return false, nil
 	}
 	return saved, err
@@ -153,10 +153,10 @@ func (d *Domain) HasManagedSave(ctx context.Context) (bool, error) {
 // Metadata is the metadata of the domain in an XML namespace; the error is
 // [ErrNoMetadata] if it has none.
 func (d *Domain) Metadata(ctx context.Context, what, namespace string) (string, error) {
-	text, err := Await(ctx, "read "+what+" of the domain", func() (string, error) {
+	text, err := await(ctx, "read "+what+" of the domain", func() (string, error) {
 		return d.dom.GetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, namespace, libvirt.DOMAIN_AFFECT_CURRENT)
 	})
-	if IsCode(err, libvirt.ERR_NO_DOMAIN_METADATA) {
+	if isCode(err, libvirt.ERR_NO_DOMAIN_METADATA) {
 		return "", fmt.Errorf("%w: %w", ErrNoMetadata, err)
 	}
 	return text, gone(err)
@@ -164,68 +164,68 @@ func (d *Domain) Metadata(ctx context.Context, what, namespace string) (string, 
 
 // SetMetadata replaces the metadata of a running domain in an XML namespace.
 func (d *Domain) SetMetadata(ctx context.Context, what, text, prefix, namespace string) error {
-	return AwaitDone(ctx, "store "+what+" in its domain", func() error {
+	return awaitDone(ctx, "store "+what+" in its domain", func() error {
 		return d.dom.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, text, prefix, namespace, libvirt.DOMAIN_AFFECT_LIVE)
 	})
 }
 
 // Start starts a defined domain.
 func (d *Domain) Start(ctx context.Context) error {
-	return AwaitDone(ctx, "start domain "+d.name, d.dom.Create)
+	return awaitDone(ctx, "start domain "+d.name, d.dom.Create)
 }
 
-// Save writes the memory of the domain to a file and ends it.
+// Save writes the memory of the domain to a file. The domain ends.
 func (d *Domain) Save(ctx context.Context, path string) error {
-	return AwaitDone(ctx, "save domain "+d.name, func() error { return d.dom.Save(path) })
+	return awaitDone(ctx, "save domain "+d.name, func() error { return d.dom.Save(path) })
 }
 
-// UpdateDevice changes a device of the running domain, also if the guest has locked it.
+// UpdateDevice changes a device of the running domain, even if the guest has locked it.
 func (d *Domain) UpdateDevice(ctx context.Context, device string) error {
-	return AwaitDone(ctx, "change a device of domain "+d.name, func() error {
+	return awaitDone(ctx, "change a device of domain "+d.name, func() error {
 		return d.dom.UpdateDeviceFlags(device, libvirt.DOMAIN_DEVICE_MODIFY_LIVE|libvirt.DOMAIN_DEVICE_MODIFY_FORCE)
 	})
 }
 
-// Destroy ends the domain at once. One that has ended is no error.
+// Destroy stops the domain at once. It is no error if the domain has stopped already.
 func (d *Domain) Destroy(ctx context.Context) error {
-	err := AwaitDone(ctx, "destroy domain "+d.name, d.dom.Destroy)
-	if IsCode(err, libvirt.ERR_NO_DOMAIN) || IsCode(err, libvirt.ERR_OPERATION_INVALID) {
+	err := awaitDone(ctx, "destroy domain "+d.name, d.dom.Destroy)
+	if isCode(err, libvirt.ERR_NO_DOMAIN) || isCode(err, libvirt.ERR_OPERATION_INVALID) {
 		return nil
 	}
 	return err
 }
 
-// Remove ends the domain and undefines it, with its UEFI variables. Its disks stay.
+// Remove destroys and undefines the domain, with its UEFI variables. Its disks stay.
 func (d *Domain) Remove(ctx context.Context) error {
-	return AwaitDone(ctx, "remove domain "+d.name, func() error {
+	return awaitDone(ctx, "remove domain "+d.name, func() error {
 		active, err := d.dom.IsActive()
 		if err == nil && active {
 			err = d.dom.Destroy()
 		}
 		if persistent, lookup := d.dom.IsPersistent(); err == nil && lookup == nil && persistent {
-			if err = d.dom.UndefineFlags(libvirt.DOMAIN_UNDEFINE_NVRAM); IsCode(err, libvirt.ERR_INVALID_ARG) {
-				err = d.dom.Undefine() // the driver knows no such flag
+			if err = d.dom.UndefineFlags(libvirt.DOMAIN_UNDEFINE_NVRAM); isCode(err, libvirt.ERR_INVALID_ARG) {
+				err = d.dom.Undefine() // the driver does not have this flag
 			}
 		}
-		if IsCode(err, libvirt.ERR_NO_DOMAIN) {
+		if isCode(err, libvirt.ERR_NO_DOMAIN) {
 			return nil
 		}
 		return err
 	})
 }
 
-// StopReason says why the domain does not run; empty if it does. A domain that a person
-// paused runs.
+// StopReason describes why the domain does not run; empty if it does. A domain that an
+// administrator paused counts as running.
 func (d *Domain) StopReason(ctx context.Context) (string, error) {
 	type domainState struct {
 		state  libvirt.DomainState
 		reason int
 	}
-	s, err := Await(ctx, "ask for the state of "+d.name, func() (domainState, error) {
+	s, err := await(ctx, "ask for the state of "+d.name, func() (domainState, error) {
 		state, reason, err := d.dom.GetState()
 		return domainState{state, reason}, err
 	})
-	if IsCode(err, libvirt.ERR_NO_DOMAIN) {
+	if isCode(err, libvirt.ERR_NO_DOMAIN) {
 		return "it powered off or its QEMU died", nil
 	}
 	if err != nil {
@@ -247,9 +247,9 @@ func (d *Domain) StopReason(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// gone makes err an [ErrNoDomain] if the domain has ended since it was looked up.
+// gone makes err an [ErrNoDomain] if the domain has ended since the lookup.
 func gone(err error) error {
-	if IsCode(err, libvirt.ERR_NO_DOMAIN) {
+	if isCode(err, libvirt.ERR_NO_DOMAIN) {
 		return fmt.Errorf("%w: %w", ErrNoDomain, err)
 	}
 	return err

@@ -14,16 +14,16 @@ import (
 // ErrNoDomain: libvirt has no domain of that name.
 var ErrNoDomain = errors.New("no such domain")
 
-// ErrDisconnected: the daemon has ended the connection, as it does when it is
-// restarted. Its machines go on; a new connection may find it again.
+// ErrDisconnected: the daemon closed the connection, as it does when it restarts. Its
+// machines continue to run, and a new connection may succeed.
 var ErrDisconnected = errors.New("the connection to libvirt broke (was its daemon restarted?)")
 
-// ErrUnreachable: there is no connection to a libvirt daemon to be had: none runs, it
-// is being restarted, or this user may not use it.
+// ErrUnreachable: the connection to the libvirt daemon failed: the daemon does not run, is
+// restarting, or refuses this user.
 var ErrUnreachable = errors.New("libvirt cannot be reached")
 
-// An Error is an error of libvirt as a person reads it. The library's own
-// text begins with numbers: "virError(Code=38, Domain=7, Message='…')".
+// An Error is an error of libvirt with a readable text. The library's own text begins with
+// numbers: "virError(Code=38, Domain=7, Message='…')".
 type Error struct{ Cause libvirt.Error }
 
 func (e Error) Error() string {
@@ -33,14 +33,14 @@ func (e Error) Error() string {
 	return strings.TrimPrefix(e.Cause.Message, internalError)
 }
 
-// internalError is what libvirt begins with where it has no better code, whoever's
-// fault it is (src/util/virerror.c): readers would take it for ours.
+// internalError is libvirt's prefix for errors without a better code, whatever their cause
+// (src/util/virerror.c). Readers would take it for an error of this program.
 const internalError = "internal error: "
 
-// Is makes it an [ErrDisconnected] where it is one.
+// Is reports whether e is an [ErrDisconnected].
 func (e Error) Is(target error) bool { return target == ErrDisconnected && e.isDisconnect() }
 
-// disconnects are what libvirt's RPC client says of a connection that it had
+// disconnects are the messages of libvirt's RPC client for a connection that broke
 // (src/rpc/virnetclient.c, virnetsocket.c). There is no error code for that.
 var disconnects = []string{
 	"client socket is closed", "received hangup event on socket",
@@ -60,8 +60,8 @@ func clean(err error) error {
 	return err
 }
 
-// IsCode reports whether err is libvirt's error of that code.
-func IsCode(err error, code libvirt.ErrorNumber) bool {
+// isCode reports whether err is libvirt's error of that code.
+func isCode(err error, code libvirt.ErrorNumber) bool {
 	var wrapped Error
 	if errors.As(err, &wrapped) {
 		return wrapped.Cause.Code == code
@@ -74,7 +74,7 @@ func IsCode(err error, code libvirt.ErrorNumber) bool {
 // domain.
 func ClassifyXML(err error) error {
 	for _, code := range []libvirt.ErrorNumber{libvirt.ERR_CONFIG_UNSUPPORTED, libvirt.ERR_XML_ERROR, libvirt.ERR_XML_INVALID_SCHEMA} {
-		if IsCode(err, code) {
+		if isCode(err, code) {
 			return fmt.Errorf("%w: %w", errdefs.ErrInvalid, err)
 		}
 	}

@@ -7,8 +7,8 @@ import (
 	"libvirt.org/go/libvirt"
 )
 
-// A daemon that ended the connection is told from one that was never there, and
-// from what it answers.
+// A connection that the daemon closed is distinguished from a failed connection, and from
+// errors that the daemon reports.
 func TestDisconnected(t *testing.T) {
 	for _, test := range []struct {
 		err  libvirt.Error
@@ -26,7 +26,7 @@ func TestDisconnected(t *testing.T) {
 	}
 }
 
-// QEMU's own words are no error inside of anything that a reader could mend.
+// The prefix of libvirt's internal errors is removed.
 func TestErrorOfLibvirt(t *testing.T) {
 	err := clean(libvirt.Error{Code: libvirt.ERR_INTERNAL_ERROR, Message: "internal error: process exited while connecting to monitor"})
 	if got := err.Error(); got != "process exited while connecting to monitor" {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
 )
 
 // A Host is a connection to the libvirt daemon that runs the machines.
@@ -15,23 +17,23 @@ type Host struct {
 	uri  string
 }
 
-// DefaultURI is where virsh would connect to: the system daemon as root, the
-// user's own otherwise.
-func DefaultURI() string {
+// defaultURI is that of virsh: the system daemon for root, the user's own daemon
+// otherwise.
+func defaultURI() string {
 	if os.Geteuid() == 0 {
 		return "qemu:///system"
 	}
 	return "qemu:///session"
 }
 
-// Open connects to libvirt; an empty uri means [DefaultURI]. The libvirt
-// library cannot be interrupted, so that Open, like everything that asks the
-// daemon, returns when ctx ends and leaves the call to end by itself.
+// Open connects to libvirt. If uri is empty, root connects to qemu:///system and other users
+// to qemu:///session, as with virsh. The libvirt library cannot be interrupted: Open, like
+// all methods that call the daemon, returns when ctx ends, and the call ends by itself.
 func Open(ctx context.Context, uri string) (*Host, error) {
 	if uri == "" {
-		uri = DefaultURI()
+		uri = defaultURI()
 	}
-	conn, err := Await(ctx, "connect to libvirt at "+uri, func() (*libvirt.Connect, error) {
+	conn, err := await(ctx, "connect to libvirt at "+uri, func() (*libvirt.Connect, error) {
 		return libvirt.NewConnect(uri)
 	})
 	if err != nil {
@@ -40,24 +42,23 @@ func Open(ctx context.Context, uri string) (*Host, error) {
 	return &Host{conn: conn, uri: uri}, nil
 }
 
-// Close ends the connection. Machines go on.
+// Close closes the connection. Machines continue to run.
 func (h *Host) Close() error {
 	_, err := h.conn.Close()
 	return err
 }
 
-// URI is what libvirt was reached by.
+// URI of the connection.
 func (h *Host) URI() string { return h.uri }
 
-// System says whether the machines run under the system daemon, and so with
-// other rights than this process.
+// System reports whether the machines run under the system daemon, and so possibly as
+// another user than this process.
 func (h *Host) System() bool { return strings.HasSuffix(strings.SplitN(h.uri, "?", 2)[0], "/system") }
 
-// Libvirt is the library's own connection, for what this package does not wrap.
+// Libvirt returns the connection of the library, for calls that this package does not wrap.
 func (h *Host) Libvirt() *libvirt.Connect { return h.conn }
 
-// Version of the daemon, as libvirt writes it: 9.1.0 is 9001000. 0 if it does
-// not say.
+// Version of the daemon in libvirt's format: 9.1.0 is 9001000. It is 0 if it is not known.
 func (h *Host) Version() uint32 {
 	v, err := h.conn.GetLibVersion()
 	if err != nil {
@@ -66,7 +67,7 @@ func (h *Host) Version() uint32 {
 	return v
 }
 
-// QEMUVersion is the version of the hypervisor, as libvirt writes it.
+// QEMUVersion is the version of the hypervisor in libvirt's format.
 func (h *Host) QEMUVersion() (uint32, error) {
 	v, err := h.conn.GetVersion()
 	if err != nil {
@@ -75,7 +76,7 @@ func (h *Host) QEMUVersion() (uint32, error) {
 	return v, nil
 }
 
-// HostSize is what a host has to give.
+// HostSize is the size of a host.
 type HostSize struct {
 	CPUs   uint
 	Memory uint64 // bytes
@@ -83,17 +84,17 @@ type HostSize struct {
 
 // Size of the host, as libvirt counts it.
 func (h *Host) Size(ctx context.Context) (HostSize, error) {
-	info, err := Await(ctx, "ask for the size of the host", func() (*libvirt.NodeInfo, error) { return h.conn.GetNodeInfo() })
+	info, err := await(ctx, "ask for the size of the host", func() (*libvirt.NodeInfo, error) { return h.conn.GetNodeInfo() })
 	if err != nil {
 		return HostSize{}, err
 	}
 	return HostSize{CPUs: info.Cpus, Memory: info.Memory << 10}, nil
 }
 
-// MemoryInUse is the memory, in bytes, of all domains that run, other people's
-// included.
+// MemoryInUse is the memory, in bytes, of all running domains, also those that are not a
+// job's.
 func (h *Host) MemoryInUse(ctx context.Context) (uint64, error) {
-	return Await(ctx, "add up the memory of the domains", func() (uint64, error) {
+	return await(ctx, "add up the memory of the domains", func() (uint64, error) {
 		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
 		if err != nil {
 			return 0, err
@@ -102,10 +103,39 @@ func (h *Host) MemoryInUse(ctx context.Context) (uint64, error) {
 		for i := range domains {
 			info, err := domains[i].GetInfo()
 			domains[i].Free()
-			if err == nil { // else it has just ended
+			if err == nil { // otherwise the domain has just ended
 				sum += info.MaxMem << 10
 			}
 		}
 		return sum, nil
 	})
+}
+
+// Architectures returns the architectures of the machines that the host runs, in libvirt's
+// words; nil if the driver is not QEMU, and so does not report them.
+func (h *Host) Architectures(ctx context.Context) ([]string, error) {
+	driver, err := await(ctx, "ask libvirt for its driver", h.conn.GetType)
+	if err != nil || driver != "QEMU" {
+		return nil, err
+	}
+	text, err := await(ctx, "ask libvirt for its capabilities", h.conn.GetCapabilities)
+	if err != nil {
+		return nil, err
+	}
+	return architectures(text)
+}
+
+// architectures reads them from the capabilities of libvirt.
+func architectures(capabilities string) ([]string, error) {
+	var caps libvirtxml.Caps
+	if err := caps.Unmarshal(capabilities); err != nil {
+		return nil, fmt.Errorf("read the capabilities of libvirt: %w", err)
+	}
+	var have []string
+	for _, guest := range caps.Guests {
+		if guest.OSType == "hvm" && !slices.Contains(have, guest.Arch.Name) {
+			have = append(have, guest.Arch.Name)
+		}
+	}
+	return have, nil
 }

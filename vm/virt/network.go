@@ -14,7 +14,7 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// ErrUnsupported: the daemon cannot do it, or does not let this user do it.
+// ErrUnsupported: the daemon does not support the operation, or denies it to this user.
 var ErrUnsupported = errors.New("not supported by libvirt")
 
 // A User is a user of the host.
@@ -26,7 +26,7 @@ func (h *Host) QEMUUser(ctx context.Context) (User, error) {
 	if !h.System() {
 		return User{os.Geteuid(), os.Getegid()}, nil
 	}
-	text, err := Await(ctx, "ask libvirt for its capabilities", h.conn.GetCapabilities)
+	text, err := await(ctx, "ask libvirt for its capabilities", h.conn.GetCapabilities)
 	if err != nil {
 		return User{}, err
 	}
@@ -48,7 +48,7 @@ func (h *Host) QEMUUser(ctx context.Context) (User, error) {
 	return User{0, 0}, nil // no dynamic ownership: QEMU runs as the daemon does
 }
 
-// Network is the definition of an active network. The error is an [errdefs.ErrInvalid] if
+// Network returns the definition of an active network. The error is an [errdefs.ErrInvalid] if
 // there is none of that name.
 func (h *Host) Network(ctx context.Context, name string) (*libvirtxml.Network, error) {
 	type network struct {
@@ -63,7 +63,7 @@ func (h *Host) Network(ctx context.Context, name string) (*libvirtxml.Network, e
 		return found, err
 	})
 	switch {
-	case IsCode(err, libvirt.ERR_NO_NETWORK):
+	case isCode(err, libvirt.ERR_NO_NETWORK):
 		return nil, fmt.Errorf("%w: libvirt at %s has no network %q (virsh net-list --all lists them; network = \"user\" needs none)",
 			errdefs.ErrInvalid, h.uri, name)
 	case err != nil:
@@ -78,10 +78,10 @@ func (h *Host) Network(ctx context.Context, name string) (*libvirtxml.Network, e
 	return described, nil
 }
 
-// Networks are the names of the active networks; none if the daemon has no networks.
+// Networks returns the names of the active networks; none if the driver has no networks.
 func (h *Host) Networks(ctx context.Context) ([]string, error) {
-	names, err := Await(ctx, "list the networks", h.conn.ListNetworks)
-	if IsCode(err, libvirt.ERR_NO_SUPPORT) {
+	names, err := await(ctx, "list the networks", h.conn.ListNetworks)
+	if isCode(err, libvirt.ERR_NO_SUPPORT) {
 		return nil, nil
 	}
 	return names, err
@@ -129,16 +129,16 @@ func (h *Host) updateReservation(ctx context.Context, network string, command li
 	for _, code := range []libvirt.ErrorNumber{
 		libvirt.ERR_NO_SUPPORT, libvirt.ERR_OPERATION_UNSUPPORTED, libvirt.ERR_OPERATION_DENIED, libvirt.ERR_AUTH_UNAVAILABLE, libvirt.ERR_ACCESS_DENIED,
 	} {
-		if IsCode(err, code) {
+		if isCode(err, code) {
 			return fmt.Errorf("%w: %w", ErrUnsupported, err)
 		}
 	}
 	return err
 }
 
-// onNetwork asks libvirt something about a network.
+// onNetwork runs a call on a network.
 func onNetwork[T any](ctx context.Context, h *Host, network, what string, ask func(*libvirt.Network) (T, error)) (T, error) {
-	return Await(ctx, what, func() (none T, _ error) {
+	return await(ctx, what, func() (none T, _ error) {
 		n, err := h.conn.LookupNetworkByName(network)
 		if err != nil {
 			return none, err
@@ -150,9 +150,9 @@ func onNetwork[T any](ctx context.Context, h *Host, network, what string, ask fu
 
 var macElement = regexp.MustCompile(`<mac address=['"]([0-9A-Fa-f:]{17})['"]`)
 
-// RunningMACs are the MAC addresses of all domains that run.
+// RunningMACs returns the MAC addresses of all running domains.
 func (h *Host) RunningMACs(ctx context.Context) (map[string]bool, error) {
-	return Await(ctx, "ask for the MAC addresses of the domains", func() (map[string]bool, error) {
+	return await(ctx, "ask for the MAC addresses of the domains", func() (map[string]bool, error) {
 		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
 		if err != nil {
 			return nil, err
@@ -161,7 +161,7 @@ func (h *Host) RunningMACs(ctx context.Context) (map[string]bool, error) {
 		for i := range domains {
 			doc, xmlErr := domains[i].GetXMLDesc(0)
 			domains[i].Free()
-			if xmlErr != nil && !IsCode(xmlErr, libvirt.ERR_NO_DOMAIN) { // it has just ended
+			if xmlErr != nil && !isCode(xmlErr, libvirt.ERR_NO_DOMAIN) { // the domain has just ended
 				err = errors.Join(err, xmlErr)
 			}
 			for _, found := range macElement.FindAllStringSubmatch(doc, -1) {
@@ -174,9 +174,9 @@ func (h *Host) RunningMACs(ctx context.Context) (map[string]bool, error) {
 
 // DefineFilter makes sure that libvirt has a network filter of that name.
 func (h *Host) DefineFilter(ctx context.Context, name, doc string) error {
-	return AwaitDone(ctx, "define network filter "+name, func() error {
+	return awaitDone(ctx, "define network filter "+name, func() error {
 		filter, err := h.conn.LookupNWFilterByName(name)
-		if IsCode(err, libvirt.ERR_NO_NWFILTER) {
+		if isCode(err, libvirt.ERR_NO_NWFILTER) {
 			filter, err = h.conn.NWFilterDefineXML(doc)
 		}
 		if err != nil {
@@ -190,10 +190,10 @@ func (h *Host) DefineFilter(ctx context.Context, name, doc string) error {
 	})
 }
 
-// UndefineFilter removes a network filter unless a domain uses it. Where there is none,
-// or there are no filters at all, it does nothing.
+// UndefineFilter removes a network filter unless a domain uses it. It does nothing if there
+// is no such filter, or if the driver has no filters.
 func (h *Host) UndefineFilter(ctx context.Context, name string) error {
-	err := AwaitDone(ctx, "remove network filter "+name, func() error {
+	err := awaitDone(ctx, "remove network filter "+name, func() error {
 		filter, err := h.conn.LookupNWFilterByName(name)
 		if err != nil {
 			return err
@@ -204,7 +204,7 @@ func (h *Host) UndefineFilter(ctx context.Context, name string) error {
 	for _, fine := range []libvirt.ErrorNumber{
 		libvirt.ERR_NO_NWFILTER, libvirt.ERR_OPERATION_INVALID, libvirt.ERR_NO_SUPPORT, libvirt.ERR_INVALID_NWFILTER,
 	} {
-		if IsCode(err, fine) {
+		if isCode(err, fine) {
 			return nil
 		}
 	}
@@ -212,7 +212,7 @@ func (h *Host) UndefineFilter(ctx context.Context, name string) error {
 }
 
 // IsNoFilter reports whether libvirt failed because a network filter does not exist.
-func IsNoFilter(err error) bool { return IsCode(err, libvirt.ERR_NO_NWFILTER) }
+func IsNoFilter(err error) bool { return isCode(err, libvirt.ERR_NO_NWFILTER) }
 
 // IsFilterError reports whether libvirt failed to filter the network of a domain.
 func IsFilterError(err error) bool {
@@ -223,9 +223,9 @@ func IsFilterError(err error) bool {
 
 // IsOperationInvalid reports whether libvirt refused an operation because of the state of
 // the object: it exists already, does not exist, or is in use.
-func IsOperationInvalid(err error) bool { return IsCode(err, libvirt.ERR_OPERATION_INVALID) }
+func IsOperationInvalid(err error) bool { return isCode(err, libvirt.ERR_OPERATION_INVALID) }
 
-// An AddressSource is where libvirt gets the addresses of a guest from.
+// An AddressSource is a source of the addresses of a guest.
 type AddressSource = libvirt.DomainInterfaceAddressesSource
 
 // The sources of addresses: the leases of the network's own DHCP server, the guest's
@@ -242,10 +242,10 @@ type Interface struct {
 	Addresses []string
 }
 
-// Interfaces asks one source for the addresses of the guest; none if it knows none, for now
-// or at all.
+// Interfaces returns the addresses of the guest from one source; none if the source has
+// none yet, or is not available.
 func (d *Domain) Interfaces(ctx context.Context, source AddressSource) ([]Interface, error) {
-	interfaces, err := Await(ctx, "ask for the guest's address", func() ([]Interface, error) {
+	interfaces, err := await(ctx, "ask for the guest's address", func() ([]Interface, error) {
 		found, err := d.dom.ListAllInterfaceAddresses(source)
 		interfaces := make([]Interface, len(found))
 		for i, nic := range found {
@@ -261,7 +261,7 @@ func (d *Domain) Interfaces(ctx context.Context, source AddressSource) ([]Interf
 		libvirt.ERR_NO_SUPPORT, libvirt.ERR_OPERATION_UNSUPPORTED, libvirt.ERR_OPERATION_INVALID,
 		libvirt.ERR_INTERNAL_ERROR, libvirt.ERR_NO_NETWORK,
 	} {
-		if IsCode(err, code) {
+		if isCode(err, code) {
 			return nil, nil
 		}
 	}

@@ -1,5 +1,5 @@
-// Package virttest runs tests against libvirt's in-memory driver (test:///default): it is
-// the real library, without a daemon and without machines.
+// Package virttest runs tests against libvirt's in-memory driver (test:///default): the real
+// library, without a daemon and without machines.
 package virttest
 
 import (
@@ -18,7 +18,7 @@ func Open(t testing.TB) *virt.Host {
 	return open(t, "test:///default")
 }
 
-// OpenEmpty connects to an in-memory driver of its own, which has no domains yet.
+// OpenEmpty connects to a new in-memory driver, which has no domains.
 func OpenEmpty(t testing.TB) *virt.Host {
 	t.Helper()
 	node := filepath.Join(t.TempDir(), "node.xml")
