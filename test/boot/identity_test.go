@@ -76,7 +76,7 @@ func dropbearKey(t testing.TB) string {
 	return string(ssh.Marshal(struct {
 		Name, Curve, Point string
 		Private            *big.Int
-	}{"ecdsa-sha2-nistp256", "nistp256", string(point), private.D}))
+	}{"ecdsa-sha2-nistp256", "nistp256", string(point), new(big.Int).SetBytes(seed[:])}))
 }
 
 // narrow makes a libvirt network whose DHCP server has three addresses, gone after the
