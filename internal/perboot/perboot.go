@@ -1,4 +1,4 @@
-// Package perboot caches what was found out about this host until it boots again.
+// Package perboot caches facts about this host until it reboots.
 package perboot
 
 import (
@@ -10,13 +10,14 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// A Cache is a file with one fact about this host. It holds until the host boots again:
+// A Cache is a file with one fact about this host. It is valid until the host reboots:
 // another kernel may behave differently.
 type Cache struct {
-	path string // empty: nothing is kept
+	path string // empty: nothing is cached
 }
 
-// In is the cache of that name in the directory dir; an empty dir keeps nothing.
+// In returns the cache of that name in the directory dir. If dir is empty, nothing is
+// cached.
 func In(dir, name string) Cache {
 	if dir == "" {
 		return Cache{}
@@ -24,7 +25,7 @@ func In(dir, name string) Cache {
 	return Cache{filepath.Join(dir, name)}
 }
 
-// Read returns the text, its age, and whether it is of this boot.
+// Read returns the text and its age; ok is false if there is none since the boot.
 func (c Cache) Read() (text string, age time.Duration, ok bool) {
 	if c.path == "" {
 		return "", 0, false
@@ -41,15 +42,15 @@ func (c Cache) Read() (text string, age time.Duration, ok bool) {
 	return text, time.Since(info.ModTime()), id == bootID()
 }
 
-// Write keeps text. It reports no error: without the file the next process finds out
-// again.
+// Write stores text. It ignores errors: without the file, the next process finds the fact
+// out again.
 func (c Cache) Write(text string) {
 	if c.path != "" {
 		_ = renameio.WriteFile(c.path, []byte(bootID()+"\n"+text), 0o600)
 	}
 }
 
-// bootID is the kernel's name for the time since it booted (random(4)).
+// bootID is the kernel's ID of this boot (random(4)).
 func bootID() string {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(id))

@@ -6,8 +6,8 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// SourcePath is the absolute path of the file or block device of a disk; empty if
-// it has neither.
+// SourcePath returns the absolute path of the file or block device of a disk; empty if it
+// has neither.
 func SourcePath(d *libvirtxml.DomainDisk) string {
 	switch {
 	case d.Source == nil:
@@ -20,7 +20,7 @@ func SourcePath(d *libvirtxml.DomainDisk) string {
 	return ""
 }
 
-// TargetName is the name of a disk in its guest, such as vda.
+// TargetName returns the name of a disk in the guest, such as vda.
 func TargetName(d *libvirtxml.DomainDisk) string {
 	if d.Target == nil {
 		return "without a target"
@@ -28,7 +28,7 @@ func TargetName(d *libvirtxml.DomainDisk) string {
 	return d.Target.Dev
 }
 
-// FreeTarget is a name of the drive that no other has; an empty prefix is "sd".
+// FreeTarget returns a target name that no disk of the domain has. An empty prefix is "sd".
 func FreeTarget(d *libvirtxml.Domain, prefix string) string {
 	if prefix == "" {
 		prefix = "sd"

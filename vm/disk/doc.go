@@ -1,3 +1,3 @@
-// Package disk makes what machines store on the host: overlays on the disks of an image,
-// and UEFI variables. It also keeps the owners of disks that machines share.
+// Package disk creates the files of machines: overlays on the disks of an image, and UEFI
+// variables. It also restores the owners of shared disks.
 package disk

@@ -13,14 +13,14 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// NVRAMFile is the name of the file with the UEFI variables of a machine, among its files.
+// NVRAMFile is the name of the file with the UEFI variables of a machine.
 const NVRAMFile = "nvram.fd"
 
-// MaxNVRAM bounds the variables of a UEFI firmware, in bytes. Real ones have
-// between 128 KiB (OVMF) and 64 MiB (arm64).
+// MaxNVRAM is the maximum size of a file with UEFI variables, in bytes. Real files have 128
+// KiB (OVMF) to 64 MiB (arm64).
 const MaxNVRAM = 256 << 20
 
-// HasNVRAM says whether a domain keeps UEFI variables in a file.
+// HasNVRAM reports whether a domain stores UEFI variables in a file.
 func HasNVRAM(system *libvirtxml.DomainOS) bool {
 	switch {
 	case system == nil || (system.Loader != nil && system.Loader.Stateless == "yes"):
@@ -31,10 +31,9 @@ func HasNVRAM(system *libvirtxml.DomainOS) bool {
 	return system.Loader != nil && system.Loader.Type == "pflash"
 }
 
-// CopyNVRAM copies to path the UEFI variables that a domain names, or those at
-// otherwise if it names none. If there are none, libvirt will make them at path,
-// from its template.
-func CopyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
+// CopyNVRAM copies the UEFI variables that a domain names, or the file fallback if it names
+// none, to path. If there are none, libvirt creates them at path from its template.
+func CopyNVRAM(system *libvirtxml.DomainOS, path, fallback string) error {
 	if !HasNVRAM(system) {
 		return nil
 	}
@@ -43,7 +42,7 @@ func CopyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
 		return err
 	}
 	if from == "" {
-		from = otherwise
+		from = fallback
 	}
 	if from == "" {
 		return nil
@@ -57,7 +56,7 @@ func CopyNVRAM(system *libvirtxml.DomainOS, path, otherwise string) error {
 	return nil
 }
 
-// NamedNVRAM is the file with UEFI variables that a domain names; empty if it names
+// NamedNVRAM returns the file with UEFI variables that a domain names; empty if it names
 // none.
 func NamedNVRAM(system *libvirtxml.DomainOS) (string, error) {
 	if !HasNVRAM(system) || system.NVRam == nil {
@@ -73,8 +72,8 @@ func NamedNVRAM(system *libvirtxml.DomainOS) (string, error) {
 	return source.File.File, nil
 }
 
-// SetNVRAM names the file of a domain's UEFI variables, and leaves the template
-// and the format as they are.
+// SetNVRAM sets the file with the UEFI variables of a domain. Template and format stay as
+// they are.
 func SetNVRAM(system *libvirtxml.DomainOS, path string) {
 	nvram := libvirtxml.DomainNVRam{}
 	if system.NVRam != nil {
@@ -88,8 +87,8 @@ func SetNVRAM(system *libvirtxml.DomainOS, path string) {
 	system.NVRam = &nvram
 }
 
-// CopyFile copies an ordinary file of at most so many bytes to a new one that
-// only its owner can read. On failure there is none.
+// CopyFile copies a regular file of at most so many bytes to a new file that only its owner
+// can read. If it fails, it leaves no file.
 func CopyFile(from, to string, most int64) (err error) {
 	in, err := os.Open(from)
 	if err != nil {
@@ -101,7 +100,7 @@ func CopyFile(from, to string, most int64) (err error) {
 		return err
 	}
 	if !info.Mode().IsRegular() || info.Size() > most {
-		return fmt.Errorf("it is no ordinary file of at most %d bytes", most)
+		return fmt.Errorf("it is not a regular file of at most %d bytes", most)
 	}
 	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {

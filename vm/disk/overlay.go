@@ -17,35 +17,33 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// qemuImgTimeout bounds one run of qemu-img, which writes a header of some
-// hundred kilobytes: only a dead file system makes it slow.
+// qemuImgTimeout bounds one run of qemu-img. It writes a header of some hundred kilobytes,
+// which takes long only on a file system that does not respond.
 const qemuImgTimeout = 30 * time.Second
 
-// A BackingFile is a disk image that overlays are put on.
+// A BackingFile is a disk image on which overlays are created.
 type BackingFile struct {
-	// Path of the image, and what it holds: "qcow2" or "raw". The format is
-	// written into the overlay, so that QEMU never guesses it from the content.
+	// Path and Format ("qcow2" or "raw") of the image. The format is written to the
+	// overlay, so that QEMU never guesses it from the content.
 	Path   string
 	Format string
-	// VirtualSize in bytes; 0 means that qemu-img reads it from the base, which
-	// is only for bases that can be trusted.
+	// VirtualSize in bytes. If it is 0, qemu-img reads it from the image, which must be
+	// trusted then.
 	VirtualSize int64
 }
 
-// CloneQCOW2 makes an empty qcow2 overlay on base and returns its absolute
-// path. target is the file to create; if it is a directory, or empty for the
-// current one, the overlay is called like the base, with the extension .qcow2.
-// Nothing is ever overwritten: if the name is taken, name-1, name-2, … are
-// tried; the name is taken by exclusive creation, so that two clones at once
-// get two files.
+// CloneQCOW2 creates an empty qcow2 overlay on base and returns its absolute path. target is
+// the file to create. If it is a directory, or empty for the current one, the overlay has
+// the name of the base with the extension .qcow2. No file is overwritten: if the name is
+// taken, CloneQCOW2 tries name-1, name-2, … It creates the file exclusively, so that
+// concurrent clones get different files.
 //
-// size, in bytes, grows the disk; a size below the base's leaves it as it is.
+// size, in bytes, enlarges the disk. A size below that of the base has no effect.
 func CloneQCOW2(ctx context.Context, base BackingFile, target string, size int64) (string, error) {
 	if base.Format != "qcow2" && base.Format != "raw" {
 		return "", fmt.Errorf("clone %s: format %q is neither qcow2 nor raw", base.Path, base.Format)
 	}
-	// An absolute name keeps QEMU from reading a colon in it as the end of a
-	// protocol's name.
+	// QEMU takes text before a colon for a protocol, except in an absolute path.
 	basePath, err := filepath.Abs(base.Path)
 	if err != nil {
 		return "", fmt.Errorf("clone %s: %w", base.Path, err)
@@ -62,8 +60,8 @@ func CloneQCOW2(ctx context.Context, base BackingFile, target string, size int64
 	}
 	args := []string{"create", "-q", "-f", "qcow2", "-F", base.Format, "-b", basePath}
 	if size = max(size, base.VirtualSize); size > 0 {
-		// -u: the base is not opened. Its size is known, and nothing but the
-		// guest's QEMU has to read what a stranger made.
+		// -u: do not open the base. Its size is known, and only the QEMU of the guest
+		// should read an untrusted file.
 		args = append(args, "-u", overlay, strconv.FormatInt(size, 10))
 	} else {
 		args = append(args, overlay)
@@ -74,13 +72,13 @@ func CloneQCOW2(ctx context.Context, base BackingFile, target string, size int64
 	return overlay, nil
 }
 
-// OverlayName is what an overlay on base is called.
+// OverlayName returns the name of an overlay on base.
 func OverlayName(base string) string {
 	return strings.TrimSuffix(filepath.Base(base), filepath.Ext(base)) + ".qcow2"
 }
 
-// reserve creates the file path, or path-1, path-2, … (before the extension),
-// whichever is the first that nobody has.
+// reserve creates the file path, or the first of path-1, path-2, … that does not exist. The
+// number is before the extension.
 func reserve(path string) (string, error) {
 	for name := range Numbered(path) {
 		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -95,8 +93,7 @@ func reserve(path string) (string, error) {
 	panic("unreachable: Numbered does not end")
 }
 
-// Numbered counts path, path-1, path-2, … without end; the number comes before
-// the extension.
+// Numbered yields path, path-1, path-2, … without end. The number is before the extension.
 func Numbered(path string) iter.Seq[string] {
 	ext := filepath.Ext(path)
 	stem := strings.TrimSuffix(path, ext)
@@ -123,10 +120,10 @@ func qemuImg(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// CloneDisks puts an overlay on each of the disks that a machine writes to, in
-// dir, and returns the paths by the disks' names. Disks which only back others
-// get none, CD-ROMs neither: they are shared. grow, in bytes, is the least size
-// of the first disk. On failure nothing is left.
+// CloneDisks creates overlays in dir on the disks that a machine writes to, and returns their
+// paths by the names of the disks. Backing files and CD-ROMs are shared and get none.
+// grow, in bytes, is the minimum size of the first disk. If CloneDisks fails, it leaves no
+// file.
 func CloneDisks(ctx context.Context, disks []Disk, dir string, grow int64) (_ map[string]string, err error) {
 	overlays := make(map[string]string)
 	defer func() {
@@ -151,7 +148,7 @@ func CloneDisks(ctx context.Context, disks []Disk, dir string, grow int64) (_ ma
 	return overlays, nil
 }
 
-// TopDisks are the disks that no other disk backs onto.
+// TopDisks returns the disks that are not the backing file of another disk.
 func TopDisks(disks []Disk) []Disk {
 	backs := make(map[string]bool)
 	for _, d := range disks {

@@ -8,25 +8,24 @@ import (
 	"syscall"
 )
 
-// ChownToRoot makes root the owner of the disks of an image again. The system
-// daemon gives every file of a backing chain to the user that QEMU runs as and
-// does not take the shared ones back: a guest that broke out of its QEMU could
-// make them writable, and the next job would run on what it wrote. It is called
-// when QEMU holds them open.
+// ChownToRoot makes root the owner of the disks of an image again, after QEMU has opened
+// them. The system daemon makes the user of QEMU the owner of each file of a backing chain,
+// and does not restore the owner of shared files: a guest that broke out of its QEMU could
+// make them writable and change them for the next job. Without root it does nothing.
 func ChownToRoot(disks []Disk) error {
 	if os.Geteuid() != 0 {
-		return nil // nobody could give them away, either
+		return nil // this user cannot change owners
 	}
 	var failed []error
 	for _, d := range disks {
 		if err := os.Lchown(d.Path, 0, 0); err != nil {
-			failed = append(failed, fmt.Errorf("take disk %s back from QEMU's user: %w", d.Name, err))
+			failed = append(failed, fmt.Errorf("make root the owner of disk %s again: %w", d.Name, err))
 		}
 	}
 	return errors.Join(failed...)
 }
 
-// ChownDirToRoot is [ChownToRoot] for all files in a directory.
+// ChownDirToRoot is [ChownToRoot] for the files in a directory.
 func ChownDirToRoot(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -39,12 +38,10 @@ func ChownDirToRoot(dir string) error {
 	return ChownToRoot(disks)
 }
 
-// Owners are those of files before somebody else's machine was started on them:
-// user and group by path.
+// Owners holds the user and the group of files, by path.
 type Owners map[string][2]int
 
-// OwnersOf notes the owners of disks that a clone will stand on; nothing if this
-// process could not give them back anyway.
+// OwnersOf returns the owners of disks; none if this user cannot change them anyway.
 func OwnersOf(disks []Disk) Owners {
 	before := make(Owners)
 	if os.Geteuid() != 0 {
@@ -53,7 +50,7 @@ func OwnersOf(disks []Disk) Owners {
 	for _, d := range disks {
 		info, err := os.Stat(d.Path)
 		if err != nil {
-			continue // QEMU will say it better
+			continue // QEMU reports a better error
 		}
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 			before[d.Path] = [2]int{int(stat.Uid), int(stat.Gid)}
@@ -62,13 +59,12 @@ func OwnersOf(disks []Disk) Owners {
 	return before
 }
 
-// Restore gives the files back to their owners: see ChownToRoot. QEMU holds them
-// open.
+// Restore restores the owners, after QEMU has opened the files: see [ChownToRoot].
 func (o Owners) Restore() error {
 	var failed []error
 	for path, owner := range o {
 		if err := os.Chown(path, owner[0], owner[1]); err != nil {
-			failed = append(failed, fmt.Errorf("give %s back to its owner: %w", path, err))
+			failed = append(failed, fmt.Errorf("restore the owner of %s: %w", path, err))
 		}
 	}
 	return errors.Join(failed...)

@@ -18,9 +18,9 @@ const (
 	AccelTCG  = "tcg"
 )
 
-// Accelerate decides whether the machine runs on KVM or is emulated. An image
-// that wants to be emulated is. accel is one of the constants above, or empty for auto;
-// cache is the directory for the outcome of the probe.
+// Accelerate selects KVM or emulation. With auto, an image that asks for emulation gets it.
+// accel is one of the constants above, or empty for auto; cache is the directory for the
+// result of the KVM probe.
 func Accelerate(ctx context.Context, d *libvirtxml.Domain, accel, cache string) (warning string, err error) {
 	if accel == "" {
 		accel = AccelAuto

@@ -6,11 +6,11 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 )
 
-// AddCacheDisk adds the disk after those of the image, so that these keep their
-// names in the guest. Other than those it has to survive the machine, and so what
-// the guest forces to the disk is forced to the disk. Its format is named: guests
-// write what they like to it. If the host is full, the guest gets an error, and goes
-// on without having saved its cache; by default it would be stopped.
+// AddCacheDisk adds the cache disk after the disks of the image, so that these keep their
+// names in the guest. Unlike these, it outlives the machine, so the guest's flushes reach
+// the disk of the host. Its format is named because guests write arbitrary data to it. If
+// the disk of the host is full, the guest gets an I/O error and continues without saving
+// its cache; by default, libvirt would pause it.
 func AddCacheDisk(d *libvirtxml.Domain, path, label string) {
 	d.Devices.Disks = append(d.Devices.Disks, libvirtxml.DomainDisk{
 		Device: "disk",
@@ -24,8 +24,8 @@ func AddCacheDisk(d *libvirtxml.Domain, path, label string) {
 	})
 }
 
-// AddCacheShare adds the directory. virtiofsd reads and writes the guest's memory,
-// which therefore has to be shared.
+// AddCacheShare adds the cache directory. virtiofsd accesses the memory of the guest, which
+// therefore must be shared memory.
 func AddCacheShare(d *libvirtxml.Domain, path, label string) {
 	if d.MemoryBacking == nil {
 		d.MemoryBacking = &libvirtxml.DomainMemoryBacking{}
@@ -40,16 +40,16 @@ func AddCacheShare(d *libvirtxml.Domain, path, label string) {
 	})
 }
 
-// shareAddress is a place on the root bus that nothing has. Left to itself, libvirt
-// places file systems before network cards, and a guest that knows its card by its
-// place (enp1s0) would not find it. nil leaves it to libvirt all the same: on
-// machines without PCI.
+// shareAddress returns a free slot on the root bus. By default libvirt assigns slots to file
+// systems before network cards, and a guest that names its card after the slot (enp1s0)
+// would not find it. On machines without PCI it returns nil, and libvirt assigns the
+// address.
 func shareAddress(d *libvirtxml.Domain) *libvirtxml.DomainAddress {
 	if d.OS == nil || d.OS.Type == nil || d.OS.Type.Arch == "s390x" {
 		return nil
 	}
 	taken := explicitRootSlots(d)
-	// Below 0x10 libvirt puts its own; above 0x1a are parts of the chip set.
+	// libvirt uses slots below 0x10, the chip set those above 0x1a.
 	for slot := uint(0x10); slot <= 0x1a; slot++ {
 		if !taken[slot] {
 			zero := uint(0)
@@ -59,7 +59,7 @@ func shareAddress(d *libvirtxml.Domain) *libvirtxml.DomainAddress {
 	return nil
 }
 
-// explicitRootSlots are the slots of bus 0 that the domain names.
+// explicitRootSlots returns the slots of bus 0 that the domain uses explicitly.
 func explicitRootSlots(d *libvirtxml.Domain) map[uint]bool {
 	taken := make(map[uint]bool)
 	note := func(a *libvirtxml.DomainAddress) {

@@ -1,5 +1,5 @@
-// Package domain writes the libvirt domain of a machine: from the domain of an image, the
-// template of an administrator or the default machine, with its size and its disks.
+// Package domain builds the libvirt domain of a machine from the domain XML of an image, the
+// template of an administrator or the default machine.
 package domain
 
 import (
@@ -14,9 +14,9 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// firstWithBackingStore is the first libvirt that is given the backing stores of overlays.
-// Older ones write what they read from the overlays' headers themselves, and refuse
-// some chains that are given to them. The Python tool draws the same line.
+// firstWithBackingStore is the first version of libvirt for which domains contain
+// <backingStore>. Older versions probe the headers of overlays anyway, and refuse some
+// chains. The Python tool uses the same version.
 const firstWithBackingStore = 9_001_000
 
 // The values of OmitBackingStore.
@@ -26,8 +26,8 @@ const (
 	OmitNo   = "no"
 )
 
-// WritesBackingStore says whether the XML of a domain says what its overlays stand on.
-// omit is one of the constants above, or empty for auto; version is libvirt's.
+// WritesBackingStore reports whether domains contain <backingStore>, or let libvirt probe the
+// chain. omit is one of the constants above, or empty for auto; version is libvirt's.
 func WritesBackingStore(omit string, version uint32) (bool, error) {
 	switch omit {
 	case "", OmitAuto:
@@ -40,44 +40,42 @@ func WritesBackingStore(omit string, version uint32) (bool, error) {
 	return false, fmt.Errorf("%w: omit_backingstore is %q: want auto, yes or no", errdefs.ErrInvalid, omit)
 }
 
-// A Source is what the domain of a machine is made from.
+// A Source describes what the domain of a machine is built from.
 type Source struct {
-	// DomainXML is the domain that the image brings; nil means the default
-	// machine. It is not trusted: [domainxml.Rebuild] keeps what can do no harm.
+	// DomainXML is the domain XML of the image; nil means the default machine. It is not
+	// trusted: [domainxml.Rebuild] keeps only what is harmless.
 	DomainXML []byte
-	// Trusted lets DomainXML bring more (an admin's decision, never an image's).
+	// Trusted lets DomainXML contain more. The administrator decides that, never an image.
 	Trusted bool
-	// Template is the path of an administrator's own domain XML, in place of the
-	// image's; empty for none. It is trusted. A disk names a disk of the image as
-	// its source, or has no source: then it gets the next that is left.
+	// Template is the path of the administrator's own domain XML, which replaces the
+	// image's; empty for none. It is trusted. A disk in it names a disk of the image as its
+	// source, or has no source and gets the next disk that is not named.
 	Template string
-	// Architecture in Go's terms, for the default machine; empty means the
-	// host's.
+	// Architecture of the default machine, by Go's name; empty means amd64.
 	Architecture string
-	// Disks of the image. Those that no other disk backs onto become the
-	// machine's; each gets an overlay, CD-ROMs are shared.
+	// Disks of the image. The machine gets those that are not backing files: CD-ROMs are
+	// shared, and each other disk gets an overlay.
 	Disks []disk.Disk
 	// Accel is "kvm", "tcg", or "auto" (and empty): KVM where it works.
 	Accel string
-	// OmitBackingStore decides whether the domain describes what the overlays are based on,
-	// or leaves that to libvirt: [OmitAuto] (and empty), [OmitYes] or [OmitNo].
+	// OmitBackingStore omits <backingStore> and lets libvirt probe the chain: [OmitAuto]
+	// (and empty), [OmitYes] or [OmitNo].
 	OmitBackingStore string
-	// NamesUnknown says that the disks have other names: the image is judged before
-	// they are there. What is built is no machine then.
+	// NamesUnknown accepts any names of disks: the image is checked before the pull. The
+	// domain cannot be started then.
 	NamesUnknown bool
 }
 
-// Files says where the files of one machine are.
+// Files holds the paths of the files of a machine.
 type Files struct {
 	Overlays map[string]string // by the name of the disk
 	NVRAM    string            // path of the UEFI variables
 	Console  string            // log of the serial console
-	// BackingStore says to write the chain below the overlays.
+	// BackingStore: describe the chain below the overlays.
 	BackingStore bool
 }
 
-// Build rebuilds the domain of the administrator or the image, or makes the
-// default one.
+// Build builds the domain from the template, the image's domain XML or the default machine.
 func Build(source Source) (*domainxml.Result, error) {
 	if source.Template != "" {
 		return rebuildTemplate(source.Template, source.Disks)
@@ -103,8 +101,7 @@ func Build(source Source) (*domainxml.Result, error) {
 	return &domainxml.Result{Domain: domain}, nil
 }
 
-// ApplyInstance makes the domain of an image that of one machine, whose name and files it
-// gets.
+// ApplyInstance gives the domain of an image the name and the files of one machine.
 func ApplyInstance(d *libvirtxml.Domain, name string, disks []disk.Disk, files Files) error {
 	d.Name, d.Metadata = name, nil
 	if disk.HasNVRAM(d.OS) {
@@ -114,9 +111,8 @@ func ApplyInstance(d *libvirtxml.Domain, name string, disks []disk.Disk, files F
 	return PlaceDisks(d, disks, files)
 }
 
-// PlaceDisks turns the names of layers into paths. Nobody needs the overlay of a
-// job after a crash of the host, so nothing of it is ever forced to the disk,
-// and what the guest frees is given back.
+// PlaceDisks replaces the names of layers by paths. The overlay of a job is useless after a
+// crash of the host: flushes are ignored, and blocks that the guest discards are freed.
 func PlaceDisks(d *libvirtxml.Domain, disks []disk.Disk, files Files) error {
 	byName := make(map[string]disk.Disk, len(disks))
 	for _, image := range disks {
@@ -125,11 +121,11 @@ func PlaceDisks(d *libvirtxml.Domain, disks []disk.Disk, files Files) error {
 	for i := range d.Devices.Disks {
 		device := &d.Devices.Disks[i]
 		if device.Source == nil || device.Source.File == nil || device.Source.File.File == "" {
-			continue // a drive without medium
+			continue // an empty drive
 		}
 		image, ok := byName[device.Source.File.File]
 		if !ok {
-			return fmt.Errorf("%w: its disk %q is no file of the image", errdefs.ErrInvalid, device.Source.File.File)
+			return fmt.Errorf("%w: its disk %q is not a file of the image", errdefs.ErrInvalid, device.Source.File.File)
 		}
 		overlay, writable := files.Overlays[image.Name]
 		if !writable { // CD-ROMs are shared
@@ -149,8 +145,8 @@ func PlaceDisks(d *libvirtxml.Domain, disks []disk.Disk, files Files) error {
 	return nil
 }
 
-// BackingChain describes base and what it stands on, so that libvirt need not
-// look into the files of a stranger to find out.
+// BackingChain describes base and its backing chain, so that libvirt does not probe
+// untrusted files.
 func BackingChain(base disk.Disk, byName map[string]disk.Disk) *libvirtxml.DomainDiskBackingStore {
 	store := &libvirtxml.DomainDiskBackingStore{
 		Format:       &libvirtxml.DomainDiskFormat{Type: base.Format},
@@ -163,10 +159,9 @@ func BackingChain(base disk.Disk, byName map[string]disk.Disk) *libvirtxml.Domai
 	return store
 }
 
-// withoutSecureBoot keeps libvirt from choosing firmware that boots only what
-// Microsoft's keys have signed, unless the image asks for it: of all that is
-// installed, Debian's libvirt chooses that one first, and a guest that is not
-// signed would never start.
+// withoutSecureBoot prevents libvirt from choosing firmware that only boots what is signed
+// with Microsoft's keys, unless the image asks for it. Debian's libvirt prefers that
+// firmware, and an unsigned guest would never start.
 func withoutSecureBoot(system *libvirtxml.DomainOS) {
 	if system.Firmware != "efi" || (system.Loader != nil && system.Loader.Secure == "yes") {
 		return
@@ -184,7 +179,7 @@ func withoutSecureBoot(system *libvirtxml.DomainOS) {
 	system.FirmwareInfo = info
 }
 
-// diskSource is a file or a block device, which QEMU does not open as a file.
+// diskSource describes a file or a block device: QEMU opens them differently.
 func diskSource(path string) *libvirtxml.DomainDiskSource {
 	if info, err := os.Stat(path); err == nil && info.Mode()&fs.ModeDevice != 0 {
 		return &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: path}}
@@ -192,8 +187,8 @@ func diskSource(path string) *libvirtxml.DomainDiskSource {
 	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}}
 }
 
-// LogConsole sends the first serial port to a file. A domain without one gets
-// none: it would get a device that its image does not expect.
+// LogConsole connects the first serial port to a file. A domain without a serial port gets
+// none: its image does not expect the device.
 func LogConsole(d *libvirtxml.Domain, path string) {
 	if len(d.Devices.Serials) == 0 {
 		return
@@ -202,7 +197,7 @@ func LogConsole(d *libvirtxml.Domain, path string) {
 	d.Devices.Serials[0].Source = file
 	for i := range d.Devices.Consoles {
 		if c := &d.Devices.Consoles[i]; c.Target == nil || c.Target.Type == "" || c.Target.Type == "serial" {
-			c.Source = file // libvirt: the first console is the first serial port
+			c.Source = file // for libvirt, the first console is the first serial port
 			break
 		}
 	}

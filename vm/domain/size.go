@@ -9,21 +9,20 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-// A Size is what a machine has, and may have.
+// A Size is the size of a machine, and its limits.
 type Size struct {
-	// CPUs and Memory (bytes) replace what the image asks for unless 0.
+	// CPUs and Memory (bytes) override those of the image unless they are 0.
 	CPUs   uint
 	Memory uint64
-	// MaxCPUs and MaxMemory (bytes) bound both what the image asks for and what
-	// replaces it; 0 means what the host has.
+	// MaxCPUs and MaxMemory (bytes) limit both the image's values and the overrides; 0 means
+	// those of the host.
 	MaxCPUs   uint
 	MaxMemory uint64
-	// DiskSize is the least size of the first disk, in bytes: its overlay grows, and
-	// never shrinks.
+	// DiskSize is the minimum size of the first disk, in bytes. An overlay never shrinks.
 	DiskSize int64
 }
 
-// Resize gives a machine the size that is asked for in place of the image's.
+// Resize overrides the size of the image.
 func (s Size) Resize(d *libvirtxml.Domain) {
 	if s.CPUs > 0 {
 		domainxml.SetCPUs(d, s.CPUs)
@@ -33,8 +32,8 @@ func (s Size) Resize(d *libvirtxml.Domain) {
 	}
 }
 
-// Limit keeps a machine below the limits, whoever asked for more: an image can ask for
-// anything. hostCPUs and hostMemory (bytes) are what the host has. It says what it cut.
+// Limit applies the limits, also to the image's own values. hostCPUs and hostMemory (bytes)
+// are the size of the host. It returns a note on each value that it reduced.
 func (s Size) Limit(d *libvirtxml.Domain, hostCPUs uint, hostMemory uint64) (notes []string) {
 	if most := cmp.Or(s.MaxCPUs, hostCPUs); d.VCPU != nil && d.VCPU.Value > most {
 		notes = append(notes, fmt.Sprintf("the machine gets %d CPUs, not %d: that is the limit here", most, d.VCPU.Value))
@@ -47,7 +46,7 @@ func (s Size) Limit(d *libvirtxml.Domain, hostCPUs uint, hostMemory uint64) (not
 	return notes
 }
 
-// Memory is the memory of a domain in bytes; package domainxml writes KiB.
+// Memory returns the memory of a domain, in bytes; package domainxml writes KiB.
 func Memory(d *libvirtxml.Domain) uint64 {
 	if d.Memory == nil {
 		return 0

@@ -13,9 +13,8 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// rebuildTemplate makes the domain of a machine from the template of an
-// administrator, who may do anything: of what the template says, only that goes
-// which belongs to one machine alone (see [domainxml.Options], Trusted).
+// rebuildTemplate builds the domain from the template of the administrator. Only what is
+// specific to one machine is dropped (see [domainxml.Options], Trusted).
 func rebuildTemplate(path string, disks []disk.Disk) (*domainxml.Result, error) {
 	doc, err := os.ReadFile(path)
 	if err != nil {
@@ -32,9 +31,9 @@ func rebuildTemplate(path string, disks []disk.Disk) (*domainxml.Result, error) 
 	return result, nil
 }
 
-// fillTemplate gives each disk of a template that has no source the next disk of
-// the image that the template does not name: so one template serves images whose
-// disks are called otherwise. Drives for CD-ROMs and floppies stay empty.
+// fillTemplate gives each disk of a template without a source the next disk of the image
+// that the template does not name. So one template fits images with different disk names.
+// CD-ROM and floppy drives stay empty.
 func fillTemplate(doc string, disks []disk.Disk) (string, error) {
 	d := &libvirtxml.Domain{}
 	if err := d.Unmarshal(doc); err != nil {
@@ -64,7 +63,7 @@ func fillTemplate(doc string, disks []disk.Disk) (string, error) {
 	return d.Marshal()
 }
 
-// isBlank says whether a disk of a template waits for one of the image.
+// isBlank reports whether a disk of a template needs a disk of the image.
 func isBlank(d *libvirtxml.DomainDisk) bool {
 	if d.Device == "cdrom" || d.Device == "floppy" {
 		return false
@@ -72,7 +71,7 @@ func isBlank(d *libvirtxml.DomainDisk) bool {
 	return d.Source == nil || (d.Source.File != nil && d.Source.File.File == "")
 }
 
-// without is disks without those of which drop is true.
+// without returns the disks for which drop is false.
 func without(disks []disk.Disk, drop func(disk.Disk) bool) []disk.Disk {
 	var rest []disk.Disk
 	for _, d := range disks {
@@ -94,7 +93,7 @@ func diskNames(disks []disk.Disk) string {
 	return strings.Join(names, ", ")
 }
 
-// layersOf are the disks of an image as package domainxml knows them.
+// layersOf converts the disks of an image for package domainxml.
 func layersOf(disks []disk.Disk) []domainxml.Disk {
 	layers := make([]domainxml.Disk, len(disks))
 	for i, d := range disks {

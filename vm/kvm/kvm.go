@@ -17,23 +17,21 @@ import (
 )
 
 const (
-	// probeTimeout is far more than a working KVM needs (a tenth of a second).
-	// Where nested virtualisation is emulated badly, /dev/kvm opens and the
-	// simplest guest takes seconds, or for ever.
+	// probeTimeout is far longer than a working KVM needs (0.1 s). With badly emulated nested
+	// virtualization, /dev/kvm opens and the simplest guest takes seconds, or hangs.
 	probeTimeout = 2 * time.Second
 	// probeExit is the status of a QEMU whose guest wrote 0x10 to the port of
 	// isa-debug-exit: (value << 1) | 1.
 	probeExit = 0x10<<1 | 1
-	// doubt is how long it is believed that KVM does not work: the host may have been
-	// too busy for the probe, or its administrator has mended it.
+	// doubt is how long a failed probe counts: the host may have been too busy for the probe,
+	// or the administrator may have fixed it.
 	doubt = 10 * time.Minute
 )
 
-// Works says whether guests can run on this host's processor. The only test
-// that can be believed is to boot one: a boot sector that ends QEMU by writing
-// to a port. Its outcome is kept in the directory cache: until the host boots
-// again if KVM works, for some minutes if not. An empty cache keeps nothing. The
-// error says why KVM does not work.
+// Works checks that KVM works on this host; the error says why it does not. The only
+// reliable test is to boot a guest: a boot sector that ends QEMU by writing to a port. The
+// result is cached in the directory cache, until the host reboots if KVM works and for some
+// minutes if it does not. Without a cache directory nothing is cached.
 func Works(ctx context.Context, cache string) error {
 	note := outcome(cache)
 	if reason, age, known := note.Read(); known && (reason == "" || age < doubt) {
@@ -42,7 +40,7 @@ func Works(ctx context.Context, cache string) error {
 	return Probe(ctx, cache)
 }
 
-// Probe is [Works] for who does not believe what was found out before.
+// Probe is [Works] without the cached result. It updates the cache.
 func Probe(ctx context.Context, cache string) error {
 	if runtime.GOARCH != "amd64" {
 		return deviceOpens()
@@ -69,7 +67,7 @@ func reasonError(reason string) error {
 	return errors.New(reason)
 }
 
-// device is another in tests.
+// device is a variable for tests.
 var device = "/dev/kvm"
 
 func deviceOpens() error {
@@ -102,7 +100,7 @@ func probe(ctx context.Context) error {
 		"-display", "none", "-m", "16", "-boot", "c",
 		"-blockdev", "driver=raw,node-name=boot,file.driver=file,file.filename="+strings.ReplaceAll(sector, ",", ",,"),
 		"-device", "ide-hd,drive=boot", "-device", "isa-debug-exit,iobase=0xf4,iosize=1")
-	// A guest that hangs ends with us; with the thread that started it, to be exact.
+	// Kill a guest that hangs when this process dies (or its thread, strictly speaking).
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

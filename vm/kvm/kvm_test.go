@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// That KVM works is believed until the host boots again; that it does not, for some
-// minutes.
+// A successful probe counts until the host reboots, a failed one for some minutes.
 func TestKVMIsProbedAgain(t *testing.T) {
 	bin, cache := t.TempDir(), t.TempDir()
 	device = filepath.Join(bin, "kvm")
