@@ -26,7 +26,7 @@ func TestSlots(t *testing.T) {
 		if err := holder.Log().WaitFor(deadline(t), "script runs"); err != nil {
 			t.Fatal(err)
 		}
-		const waiting = "Waiting for room on this host: 1 of 1 machines run already: job 1 of group/project"
+		const waiting = "Waiting for room on this host: 1 of 1 machines are running: job 1 of group/project"
 		second := s.job("echo my turn")
 		second.ID = 2
 		waiter := s.runner(t).Start(deadline(t), second)

@@ -1,4 +1,4 @@
-// Package admission has machines wait until the host has room for them.
+// Package admission makes machines wait until the host has room for them.
 package admission
 
 import (
@@ -19,37 +19,36 @@ import (
 )
 
 const (
-	// pollInterval is how often a machine that waits for room looks again.
+	// pollInterval is how often a waiting machine checks for room.
 	pollInterval = time.Second
-	// turnPause is how long a machine waits for another that looks for room before it
-	// says so.
+	// turnPause is how long a machine waits for its turn before it reports that.
 	turnPause = 200 * time.Millisecond
-	// holdersShown is how many of the machines in the way are named.
+	// holdersShown is the number of running machines that a message names.
 	holdersShown = 5
 )
 
-// ErrQueue: the host had no room for the machine in time.
+// ErrQueue: the host had no room for the machine within the timeout.
 var ErrQueue = errors.New("no room on this host")
 
-// A Policy says how many machines a host takes at once. The zero value takes as
-// many as come.
+// A Policy limits the number of machines on a host. The zero value has no limit but the
+// memory of the host.
 type Policy struct {
-	// Slots is the number of machines of jobs; 0 means any number.
+	// Slots is the maximum number of machines of jobs; 0 means no limit.
 	Slots uint
-	// Reserve is the memory, in bytes, that the host keeps for itself: the memory of
-	// all running domains, the new one's and Reserve together must not be more than
-	// the host has. Negative: memory is not counted.
+	// Reserve is the memory, in bytes, that the host keeps for itself. The memory of all
+	// running domains, of the new one and Reserve must fit into the host. If Reserve is
+	// negative, memory is not counted.
 	Reserve int64
 	// Timeout is how long a machine waits for room.
 	Timeout time.Duration
-	// Waiting is called with a sentence when the machine has to wait, and whenever
-	// the reason changes.
+	// Waiting is called with the reason when the machine must wait, and when the reason
+	// changes.
 	Waiting func(reason string)
 }
 
-// Admit waits until the host has room for a machine that needs so much memory, in bytes.
-// It returns with a lock in dir that keeps other machines from being admitted until this
-// one runs and is counted: call release then.
+// Admit waits until the host has room for a machine that needs that much memory, in bytes.
+// It returns with a lock in dir, which prevents other admissions. Call release when the
+// machine runs, and so is counted.
 func (a Policy) Admit(ctx context.Context, h *virt.Host, need uint64, dir string) (release func() error, err error) {
 	if a.Slots == 0 && a.Reserve < 0 {
 		return func() error { return nil }, nil
@@ -74,20 +73,20 @@ func (a Policy) Admit(ctx context.Context, h *virt.Host, need uint64, dir string
 	return q.lock.Close, nil
 }
 
-// A queue is one machine's wait for room. Its lock, which a process that dies gives
-// up, is held by the one machine that looks for room, until it has found it and
-// libvirt counts it: were it given up between two looks, a large machine would wait as
-// long as small ones come and go.
+// A queue is the wait of one machine for room. One machine at a time holds the lock, from
+// its first check until it runs and libvirt counts it. If it released the lock between
+// checks, a large machine would wait as long as small ones come and go. The kernel
+// releases the lock of a process that dies.
 type queue struct {
 	h    *virt.Host
 	a    Policy
 	need uint64
 	size virt.HostSize
 	lock *flock.Flock
-	said string // why it waits, as it was said last
+	said string // the last reason that was reported
 }
 
-// wait returns with the lock.
+// wait returns when it holds the lock and there is room.
 func (q *queue) wait(ctx context.Context) error {
 	if err := q.takeTurn(ctx); err != nil {
 		return err
@@ -109,20 +108,19 @@ func (q *queue) wait(ctx context.Context) error {
 	}
 }
 
-// takeTurn waits until no machine that came before looks for room any more. The
-// kernel gives the lock to those who wait for it in their order, more or less; who
-// tried it again and again, and asked libvirt in between, could miss its turn for
+// takeTurn waits for the lock. The kernel gives it to waiting processes roughly in order. A
+// process that polled the lock, and asked libvirt in between, could miss its turn for
 // minutes on a busy host.
 func (q *queue) takeTurn(ctx context.Context) error {
 	got := make(chan error, 1)
 	go func() { got <- q.lock.Lock() }()
-	// A wait for a lock cannot be called off: the turn is given to the next.
+	// Waiting for the lock cannot be cancelled: release it when it comes.
 	leave := func() {
 		if <-got == nil {
 			q.lock.Close()
 		}
 	}
-	for pause := turnPause; ; pause = pollInterval { // at first the other has just begun
+	for pause := turnPause; ; pause = pollInterval { // the other machine may be about to start
 		select {
 		case err := <-got:
 			return err
@@ -136,11 +134,11 @@ func (q *queue) takeTurn(ctx context.Context) error {
 			go leave()
 			return err
 		}
-		q.say(cmp.Or(reason, "a machine that came before this one waits for room"))
+		q.say(cmp.Or(reason, "a machine that came earlier waits for room"))
 	}
 }
 
-// say says why the machine waits, unless it was said.
+// say reports why the machine waits, unless it was reported already.
 func (q *queue) say(reason string) {
 	if reason != q.said && q.a.Waiting != nil {
 		q.a.Waiting(reason)
@@ -148,7 +146,7 @@ func (q *queue) say(reason string) {
 	q.said = reason
 }
 
-// queueError says what a machine waited for in vain.
+// queueError describes what the machine waited for.
 func queueError(ctx context.Context, reason string, err error) error {
 	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) && reason != "" {
 		return fmt.Errorf("%w in time (queue_timeout): %s", ErrQueue, reason)
@@ -156,15 +154,15 @@ func queueError(ctx context.Context, reason string, err error) error {
 	return fmt.Errorf("wait for room on this host: %w", err)
 }
 
-// noRoom says why there is no room for a machine that needs so much memory; empty
-// if there is.
+// noRoom describes why there is no room for a machine that needs that much memory; empty if
+// there is.
 func noRoom(ctx context.Context, h *virt.Host, a Policy, need uint64, size virt.HostSize) (string, error) {
 	machines, err := record.List(ctx, h)
 	if err != nil {
 		return "", err
 	}
 	if a.Slots > 0 && uint(len(machines)) >= a.Slots {
-		return fmt.Sprintf("%d of %d machines run already: %s", len(machines), a.Slots, holders(machines)), nil
+		return fmt.Sprintf("%d of %d machines are running: %s", len(machines), a.Slots, holders(machines)), nil
 	}
 	if a.Reserve < 0 {
 		return "", nil
@@ -174,16 +172,16 @@ func noRoom(ctx context.Context, h *virt.Host, a Policy, need uint64, size virt.
 		return "", err
 	}
 	if used+need+uint64(a.Reserve) > size.Memory {
-		return fmt.Sprintf("%s of memory are needed, and of the host's %s machines have %s: %s",
+		return fmt.Sprintf("%s of memory are needed, and of the host's %s, running machines use %s: %s",
 			units.BytesSize(float64(need)), units.BytesSize(float64(size.Memory)), units.BytesSize(float64(used)), holders(machines)), nil
 	}
 	return "", nil
 }
 
-// holders names the jobs whose machines run.
+// holders lists the jobs that have the running machines.
 func holders(machines []record.InstanceInfo) string {
 	if len(machines) == 0 {
-		return "none of a job"
+		return "none is a job's"
 	}
 	var names []string
 	for _, m := range machines[:min(len(machines), holdersShown)] {

@@ -17,9 +17,8 @@ import (
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
-// The memory of all machines that run, whoever's they are, of the new one and of the
-// host itself is not more than the host has: a machine for which there is none waits
-// until another ends.
+// The memory of all running machines, also of those that are not a job's, of the new one
+// and the reserve fit into the host. A machine that does not fit waits until another ends.
 func TestAdmissionByMemory(t *testing.T) {
 	const mib = 1 << 20
 	const newcomer = 1 << 30
@@ -33,8 +32,8 @@ func TestAdmissionByMemory(t *testing.T) {
 	}{
 		{name: "fits exactly"},
 		{name: "a byte too little", reserve: 1, ends: true, waits: "job 42 of group/project"},
-		{name: "of another's machine", reserve: 1, foreign: true, ends: true, waits: "none of a job"},
-		{name: "for ever", reserve: 1, waits: "job 42 of group/project", err: ErrQueue},
+		{name: "beside a machine of no job", reserve: 1, foreign: true, ends: true, waits: "none is a job's"},
+		{name: "until the timeout", reserve: 1, waits: "job 42 of group/project", err: ErrQueue},
 		{name: "memory is not counted", reserve: -4 << 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -121,7 +120,7 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 	if err := release(); err != nil {
 		t.Fatal(err)
 	}
-	await("1 of 1 machines run")
+	await("1 of 1 machines are running")
 	if err := first.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -130,8 +129,7 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 	}
 }
 
-// A machine that needs all of the room gets it, however many small ones that would
-// fit come after it.
+// A machine that needs all the room gets it before small ones that come later and would fit.
 func TestAdmissionIsFair(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	size, err := h.Size(t.Context())
@@ -197,8 +195,8 @@ func TestAdmissionIsFair(t *testing.T) {
 	}
 }
 
-// A machine whose turn comes while it looks at the host, or says why it waits, which
-// can take seconds on a busy one, has its turn all the same.
+// A machine whose turn comes while it checks the host or reports why it waits, which can
+// take seconds on a busy host, keeps its turn.
 func TestTurnIsNotMissed(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	dir := t.TempDir()
@@ -245,7 +243,7 @@ func TestTurnIsNotMissed(t *testing.T) {
 	first.Wait()
 }
 
-// startTestMachine starts a machine of 1 GiB: a job's, or somebody else's.
+// startTestMachine starts a machine of 1 GiB, of a job or not.
 func startTestMachine(t *testing.T, h *virt.Host, foreign bool) *virt.Domain {
 	t.Helper()
 	metadata := ""

@@ -21,50 +21,49 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// A Mode says how a machine gets at its cache.
+// A Mode is the way in which a machine accesses its cache.
 type Mode string
 
 // The cache modes.
 const (
-	// Disk is a disk of its own, which one machine at a time can have. Machines
-	// of one owner that run side by side get one each.
+	// Disk is a disk that one machine at a time can have. Concurrent machines of an owner
+	// get one each.
 	Disk Mode = "disk"
-	// Share is a directory of this host, by virtiofs. All machines of the owner
-	// have the same at the same time.
+	// Share is a directory of this host, shared by virtiofs. All machines of an owner have
+	// the same directory.
 	Share Mode = "share"
 )
 
-// Label is how a guest knows its cache: the serial number of the disk, or the
-// mount tag of the share.
+// Label identifies the cache in the guest: it is the serial number of the disk, or the mount
+// tag of the share.
 const Label = "sardine-cache"
 
-// A Config describes what a machine finds of earlier machines of its owner, and leaves to
-// later ones. Nobody but guests ever looks into it: for this host it is bytes.
+// A Config describes a cache that a machine shares with earlier and later machines of its
+// owner. Only guests read its contents.
 //
-// Below Dir lie
+// Dir contains
 //
 //	disks/<key>/0.img, 1.img, …   raw, sparse
 //	shares/<key>/files/           what the guests see
-//	removed/                      on its way out
+//	removed/                      to be deleted
 //	lock                          held while a cache is chosen or removed
 //
-// with a file "owner" beside each key's, for people. Which caches are in use stands
-// in the records of the machines, and nowhere else: there is no state that a crash
-// could leave behind. Whoever chooses holds the lock until libvirt knows the machine.
-// QEMU's own lock on a disk would stop a second writer that all this overlooked.
+// and a file "owner" for each key, for administrators. The caches in use are those in the
+// records of running machines: there is no other state that a crash could leave behind. A
+// process that chooses a cache holds the lock until libvirt knows the machine. In addition,
+// QEMU locks each disk against a second writer.
 type Config struct {
 	Mode Mode
-	// Dir holds the caches of all owners. QEMU's user passes through it.
+	// Dir is the directory of all caches. The user of QEMU can search it.
 	Dir string
-	// Key is whose cache it is, 32 hexadecimal digits; Owner says the same to people.
+	// Key identifies the owner: 32 hexadecimal digits. Owner is its readable name.
 	Key, Owner string
-	// Size is the size that a guest sees of a disk, in bytes. A disk of another size
-	// is made anew.
+	// Size of a disk, in bytes. A disk of another size is replaced.
 	Size int64
 }
 
-// lockTimeout bounds the wait for somebody who starts a machine with a cache.
 const (
+	// lockTimeout bounds the wait for a process that starts a machine with a cache.
 	lockTimeout = 2 * time.Minute
 	lockPoll    = 20 * time.Millisecond
 )
@@ -80,19 +79,19 @@ const (
 
 var validKey = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// A Cache is a cache that a machine gets.
+// A Cache is a cache that was acquired for a machine.
 type Cache struct {
-	// Name is its path below Config.Dir, as the record keeps it.
+	// Name in the record: the path below Config.Dir.
 	Name string
 	// Path of the disk, or of the share's directory.
 	Path string
-	// Fresh says that no guest has ever written to it.
+	// Fresh: no guest has written to it yet.
 	Fresh bool
 }
 
-// Acquire finds a cache that no running machine has, or makes one. No other machine gets
-// a cache until release is called, which must happen when libvirt knows the machine,
-// with the cache in its record, or when nothing comes of it.
+// Acquire finds a cache that no running machine has, or creates one. No other machine gets a
+// cache until release is called. Call it when libvirt knows the machine, with the cache in
+// its record, or when the start has failed.
 func (c *Config) Acquire(ctx context.Context, h *virt.Host) (_ Cache, release func() error, err error) {
 	release, err = lock(ctx, c.Dir)
 	if err != nil {
@@ -105,7 +104,7 @@ func (c *Config) Acquire(ctx context.Context, h *virt.Host) (_ Cache, release fu
 	return acquired, release, nil
 }
 
-// ModeOf is the mode of the cache of that name; empty if the name is.
+// ModeOf returns the mode of the cache of that name; empty if the name is empty.
 func ModeOf(name string) Mode {
 	switch kind, _, _ := strings.Cut(name, "/"); kind {
 	case diskDir:
@@ -116,11 +115,11 @@ func ModeOf(name string) Mode {
 	return ""
 }
 
-// choose finds a cache that no running machine has, or makes one. The caller holds
-// the lock.
+// choose finds a cache that no running machine has, or creates one. The caller holds the
+// lock.
 func (c *Config) choose(ctx context.Context, h *virt.Host) (Cache, error) {
 	if !validKey.MatchString(c.Key) {
-		return Cache{}, fmt.Errorf("%w: %q is no key of a cache", errdefs.ErrInvalid, c.Key)
+		return Cache{}, fmt.Errorf("%w: %q is not the key of a cache", errdefs.ErrInvalid, c.Key)
 	}
 	switch c.Mode {
 	case Disk:
@@ -135,7 +134,7 @@ func (c *Config) choose(ctx context.Context, h *virt.Host) (Cache, error) {
 	return Cache{}, fmt.Errorf("%w: cache is %q: want disk or share", errdefs.ErrInvalid, c.Mode)
 }
 
-// inUse are the names of the caches of all machines.
+// inUse returns the names of the caches of all machines.
 func inUse(ctx context.Context, h *virt.Host) (map[string]bool, error) {
 	machines, err := record.List(ctx, h)
 	if err != nil {
@@ -148,8 +147,7 @@ func inUse(ctx context.Context, h *virt.Host) (map[string]bool, error) {
 	return names, nil
 }
 
-// chooseDisk takes the first disk that is free: so the one that most jobs have
-// filled goes to most jobs.
+// chooseDisk takes the first free disk, which most jobs have filled.
 func (c *Config) chooseDisk(taken map[string]bool) (Cache, error) {
 	if err := c.makeDirs(diskDir, 0o711); err != nil {
 		return Cache{}, err
@@ -165,7 +163,7 @@ func (c *Config) chooseDisk(taken map[string]bool) (Cache, error) {
 	info, err := os.Lstat(chosen.Path)
 	if err == nil && (info.Size() != c.Size || !info.Mode().IsRegular()) {
 		if err := os.Remove(chosen.Path); err != nil {
-			return chosen, fmt.Errorf("make a cache disk: %w", err)
+			return chosen, fmt.Errorf("create a cache disk: %w", err)
 		}
 		err = fs.ErrNotExist
 	}
@@ -173,15 +171,15 @@ func (c *Config) chooseDisk(taken map[string]bool) (Cache, error) {
 		err = makeSparse(chosen.Path, c.Size)
 	}
 	if err != nil {
-		return chosen, fmt.Errorf("make a cache disk: %w", err)
+		return chosen, fmt.Errorf("create a cache disk: %w", err)
 	}
 	allocated, err := diskusage.OfFile(chosen.Path)
 	chosen.Fresh = allocated == 0
 	return chosen, err
 }
 
-// chooseShare makes the directory unless it is there. No other user of this host may
-// get at what guests put there: they choose owners and modes, setuid included.
+// chooseShare creates the directory if necessary. No other user of this host may access it:
+// guests choose the owners and modes of its files, also setuid.
 func (c *Config) chooseShare() (Cache, error) {
 	if err := c.makeDirs(shareDir, 0o700); err != nil {
 		return Cache{}, err
@@ -191,20 +189,20 @@ func (c *Config) chooseShare() (Cache, error) {
 	err := os.Mkdir(chosen.Path, 0o700)
 	chosen.Fresh = err == nil
 	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return chosen, fmt.Errorf("make a directory for a cache: %w", err)
+		return chosen, fmt.Errorf("create the directory for a cache: %w", err)
 	}
 	return chosen, nil
 }
 
-// makeDirs makes the directory of the owner's caches of one kind, and says there
-// whose they are.
+// makeDirs creates the directory of the owner's caches of one kind, with the file that names
+// the owner.
 func (c *Config) makeDirs(kind string, mode fs.FileMode) error {
 	dir := filepath.Join(c.Dir, kind, c.Key)
 	if err := os.MkdirAll(dir, mode); err != nil {
-		return fmt.Errorf("make the directory for caches: %w", err)
+		return fmt.Errorf("create the directory for caches: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, ownerFile), []byte(c.Owner+"\n"), 0o600); err != nil {
-		return fmt.Errorf("say whose the cache is: %w", err)
+		return fmt.Errorf("write the owner of the cache: %w", err)
 	}
 	return nil
 }
@@ -217,10 +215,10 @@ func makeSparse(path string, size int64) error {
 	return errors.Join(file.Truncate(size), file.Close())
 }
 
-// lock keeps everybody else from choosing or removing caches below dir.
+// lock prevents other processes from choosing or removing caches in dir.
 func lock(ctx context.Context, dir string) (unlock func() error, err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, fmt.Errorf("make the directory for caches: %w", err)
+		return nil, fmt.Errorf("create the directory for caches: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
 	defer cancel()

@@ -35,7 +35,7 @@ func (c *Config) mustChoose(t *testing.T, h *virt.Host) Cache {
 	return chosen
 }
 
-// machineWith starts a machine that has the cache of that name.
+// machineWith starts a machine with the cache of that name.
 func machineWith(t *testing.T, h *virt.Host, machine, cache string) (end func()) {
 	t.Helper()
 	metadata, err := record.Record{Job: "1", Cache: cache}.Metadata()
@@ -48,7 +48,7 @@ func machineWith(t *testing.T, h *virt.Host, machine, cache string) (end func())
 	return end
 }
 
-// A disk has one machine at a time, and the first that is free goes out first.
+// One machine at a time has a disk, and the first free disk is used first.
 func TestChooseCacheDisk(t *testing.T) {
 	h, c := virttest.Open(t), aCache(t, Disk)
 	name := func(n int) string { return fmt.Sprintf("disks/%s/%d.img", aKey, n) }
@@ -78,8 +78,8 @@ func TestChooseCacheDisk(t *testing.T) {
 	}
 }
 
-// What is not a disk of the size that the settings want is none.
-func TestCacheDiskIsMadeAnew(t *testing.T) {
+// A file that is not a disk of the configured size is replaced.
+func TestCacheDiskIsReplaced(t *testing.T) {
 	h := virttest.Open(t)
 	for name, corrupt := range map[string]func(path string) error{
 		"other size":    func(path string) error { return os.WriteFile(path, []byte("short"), 0o600) },
@@ -99,7 +99,7 @@ func TestCacheDiskIsMadeAnew(t *testing.T) {
 	}
 }
 
-func TestCacheKeyIsNoPath(t *testing.T) {
+func TestCacheKeyIsNotAPath(t *testing.T) {
 	h := virttest.Open(t)
 	for _, key := range []string{"", "..", "../" + aKey, strings.ToUpper(aKey), aKey + "/x"} {
 		c := aCache(t, Disk)
@@ -110,7 +110,7 @@ func TestCacheKeyIsNoPath(t *testing.T) {
 	}
 }
 
-// Until libvirt knows a machine, its cache is nobody else's either.
+// No other machine gets a cache between Acquire and the start of its machine.
 func TestCachesAreLocked(t *testing.T) {
 	h, c := virttest.Open(t), aCache(t, Disk)
 	const machines = 8

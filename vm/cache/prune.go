@@ -16,23 +16,21 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// A Stored is a cache that lies on this host: one disk, or one share.
+// A Stored describes a cache on this host: one disk, or one share.
 type Stored struct {
-	// Name is its path below the directory of caches.
+	// Name is the path below the directory of caches.
 	Name string
 	Mode Mode
-	// Owner says whose it is.
+	// Owner is the readable name of the owner.
 	Owner string
-	// Size is what it takes on this host, in bytes. [List] leaves that of shares
-	// out, for which every file has to be looked at.
+	// Size is the disk usage, in bytes. [List] omits that of shares, which requires a look
+	// at every file.
 	Size int64
-	// LastUsed is when a machine last wrote to the disk, which mounting does, or last
-	// got the share.
+	// LastUsed is when a machine last wrote to the disk (a mount does), or got the share.
 	LastUsed time.Time
 }
 
-// List lists the caches below dir, without a look into them, in the order of their
-// names.
+// List lists the caches in dir by name, without reading their contents.
 func List(dir string) ([]Stored, error) {
 	var caches []Stored
 	for _, pattern := range []string{path.Join(diskDir, "*", "*"+diskSuffix), path.Join(shareDir, "*", filesDir)} {
@@ -43,7 +41,7 @@ func List(dir string) ([]Stored, error) {
 		for _, name := range names {
 			cache, err := describe(dir, name)
 			if errors.Is(err, fs.ErrNotExist) {
-				continue // gone since it was listed
+				continue // removed since it was listed
 			}
 			if err != nil {
 				return nil, fmt.Errorf("list caches: %w", err)
@@ -54,7 +52,7 @@ func List(dir string) ([]Stored, error) {
 	return caches, nil
 }
 
-// describe describes the disk, or the share with the files, of that name.
+// describe describes the disk or the files of the share of that name.
 func describe(dir, name string) (Stored, error) {
 	owner, err := os.ReadFile(filepath.Join(dir, path.Dir(name), ownerFile))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -64,7 +62,7 @@ func describe(dir, name string) (Stored, error) {
 	used := filepath.Join(dir, name)
 	if path.Base(name) == filesDir {
 		cache.Name, cache.Mode = path.Dir(name), Share
-		used = filepath.Join(dir, path.Dir(name), ownerFile) // the directory's own time is the guests'
+		used = filepath.Join(dir, path.Dir(name), ownerFile) // guests can set the time of the directory
 	} else if cache.Size, err = diskusage.OfFile(used); err != nil {
 		return cache, err
 	}
@@ -76,23 +74,22 @@ func describe(dir, name string) (Stored, error) {
 	return cache, nil
 }
 
-// PruneOptions say what [Prune] removes.
+// PruneOptions select what [Prune] removes.
 type PruneOptions struct {
-	// UnusedSince spares caches that were used after that time.
+	// UnusedSince keeps caches that were used after that time.
 	UnusedSince time.Time
 	// DryRun removes nothing.
 	DryRun bool
 }
 
-// Prune removes caches below dir that no machine has, and returns them, those
-// first that were not used for the longest time. Where libvirt cannot be asked whose
-// are in use, nothing is removed.
+// Prune removes the caches in dir that no machine has, least recently used first, and
+// returns them. If libvirt does not answer, it removes nothing.
 func Prune(ctx context.Context, h *virt.Host, dir string, o PruneOptions) ([]Stored, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	pruned, places, err := setAside(ctx, h, dir, o)
-	// Without the lock: a share can have millions of files.
+	// Not under the lock: a share can have millions of files.
 	for i := range pruned {
 		if pruned[i].Mode == Share && err == nil {
 			pruned[i].Size, err = diskusage.OfDir(ctx, places[i])
@@ -101,16 +98,15 @@ func Prune(ctx context.Context, h *virt.Host, dir string, o PruneOptions) ([]Sto
 	if o.DryRun {
 		return pruned, err
 	}
-	// Also what an earlier prune did not come to. Symbolic links are removed, not
-	// followed.
+	// This includes what an earlier prune has left. RemoveAll does not follow symbolic links.
 	if failed := os.RemoveAll(filepath.Join(dir, removedDir)); failed != nil {
 		err = errors.Join(err, fmt.Errorf("remove caches: %w", failed))
 	}
 	return pruned, err
 }
 
-// setAside takes the caches that are to go out of everybody's reach, and says where
-// they are then.
+// setAside moves the caches to remove to a place where no machine finds them, and returns
+// their new paths.
 func setAside(ctx context.Context, h *virt.Host, dir string, o PruneOptions) (pruned []Stored, places []string, err error) {
 	unlock, err := lock(ctx, dir)
 	if err != nil {
@@ -156,5 +152,5 @@ func (c Stored) setAside(dir string) (place string, err error) {
 	if others, err := filepath.Glob(filepath.Join(keyDir, "*"+diskSuffix)); err != nil || len(others) > 0 {
 		return place, err
 	}
-	return place, os.RemoveAll(keyDir) // the owner's last
+	return place, os.RemoveAll(keyDir) // that was the owner's last cache
 }

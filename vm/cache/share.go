@@ -10,19 +10,19 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// firstLibvirtWithUserShares: before, libvirt refuses virtiofs in qemu:///session.
+// firstLibvirtWithUserShares is the first version that supports virtiofs in qemu:///session.
 const firstLibvirtWithUserShares = 10_000_000
 
-// vhostUserDirs are where programs like virtiofsd announce themselves (QEMU's
-// docs/interop/vhost-user.json); libvirt looks there.
+// vhostUserDirs are the directories with the descriptions of programs like virtiofsd
+// (docs/interop/vhost-user.json of QEMU). libvirt reads them.
 var vhostUserDirs = []string{"/etc/qemu/vhost-user", "/usr/share/qemu/vhost-user"}
 
-// CheckShares says why machines here can have no [Share]; nil if they can. The
-// error is an [errdefs.ErrInvalid].
+// CheckShares makes sure that machines on this host can have a [Share]. The error is an
+// [errdefs.ErrInvalid].
 func CheckShares(h *virt.Host) error {
 	if version := h.Version(); !h.System() && version < firstLibvirtWithUserShares {
 		return fmt.Errorf("%w: cache = \"share\" needs the system's libvirt, or libvirt 10: %s is libvirt %d.%d.%d, "+
-			"which has no virtiofs for users (cache = \"disk\" works there)", errdefs.ErrInvalid, h.URI(), version/1e6, version/1e3%1e3, version%1e3)
+			"which does not support virtiofs for users (cache = \"disk\" works there)", errdefs.ErrInvalid, h.URI(), version/1e6, version/1e3%1e3, version%1e3)
 	}
 	for _, dir := range vhostUserDirs {
 		files, _ := filepath.Glob(filepath.Join(dir, "*.json"))
@@ -32,11 +32,11 @@ func CheckShares(h *virt.Host) error {
 			}
 		}
 	}
-	return fmt.Errorf("%w: cache = \"share\" needs virtiofsd, and none is announced in %q "+
+	return fmt.Errorf("%w: cache = \"share\" needs virtiofsd, and %q describe none "+
 		"(Debian 12: qemu-system-common has it; later: virtiofsd)", errdefs.ErrInvalid, vhostUserDirs)
 }
 
-// servesFiles says whether the file announces a virtiofsd that is there.
+// servesFiles reports whether the file describes an installed virtiofsd.
 func servesFiles(file string) bool {
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -52,7 +52,7 @@ func TestCloneQCOW2(t *testing.T) {
 	}
 }
 
-// The base may be what a stranger made: with its size known, nothing opens it.
+// The base may be untrusted: if its size is known, nothing opens it.
 func TestCloneQCOW2DoesNotOpenTheBase(t *testing.T) {
 	dir := t.TempDir()
 	base := BackingFile{Path: filepath.Join(dir, "missing.qcow2"), Format: "qcow2", VirtualSize: 1 << 20}

@@ -6,7 +6,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// A share does not take a place that the image's domain has given away.
+// A share does not get a slot that the image's domain uses.
 func TestShareAddress(t *testing.T) {
 	zero, slot := uint(0), uint(0x10)
 	d := &libvirtxml.Domain{

@@ -11,8 +11,7 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 )
 
-// build is the domain that a source becomes, with files in directories that do not
-// exist.
+// build builds the domain of a source, with files in directories that do not exist.
 func build(t *testing.T, source Source, backingStore bool) (*libvirtxml.Domain, error) {
 	t.Helper()
 	result, err := Build(source)
@@ -28,7 +27,7 @@ func build(t *testing.T, source Source, backingStore bool) (*libvirtxml.Domain, 
 	return result.Domain, ApplyInstance(result.Domain, "machine", source.Disks, files)
 }
 
-// Firmware that insists on signatures is only for images that ask for it.
+// Only images that ask for secure boot get firmware that requires signatures.
 func TestSecureBoot(t *testing.T) {
 	image := func(attributes, children string) []byte {
 		return []byte(`<domain type='kvm'><memory>262144</memory><os ` + attributes + `><type arch='x86_64' machine='q35'>hvm</type>` +
@@ -140,7 +139,7 @@ func TestTemplate(t *testing.T) {
 	}
 }
 
-// What the settings say wins over the version of libvirt.
+// The setting has precedence over the version of libvirt.
 func TestWritesBackingStore(t *testing.T) {
 	const old = 9_000_000
 	for choice, want := range map[string]bool{OmitYes: false, OmitNo: true, OmitAuto: false, "": false} {

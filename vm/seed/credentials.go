@@ -9,24 +9,24 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// hostKeyCredential is the name of the system credential that holds the guest's
-// private host key. QEMU allows names of fw_cfg 55 bytes, with the prefix.
+// hostKeyCredential is the name of the system credential with the guest's private host key.
+// QEMU limits names in fw_cfg to 55 bytes, with the prefix.
 const hostKeyCredential = "sardine.ssh_host_key"
 
-// HostKeyFile is the file with it, among a machine's files.
+// HostKeyFile is the name of the file with that key, among the files of a machine.
 const HostKeyFile = "hostkey"
 
-// addCredentials hands the seed to systemd (252 or later) as system credentials
-// (systemd.system-credentials(7)): what anybody may know as SMBIOS OEM strings,
-// which stand on QEMU's command line; the host key by QEMU's fw_cfg, from a file.
-// Machines of other architectures have neither.
+// addCredentials passes the seed to systemd (252 or later) as system credentials
+// (systemd.system-credentials(7)): what is public as SMBIOS OEM strings, which are on the
+// command line of QEMU; the host key through fw_cfg, from a file. Machines of other
+// architectures have neither.
 func (s *Seed) addCredentials(d *libvirtxml.Domain, private []byte, dir string) error {
 	if d.OS == nil || d.OS.Type == nil || d.OS.Type.Arch != "x86_64" && d.OS.Type.Arch != "aarch64" {
 		return nil
 	}
 	key := filepath.Join(dir, HostKeyFile)
 	if err := os.WriteFile(key, private, 0o600); err != nil {
-		return fmt.Errorf("make the host key for systemd: %w", err)
+		return fmt.Errorf("write the host key for systemd: %w", err)
 	}
 	d.OS.SMBios = &libvirtxml.DomainSMBios{Mode: "sysinfo"}
 	d.SysInfo = append(d.SysInfo,
@@ -40,9 +40,9 @@ func (s *Seed) addCredentials(d *libvirtxml.Domain, private []byte, dir string) 
 	return nil
 }
 
-// oemStrings are the credentials of systemd-sysusers and systemd-tmpfiles, which
-// do their work before anybody can log in. 1000 is what the first user of a system
-// gets, and what systemd takes unless it is another's.
+// oemStrings returns the credentials for systemd-sysusers and systemd-tmpfiles, which run
+// before logins are possible. 1000 is the ID of the first user of a system; systemd chooses
+// another one if it is taken.
 func (s *Seed) oemStrings() []string {
 	credential := func(name, value string) string {
 		return "io.systemd.credential.binary:" + name + "=" + base64.StdEncoding.EncodeToString([]byte(value))
@@ -59,11 +59,11 @@ func (s *Seed) oemStrings() []string {
 	}
 }
 
-// hostKeyLink has sshd read its key where systemd put the credential: a file there
-// only root can read. cloud-init replaces the link by the same key.
+// hostKeyLink makes sshd read its key from the credential, a file that only root can read.
+// cloud-init replaces the link by the same key.
 const hostKeyLink = "L+ /etc/ssh/ssh_host_ed25519_key - - - - /run/credentials/@system/" + hostKeyCredential + "\n"
 
-// tmpfiles are lines of tmpfiles.d(5) that let the user in, and become root.
+// tmpfiles returns lines of tmpfiles.d(5) that allow the user to log in and to use sudo.
 func (s *Seed) tmpfiles() string {
 	encode := func(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 	return fmt.Sprintf(`d /home/%[1]s 0755 %[1]s %[1]s

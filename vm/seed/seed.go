@@ -22,66 +22,65 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// DefaultUser is the user that a guest gets when nobody says who shall log in. It is
-// none of a distribution's own, so that it is the same everywhere.
+// DefaultUser is the user that a guest gets if neither the settings nor the image name one.
+// No distribution has a user of that name.
 const DefaultUser = "ci"
 
-// seedLabel is the label of the file system by which cloud-init's data source
-// NoCloud knows its seed.
+// seedLabel is the label of the file system that cloud-init's data source NoCloud expects.
 const seedLabel = "CIDATA"
 
-// A Seed lets us log in to a guest whose image brings no login of ours: it tells
-// the guest, while it boots, of a user with a key of this one job, and of the host
-// key to have, so that not even the first connection is taken on trust.
+// A Seed gives a guest without a known login a user with a key of this job, and a host key,
+// while it boots. With the host key known in advance, the first connection is verified,
+// too.
 //
-// It is handed in twice: to cloud-init, on a CD-ROM that is ejected once the guest
-// is ready, and to systemd, as credentials. Of the secrets it holds only the host
-// key is given to the guest, whose own secret it is.
+// The guest gets it twice: for cloud-init on a CD-ROM, which is ejected when the guest is
+// ready, and for systemd as credentials. The host key is the only secret that the guest
+// gets.
 type Seed struct {
 	user    string
 	key     ed25519.PrivateKey
 	hostKey ed25519.PrivateKey
-	// hostname of the guest; empty for the domain's name.
+	// hostname of the guest; empty means the name of the domain.
 	hostname string
 }
 
-// userName is what useradd(8) takes everywhere; a user's name goes into files of
-// several syntaxes.
+// userName matches names that useradd(8) accepts on all distributions. The name is written
+// to files of several formats.
 var userName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 
-// New makes the keys. An empty user means [DefaultUser].
+// New creates a seed with new keys. An empty user means [DefaultUser].
 func New(user string) (*Seed, error) {
 	if user == "" {
 		user = DefaultUser
 	}
 	if !userName.MatchString(user) {
-		return nil, fmt.Errorf("%w: %.40q is no name for a user that a guest without a password could be given (want %s)", errdefs.ErrInvalid, user, userName)
+		return nil, fmt.Errorf("%w: %.40q cannot be the name of the user that a guest without a password gets (want %s)", errdefs.ErrInvalid, user, userName)
 	}
 	s := &Seed{user: user}
 	for _, key := range []*ed25519.PrivateKey{&s.key, &s.hostKey} {
 		_, private, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
-			return nil, fmt.Errorf("make the keys of this job: %w", err)
+			return nil, fmt.Errorf("create the keys of the job: %w", err)
 		}
 		*key = private
 	}
 	return s, nil
 }
 
-// WithHostname is the same seed for a guest of that host name.
+// WithHostname returns the same seed for a guest with that host name.
 func (s *Seed) WithHostname(name string) *Seed {
 	named := *s
 	named.hostname = name
 	return &named
 }
 
-// User is the name of the user that the guest gets.
+// User returns the name of the user that the guest gets.
 func (s *Seed) User() string { return s.user }
 
-// Login is how to log in to the guest.
+// Login returns the login of the guest.
 func (s *Seed) Login() guestssh.Login { return guestssh.Login{User: s.user, Key: s.key, Late: true} }
 
-// HostKey is the public host key as in known_hosts, without the host.
+// HostKey returns the public host key as in known_hosts, without the host.
 func (s *Seed) HostKey() string { return publicLine(s.hostKey) }
 
 func publicLine(key ed25519.PrivateKey) string {
@@ -92,17 +91,16 @@ func publicLine(key ed25519.PrivateKey) string {
 	return guestssh.FormatKey(public)
 }
 
-// privatePEM is the host key as sshd reads it.
+// privatePEM returns the host key in the format of sshd.
 func (s *Seed) privatePEM() ([]byte, error) {
 	block, err := ssh.MarshalPrivateKey(s.hostKey, "")
 	if err != nil {
-		return nil, fmt.Errorf("write the host key of this job: %w", err)
+		return nil, fmt.Errorf("encode the host key of the job: %w", err)
 	}
 	return pem.EncodeToMemory(block), nil
 }
 
-// Attach gives the seed to a machine; its files are made in dir, where they are
-// needed only until QEMU has them.
+// Attach adds the seed to a domain. It creates files in dir, which QEMU opens at start.
 func (s *Seed) Attach(d *libvirtxml.Domain, dir string) error {
 	private, err := s.privatePEM()
 	if err != nil {
@@ -110,17 +108,17 @@ func (s *Seed) Attach(d *libvirtxml.Domain, dir string) error {
 	}
 	iso, err := s.iso(cmp.Or(s.hostname, d.Name), string(private))
 	if err != nil {
-		return fmt.Errorf("make the seed for cloud-init: %w", err)
+		return fmt.Errorf("create the seed for cloud-init: %w", err)
 	}
 	path := filepath.Join(dir, "seed.iso")
 	if err := os.WriteFile(path, iso, 0o600); err != nil {
-		return fmt.Errorf("make the seed for cloud-init: %w", err)
+		return fmt.Errorf("create the seed for cloud-init: %w", err)
 	}
 	addSeedDrive(d, path)
 	return s.addCredentials(d, private, dir)
 }
 
-// userData is cloud-config as far as we use it. JSON is YAML.
+// userData is the part of cloud-config that is used here. JSON is valid YAML.
 type userData struct {
 	Users          []seedUser        `json:"users"`
 	SSHKeys        map[string]string `json:"ssh_keys"`
@@ -137,10 +135,10 @@ type seedUser struct {
 	AuthorizedKeys []string `json:"ssh_authorized_keys"`
 }
 
-// sudoRule lets the job become root of its own machine, as cloud images do.
+// sudoRule allows the job to become root in its own machine, as in cloud images.
 const sudoRule = "ALL=(ALL) NOPASSWD:ALL"
 
-// iso is the seed as NoCloud wants it.
+// iso returns the seed in the format of NoCloud.
 func (s *Seed) iso(name, private string) ([]byte, error) {
 	user := seedUser{Name: s.user, LockPassword: true, AuthorizedKeys: []string{publicLine(s.key)}}
 	if s.user != "root" {
@@ -150,10 +148,10 @@ func (s *Seed) iso(name, private string) ([]byte, error) {
 		Users:         []seedUser{user},
 		SSHKeys:       map[string]string{"ed25519_private": private, "ed25519_public": s.HostKey()},
 		SSHDeleteKeys: true,
-		// The other types are nobody's, and RSA takes an emulated guest seconds.
+		// Other types are not used, and an RSA key takes seconds in an emulated guest.
 		SSHGenKeyTypes: []string{"ed25519"},
 		DisableRoot:    s.user != "root",
-		ManageHosts:    "localhost", // or sudo would wait for DNS
+		ManageHosts:    "localhost", // otherwise sudo waits for DNS
 	}, "", "  ")
 	if err != nil {
 		return nil, err
@@ -182,9 +180,8 @@ func (s *Seed) iso(name, private string) ([]byte, error) {
 	return image.Bytes(), nil
 }
 
-// addSeedDrive adds a CD-ROM drive with the seed: a virtio one where the machine
-// has virtio, since kernels for clouds know no SATA; else one on the board's own
-// bus.
+// addSeedDrive adds a CD-ROM drive with the seed: on virtio-scsi if the machine has virtio,
+// since cloud kernels lack SATA, and otherwise on the bus of the board.
 func addSeedDrive(d *libvirtxml.Domain, path string) {
 	drive := libvirtxml.DomainDisk{
 		Device:   "cdrom",
@@ -204,7 +201,7 @@ func addSeedDrive(d *libvirtxml.Domain, path string) {
 	d.Devices.Disks = append(d.Devices.Disks, drive)
 }
 
-// seedAlias names the drive in libvirt.
+// seedAlias is the alias of the drive in libvirt.
 const seedAlias = "ua-sardine-seed"
 
 func seedBus(d *libvirtxml.Domain) string {
@@ -219,8 +216,8 @@ func seedBus(d *libvirtxml.Domain) string {
 	return "sata"
 }
 
-// nextSCSIController is the index of one that the domain does not have, nor gets
-// from libvirt for a disk that has no address yet: those take the first.
+// nextSCSIController returns the index for a new controller. It is not 0: libvirt adds that
+// controller for disks without an address.
 func nextSCSIController(d *libvirtxml.Domain) uint {
 	next := uint(1)
 	for _, c := range d.Devices.Controllers {
@@ -231,8 +228,8 @@ func nextSCSIController(d *libvirtxml.Domain) uint {
 	return next
 }
 
-// EmptyDrive is the drive of the seed without its medium, as XML, for a domain that
-// has one; empty if it has none. doc is the XML of the running domain.
+// EmptyDrive returns the XML of the seed's drive without its medium; empty if the domain has
+// no such drive. doc is the XML of the running domain.
 func EmptyDrive(doc string) (device string, err error) {
 	d := &libvirtxml.Domain{}
 	if err := d.Unmarshal(doc); err != nil {

@@ -41,9 +41,9 @@ func domainWith(machine, bus string) *libvirtxml.Domain {
 	}
 }
 
-// What cloud-init and systemd are told is the public half of the key that we log
-// in with, and the host key that we insist on.
-func TestSeedTellsTheGuestOfBothKeys(t *testing.T) {
+// cloud-init and systemd get the public half of the login key, and the host key that is
+// required later.
+func TestSeedHasBothKeys(t *testing.T) {
 	seed, err := New("")
 	if err != nil {
 		t.Fatal(err)
@@ -83,8 +83,8 @@ func TestSeedTellsTheGuestOfBothKeys(t *testing.T) {
 	}
 }
 
-// QEMU's command line, which holds the OEM strings, is open to everybody on the
-// host, and libvirt logs it.
+// The command line of QEMU contains the OEM strings. All users of the host can read it, and
+// libvirt logs it.
 func TestNoSecretOnTheCommandLine(t *testing.T) {
 	for _, user := range []string{"ci", "root"} {
 		seed, err := New(user)
