@@ -32,7 +32,7 @@
 //	CI_JOB_IMAGE only if the job names an image              | TestEnvironment TestEnvironmentOrder | TestBadInput
 //	CI_JOB_SERVICES is empty or JSON; none is started        | TestEnvironmentOrder              | TestRunnerBinary executor.TestFromEnv
 //	JOB_RESPONSE_FILE: 0600, each attempt, from config on    | TestEnvironment TestAttempts      | TestOtherJobsMachine executor.TestFromBadEnv
-//	its image.pull_policy                                    | TestPayload                       | TestRefused executor.TestJobsPullPolicy
+//	its image.pull_policy                                    | TestPayload                       | TestRefused executor.TestJobPullPolicy
 //	its credentials                                          | TestPayload                       | TestPayload
 //	its runner_info.timeout                                  | TestPayload                       | TestPayload
 //	its image.entrypoint and executor_opts                   | TestPayload                       | TestPayload
