@@ -104,7 +104,7 @@ func (s *starter) bootAndSave(ctx context.Context, draft *snapshot.Draft, d *lib
 		return noSnapshotOf(ctx, err)
 	}
 	if err := snapshot.Wake(ctx, m.Run); err != nil {
-		return noSnapshotOf(ctx, fmt.Errorf("its guest could not go on: %w", err))
+		return noSnapshotOf(ctx, fmt.Errorf("its guest could not resume: %w", err))
 	}
 	if err := m.Close(); err != nil && !errors.Is(err, io.EOF) {
 		return noSnapshotOf(ctx, err)

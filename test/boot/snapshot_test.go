@@ -63,7 +63,7 @@ func TestSnapshotThatIsOfNoUse(t *testing.T) {
 				return bytes.Replace(m, []byte("<domain"), []byte("<nomain"), 1)
 			}), forgotten: true},
 			{name: "no disk", says: "no such file", damage: removeFile("*.qcow2"), forgotten: true},
-			{name: "a disk on another file", says: "it stands on", damage: rebase, forgotten: true},
+			{name: "a disk on another file", says: "its backing file is", damage: rebase, forgotten: true},
 			{name: "a note that is none", says: "damaged", damage: rewriteFile("snapshot.json", func([]byte) []byte { return []byte("{") })},
 			{name: "a disk elsewhere", says: "no disk", damage: rewriteFile("snapshot.json", func(m []byte) []byte {
 				return bytes.ReplaceAll(m, []byte(`"File": "`), []byte(`"File": "../`))

@@ -17,12 +17,12 @@ import (
 	"gitlab-sardine-executor/vm/snapshot/savefile"
 )
 
-// maxHostKey bounds a private host key, in bytes.
+// maxHostKey is the maximum size of a private host key, in bytes.
 const maxHostKey = 64 << 10
 
-// A Saved is the domain of a snapshot, and its memory.
+// A Saved holds the domain of a snapshot and its memory.
 type Saved struct {
-	// Domain as it was saved. [Saved.Rename] makes it that of another machine.
+	// Domain as it was saved. [Saved.Rename] gives it to a clone.
 	Domain *libvirtxml.Domain
 
 	snapshot *Snapshot
@@ -30,7 +30,7 @@ type Saved struct {
 	memory   *os.File
 }
 
-// Load reads the saved domain. The error is an [ErrNone] if that is not possible.
+// Load reads the saved domain. The error is an [ErrNone] if that fails.
 func (s *Snapshot) Load() (_ *Saved, err error) {
 	memory, err := os.Open(s.path(memoryFile))
 	if err != nil {
@@ -55,7 +55,7 @@ func (s *Snapshot) Load() (_ *Saved, err error) {
 // Close closes the memory.
 func (s *Saved) Close() error { return s.memory.Close() }
 
-// A Clone is a machine that goes on from a snapshot.
+// A Clone is a machine that resumes from a snapshot.
 type Clone struct {
 	Name string
 	// Dir is the directory of its files.
@@ -63,8 +63,8 @@ type Clone struct {
 	Files domain.Files
 }
 
-// Rename makes of the saved domain that of the clone, with UEFI variables and a host key
-// of its own. Everything that the guest can see stays as it was.
+// Rename changes the saved domain to that of a clone, with its own UEFI variables and host
+// key file. Nothing that the guest can see changes.
 func (s *Saved) Rename(c Clone) error {
 	d := s.Domain
 	if err := s.snapshot.copyNVRAM(d, c.Files.NVRAM); err != nil {
@@ -77,7 +77,7 @@ func (s *Saved) Rename(c Clone) error {
 	was := d.Name
 	d.ID, d.Name, d.UUID, d.Metadata = nil, c.Name, uuid.NewString(), nil
 	if d.GenID != nil {
-		// The guest's kernel sees that it is another now, and has other random numbers.
+		// The guest's kernel then reseeds its random number generator.
 		d.GenID.Value = uuid.NewString()
 	}
 	domain.LogConsole(d, c.Files.Console)
@@ -93,13 +93,13 @@ func (s *Saved) Rename(c Clone) error {
 	}
 	for i := range d.Devices.Channels {
 		if source := d.Devices.Channels[i].Source; source != nil && source.UNIX != nil && strings.Contains(source.UNIX.Path, was) {
-			source.UNIX.Path = "" // libvirt's own choice, by the name of the domain
+			source.UNIX.Path = "" // libvirt chooses a path with the name of the domain
 		}
 	}
 	return s.snapshot.placeOverlays(d, c.Files)
 }
 
-// copyNVRAM gives a clone UEFI variables of its own.
+// copyNVRAM copies the UEFI variables for a clone.
 func (s *Snapshot) copyNVRAM(d *libvirtxml.Domain, to string) error {
 	if !disk.HasNVRAM(d.OS) {
 		return nil
@@ -115,7 +115,7 @@ func (s *Snapshot) copyNVRAM(d *libvirtxml.Domain, to string) error {
 	return nil
 }
 
-// placeOverlays gives each disk of the saved domain its new overlay.
+// placeOverlays replaces each disk of the saved domain by the overlay of the clone.
 func (s *Snapshot) placeOverlays(d *libvirtxml.Domain, files domain.Files) error {
 	for _, saved := range s.Disks {
 		found := false
@@ -126,7 +126,7 @@ func (s *Snapshot) placeOverlays(d *libvirtxml.Domain, files domain.Files) error
 			}
 			found = true
 			device.Source = &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: files.Overlays[saved.Name]}}
-			// libvirt finds out what it stands on: all of these headers were checked.
+			// libvirt probes the chain. The headers have been checked.
 			device.BackingStore = nil
 		}
 		if !found {

@@ -13,18 +13,18 @@ import (
 import _ "embed" // the scripts
 
 const (
-	// settleTimeout bounds how long a guest that lets us in may go on with its boot.
+	// settleTimeout bounds the rest of the boot after the first login.
 	settleTimeout = 90 * time.Second
-	// wakeTimeout bounds what a guest is told when it goes on.
+	// wakeTimeout bounds the script that a guest runs after it has resumed.
 	wakeTimeout = 20 * time.Second
 )
 
-// settleScript waits until the guest has done what it does at boot.
+// settleScript waits for the end of the boot.
 //
 //go:embed settle.sh
 var settleScript string
 
-// wakeScript sets a guest right that was saved some time ago.
+// wakeScript sets the clock of a resumed guest, and reseeds its random number generator.
 //
 //go:embed wake.sh
 var wakeScript string
@@ -32,15 +32,15 @@ var wakeScript string
 // A Run runs a command in a guest and returns its exit status.
 type Run func(ctx context.Context, cmd guestssh.Command) (int, error)
 
-// Settle waits until the guest has booted to the end.
+// Settle waits for the end of the guest's boot.
 func Settle(ctx context.Context, run Run) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	return tell(ctx, run, settleScript)
 }
 
-// Wake tells a guest that has just gone on what it cannot know: how late it is, and
-// that others have gone on with the same random numbers.
+// Wake sets the clock of a guest that has just resumed, and reseeds its random number
+// generator, whose state its clones share.
 func Wake(ctx context.Context, run Run) error {
 	ctx, cancel := context.WithTimeout(ctx, wakeTimeout)
 	defer cancel()
@@ -48,10 +48,10 @@ func Wake(ctx context.Context, run Run) error {
 	return tell(ctx, run, fmt.Sprintf("now=%d seed=%s%s\n%s", now, rand.Text(), rand.Text(), wakeScript))
 }
 
-// asRoot runs a script, which it reads, as root.
+// asRoot runs the script on its standard input as root.
 const asRoot = `sh -c 'if [ "$(id -u)" = 0 ]; then exec sh; else exec sudo -n sh; fi'`
 
-// tell runs one of our own scripts in the guest, as root.
+// tell runs a script in the guest as root.
 func tell(ctx context.Context, run Run, script string) error {
 	var said strings.Builder
 	status, err := run(ctx, guestssh.Command{Line: asRoot, Stdin: strings.NewReader(script), Stdout: io.Discard, Stderr: &said})

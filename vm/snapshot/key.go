@@ -15,60 +15,60 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// A Machine is what a snapshot is made of, or looked for.
+// A Machine describes the machine for which a snapshot is made or used.
 type Machine struct {
 	Name string
-	// Dir is where the snapshots of the image lie.
+	// Dir is the directory of the image's snapshots.
 	Dir string
-	// Domain is what the machine would boot as, before it is given to one job.
+	// Domain with which the machine would boot, without what is specific to the job.
 	Domain *libvirtxml.Domain
 	// Disks of the image.
 	Disks []disk.Disk
-	// DiskSize is the least size of the first disk, in bytes.
+	// DiskSize is the minimum size of the first disk, in bytes.
 	DiskSize int64
 	SSHPort  int
 	// User that the guest is given at boot; empty if its image has one.
 	User string
-	// Network is what the guest knows of the network of the host.
+	// Network of the host, as far as the guest knows it.
 	Network Network
-	// Cache says that the machine has a cache.
+	// Cache: the machine has a cache.
 	Cache bool
 }
 
-// A Network is what a guest keeps in its memory of the network of the host.
+// A Network describes what a guest has in its memory about the network of the host.
 type Network struct {
-	// User says that the guest is alone in its network, and can go on with its address.
+	// User: the guest has a private network, and so can keep its address.
 	User bool
-	// Passt says that the network is passt's, which gives it other addresses than QEMU's
-	// own does.
+	// Passt: the guest has the addresses of passt, which differ from those of QEMU's own
+	// user network.
 	Passt bool
-	// Addresses of the host, and the contents of its resolver's files.
+	// Addresses of the host, and the contents of its resolver configuration.
 	Addresses, Resolver []string
 }
 
-// obstacle says why no snapshot could be made of the machine; nil if one could.
-func (m *Machine) obstacle(h *virt.Host) error {
+// check makes sure that a snapshot can be made of the machine.
+func (m *Machine) check(h *virt.Host) error {
 	d := m.Domain
 	switch {
 	case m.Dir == "":
-		return none("none is wanted")
+		return none("there is no directory for snapshots")
 	case !m.Network.User:
-		// The guest would go on with the address of another.
-		return none("only a guest on the network \"user\" can go on under the address that it had")
+		// Clones would have the same address.
+		return none("it needs the network \"user\", in which a guest can keep its address")
 	case m.Cache:
 		return none("a cache belongs to one job")
 	case h.System() && os.Geteuid() != 0:
-		return none("only root may read what the system's libvirt saves")
+		return none("only root can read what the system's libvirt saves")
 	case len(d.Devices.TPMs) > 0:
-		return none("the state of a TPM is not part of it")
+		return none("it would lack the state of the TPM")
 	case len(d.Devices.Hostdevs) > 0 || len(d.Devices.Filesystems) > 0:
-		return none("it has devices of the host")
+		return none("the machine has devices of the host")
 	}
 	return nil
 }
 
-// key identifies the machine on this host as it is now. Everything that a guest has in
-// its memory of host and settings is part of it.
+// key identifies the machine on this host in its current state. It contains everything about
+// host and settings that a guest has in its memory.
 func (m *Machine) key(h *virt.Host) (string, error) {
 	doc, err := m.Domain.Marshal()
 	if err != nil {
@@ -102,10 +102,10 @@ func (m *Machine) key(h *virt.Host) (string, error) {
 	return hex.EncodeToString(hash.Sum(nil)), err
 }
 
-// Find opens the snapshot of the machine. The error is an [ErrNone] if there is none;
-// possible says whether the machine is of a kind that can be saved.
+// Find opens the snapshot of the machine. The error is an [ErrNone] if there is none; possible
+// reports whether the machine is of a kind that can be saved.
 func Find(h *virt.Host, m *Machine) (_ *Snapshot, possible bool, err error) {
-	if err := m.obstacle(h); err != nil {
+	if err := m.check(h); err != nil {
 		return nil, false, err
 	}
 	key, err := m.key(h)
@@ -119,8 +119,8 @@ func Find(h *virt.Host, m *Machine) (_ *Snapshot, possible bool, err error) {
 	return s, true, nil
 }
 
-// processor is what this host's processor can do: a guest that has looked takes
-// it for granted.
+// processor returns the features of the CPU. A guest reads them at boot and relies on them
+// later.
 func processor() string {
 	text, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -129,7 +129,7 @@ func processor() string {
 	return cpuFlags(string(text))
 }
 
-// cpuFlags are the lines that say what the first processor is and can do.
+// cpuFlags returns the identification and the features of the first CPU.
 func cpuFlags(cpuinfo string) string {
 	var said []string
 	first, _, _ := strings.Cut(cpuinfo, "\n\n")

@@ -19,20 +19,20 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// saveTimeout bounds how long libvirt may write the guest's memory.
+// saveTimeout bounds the time in which libvirt writes the guest's memory.
 const saveTimeout = 5 * time.Minute
 
-// A Draft is a snapshot that is being made. It is locked.
+// A Draft is an incomplete snapshot. It is locked.
 type Draft struct {
 	snapshot *Snapshot
 	lock     *flock.Flock
 }
 
-// Begin begins the snapshot of the machine; nil if there is one. The error is an [ErrNone]
-// if there can be none: the machine is of a kind that cannot be saved, or another process
-// is making it.
+// Begin starts to make the snapshot of a machine; nil if there is one already. The error is an
+// [ErrNone] if there can be none: the machine is of a kind that cannot be saved, or another
+// process is making it.
 func Begin(h *virt.Host, m *Machine) (_ *Draft, err error) {
-	if err := m.obstacle(h); err != nil {
+	if err := m.check(h); err != nil {
 		return nil, err
 	}
 	key, err := m.key(h)
@@ -55,10 +55,10 @@ func Begin(h *virt.Host, m *Machine) (_ *Draft, err error) {
 		}
 	}()
 	if got, err := lock.TryLock(); err != nil || !got {
-		return nil, none("somebody is making or using it")
+		return nil, none("another process is making or using it")
 	}
 	if err := s.read(); err == nil {
-		return nil, lock.Close() // somebody was faster
+		return nil, lock.Close() // another process was faster
 	} else if !errors.Is(err, ErrNone) {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func Begin(h *virt.Host, m *Machine) (_ *Draft, err error) {
 // Close releases the lock.
 func (d *Draft) Close() error { return d.lock.Close() }
 
-// Fail notes why there is no snapshot, so that the next job does not try again at once.
+// Fail records why there is no snapshot, so that the next job does not try again at once.
 func (d *Draft) Fail(reason error) error { return d.snapshot.markFailed(reason) }
 
 // A Source is a machine that is ready to be saved.
@@ -82,29 +82,29 @@ type Source struct {
 	// Disks of the image, and the overlays on them by the names of the disks.
 	Disks    []disk.Disk
 	Overlays map[string]string
-	// HostKey is what its SSH server showed, and Key lets us in if it was given one at
-	// boot.
+	// HostKey is the host key of its SSH server, and Key the login key that it was given at
+	// boot, if any.
 	HostKey string
 	Key     ed25519.PrivateKey
 	// Group of the user that QEMU runs as.
 	Group int
 }
 
-// AddGenID gives a machine a generation ID, by which the guest's kernel sees that it
-// goes on as another one, and takes other random numbers (Linux 5.18, Windows
-// Server 2012). QEMU has it for PCs alone.
+// AddGenID adds a generation ID, from which the guest's kernel learns that it was cloned. It
+// then reseeds its random number generator (Linux 5.18, Windows Server 2012). QEMU supports
+// it for PCs only.
 func AddGenID(d *libvirtxml.Domain) {
 	if d.OS.Type.Arch == "x86_64" && d.Features != nil && d.Features.ACPI != nil {
 		d.GenID = &libvirtxml.DomainGenID{Value: uuid.NewString()}
 	}
 }
 
-// Save saves the machine, which ends, and makes a snapshot of what it was.
+// Save saves the machine, which ends, and completes the snapshot.
 func (d *Draft) Save(ctx context.Context, from Source) (err error) {
 	s := d.snapshot
 	s.HostKey, s.Seed, s.Files = from.HostKey, from.Key, from.Dir
 	dir := s.dir + tmpSuffix
-	// What a process that died while it made one has left, and one of another key.
+	// These are from a process that died, or a snapshot with another key.
 	for _, old := range []string{dir, s.dir} {
 		if err := os.RemoveAll(old); err != nil {
 			return fmt.Errorf("remove an old snapshot: %w", err)
@@ -136,7 +136,7 @@ func (d *Draft) Save(ctx context.Context, from Source) (err error) {
 	return os.Rename(dir, s.dir)
 }
 
-// makePrivateDir makes a directory that nobody can look into but this user, and QEMU.
+// makePrivateDir creates a directory that only this user and QEMU can search.
 func makePrivateDir(dir string, group int) error {
 	if err := os.Mkdir(dir, 0o700); err != nil || group == os.Getegid() {
 		return err
@@ -144,7 +144,7 @@ func makePrivateDir(dir string, group int) error {
 	return errors.Join(os.Chown(dir, -1, group), os.Chmod(dir, 0o710))
 }
 
-// gather takes the files of a saved machine to dir and writes the note.
+// gather moves the files of the saved machine to dir and writes the note.
 func (s *Snapshot) gather(from Source, dir string) error {
 	for _, image := range from.Disks {
 		path, written := from.Overlays[image.Name]

@@ -14,24 +14,23 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// restoreTimeout bounds how long libvirt may take to restore a machine; it reads the
-// memory at the speed of the disk. It is a variable for tests.
+// restoreTimeout bounds the restore, in which libvirt reads the memory from the disk. It is a
+// variable for tests.
 var restoreTimeout = 60 * time.Second
 
 const (
-	// pipePoll is how often we look whether libvirt has read all.
+	// pipePoll is how often feed checks whether libvirt has read everything.
 	pipePoll = 2 * time.Millisecond
-	// pipeGrace is more than libvirt needs between finding the pipe and opening it.
+	// pipeGrace is longer than libvirt takes between a check of the path and its open.
 	pipeGrace = 50 * time.Millisecond
-	// pipeSize is what a pipe may hold, in bytes: all that an unprivileged process may
-	// ask for (fs.pipe-max-size, pipe(7)).
+	// pipeSize is the capacity of the pipe, in bytes: the maximum for unprivileged processes
+	// (fs.pipe-max-size, pipe(7)).
 	pipeSize = 1 << 20
 )
 
-// Restore starts the domain from the memory of the snapshot. libvirt is given a pipe at
-// path instead of a file, so that the memory, which is as large as the guest, is not
-// copied for each machine to have another name in its head. The error is an [ErrNone] if
-// the snapshot may be the cause.
+// Restore starts the domain from the memory of the snapshot. libvirt reads it from a pipe at
+// path: the header of the file differs for each clone, and the memory, which is as large
+// as the guest, is not copied. The error is an [ErrNone] if the snapshot may be its cause.
 func (s *Saved) Restore(ctx context.Context, h *virt.Host, path string) (*virt.Domain, error) {
 	d := s.Domain
 	doc, err := d.Marshal()
@@ -40,7 +39,7 @@ func (s *Saved) Restore(ctx context.Context, h *virt.Host, path string) (*virt.D
 	}
 	pipe, err := makePipe(path)
 	if err != nil {
-		return nil, fmt.Errorf("make a pipe for libvirt: %w", err)
+		return nil, fmt.Errorf("create a pipe for libvirt: %w", err)
 	}
 	feeding, stop := context.WithCancel(ctx)
 	fed := make(chan error, 1)
@@ -51,7 +50,7 @@ func (s *Saved) Restore(ctx context.Context, h *virt.Host, path string) (*virt.D
 	defer cancel()
 	err = h.Restore(restoring, d.Name, path)
 	if restoring.Err() != nil {
-		// libvirt may be about to open it, and would wait for ever if we were gone then.
+		// libvirt may be about to open the pipe. Without a writer it would wait forever.
 		err = errors.Join(err, os.Remove(path))
 		time.Sleep(pipeGrace)
 	}
@@ -64,13 +63,12 @@ func (s *Saved) Restore(ctx context.Context, h *virt.Host, path string) (*virt.D
 	}
 	dom, err := h.Domain(ctx, d.Name)
 	if errors.Is(err, virt.ErrNoDomain) {
-		return nil, none("the machine ended as soon as it went on")
+		return nil, none("the machine stopped as soon as it resumed")
 	}
 	return dom, err
 }
 
-// makePipe makes a named pipe and opens both of its ends: whoever opens it to read does
-// not have to wait for us.
+// makePipe creates a named pipe and opens both ends, so that readers never block on open.
 func makePipe(path string) (*os.File, error) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		return nil, err
@@ -83,18 +81,18 @@ func makePipe(path string) (*os.File, error) {
 	return pipe, nil
 }
 
-// feed writes head and memory into the pipe, and closes it when all of it was read or
-// ctx ends.
+// feed writes head and memory to the pipe. It closes the pipe when everything has been read,
+// or when ctx ends.
 func feed(ctx context.Context, pipe *os.File, head *savefile.Head, memory io.Reader) error {
 	defer pipe.Close()
-	// Without a reader that goes on, a write ends when ctx does.
+	// Writes end with ctx, also if the reader has stopped.
 	defer context.AfterFunc(ctx, func() { pipe.SetDeadline(time.Now()) })()
 	_, err := head.WriteTo(pipe)
 	if err == nil {
 		_, err = io.CopyBuffer(onlyWriter{pipe}, memory, make([]byte, pipeSize))
 	}
 	if err != nil {
-		return fmt.Errorf("give libvirt the memory: %w", err)
+		return fmt.Errorf("write the memory for libvirt: %w", err)
 	}
 	for pipeHolds(pipe) > 0 {
 		select {
@@ -106,7 +104,7 @@ func feed(ctx context.Context, pipe *os.File, head *savefile.Head, memory io.Rea
 	return nil
 }
 
-// pipeHolds is how many bytes are in a pipe.
+// pipeHolds returns the number of bytes in a pipe.
 func pipeHolds(pipe *os.File) int {
 	n := 0
 	if conn, err := pipe.SyscallConn(); err == nil {
@@ -115,13 +113,13 @@ func pipeHolds(pipe *os.File) int {
 	return n
 }
 
-// widen makes a pipe hold more, for speed alone. ([os.File.Fd] would make it
-// one that knows no deadlines.)
+// widen enlarges the pipe, for speed. It does not use [os.File.Fd], which would disable
+// deadlines.
 func widen(pipe *os.File) {
 	if conn, err := pipe.SyscallConn(); err == nil {
 		conn.Control(func(fd uintptr) { unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
 	}
 }
 
-// onlyWriter keeps io.CopyBuffer to its buffer.
+// onlyWriter hides ReadFrom, so that io.CopyBuffer uses its buffer.
 type onlyWriter struct{ io.Writer }

@@ -13,7 +13,7 @@ import (
 	"gitlab-sardine-executor/vm/snapshot/savefile"
 )
 
-// Whoever reads the pipe gets all of it and then its end, be it late.
+// A reader of the pipe gets everything and then the end of file, also if it opens the pipe late.
 func TestFeed(t *testing.T) {
 	for name, size := range map[string]int{"less than a pipe holds": 100, "more": 8 << 20} {
 		t.Run(name, func(t *testing.T) {
@@ -45,8 +45,8 @@ func TestFeed(t *testing.T) {
 	}
 }
 
-// Nobody who opens the pipe waits for us, whether or not we go on; nor do we wait for
-// a reader that never comes, or that leaves.
+// A reader never blocks on open. feed does not wait for a reader that never opens the pipe, or
+// that closes it.
 func TestFeedWithoutReader(t *testing.T) {
 	for name, read := range map[string]bool{"never comes": false, "leaves": true} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,5 @@
-# Run in a guest that will be saved, as root: wait until it has booted. What it still
-# does then is done again in each of its clones, so that this is no more than a
-# courtesy.
+# Runs as root in a guest before it is saved: wait for the end of the boot. What remains is
+# done in each clone, so this is an optimization only.
 if command -v cloud-init >/dev/null 2>&1; then
 	timeout 40 cloud-init status --wait >/dev/null 2>&1
 fi

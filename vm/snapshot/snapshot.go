@@ -1,5 +1,5 @@
-// Package snapshot starts machines from the saved memory of one that has booted. It can be
-// taken out: package snapshot uses it in one file.
+// Package snapshot resumes machines from the saved memory of a machine that has booted. It
+// can be removed: package vm uses it in snapshot.go, and at one place in ready.go.
 package snapshot
 
 import (
@@ -20,35 +20,34 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 )
 
-// A Snapshot is a machine of an image that has booted and then was saved, memory and
-// disks, before it ran anything of a job. Its clones go on where it stopped, each with
-// overlays of its own on the snapshot's disks: that takes a fraction of a second,
-// whatever the guest takes to boot. In the directory of the image's snapshots each has a
-// directory, named after its key:
+// A Snapshot is the saved memory and the disks of a machine that has booted and not run any
+// part of a job. Its clones resume where it stopped, each with new overlays on the
+// snapshot's disks. That takes a fraction of a second, however long the guest takes to
+// boot. The snapshots of an image are in one directory, each in a directory named after
+// its key:
 //
 //	snapshot.json   what it is of, and how to log in; written last
-//	memory          what libvirt saved: see package savefile
-//	*.qcow2         its disks, which are overlays on the image's
-//	nvram.fd        its UEFI variables, if it has some
+//	memory          saved by libvirt: see package savefile
+//	*.qcow2         its disks: overlays on those of the image
+//	nvram.fd        its UEFI variables, if it has any
 //	hostkey         its SSH host key, if it was given one
 //
-// It holds the guest's memory and is for nobody to read but its owner, and QEMU. Beside
-// it lies a file with the extension .lock: locked exclusively by whoever makes or
-// removes the snapshot, shared by whoever starts a machine from it.
+// Only its owner and QEMU may read the guest's memory. Next to the directory is a file with
+// the extension .lock. A process that makes or removes the snapshot locks it exclusively,
+// a process that starts a machine from it shares the lock.
 type Snapshot struct {
-	// Key is a hash of everything that went into the machine (see [Machine]): a
-	// snapshot of another key is of another machine.
+	// Key is a hash of everything that the machine depends on (see [Machine]).
 	Key  string
 	Made time.Time
-	// Failure says why there is nothing but this note: the machine could not be saved,
-	// or did not go on. It counts for failureLife.
+	// Failure is the reason why there is only this note: the machine could not be saved, or
+	// did not resume. It is valid for failureLife.
 	Failure string `json:",omitempty"`
-	// Files is the directory that the files of the machine were in. Disks are its overlays,
-	// in the order of the image's disks.
+	// Files is the directory of the machine's files when it was saved. Disks are its
+	// overlays, in the order of the image's disks.
 	Files string
 	Disks []overlay
-	// HostKey is what its SSH server showed, and Seed the key by which it lets us in
-	// if it was given one at boot.
+	// HostKey is the host key of its SSH server, and Seed the login key that it was given at
+	// boot, if any.
 	HostKey string
 	Seed    ed25519.PrivateKey `json:",omitempty"`
 
@@ -56,26 +55,26 @@ type Snapshot struct {
 	lock *flock.Flock
 }
 
-// A overlay is the overlay of a disk of the image.
+// An overlay is the overlay on a disk of the image.
 type overlay struct {
 	Name string // of the disk in the image
 	File string // in the snapshot's directory
 	Was  string // its path when the machine was saved
 }
 
-// failureLife is how long nobody tries to make a snapshot again that could not be made:
-// the cause may have been that the disk was full.
+// failureLife is how long a failure counts. Its cause may have been temporary, such as a full
+// disk.
 const failureLife = 15 * time.Minute
 
 const (
-	// maxPerImage is how many snapshots an image may have: sections of the settings can
-	// give it to several kinds of machine.
+	// maxPerImage is the maximum number of snapshots of an image. It has several if sections
+	// of the settings use it for different kinds of machine.
 	maxPerImage = 4
-	// minLife is how long one of them is safe from the others.
+	// minLife is the minimum age of a snapshot that is replaced by one of another kind.
 	minLife = 24 * time.Hour
 )
 
-// tmpSuffix is the extension of the directory of a snapshot that is being made.
+// tmpSuffix is the extension of the directory of an incomplete snapshot.
 const tmpSuffix = ".new"
 
 const (
@@ -83,30 +82,30 @@ const (
 	memoryFile = "memory"
 )
 
-// ErrNone: the machine cannot be started from a snapshot, or none can be made
-// of it; it can be booted.
+// ErrNone: the machine cannot resume from a snapshot, or no snapshot can be made of it. It
+// can be booted.
 var ErrNone = errors.New("no snapshot")
 
 func none(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrNone, fmt.Errorf(format, args...))
 }
 
-// of is the snapshot of that key in the directory of an image's snapshots, which
-// may not be there yet.
+// of returns the snapshot of that key in the directory of an image's snapshots. It may not
+// exist yet.
 func of(parent, key string) *Snapshot {
 	return &Snapshot{Key: key, dir: filepath.Join(parent, key[:16])}
 }
 
-// lockOf is the lock beside a snapshot's directory.
+// lockOf returns the lock of the snapshot in that directory.
 func lockOf(dir string) (*flock.Flock, error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
-		return nil, fmt.Errorf("make the directory for snapshots: %w", err)
+		return nil, fmt.Errorf("create the directory for snapshots: %w", err)
 	}
 	return flock.New(dir + ".lock"), nil
 }
 
-// open reads the snapshot and holds it until it is closed; the error is an [ErrNone]
-// if there is none.
+// open reads the snapshot and locks it until it is closed. The error is an [ErrNone] if there
+// is none.
 func (s *Snapshot) open() error {
 	lock, err := lockOf(s.dir)
 	if err != nil {
@@ -115,7 +114,7 @@ func (s *Snapshot) open() error {
 	if got, err := lock.TryRLock(); err != nil {
 		return fmt.Errorf("lock the snapshot: %w", err)
 	} else if !got {
-		return none("somebody is making or removing it")
+		return none("another process is making or removing it")
 	}
 	if err := s.read(); err != nil {
 		return errors.Join(err, lock.Close())
@@ -124,7 +123,7 @@ func (s *Snapshot) open() error {
 	return nil
 }
 
-// read reads the note of the snapshot, whose lock is held.
+// read reads the note of the snapshot. The caller holds the lock.
 func (s *Snapshot) read() error {
 	text, err := os.ReadFile(s.path(noteFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -149,22 +148,22 @@ func (s *Snapshot) read() error {
 	return nil
 }
 
-// failureError is an [ErrNone] for which it is no use to try again.
+// failureError is an [ErrNone] that a new attempt would repeat.
 type failureError string
 
 func (e failureError) Error() string { return fmt.Sprintf("%v: %s", ErrNone, string(e)) }
 
 func (e failureError) Is(target error) bool { return target == ErrNone }
 
-// Close releases the snapshot, which can be removed then.
+// Close releases the lock. The snapshot can be removed then.
 func (s *Snapshot) Close() error { return s.lock.Close() }
 
 // path of one of its files.
 func (s *Snapshot) path(file string) string { return filepath.Join(s.dir, file) }
 
-// BackingDisks are what the overlays of its clones stand on, if they are still what they were:
-// each was written by the QEMU of a guest that nobody trusts, and whoever opens it
-// follows its header to the file behind it.
+// BackingDisks returns the backing files for the overlays of clones. It checks their headers:
+// each file was written by the QEMU of an untrusted guest, and programs that open it also
+// open the backing file that the header names.
 func (s *Snapshot) BackingDisks(image []disk.Disk) ([]disk.Disk, error) {
 	disks := make([]disk.Disk, 0, len(s.Disks))
 	for _, d := range s.Disks {
@@ -180,8 +179,7 @@ func (s *Snapshot) BackingDisks(image []disk.Disk) ([]disk.Disk, error) {
 	return disks, nil
 }
 
-// checkOverlay says what in the header of an overlay on base is not as [disk.CloneQCOW2]
-// made it.
+// checkOverlay compares the header of an overlay on base with what [disk.CloneQCOW2] writes.
 func checkOverlay(path string, base disk.Disk) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -197,11 +195,11 @@ func checkOverlay(path string, base disk.Disk) error {
 	case err != nil:
 		return err
 	case h.BackingFile != basePath || h.BackingFormat != base.Format:
-		return fmt.Errorf("it stands on %q (%s), not on %s (%s)", h.BackingFile, h.BackingFormat, basePath, base.Format)
+		return fmt.Errorf("its backing file is %q (%s), not %s (%s)", h.BackingFile, h.BackingFormat, basePath, base.Format)
 	case h.ExternalData() || h.Encryption != qcow2.EncryptionNone:
 		return errors.New("it has an external data file, or is encrypted")
 	case h.VirtualSize < base.VirtualSize:
-		return fmt.Errorf("it has %d bytes, its base %d", h.VirtualSize, base.VirtualSize)
+		return fmt.Errorf("it has %d bytes, its backing file %d", h.VirtualSize, base.VirtualSize)
 	}
 	return nil
 }
@@ -216,8 +214,8 @@ func (s *Snapshot) writeNote(dir string) error {
 	return os.WriteFile(filepath.Join(dir, noteFile), text, 0o600)
 }
 
-// markFailed leaves in place of the snapshot a note why there is none. The lock is held
-// exclusively.
+// markFailed replaces the snapshot by a note with the reason why there is none. The caller
+// holds the lock exclusively.
 func (s *Snapshot) markFailed(reason error) error {
 	note := Snapshot{Key: s.Key, Failure: strings.TrimPrefix(reason.Error(), ErrNone.Error()+": ")}
 	err := os.RemoveAll(s.dir)
@@ -228,14 +226,14 @@ func (s *Snapshot) markFailed(reason error) error {
 		err = note.writeNote(s.dir)
 	}
 	if err != nil {
-		return fmt.Errorf("note that there is no snapshot: %w", err)
+		return fmt.Errorf("record that there is no snapshot: %w", err)
 	}
 	return nil
 }
 
-// Distrust is [Snapshot.markFailed] for a snapshot from which a machine did not go on, unless
-// there is another by now. Whoever starts another machine from it at this moment will
-// find out alone.
+// Distrust replaces a snapshot from which a machine did not resume by a note with the reason,
+// unless there is another snapshot by now. A process that is just starting a machine from
+// it notices by itself.
 func (s *Snapshot) Distrust(reason error) error {
 	lock, err := lockOf(s.dir)
 	if err != nil {

@@ -13,13 +13,12 @@ import (
 	"gitlab-sardine-executor/internal/diskusage"
 )
 
-// Usage is how many snapshots there are below dir, in which each image that has
-// some has a directory, and how many bytes they take of the disk. Those that are being
-// made are not counted, but measured.
+// Usage returns the number of snapshots below dir, which has a directory for each image, and
+// their disk usage in bytes. The size includes incomplete snapshots.
 func Usage(dir string) (count int, size int64, err error) {
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // there is none, or it is gone since it was listed
+			return nil // there is none, or it was removed since it was listed
 		}
 		if err != nil || entry.IsDir() {
 			return err
@@ -37,9 +36,8 @@ func Usage(dir string) (count int, size int64, err error) {
 	return count, size, err
 }
 
-// Remove removes the snapshots of an image, whose directory is dir, but those
-// that somebody makes, or starts a machine from, at this moment. Machines that were
-// started from them go on.
+// Remove removes the snapshots of an image in dir, except those that a process is making or
+// starting a machine from. Machines that were started from them continue to run.
 func Remove(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -48,7 +46,7 @@ func Remove(dir string) error {
 	var failed []error
 	done := make(map[string]bool)
 	for _, entry := range entries {
-		name, _, _ := strings.Cut(entry.Name(), ".") // a snapshot, half of one, or a lock
+		name, _, _ := strings.Cut(entry.Name(), ".") // a snapshot, an incomplete one, or a lock
 		if !done[name] {
 			failed = append(failed, removeOne(filepath.Join(dir, name)))
 		}
@@ -73,14 +71,14 @@ func removeOne(dir string) error {
 	if !got {
 		return fmt.Errorf("the snapshot %s is in use", dir)
 	}
-	// The lock goes last. Whoever waits for it then makes or uses a snapshot that nobody
-	// else knows to be in use: at worst it is removed under a machine that is being
-	// started, which boots then.
+	// The lock is removed last. A process that waits for it then makes or uses a snapshot
+	// without a visible lock: at worst the snapshot is removed while a machine resumes
+	// from it, and that machine boots instead.
 	return errors.Join(os.RemoveAll(dir+tmpSuffix), os.RemoveAll(dir), os.Remove(lock.Path()))
 }
 
-// evictOldest sees to it that the image may have another snapshot: the oldest one goes if
-// it is old enough.
+// evictOldest makes room for another snapshot of the image: it removes the oldest one if that
+// is old enough.
 func (s *Snapshot) evictOldest() error {
 	notes, err := filepath.Glob(filepath.Join(filepath.Dir(s.dir), "*", noteFile))
 	if err != nil {
@@ -98,7 +96,7 @@ func (s *Snapshot) evictOldest() error {
 		}
 	}
 	if oldest == "" || time.Since(made) < minLife {
-		return none("the image has %d already, of machines of other kinds", len(notes))
+		return none("the image has %d already, of other kinds of machine", len(notes))
 	}
 	if err := removeOne(oldest); err != nil {
 		return none("%w", err)

@@ -1,9 +1,8 @@
-// Package savefile reads and writes the head of the files in which libvirt keeps
-// a saved domain (virsh save), so that one file can be restored as many machines
-// under names of their own: libvirt itself restores a file only under the name
-// and the UUID that were saved.
+// Package savefile reads and writes the header of libvirt's save files (virsh save). With
+// another header, several machines can be restored from one file: libvirt restores a file
+// only with the name and the UUID in the header.
 //
-// The layout is libvirt's own business and described nowhere but in its source
+// The layout is undocumented; it is defined in libvirt's source
 // (src/qemu/qemu_saveimage.h). In the byte order of the host:
 //
 //	16 bytes  "LibvirtQemudSave" ("LibvirtQemudPart" while it is being written)
@@ -12,8 +11,8 @@
 //	14 × u32  not used
 //	data      the domain's XML, NUL, the cookie, NUL, zeros
 //
-// and then QEMU's own stream. [Read] therefore takes nothing on trust: a file that
-// differs in anything is an [ErrLayout], and its user boots a machine instead.
+// followed by QEMU's stream. [Read] rejects any other layout with [ErrLayout]; the caller
+// boots a machine instead.
 package savefile
 
 import (
@@ -29,27 +28,26 @@ const (
 	version = 2
 	// uncompressed is libvirt's save_image_format "raw".
 	uncompressed = 0
-	// maxData bounds XML and cookie, in bytes. libvirt itself reads up to 10 MiB of XML
-	// from its clients; real ones have some ten kilobytes.
+	// maxData is the maximum size of XML and cookie, in bytes. libvirt accepts up to 10 MiB
+	// of XML from its clients; real XML has some ten kilobytes.
 	maxData = 16 << 20
 )
 
-// ErrLayout: this is no file of a saved domain, or one that this package does not
-// know: of another version of libvirt, compressed, or incomplete.
+// ErrLayout: the file is not a save file, or one with an unknown layout: of another version of
+// libvirt, compressed, or incomplete.
 var ErrLayout = errors.New("not a save file of a known layout")
 
-// A Head is all of a save file but QEMU's stream, which follows it.
+// A Head is the part of a save file before QEMU's stream.
 type Head struct {
 	// XML of the domain.
 	XML string
-	// Cookie is libvirt's own additional knowledge of the running domain, XML as
-	// well; empty if there is none.
+	// Cookie is libvirt's additional state of the domain, also XML; empty if there is none.
 	Cookie string
-	// Running says whether the domain runs once it is restored, or stays paused.
+	// Running: the domain runs after it was restored, and is not paused.
 	Running bool
 }
 
-// header is what the file begins with.
+// header is the beginning of the file.
 type header struct {
 	Magic                                        [len(magic)]byte
 	Version, DataLen, WasRunning, Format, Cookie uint32
@@ -70,7 +68,7 @@ func Read(r io.Reader) (*Head, error) {
 	case h.Format != uncompressed:
 		return nil, fmt.Errorf("%w: it is compressed (format %d; save_image_format in qemu.conf)", ErrLayout, h.Format)
 	case h.Unused != [14]uint32{}:
-		return nil, fmt.Errorf("%w: its header holds more than is known", ErrLayout)
+		return nil, fmt.Errorf("%w: its header has unknown fields", ErrLayout)
 	case h.DataLen > maxData || h.Cookie >= h.DataLen && h.Cookie > 0:
 		return nil, fmt.Errorf("%w: %d bytes of XML, the cookie at %d", ErrLayout, h.DataLen, h.Cookie)
 	}
@@ -92,7 +90,7 @@ func Read(r io.Reader) (*Head, error) {
 	return head, nil
 }
 
-// text is what stands before the NUL; empty if there is none.
+// text returns the text before the NUL; empty if there is none.
 func text(data []byte) string {
 	before, _, found := bytes.Cut(data, []byte{0})
 	if !found {
@@ -101,7 +99,7 @@ func text(data []byte) string {
 	return string(before)
 }
 
-// WriteTo writes the head; QEMU's stream has to follow.
+// WriteTo writes the head. QEMU's stream must follow.
 func (h *Head) WriteTo(w io.Writer) (int64, error) {
 	data := append([]byte(h.XML), 0)
 	out := header{Version: version, Format: uncompressed}

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// raw is a save file as libvirt writes it: with zeros after the cookie.
+// raw is a save file as written by libvirt, with zeros after the cookie.
 func raw(change func(*header), data string, stream string) []byte {
 	h := header{Version: 2, DataLen: uint32(len(data)), WasRunning: 1}
 	copy(h.Magic[:], magic)
@@ -40,7 +40,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// What is written can be read again, whether or not there is a cookie.
+// A head that was written can be read again, with and without a cookie.
 func TestWriteTo(t *testing.T) {
 	for _, head := range []Head{{XML: "<domain/>", Cookie: "<cookie/>", Running: true}, {XML: "<domain/>"}} {
 		var file bytes.Buffer
@@ -58,7 +58,7 @@ func TestWriteTo(t *testing.T) {
 	}
 }
 
-// Whatever is not known is refused.
+// Unknown layouts are rejected.
 func TestReadRefuses(t *testing.T) {
 	for name, file := range map[string][]byte{
 		"empty":            nil,
