@@ -14,34 +14,33 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// ErrRunning: the domain runs, and so its disks change.
-var ErrRunning = errors.New("the virtual machine runs")
+// ErrRunning: the domain is running, and so its disks change.
+var ErrRunning = errors.New("the virtual machine is running")
 
-// A Captured is a virtual machine as an image describes it: nothing of the host it
-// was made on is in its domain XML.
+// A Captured describes a virtual machine for an image. Its domain XML contains nothing that
+// is specific to this host.
 type Captured struct {
 	Name string
 	// DomainXML names the disks as Disks do.
 	DomainXML []byte
-	// Architecture in Go's terms.
+	// Architecture by Go's name.
 	Architecture string
 	Disks        []CapturedDisk
 }
 
-// A CapturedDisk is a disk of the machine; its backing files are known from its own
-// header.
+// A CapturedDisk is a disk of the machine. Its header names its backing files.
 type CapturedDisk struct {
 	// Path of the file on this host, Name in the image.
 	Path, Name string
-	// Format is what the domain says: "qcow2", "raw", or one that no image holds.
+	// Format of the disk in the domain: "qcow2", "raw", or one that images do not support.
 	Format string
 	CDROM  bool
 }
 
-// Capture describes a defined domain as an image. The name is kept; UUID, MAC
-// addresses, host paths and what else belongs to one machine or one host go. The
-// error is [ErrNoDomain] if there is none of that name, [ErrRunning] if it does not
-// stand still.
+// Capture describes a defined domain for an image. It keeps the name and drops UUID, MAC
+// addresses, host paths and everything else that is specific to one machine or one host.
+// The error is [virt.ErrNoDomain] if there is no domain of that name, and [ErrRunning] if
+// it is running or suspended.
 func Capture(ctx context.Context, h *virt.Host, name string) (*Captured, error) {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
@@ -87,13 +86,13 @@ func capture(doc string) (*Captured, error) {
 	if doc, err = d.Marshal(); err != nil {
 		return nil, fmt.Errorf("write its XML: %w", err)
 	}
-	// An element without the attribute, as the Python tool writes it: libvirt would
-	// take an empty one for a mistake.
+	// libvirt rejects an empty address. The Python tool also writes the element without the
+	// attribute.
 	captured.DomainXML = []byte(strings.ReplaceAll(doc, `<mac address=""></mac>`, `<mac/>`))
 	return captured, nil
 }
 
-// sanitize drops what belongs to one machine or one host, but for the disks.
+// sanitize drops what is specific to one machine or one host, except the disks.
 func sanitize(d *libvirtxml.Domain) {
 	d.ID, d.UUID = nil, ""
 	d.SecLabel, d.Resource, d.GenID = nil, nil, nil
@@ -101,7 +100,7 @@ func sanitize(d *libvirtxml.Domain) {
 		d.Metadata = nil
 	}
 	if d.OS != nil {
-		d.OS.NVRam = nil // the file is not packed
+		d.OS.NVRam = nil // the file is not part of the image
 	}
 	if d.Devices == nil {
 		d.Devices = &libvirtxml.DomainDeviceList{}
@@ -137,7 +136,7 @@ func sanitize(d *libvirtxml.Domain) {
 	}
 }
 
-// captureDisks gives the disks bare names, each its own, and lists them.
+// captureDisks replaces the paths of disks by unique names, and lists the disks.
 func captureDisks(d *libvirtxml.Domain) ([]CapturedDisk, error) {
 	var disks []CapturedDisk
 	names := make(map[string]bool)
@@ -146,7 +145,7 @@ func captureDisks(d *libvirtxml.Domain) ([]CapturedDisk, error) {
 		device.BackingStore, device.Mirror = nil, nil
 		removable := device.Device == "cdrom" || device.Device == "floppy"
 		if device.Source == nil {
-			continue // a drive without medium
+			continue // an empty drive
 		}
 		if device.Source.File == nil {
 			return nil, fmt.Errorf("disk %s is not a file: copy it to one first (qemu-img convert)", disk.TargetName(device))
@@ -156,7 +155,7 @@ func captureDisks(d *libvirtxml.Domain) ([]CapturedDisk, error) {
 			continue
 		}
 		if device.Encryption != nil || device.Source.Encryption != nil {
-			return nil, fmt.Errorf("disk %s is encrypted: nobody else could open it", disk.TargetName(device))
+			return nil, fmt.Errorf("disk %s is encrypted: others could not open it", disk.TargetName(device))
 		}
 		format := "raw"
 		if device.Driver != nil && device.Driver.Type != "" {
@@ -173,8 +172,8 @@ func captureDisks(d *libvirtxml.Domain) ([]CapturedDisk, error) {
 	return disks, nil
 }
 
-// freeName is name, or name-1, name-2, … (before the extension), whichever is the
-// first that is free.
+// freeName returns name, or the first of name-1, name-2, … that is free. The number is before
+// the extension.
 func freeName(taken map[string]bool, name string) string {
 	ext := filepath.Ext(name)
 	stem := strings.TrimSuffix(name, ext)
@@ -185,7 +184,7 @@ func freeName(taken map[string]bool, name string) string {
 	return free
 }
 
-// goArch turns libvirt's name of an architecture into Go's.
+// goArch converts libvirt's name of an architecture to Go's.
 func goArch(arch string) string {
 	switch arch {
 	case "x86_64":

@@ -20,67 +20,66 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// A StartMode says what becomes of a clone.
+// A StartMode decides what happens to a clone.
 type StartMode string
 
 // The start modes of [Clone].
 const (
 	// CloneDefine defines the clone and does not start it.
 	CloneDefine StartMode = "define"
-	// ClonePrint makes nothing, only the XML of the clone that would be made now.
+	// ClonePrint only returns the XML of the clone, and creates nothing.
 	ClonePrint StartMode = "print"
-	// CloneEphemeral starts the clone as a transient domain and unlinks its files
-	// as soon as QEMU holds them open: all of it is gone when it stops.
+	// CloneEphemeral starts the clone as a transient domain and unlinks its files as soon as
+	// QEMU has opened them: nothing remains when it stops.
 	CloneEphemeral StartMode = "ephemeral"
 	// ClonePersistent defines the clone and starts it.
 	ClonePersistent StartMode = "persistent"
 )
 
-// StartModes are all of them, the default first.
+// StartModes lists all start modes, the default first.
 var StartModes = []StartMode{CloneDefine, ClonePrint, CloneEphemeral, ClonePersistent}
 
-// CloneOptions say what [Clone] clones, and how.
+// CloneOptions configure [Clone].
 type CloneOptions struct {
 	// Source is the name of a defined domain that is shut off.
 	Source string
-	// Target is the name of the clone; there must be no domain of that name. Empty
-	// means SOURCE-clone, SOURCE-clone-1, …: the first that nobody has.
+	// Target is the name of the clone. There must be no domain of that name. Empty means
+	// the first free name of SOURCE-clone, SOURCE-clone-1, …
 	Target string
-	// Start is CloneDefine if it is empty.
+	// Start mode; empty means CloneDefine.
 	Start StartMode
-	// MAC is the address of the clone's only NIC. Empty gives every NIC a new
-	// random one.
+	// MAC address of the clone's only NIC. Empty gives each NIC a random address.
 	MAC string
-	// Dir is the directory for the clone's own files; the current one if it is
-	// empty. QEMU must be able to reach it. It is made if it does not exist.
+	// Dir is the directory for the clone's files; empty means the current directory. QEMU
+	// must be able to reach it. It is created if necessary.
 	Dir string
-	// OmitBackingStore says whether the domain's XML leaves it to libvirt to find
-	// out what the overlays stand on: OmitAuto (and empty), OmitYes or OmitNo.
+	// OmitBackingStore omits <backingStore> and lets libvirt probe the chain:
+	// [domain.OmitAuto] (and empty), [domain.OmitYes] or [domain.OmitNo].
 	OmitBackingStore string
 }
 
-// A ClonedDomain is what [Clone] made.
+// A ClonedDomain is the result of [Clone].
 type ClonedDomain struct {
 	Name string
-	// XML as libvirt was given it.
+	// XML that was passed to libvirt.
 	XML string
-	// Files are the paths of the clone's own files: overlays, UEFI variables. Those
-	// of an ephemeral clone have been unlinked.
+	// Files are the paths of the clone's files: overlays and UEFI variables. Those of an
+	// ephemeral clone are unlinked.
 	Files []string
-	// Notes say what the clone has otherwise than its source, beside what every
-	// clone has (name, UUID, MAC addresses, overlays), one line each.
+	// Notes are the differences from the source, one line each, without those that all
+	// clones have (name, UUID, MAC addresses, overlays).
 	Notes []string
 }
 
-// Clone clones a defined domain. The clone's disks are overlays on those of the
-// source, which nobody may write any more from then on: a source that is started
-// again breaks its clones. CD-ROMs and other read-only disks are shared. UEFI
-// variables are copied; an emulated TPM is a new one. What two machines on one
-// host cannot both have (fixed ports, socket paths, addresses) is new, too.
+// Clone clones a defined domain. The clone's disks are overlays on the disks of the source,
+// which must not be written any more: starting the source breaks its clones. CD-ROMs and
+// other read-only disks are shared. UEFI variables are copied; an emulated TPM is new. The
+// clone also gets new values for what only one machine on a host can have: fixed ports,
+// socket paths and addresses.
 //
-// If Clone fails, nothing of the clone is left. The error is [virt.ErrNoDomain] if
-// there is no such source, [errdefs.ErrExists] if there is a domain of the name asked
-// for, [errdefs.ErrInvalid] if this source cannot be cloned or the options make no sense.
+// If Clone fails, it leaves nothing of the clone. The error is [virt.ErrNoDomain] if there
+// is no such source, [errdefs.ErrExists] if there is a domain with the requested name, and
+// [errdefs.ErrInvalid] if the source cannot be cloned or the options are invalid.
 func Clone(ctx context.Context, h *virt.Host, o CloneOptions) (*ClonedDomain, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
@@ -97,7 +96,7 @@ func Clone(ctx context.Context, h *virt.Host, o CloneOptions) (*ClonedDomain, er
 		c := &cloning{host: h, source: source, options: o, backingStore: write, name: name}
 		done, err := c.run(ctx)
 		if errors.Is(err, errdefs.ErrExists) && o.Target == "" {
-			continue // also if somebody was faster
+			continue // also if another process took the name
 		}
 		if err != nil {
 			return nil, fmt.Errorf("clone %s: %w", o.Source, err)
@@ -107,7 +106,7 @@ func Clone(ctx context.Context, h *virt.Host, o CloneOptions) (*ClonedDomain, er
 	panic("unreachable: there is always another name")
 }
 
-// complete fills in defaults and checks what needs no libvirt.
+// complete fills in defaults and checks the options.
 func (o *CloneOptions) complete() (err error) {
 	if o.Start == "" {
 		o.Start = CloneDefine
@@ -121,7 +120,7 @@ func (o *CloneOptions) complete() (err error) {
 		}
 	}
 	if strings.ContainsAny(o.Target, "/\n") || o.Target == "." || o.Target == ".." {
-		return fmt.Errorf("%w: %q is no name for a domain", errdefs.ErrInvalid, o.Target)
+		return fmt.Errorf("%w: %q cannot be the name of a domain", errdefs.ErrInvalid, o.Target)
 	}
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return fmt.Errorf("find the directory for the clone: %w", err)
@@ -129,7 +128,7 @@ func (o *CloneOptions) complete() (err error) {
 	return nil
 }
 
-// cloneNames are the names that a clone may get, best first.
+// cloneNames yields the names to try.
 func cloneNames(o CloneOptions) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		if o.Target != "" {
@@ -143,12 +142,12 @@ func cloneNames(o CloneOptions) func(yield func(string) bool) {
 	}
 }
 
-// A cloning is one attempt to make a clone, under one name.
+// A cloning is one attempt to create a clone with one name.
 type cloning struct {
 	host         *virt.Host
 	source       *cloneSource
 	options      CloneOptions
-	backingStore bool // is written
+	backingStore bool // describe the chain in the XML
 	name         string
 
 	undo rollback.Stack
@@ -182,11 +181,11 @@ func (c *cloning) run(ctx context.Context) (_ *ClonedDomain, err error) {
 	if done.XML, err = d.Marshal(); err != nil {
 		return nil, fmt.Errorf("write the domain %s: %w", c.name, err)
 	}
-	return done, c.hand(ctx, d.UUID, done)
+	return done, c.start(ctx, d.UUID, done)
 }
 
-// place gives the domain its files, and returns their paths. For a clone that is
-// only printed they are not made.
+// place gives the domain its files and returns their paths. It does not create them for a
+// clone that is only printed.
 func (c *cloning) place(ctx context.Context, d *libvirtxml.Domain) (paths []string, err error) {
 	files := planned(c.options.Dir)
 	if c.options.Start != ClonePrint {
@@ -211,20 +210,20 @@ func (c *cloning) place(ctx context.Context, d *libvirtxml.Domain) (paths []stri
 	return append(paths, nvram), err
 }
 
-// makeDir readies the directory of the clone's files.
+// makeDir creates the directory of the clone's files.
 func (c *cloning) makeDir() (cloneFiles, error) {
 	dir := c.options.Dir
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		c.undo.Add(func() error { _ = os.Remove(dir); return nil }) // unless others use it by now
+		c.undo.Add(func() error { _ = os.Remove(dir); return nil }) // fails if it is in use
 	}
-	// Like the directory of the overlays of jobs.
+	// The mode is that of the directory for the overlays of jobs.
 	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, fmt.Errorf("make the directory for overlays: %w", err)
+		return nil, fmt.Errorf("create the directory for overlays: %w", err)
 	}
 	return &realFiles{dir: dir, undo: &c.undo}, nil
 }
 
-// placeDisks puts the overlays in place of the disks below them.
+// placeDisks replaces the disks by the overlays on them.
 func (c *cloning) placeDisks(d *libvirtxml.Domain, overlays map[string]string) {
 	byName := make(map[string]disk.Disk, len(c.source.disks))
 	for _, base := range c.source.disks {
@@ -252,23 +251,23 @@ func (c *cloning) placeDisks(d *libvirtxml.Domain, overlays map[string]string) {
 	}
 }
 
-// neverForce spares the disk of an ephemeral clone what only matters after a
-// crash, as with the disks of jobs.
+// neverForce ignores flushes of the disk of an ephemeral clone, as with the disks of jobs: it
+// is useless after a crash.
 func neverForce(device *libvirtxml.DomainDisk) {
 	driver := device.Driver
 	driver.Cache, driver.Discard, driver.DetectZeros = "unsafe", "unmap", "unmap"
-	driver.IO = ""         // native wants another cache mode
-	device.Transient = nil // all of the machine is
+	driver.IO = ""         // native requires another cache mode
+	device.Transient = nil // the whole machine is transient
 }
 
-// hand hands the clone over to libvirt.
-func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error {
+// start defines or starts the clone.
+func (c *cloning) start(ctx context.Context, id string, done *ClonedDomain) error {
 	mode := c.options.Start
 	if mode == ClonePrint {
 		return nil
 	}
 	owners := disk.OwnersOf(c.source.disks)
-	// By its UUID: a domain of that name may be somebody else's.
+	// By its UUID: another process may have a domain with that name.
 	c.undo.Add(func() error {
 		ctx, cancel := rollback.Context(ctx)
 		defer cancel()
@@ -282,7 +281,7 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 		dom, err = c.host.Define(ctx, c.name, done.XML, false)
 	}
 	if err != nil {
-		return c.whose(ctx, err)
+		return c.rejected(ctx, err)
 	}
 	defer dom.Free()
 	if mode == ClonePersistent {
@@ -304,9 +303,9 @@ func (c *cloning) hand(ctx context.Context, id string, done *ClonedDomain) error
 	return nil
 }
 
-// whose is what it means that libvirt did not take the clone: perhaps that
-// somebody else took its name since we looked.
-func (c *cloning) whose(ctx context.Context, err error) error {
+// rejected explains why libvirt rejected the clone: another process may have taken its name
+// since the check.
+func (c *cloning) rejected(ctx context.Context, err error) error {
 	if dom, lookup := c.host.Domain(ctx, c.name); lookup == nil {
 		dom.Free()
 		return fmt.Errorf("%w: %w", errdefs.ErrExists, err)
@@ -314,8 +313,8 @@ func (c *cloning) whose(ctx context.Context, err error) error {
 	return virt.ClassifyXML(err)
 }
 
-// forget ends and undefines the domain with that UUID, if there is one. Its files
-// are the caller's.
+// forget destroys and undefines the domain with that UUID, if there is one. The caller
+// removes its files.
 func forget(ctx context.Context, h *virt.Host, id string) error {
 	dom, err := h.DomainByUUID(ctx, id)
 	if errors.Is(err, virt.ErrNoDomain) {

@@ -23,8 +23,7 @@ import (
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
-// A sourceDomain is a domain to clone; empty holes are filled with what is
-// ordinary there.
+// A sourceDomain is a domain to clone. Empty fields have ordinary defaults.
 type sourceDomain struct {
 	name    string
 	disks   string
@@ -54,7 +53,7 @@ func diskXML(path, format, target string) string {
 <source file='%s'/><target dev='%s' bus='virtio'/></disk>`, format, path, target)
 }
 
-// web is a source of one disk with one NIC, in a directory of its own.
+// web defines a source with one disk and one NIC, in a new directory.
 func web(t *testing.T, h *virt.Host) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -238,8 +237,8 @@ func TestCloneAtOnce(t *testing.T) {
 	}
 }
 
-// Two disks of one name, a disk in two clones' chains, a shared CD-ROM, an empty
-// drive and a read-only disk.
+// Two disks with the same name, a disk in two chains, a shared CD-ROM, an empty drive and a
+// read-only disk.
 func TestCloneSeveralDisks(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	dir, out := t.TempDir(), t.TempDir()
@@ -320,7 +319,7 @@ func TestCloneBackingStore(t *testing.T) {
 	}
 }
 
-// UEFI variables: a copy, or a name for what libvirt will make.
+// UEFI variables are copied, or libvirt creates them at a new path.
 func TestCloneNVRAM(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	dir, out := t.TempDir(), t.TempDir()
@@ -352,7 +351,7 @@ func TestCloneNVRAM(t *testing.T) {
 	}
 }
 
-// TestMakeUnique has everything that two machines cannot both have.
+// TestMakeUnique clones a domain with everything that only one machine can have.
 func TestMakeUnique(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	sourceDomain{name: "rich",
@@ -387,9 +386,9 @@ func TestMakeUnique(t *testing.T) {
 			t.Errorf("the clone lacks its source's %s", kept)
 		}
 	}
-	for _, said := range []string{"VNC: another port than 5901", "SPICE over TLS", "serial port 1: a pty", "serial port 2: a pty", "serial port 3: no log", "parallel port 1", "TPM: a new one", "vsock"} {
+	for _, said := range []string{"VNC: a port chosen at start, not 5901", "SPICE over TLS", "serial port 1: a pty", "serial port 2: a pty", "serial port 3: no log", "parallel port 1", "TPM: a new one", "vsock"} {
 		if !slices.ContainsFunc(clone.Notes, func(note string) bool { return strings.HasPrefix(note, said) }) {
-			t.Errorf("nobody says %q:\n%s", said, strings.Join(clone.Notes, "\n"))
+			t.Errorf("there is no note %q:\n%s", said, strings.Join(clone.Notes, "\n"))
 		}
 	}
 	if slices.ContainsFunc(clone.Notes, func(note string) bool { return strings.HasPrefix(note, "console") }) {
@@ -427,10 +426,10 @@ func TestCloneRefuses(t *testing.T) {
 		"no such source":      {CloneOptions{Source: "nobody"}, virt.ErrNoDomain, "nobody"},
 		"unknown mode":        {CloneOptions{Source: "web", Start: "sometimes"}, errdefs.ErrInvalid, "define"},
 		"unknown omit":        {CloneOptions{Source: "web", OmitBackingStore: "perhaps"}, errdefs.ErrInvalid, "auto, yes or no"},
-		"name with a slash":   {CloneOptions{Source: "web", Target: "../x"}, errdefs.ErrInvalid, "no name"},
-		"no MAC":              {CloneOptions{Source: "web", MAC: "hello"}, errdefs.ErrInvalid, "no MAC address"},
+		"name with a slash":   {CloneOptions{Source: "web", Target: "../x"}, errdefs.ErrInvalid, "cannot be the name"},
+		"no MAC":              {CloneOptions{Source: "web", MAC: "hello"}, errdefs.ErrInvalid, "not a MAC address"},
 		"a group's MAC":       {CloneOptions{Source: "web", MAC: "01:00:5e:00:00:01"}, errdefs.ErrInvalid, "group"},
-		"a long MAC":          {CloneOptions{Source: "web", MAC: "00:00:5e:00:53:01:00:01"}, errdefs.ErrInvalid, "no MAC address"},
+		"a long MAC":          {CloneOptions{Source: "web", MAC: "00:00:5e:00:53:01:00:01"}, errdefs.ErrInvalid, "not a MAC address"},
 		"MAC for several":     {CloneOptions{Source: "twonics", MAC: "52:54:00:00:00:09"}, errdefs.ErrInvalid, "this one has 2"},
 		"MAC for none":        {CloneOptions{Source: "nonic", MAC: "52:54:00:00:00:09"}, errdefs.ErrInvalid, "this one has 0"},
 		"network disk":        {CloneOptions{Source: "network"}, errdefs.ErrInvalid, "vda is neither a file nor"},
@@ -460,8 +459,8 @@ func TestCloneRefuses(t *testing.T) {
 	}
 }
 
-// The disks of a domain that runs are not still.
-func TestCloneRefusesWhatIsNotStill(t *testing.T) {
+// A domain that is running or saved cannot be cloned: its disks change.
+func TestCloneRefusesRunningAndSaved(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	web(t, h)
 	sourceDomain{name: "diskless"}.define(t, h)
@@ -489,12 +488,12 @@ func TestCloneRefusesWhatIsNotStill(t *testing.T) {
 	if err := dom.Libvirt().ManagedSave(0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Dir: t.TempDir()}); !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "is saved") {
+	if _, err := Clone(t.Context(), h, CloneOptions{Source: "web", Dir: t.TempDir()}); !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "has a managed save") {
 		t.Errorf("saved: %v", err)
 	}
 }
 
-// What fails after files were made takes them away again.
+// A clone that fails after its files were created removes them.
 func TestCloneLeavesNothingOnFailure(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	dir := web(t, h)

@@ -15,17 +15,17 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// cloneFiles are where the files of a clone come from: they are made, or, for a
-// clone that is only printed, no more than named.
+// cloneFiles creates the files of a clone, or only chooses their names for a clone that is
+// only printed.
 type cloneFiles interface {
-	// overlay on base.
+	// overlay returns the path of an overlay on base.
 	overlay(ctx context.Context, base disk.Disk) (path string, err error)
-	// nvram gives the domain the path of UEFI variables of its own; otherwise is
-	// where those of its source are if the domain does not say.
-	nvram(os *libvirtxml.DomainOS, clone, otherwise string) (path string, err error)
+	// nvram gives the domain its own UEFI variables. fallback is the file with those of the
+	// source if its domain does not name one.
+	nvram(os *libvirtxml.DomainOS, clone, fallback string) (path string, err error)
 }
 
-// realFiles are made in dir.
+// realFiles creates files in dir.
 type realFiles struct {
 	dir  string
 	undo *rollback.Stack
@@ -39,17 +39,17 @@ func (f *realFiles) overlay(ctx context.Context, base disk.Disk) (string, error)
 	return path, err
 }
 
-func (f *realFiles) nvram(system *libvirtxml.DomainOS, clone, otherwise string) (string, error) {
+func (f *realFiles) nvram(system *libvirtxml.DomainOS, clone, fallback string) (string, error) {
 	path := firstFree(filepath.Join(f.dir, nvramName(clone)), nil)
 	f.undo.Add(func() error { return removeIfThere(path) })
-	if err := disk.CopyNVRAM(system, path, otherwise); err != nil {
+	if err := disk.CopyNVRAM(system, path, fallback); err != nil {
 		return "", err
 	}
 	disk.SetNVRAM(system, path)
 	return path, nil
 }
 
-// removeIfThere removes a file that somebody else may have removed.
+// removeIfThere removes a file if it exists.
 func removeIfThere(path string) error {
 	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -57,7 +57,7 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// planned are files that would be made in dir.
+// planned chooses names of files in dir.
 func planned(dir string) cloneFiles { return &plannedFiles{dir: dir, taken: map[string]bool{}} }
 
 type plannedFiles struct {
@@ -81,11 +81,10 @@ func (f *plannedFiles) nvram(system *libvirtxml.DomainOS, clone, _ string) (stri
 	return path, nil
 }
 
-// nvramName is what the UEFI variables of a clone are called, as libvirt would.
+// nvramName returns libvirt's name for the file with the UEFI variables of a domain.
 func nvramName(clone string) string { return clone + "_VARS.fd" }
 
-// firstFree is path, or path-1, path-2, …: the first that does not exist and is
-// not taken otherwise.
+// firstFree returns the first of path, path-1, path-2, … that neither exists nor is taken.
 func firstFree(path string, taken map[string]bool) string {
 	for name := range disk.Numbered(path) {
 		if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) && !taken[name] {
@@ -95,9 +94,9 @@ func firstFree(path string, taken map[string]bool) string {
 	panic(fmt.Sprintf("unreachable: no free name like %s", path))
 }
 
-// defaultNVRAM is where libvirt before 9.2 keeps the UEFI variables of a domain
-// that asks for firmware by name, and does not say so in the domain's XML; empty
-// if that is not known.
+// defaultNVRAM returns the file in which libvirt before 9.2 stores the UEFI variables of a
+// domain with automatically selected firmware. The domain's XML does not name it. It is
+// empty if the path is not known.
 func defaultNVRAM(h *virt.Host, domain string) string {
 	dir := "/var/lib/libvirt/qemu/nvram"
 	if !h.System() {

@@ -18,29 +18,27 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// maxChain bounds how many files a disk may stand on. libvirt draws the line at
-// the same place (virStorageSourceChain).
+// maxChain is the maximum length of a backing chain, as in libvirt (virStorageSourceChain).
 const maxChain = 200
 
 // A cloneSource is a domain that can be cloned.
 type cloneSource struct {
 	doc string
-	// disks are those that it writes and all that they stand on. They are named by
-	// their absolute paths.
+	// disks are the disks that it writes and their backing files. Their names are their
+	// absolute paths.
 	disks []disk.Disk
-	// unknown are those of which we could not find out what they stand on: libvirt
-	// has to.
+	// unknown are the disks with an unknown backing file: libvirt must probe the chain.
 	unknown map[string]bool
 }
 
-// readCloneSource finds a domain and makes sure that it can be cloned.
+// readCloneSource looks up a domain and checks that it can be cloned.
 func readCloneSource(ctx context.Context, h *virt.Host, name string) (*cloneSource, error) {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	defer dom.Free()
-	// Secure: a clone must not lose the password of its source's screen.
+	// Include passwords: a clone keeps the VNC password of its source.
 	doc, err := dom.InactiveXML(ctx, true)
 	if err != nil {
 		return nil, err
@@ -63,16 +61,16 @@ func readCloneSource(ctx context.Context, h *virt.Host, name string) (*cloneSour
 	}
 	switch {
 	case d.Metadata != nil && strings.Contains(d.Metadata.XML, record.Namespace):
-		return nil, fmt.Errorf("%w: domain %s is the machine of a job, and not to be cloned", errdefs.ErrInvalid, name)
+		return nil, fmt.Errorf("%w: domain %s is the machine of a job and cannot be cloned", errdefs.ErrInvalid, name)
 	case active && len(source.disks) > 0:
-		return nil, fmt.Errorf("%w: domain %s is running: the disks of a clone would change under it (first: virsh shutdown %s)", errdefs.ErrInvalid, name, name)
+		return nil, fmt.Errorf("%w: domain %s is running: the disks of a clone would change (run virsh shutdown %s first)", errdefs.ErrInvalid, name, name)
 	case saved && len(source.disks) > 0:
-		return nil, fmt.Errorf("%w: domain %s is saved: part of what is on its disks is in its saved memory (first: virsh start %s and virsh shutdown %s)", errdefs.ErrInvalid, name, name, name)
+		return nil, fmt.Errorf("%w: domain %s has a managed save: some data for its disks is in its saved memory (run virsh start %s and virsh shutdown %s first)", errdefs.ErrInvalid, name, name, name)
 	}
 	return source, nil
 }
 
-// domain is the source's domain, to be changed.
+// domain returns a copy of the source's domain.
 func (s *cloneSource) domain() (*libvirtxml.Domain, error) {
 	d := &libvirtxml.Domain{}
 	if err := d.Unmarshal(s.doc); err != nil {
@@ -84,12 +82,12 @@ func (s *cloneSource) domain() (*libvirtxml.Domain, error) {
 	return d, nil
 }
 
-// isWritten says whether a machine writes to a disk, so that each needs its own.
+// isWritten reports whether a machine writes to a disk, and so needs an overlay.
 func isWritten(d *libvirtxml.DomainDisk) bool {
 	return d.Source != nil && d.ReadOnly == nil && d.Device != "cdrom"
 }
 
-// readDisks finds the disks that need overlays, and what they stand on.
+// readDisks finds the disks that need overlays, and their backing files.
 func (s *cloneSource) readDisks(d *libvirtxml.Domain) error {
 	for i := range d.Devices.Disks {
 		device := &d.Devices.Disks[i]
@@ -99,7 +97,7 @@ func (s *cloneSource) readDisks(d *libvirtxml.Domain) error {
 		if err := checkCloneable(device); err != nil {
 			return fmt.Errorf("%w: its disk %s %w", errdefs.ErrInvalid, disk.TargetName(device), err)
 		}
-		format := "raw" // what libvirt takes it for
+		format := "raw" // the default of libvirt
 		if device.Driver != nil && device.Driver.Type != "" {
 			format = device.Driver.Type
 		}
@@ -110,24 +108,24 @@ func (s *cloneSource) readDisks(d *libvirtxml.Domain) error {
 	return nil
 }
 
-// checkCloneable says why no overlay can be put on a disk.
+// checkCloneable checks that an overlay can be created on a disk.
 func checkCloneable(d *libvirtxml.DomainDisk) error {
 	switch {
 	case d.Device == "lun":
 		return errors.New("is a SCSI device of the host")
 	case d.Shareable != nil:
-		return errors.New("is shareable: other machines may write it at any time")
+		return errors.New("is shareable: other machines may write to it at any time")
 	case d.Encryption != nil || d.Source.Encryption != nil:
 		return errors.New("is encrypted")
 	case d.Source.Slices != nil:
-		return errors.New("is a part of a file")
+		return errors.New("is part of a file")
 	case disk.SourcePath(d) == "":
 		return errors.New("is neither a file nor a block device")
 	}
 	return nil
 }
 
-// readChain adds a disk and all that it stands on.
+// readChain adds a disk and its backing files.
 func (s *cloneSource) readChain(path, format string) error {
 	top := path
 	for range maxChain {
@@ -152,11 +150,11 @@ func (s *cloneSource) readChain(path, format string) error {
 		}
 		path, format = base, header.BackingFormat
 	}
-	return fmt.Errorf("%w: it stands on more than %d files", errdefs.ErrInvalid, maxChain)
+	return fmt.Errorf("%w: its backing chain has more than %d files", errdefs.ErrInvalid, maxChain)
 }
 
-// readDisk fills in the size of a disk, which is its owner's and trusted. The
-// header is nil if the disk is not qcow2.
+// readDisk fills in the size of a disk, which is trusted. The header is nil if the disk is not
+// qcow2.
 func readDisk(d *disk.Disk) (*qcow2.Header, error) {
 	f, err := os.Open(d.Path)
 	if err != nil {
@@ -171,19 +169,18 @@ func readDisk(d *disk.Disk) (*qcow2.Header, error) {
 		d.VirtualSize = header.VirtualSize
 		return header, nil
 	}
-	// Seek knows the size of a block device, too.
+	// Seek also works for block devices.
 	if d.VirtualSize, err = f.Seek(0, io.SeekEnd); err != nil {
 		return nil, fmt.Errorf("read the size of %s: %w", d.Path, err)
 	}
 	return nil, nil
 }
 
-// backingPath is the file that a header names; false if it is not a plain file of
-// a format that it names, too.
+// backingPath returns the backing file that a header names; false if it is not a plain file,
+// or the header does not name its format.
 func backingPath(path string, h *qcow2.Header) (string, bool) {
 	name := h.BackingFile
-	// QEMU takes what stands before the first colon for a protocol, unless there is
-	// a slash before it.
+	// QEMU takes text before the first colon for a protocol, unless it contains a slash.
 	if colon := strings.IndexByte(name, ':'); colon >= 0 && !strings.Contains(name[:colon], "/") {
 		return "", false
 	}

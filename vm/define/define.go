@@ -17,38 +17,35 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// Namespace is the XML namespace of an [Origin] in a domain's metadata. It is
-// not that of a job's record: nobody may take a base for a machine that a job
-// left behind.
+// Namespace is the XML namespace of an [Origin] in the metadata of a domain. It differs from
+// that of a job's record, so that sweep does not take the domain for a machine of a job.
 const Namespace = "urn:gitlab-sardine-executor:base:1"
 
-// An Origin says which image a base was made of.
+// An Origin identifies the image of a domain that [Define] defined.
 type Origin struct {
 	XMLName xml.Name `xml:"urn:gitlab-sardine-executor:base:1 image"`
-	// Image is its reference, Digest that of its manifest.
+	// Image is the reference, Digest the digest of the manifest.
 	Image  string `xml:"reference"`
 	Digest string `xml:"digest"`
 }
 
-// A Spec describes a virtual machine that is defined to be kept: to be
-// cloned, or started and changed by hand.
+// A Spec describes a persistent virtual machine that the administrator clones, or starts and
+// changes.
 type Spec struct {
 	// Name of the domain; unique on the host.
 	Name string
 	// Source of its domain and disks. The disks of the image are never written.
 	domain.Source
-	// Network is "user", which is QEMU's own, or the name of a libvirt network.
+	// Network is "user", for QEMU's own user network, or the name of a libvirt network.
 	Network string
-	// Dir is the directory for the machine's own files, its overlays and UEFI
-	// variables: it must not exist.
+	// Dir is the directory for the machine's overlays and UEFI variables. It must not exist.
 	Dir    string
 	Origin Origin
 }
 
-// Define defines a persistent domain on overlays of the disks: first the files,
-// then the domain, and nothing of either if it fails. It returns what was dropped
-// from the image's domain XML. The error is [errdefs.ErrExists] if there is a domain of
-// that name.
+// Define creates overlays on the disks and defines a persistent domain with them. If it
+// fails, it leaves neither files nor domain. It returns what was dropped from the image's
+// domain XML. The error is [errdefs.ErrExists] if there is a domain of that name.
 func Define(ctx context.Context, h *virt.Host, base Spec) (dropped []string, err error) {
 	rebuilt, err := domain.Build(base.Source)
 	if err != nil {
@@ -61,10 +58,10 @@ func Define(ctx context.Context, h *virt.Host, base Spec) (dropped []string, err
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(base.Dir), 0o711); err != nil {
-		return nil, fmt.Errorf("make the directory of %s: %w", base.Name, err)
+		return nil, fmt.Errorf("create the directory of %s: %w", base.Name, err)
 	}
 	if err := os.Mkdir(base.Dir, 0o711); err != nil {
-		return nil, fmt.Errorf("make the directory of %s: %w", base.Name, err)
+		return nil, fmt.Errorf("create the directory of %s: %w", base.Name, err)
 	}
 	undo := &rollback.Stack{}
 	undo.Add(func() error { return os.RemoveAll(base.Dir) })
@@ -89,7 +86,7 @@ func Define(ctx context.Context, h *virt.Host, base Spec) (dropped []string, err
 	return rebuilt.Dropped, define(ctx, h, rebuilt.Domain)
 }
 
-// complete makes the domain of an image that of a base.
+// complete gives the domain of an image its name, files and network.
 func (b *Spec) complete(d *libvirtxml.Domain, files domain.Files) error {
 	origin, err := xml.Marshal(b.Origin)
 	if err != nil {
@@ -99,8 +96,8 @@ func (b *Spec) complete(d *libvirtxml.Domain, files domain.Files) error {
 	if err := domain.PlaceDisks(d, b.Disks, files); err != nil {
 		return err
 	}
-	// Variables that a file of the administrator holds are not this machine's to
-	// change. Where the domain names none, libvirt finds a place by itself.
+	// If the domain names a file with variables, this machine gets a copy. Otherwise libvirt
+	// creates a file.
 	if named, err := disk.NamedNVRAM(d.OS); err != nil {
 		return err
 	} else if named != "" {
@@ -110,7 +107,7 @@ func (b *Spec) complete(d *libvirtxml.Domain, files domain.Files) error {
 		disk.SetNVRAM(d.OS, files.NVRAM)
 	}
 	for i := range d.Devices.Disks {
-		// Of a job's disk nothing has to survive; of this one it has.
+		// Unlike a job's disk, this one must survive a crash.
 		if driver := d.Devices.Disks[i].Driver; driver != nil {
 			driver.Cache = ""
 		}
@@ -141,7 +138,7 @@ func define(ctx context.Context, h *virt.Host, d *libvirtxml.Domain) error {
 // errNoOrigin: the domain was not defined by [Define].
 var errNoOrigin = errors.New("not defined from an image")
 
-// userNetwork is the name of the network that is QEMU's own.
+// userNetwork is the name of QEMU's own user network.
 const userNetwork = "user"
 
 // A TemplateDomain is a domain that [Define] defined.
@@ -150,7 +147,7 @@ type TemplateDomain struct {
 	Origin Origin
 }
 
-// List lists the bases on a host.
+// List lists the domains that [Define] defined.
 func List(ctx context.Context, h *virt.Host) ([]TemplateDomain, error) {
 	domains, err := h.Domains(ctx)
 	if err != nil {
@@ -178,7 +175,7 @@ func templateDomain(ctx context.Context, dom *virt.Domain) (TemplateDomain, erro
 	} else if err != nil {
 		return TemplateDomain{}, err
 	}
-	// libvirt gives the element without its namespace, which it knows we know.
+	// libvirt returns the element without its namespace.
 	var origin struct {
 		Image  string `xml:"reference"`
 		Digest string `xml:"digest"`

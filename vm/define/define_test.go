@@ -106,7 +106,7 @@ func TestCaptureRefuses(t *testing.T) {
 			}
 		})
 	}
-	// The driver brings a domain of its own, which runs.
+	// The driver starts with a running domain.
 	if _, err := Capture(t.Context(), h, "test"); !errors.Is(err, ErrRunning) {
 		t.Errorf("a running domain: %v", err)
 	}
@@ -123,7 +123,7 @@ func TestList(t *testing.T) {
 	if err != nil || len(bases) != 1 || bases[0].Name != "web" || bases[0].Origin.Image != "r.example/x:1" || bases[0].Origin.Digest != "sha256:aa" {
 		t.Errorf("bases: %+v, %v", bases, err)
 	}
-	// None is taken for the machine of a job.
+	// None of them counts as the machine of a job.
 	if machines, err := record.List(t.Context(), h); err != nil || len(machines) != 0 {
 		t.Errorf("machines: %v, %v", machines, err)
 	}
@@ -141,8 +141,8 @@ func aSpec(t *testing.T, name string) Spec {
 	}
 }
 
-// TestDefine: the base is known as one, and can be exported again with the disk of
-// the image below its own.
+// TestDefine lists the defined domain and captures it: its disk is an overlay on that of the
+// image.
 func TestDefine(t *testing.T) {
 	h := virttest.Open(t)
 	spec := aSpec(t, "imported")
@@ -172,7 +172,7 @@ func TestDefine(t *testing.T) {
 	}
 }
 
-// TestDefineFails: what cannot be defined leaves no file.
+// TestDefineFails: a domain that cannot be defined leaves no file.
 func TestDefineFails(t *testing.T) {
 	h := virttest.Open(t)
 	spec := aSpec(t, "two\nlines")

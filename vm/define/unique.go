@@ -11,15 +11,15 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// makeUnique gives a cloned domain what no two domains of one host can both
-// have, except for name, UUID and files. It says what changed that somebody may
-// have relied on.
+// makeUnique gives a cloned domain its own values for what only one domain of a host can
+// have, except name, UUID and files. It returns notes on changes that may matter to the
+// administrator.
 //
-// Devices of the host itself stay as they are: libvirt gives them to one machine
-// at a time.
+// Devices of the host are not changed: libvirt assigns them to one running machine at a
+// time.
 func makeUnique(d *libvirtxml.Domain, o CloneOptions) (notes []string, err error) {
 	if d.GenID != nil {
-		d.GenID = &libvirtxml.DomainGenID{} // by which a guest notices that it was cloned
+		d.GenID = &libvirtxml.DomainGenID{} // tells the guest that it was cloned
 	}
 	forgetSystemUUID(d.SysInfo)
 	if err := setMACs(d.Devices.Interfaces, o.MAC); err != nil {
@@ -33,13 +33,13 @@ func makeUnique(d *libvirtxml.Domain, o CloneOptions) (notes []string, err error
 	for i := range d.Devices.Memorydevs {
 		m := &d.Devices.Memorydevs[i]
 		if m.Source != nil && m.Source.Path != "" && (m.Target == nil || m.Target.ReadOnly == nil) {
-			return nil, fmt.Errorf("%w: its memory device %d writes to %s, of which there is only one", errdefs.ErrInvalid, i+1, m.Source.Path)
+			return nil, fmt.Errorf("%w: its memory device %d writes to %s, which only one machine can use", errdefs.ErrInvalid, i+1, m.Source.Path)
 		}
 	}
 	notes = append(freeScreens(d.Devices.Graphics), freeCharacterDevices(d.Devices)...)
 	notes = append(notes, freeTPMs(d.Devices.TPMs, o.Start == CloneEphemeral)...)
 	if v := d.Devices.VSock; v != nil && v.CID != nil && v.CID.Auto != "yes" {
-		notes = append(notes, "vsock: the CID is a new one")
+		notes = append(notes, "vsock: new CID")
 		v.CID = &libvirtxml.DomainVSockCID{Auto: "yes"}
 	}
 	if d.Devices.PStore != nil {
@@ -48,8 +48,8 @@ func makeUnique(d *libvirtxml.Domain, o CloneOptions) (notes []string, err error
 	return notes, nil
 }
 
-// forgetSystemUUID removes the UUID from a domain's SMBIOS, where libvirt
-// accepts no other than the domain's own.
+// forgetSystemUUID removes the UUID from the SMBIOS data. libvirt accepts only the domain's
+// own UUID there.
 func forgetSystemUUID(sysinfo []libvirtxml.DomainSysInfo) {
 	for _, s := range sysinfo {
 		if s.SMBIOS != nil && s.SMBIOS.System != nil {
@@ -59,29 +59,29 @@ func forgetSystemUUID(sysinfo []libvirtxml.DomainSysInfo) {
 	}
 }
 
-// parseMAC reads the address that a NIC is to get.
+// parseMAC parses the MAC address for a NIC.
 func parseMAC(text string) (string, error) {
 	mac, err := net.ParseMAC(text)
 	if err != nil || len(mac) != 6 {
-		return "", fmt.Errorf("%w: %q is no MAC address (want one like 52:54:00:12:34:56)", errdefs.ErrInvalid, text)
+		return "", fmt.Errorf("%w: %q is not a MAC address (want one like 52:54:00:12:34:56)", errdefs.ErrInvalid, text)
 	}
 	if mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
-		return "", fmt.Errorf("%w: %q is a MAC address of a group, not of a NIC", errdefs.ErrInvalid, text)
+		return "", fmt.Errorf("%w: %q is a group or null MAC address", errdefs.ErrInvalid, text)
 	}
 	return mac.String(), nil
 }
 
-// newMAC is a random address from the range of QEMU and KVM.
+// newMAC returns a random address from the range of QEMU and KVM.
 func newMAC() string {
 	mac := net.HardwareAddr{0x52, 0x54, 0x00, 0, 0, 0}
 	rand.Read(mac[3:]) // never fails (crypto/rand)
 	return mac.String()
 }
 
-// setMACs gives the only NIC the address that was asked for, or each a new one.
+// setMACs gives the only NIC the requested address, or each NIC a new one.
 func setMACs(nics []libvirtxml.DomainInterface, mac string) error {
 	if mac != "" && len(nics) != 1 {
-		return fmt.Errorf("%w: a MAC address can be given to a domain with one NIC, and this one has %d (without it, each gets a new one)", errdefs.ErrInvalid, len(nics))
+		return fmt.Errorf("%w: a MAC address requires a domain with one NIC, and this one has %d (without it, each gets a new address)", errdefs.ErrInvalid, len(nics))
 	}
 	for i := range nics {
 		address := mac
@@ -93,15 +93,14 @@ func setMACs(nics []libvirtxml.DomainInterface, mac string) error {
 	return nil
 }
 
-// freeInterface drops the names by which the host knows a NIC: libvirt makes new
-// ones.
+// freeInterface drops the names of a NIC on the host: libvirt chooses new ones.
 func freeInterface(nic *libvirtxml.DomainInterface, number int) error {
 	if nic.Source != nil && nic.Source.VHostUser != nil {
-		return fmt.Errorf("%w: its NIC %d is at a vhost-user socket, which serves one machine", errdefs.ErrInvalid, number)
+		return fmt.Errorf("%w: its NIC %d uses a vhost-user socket, which serves one machine", errdefs.ErrInvalid, number)
 	}
 	if t := nic.Target; t != nil {
 		if t.Managed == "no" {
-			return fmt.Errorf("%w: its NIC %d is at the device %s, which is made for one machine", errdefs.ErrInvalid, number, t.Dev)
+			return fmt.Errorf("%w: its NIC %d uses the device %s, which serves one machine", errdefs.ErrInvalid, number, t.Dev)
 		}
 		nic.Target = nil
 	}
@@ -120,7 +119,7 @@ func freeInterface(nic *libvirtxml.DomainInterface, number int) error {
 func freeScreens(graphics []libvirtxml.DomainGraphic) (notes []string) {
 	moved := func(what string, port int) {
 		if port > 0 {
-			notes = append(notes, fmt.Sprintf("%s: another port than %d, chosen at start", what, port))
+			notes = append(notes, fmt.Sprintf("%s: a port chosen at start, not %d", what, port))
 		}
 	}
 	for i := range graphics {
@@ -161,17 +160,17 @@ func freeListeners(listeners []libvirtxml.DomainGraphicListener) {
 	}
 }
 
-// freeCharacterDevices gives serial ports, consoles and channels ends on the host
-// that no other machine has.
+// freeCharacterDevices gives serial ports, consoles and channels their own back ends on the
+// host.
 func freeCharacterDevices(d *libvirtxml.DomainDeviceList) (notes []string) {
 	free := func(what string, number int, source **libvirtxml.DomainChardevSource, log **libvirtxml.DomainChardevLog) {
 		if !isSharable(*source) {
 			*source = &libvirtxml.DomainChardevSource{Pty: &libvirtxml.DomainChardevSourcePty{}}
-			notes = append(notes, fmt.Sprintf("%s %d: a pty, for two machines cannot share what the source's is connected to", what, number))
+			notes = append(notes, fmt.Sprintf("%s %d: a pty, because two machines cannot share the source's back end", what, number))
 		}
 		if *log != nil {
 			*log = nil
-			notes = append(notes, fmt.Sprintf("%s %d: no log file, for two machines cannot write one", what, number))
+			notes = append(notes, fmt.Sprintf("%s %d: no log file, because two machines cannot share one", what, number))
 		}
 	}
 	for i := range d.Serials {
@@ -184,7 +183,7 @@ func freeCharacterDevices(d *libvirtxml.DomainDeviceList) (notes []string) {
 		c := &d.Consoles[i]
 		if said := len(notes); i == 0 && len(d.Serials) > 0 && (c.Target == nil || c.Target.Type == "" || c.Target.Type == "serial") {
 			free("console", 1, &c.Source, &c.Log)
-			notes = notes[:said] // libvirt: it is the first serial port, of which we spoke
+			notes = notes[:said] // for libvirt it is the first serial port, which has its notes already
 			continue
 		}
 		free("console", i+1, &c.Source, &c.Log)
@@ -201,8 +200,8 @@ func freeCharacterDevices(d *libvirtxml.DomainDeviceList) (notes []string) {
 	return notes
 }
 
-// isSharable says whether two machines can have the same source, each for
-// itself: one that is made for each, or that they are clients of.
+// isSharable reports whether two machines can have the same back end: libvirt creates it for
+// each, or they are its clients.
 func isSharable(s *libvirtxml.DomainChardevSource) bool {
 	switch {
 	case s == nil:
@@ -217,8 +216,8 @@ func isSharable(s *libvirtxml.DomainChardevSource) bool {
 	return s.File == nil && s.Pipe == nil && s.Dev == nil && s.NMDM == nil
 }
 
-// freeTPMs gives emulated TPMs a state of their own, which libvirt keeps under
-// the UUID of the domain. That of an ephemeral clone goes with it.
+// freeTPMs gives emulated TPMs a new state, which libvirt stores by the UUID of the domain.
+// The state of an ephemeral clone is removed with it.
 func freeTPMs(tpms []libvirtxml.DomainTPM, ephemeral bool) (notes []string) {
 	for i := range tpms {
 		if tpms[i].Backend == nil || tpms[i].Backend.Emulator == nil {
@@ -229,7 +228,7 @@ func freeTPMs(tpms []libvirtxml.DomainTPM, ephemeral bool) (notes []string) {
 		if ephemeral {
 			emulator.PersistentState = ""
 		}
-		notes = append(notes, "TPM: a new one, which holds no keys of the source's")
+		notes = append(notes, "TPM: a new one, without the keys of the source")
 	}
 	return notes
 }
