@@ -27,7 +27,7 @@ type Estimator interface {
 	Expect(size int64)
 }
 
-// expect tells p how much is to come, if p wants to know.
+// Expect tells p how much is to come, if p wants to know.
 func Expect(p Progress, size int64) {
 	if e, ok := p.(Estimator); ok {
 		e.Expect(size)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// writeSynced writes a read-only file in place of any that is there.
+// WriteSynced writes a read-only file in place of any that is there.
 func WriteSynced(path string, content []byte) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -22,7 +22,7 @@ func WriteSynced(path string, content []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// syncDir makes the names in a directory durable.
+// SyncDir makes the names in a directory durable.
 func SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -38,7 +38,7 @@ func SyncDir(dir string) error {
 	return nil
 }
 
-// openRegular opens a file that must not change while it is read.
+// OpenRegular opens a file that must not change while it is read.
 func OpenRegular(path string) (*os.File, os.FileInfo, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -54,6 +54,6 @@ func OpenRegular(path string) (*os.File, os.FileInfo, error) {
 	return f, info, nil
 }
 
-// lockPoll is how often a lock that another process holds is tried again: flock
+// LockPoll is how often a lock that another process holds is tried again: flock
 // cannot be waited for with a deadline.
 const LockPoll = 100 * time.Millisecond

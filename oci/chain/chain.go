@@ -19,7 +19,7 @@ import (
 	"gitlab-sardine-executor/oci/internal/readers"
 )
 
-// nameDisks gives each unpacked disk the name that its image gives it.
+// NameDisks gives each unpacked disk the name that its image gives it.
 func NameDisks(dir string, disks []oci.Disk) error {
 	taken := map[string]int{}
 	for i := range disks {
@@ -59,7 +59,7 @@ func sameDisk(dir string, disks []oci.Disk, first, i int, file string) error {
 	return fmt.Errorf("%w: disks %d and %d are both called %q, and differ", oci.ErrFormat, first, i, a.Name)
 }
 
-// withoutRepeated leaves out what has the name of a disk before it.
+// WithoutRepeated leaves out what has the name of a disk before it.
 func WithoutRepeated(disks []oci.Disk) []oci.Disk {
 	seen := map[string]bool{}
 	return slices.DeleteFunc(slices.Clone(disks), func(d oci.Disk) bool {
@@ -104,7 +104,7 @@ func ignoreEOF(err error) error {
 	return err
 }
 
-// diskName reduces a name that an image gives to a file name in the image's
+// DiskName reduces a name that an image gives to a file name in the image's
 // directory.
 func DiskName(name string, i int) (string, error) {
 	if name == "" {
@@ -120,7 +120,7 @@ func DiskName(name string, i int) (string, error) {
 	return base, nil
 }
 
-// checkDisks reads the header of every qcow2 disk before anything else opens it,
+// CheckDisks reads the header of every qcow2 disk before anything else opens it,
 // and makes its backing file one of this image: it sets Backing and VirtualSize.
 func CheckDisks(dir string, disks []oci.Disk, maxDisk int64) error {
 	for i := range disks {
@@ -174,7 +174,7 @@ func checkQCOW2(dir string, disks []oci.Disk, i int) (err error) {
 	return nil
 }
 
-// checkHeader refuses disks of which this file is not the whole, or that QEMU would
+// CheckHeader refuses disks of which this file is not the whole, or that QEMU would
 // not open.
 func CheckHeader(h *qcow2.Header) error {
 	switch {
@@ -188,7 +188,7 @@ func CheckHeader(h *qcow2.Header) error {
 	return nil
 }
 
-// backingName is how a qcow2 header names a file in its own directory: QEMU
+// BackingName is how a qcow2 header names a file in its own directory: QEMU
 // would take "a:b" for a protocol.
 func BackingName(name string) string {
 	if strings.Contains(name, ":") {
@@ -197,7 +197,7 @@ func BackingName(name string) string {
 	return name
 }
 
-// findBacking finds the disk that a backing name means among those that come
+// FindBacking finds the disk that a backing name means among those that come
 // before the one that needs it. Only the last element of the name counts: the
 // directory was one of the machine that packed the image.
 //
@@ -247,5 +247,5 @@ func isRenamed(name, original string) bool {
 	return ok && renamedSuffix.ReplaceAllString(stem, "") == strings.TrimSuffix(original, ext) && name != original
 }
 
-// unnamed is the file of disk i until every disk has the name that its image gives it.
+// Unnamed is the file of disk i until every disk has the name that its image gives it.
 func Unnamed(i int) string { return fmt.Sprintf(".disk-%d", i) }

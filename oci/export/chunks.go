@@ -170,7 +170,7 @@ func newChunkEncoder(level int, size int64) (*chunkEncoder, error) {
 	}
 	// Readers need not accept larger windows; the digest serves as checksum.
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(1),
-		zstd.WithEncoderCRC(false), zstd.WithWindowSize(decompress.PieceWindow))
+		zstd.WithEncoderCRC(false), zstd.WithWindowSize(decompress.ChunkWindow))
 	if err != nil {
 		return nil, fmt.Errorf("zstd: %w", err)
 	}

@@ -60,7 +60,7 @@ func defaultDomain(arch string, files []packedFile) ([]byte, error) {
 }
 
 // domain is the part of libvirt's domain XML that defaultDomain writes. This
-// package does without libvirt.
+// Package does without libvirt.
 type domain struct {
 	XMLName xml.Name `xml:"domain"`
 	Type    string   `xml:"type,attr"`

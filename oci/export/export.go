@@ -27,7 +27,7 @@ import (
 	"gitlab-sardine-executor/oci/unpack/decompress"
 )
 
-// ExportOptions say what goes into an image.
+// Options say what goes into an image.
 type Options struct {
 	// Disks of the machine. The backing files of a qcow2 disk are found by its
 	// header and packed before it.
@@ -56,7 +56,7 @@ type Options struct {
 	Progress oci.Progress
 }
 
-// An ExportDisk is a disk file on this machine, of somebody who is trusted: its
+// A Disk is a disk file on this machine, of somebody who is trusted: its
 // backing files are opened by the paths in its header.
 type Disk struct {
 	Path string

@@ -118,7 +118,7 @@ func isContainer(i *image) (*Plan, error) {
 	if !i.hasOrdinaryConfig() {
 		return nil, nil
 	}
-	tree := &Tree{Path: "disk", Directory: true}
+	tree := &ContainerDisk{Path: "disk", Directory: true}
 	for _, layer := range i.Layers {
 		if !isTar(layer.MediaType) {
 			return nil, nil
@@ -131,7 +131,7 @@ func isContainer(i *image) (*Plan, error) {
 	if _, err := plainArtifact(i); err == nil && hasTitle(i.Layers) {
 		return nil, nil // `oras push` with the config of a container
 	}
-	return &Plan{Format: "containerdisk", Disks: []Disk{{Content: Detect, Tree: tree}}}, nil
+	return &Plan{Format: "containerdisk", Disks: []Disk{{Content: Detect, ContainerDisk: tree}}}, nil
 }
 
 func hasTitle(layers []v1.Descriptor) bool {

@@ -128,14 +128,14 @@ func isEVE(i *image) (*Plan, error) {
 	if root == "" {
 		return nil, nil
 	}
-	tree := &Tree{Path: strings.TrimPrefix(path.Clean("/"+root), "/")}
+	tree := &ContainerDisk{Path: strings.TrimPrefix(path.Clean("/"+root), "/")}
 	for _, layer := range i.Layers {
 		if !isTar(layer.MediaType) {
 			return nil, fmt.Errorf("%w: an EVE image with a layer of type %q", ErrUnknown, layer.MediaType)
 		}
 		tree.Layers = append(tree.Layers, Stream{Blobs: []v1.Descriptor{layer}, Compression: Maybe})
 	}
-	p.Disks = []Disk{{Name: path.Base(tree.Path), Content: Detect, Tree: tree}}
+	p.Disks = []Disk{{Name: path.Base(tree.Path), Content: Detect, ContainerDisk: tree}}
 	return p, nil
 }
 

@@ -73,8 +73,8 @@ func (d Disk) reading() diskReading {
 		Name: d.Name, Alias: d.Alias, Content: d.Content.reading(), Digest: d.Digest, Size: d.Size,
 		Streams: streamReadings(d.Streams),
 	}
-	if d.Tree != nil {
-		r.Tree = &treeReading{Path: d.Tree.Path, Directory: d.Tree.Directory, Layers: streamReadings(d.Tree.Layers)}
+	if d.ContainerDisk != nil {
+		r.Tree = &treeReading{Path: d.ContainerDisk.Path, Directory: d.ContainerDisk.Directory, Layers: streamReadings(d.ContainerDisk.Layers)}
 	}
 	return r
 }

@@ -70,7 +70,7 @@ func TestFingerprintCoversThePlan(t *testing.T) {
 			Format: "f", Architecture: "a", OS: "o", DomainXML: &v1.Descriptor{Digest: "d"}, GuestConfig: &v1.Descriptor{Digest: "g"},
 			Disks: []Disk{{
 				Name: "n", Alias: "l", Content: Raw, Streams: []Stream{stream()}, Digest: "y", Size: 3,
-				Tree: &Tree{Path: "p", Layers: []Stream{stream()}},
+				ContainerDisk: &ContainerDisk{Path: "p", Layers: []Stream{stream()}},
 			}},
 		}
 	}

@@ -45,7 +45,7 @@ type Disk struct {
 	Content Content
 	Streams []Stream
 	// Tree is where the file lies, for a disk without streams; nil if it has some.
-	Tree *Tree
+	ContainerDisk *ContainerDisk
 	// Digest of the finished file; empty if the image does not say.
 	Digest digest.Digest
 	// Size of the finished file in bytes; 0 if the image does not say.
@@ -64,8 +64,8 @@ type Stream struct {
 	Digest digest.Digest
 }
 
-// A Tree is the file system of a container image, of which one file is a disk.
-type Tree struct {
+// A ContainerDisk is the file system of a container image, of which one file is a disk.
+type ContainerDisk struct {
 	// Layers are tar archives, from the lowest to the topmost.
 	Layers []Stream
 	// Path of the disk, or of the directory in which it is the only file; without a
@@ -172,8 +172,8 @@ func (p *Plan) TransferSize() int64 {
 	var sum int64
 	for _, disk := range p.Disks {
 		streams := disk.Streams
-		if disk.Tree != nil {
-			streams = disk.Tree.Layers
+		if disk.ContainerDisk != nil {
+			streams = disk.ContainerDisk.Layers
 		}
 		for _, stream := range streams {
 			for _, blob := range stream.Blobs {
@@ -188,7 +188,7 @@ func (p *Plan) TransferSize() int64 {
 func (p *Plan) UnpackedSize() int64 {
 	var sum int64
 	for _, disk := range p.Disks {
-		if disk.Tree != nil {
+		if disk.ContainerDisk != nil {
 			return 0
 		}
 		for _, stream := range disk.Streams {

@@ -198,7 +198,7 @@ func checkPlan(t *testing.T, p *Plan) {
 		t.Errorf("plan %+v", p)
 	}
 	for _, d := range p.Disks {
-		if (d.Tree == nil) == (len(d.Streams) == 0) && p.Format != Chunked {
+		if (d.ContainerDisk == nil) == (len(d.Streams) == 0) && p.Format != Chunked {
 			t.Errorf("disk %+v", d)
 		}
 		for _, s := range d.Streams {

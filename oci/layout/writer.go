@@ -24,7 +24,7 @@ import (
 	"gitlab-sardine-executor/oci/transport"
 )
 
-// layoutWriter writes into an OCI layout. One process writes at a time; those who
+// Writer writes into an OCI layout. One process writes at a time; those who
 // read meanwhile find each image complete or not at all, for index.json, which
 // names them, is replaced last and as a whole.
 //
@@ -43,7 +43,7 @@ type Writer struct {
 // partialBlobs is the directory, in the layout's own, for blobs in the making.
 const partialBlobs = ".partial"
 
-// openLayoutWriter makes the layout's directory if there is none. waiting is
+// OpenWriter makes the layout's directory if there is none. waiting is
 // called once if another process writes there now.
 func OpenWriter(ctx context.Context, dir, tag string, waiting func()) (_ *Writer, err error) {
 	defer func() {
@@ -80,7 +80,7 @@ func lockDir(ctx context.Context, dir string, waiting func()) (*flock.Flock, err
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, errors.Join(err, lock.Close())
 		}
-		// Whoever had the lock may have removed the directory, see [layoutWriter.Discard],
+		// Whoever had the lock may have removed the directory, see [Writer.Discard],
 		// and somebody else made a new one: then we hold what nobody else asks for.
 		if is, err := os.Stat(dir); err == nil {
 			if have, err := lock.Stat(); err == nil && lock.Locked() && os.SameFile(have, is) {

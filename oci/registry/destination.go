@@ -18,7 +18,7 @@ import (
 // registryDestination writes to a registry.
 type registryDestination struct{ endpoint }
 
-// openRegistryDestination asks the registry something at once, which tells early
+// OpenDestination asks the registry something at once, which tells early
 // whether it can be written to.
 func OpenDestination(ctx context.Context, to oci.Reference, creds Credentials, stall time.Duration) (transport.Destination, error) {
 	sys := creds.environment()

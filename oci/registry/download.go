@@ -16,7 +16,7 @@ import (
 
 // A download reads one blob from a source. When the connection breaks or stalls
 // it goes on where it stood, until it has made no progress for too long. What it
-// reads is not checked: use [verify].
+// reads is not checked: use [Verify].
 type download struct {
 	ctx      context.Context
 	src      transport.Source
@@ -27,7 +27,7 @@ type download struct {
 	body   *connection
 }
 
-// openDownload connects at once, so that a blob that is missing is known before
+// OpenDownload connects at once, so that a blob that is missing is known before
 // anything is read.
 func OpenDownload(ctx context.Context, src transport.Source, desc v1.Descriptor, p Patience) (*download, error) {
 	d := &download{ctx: ctx, src: src, desc: desc, patience: p}

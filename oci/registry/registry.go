@@ -40,7 +40,7 @@ type endpoint struct {
 	account account
 }
 
-// openRegistry asks for the manifest at once, which chooses among mirrors.
+// Open asks for the manifest at once, which chooses among mirrors.
 func Open(ctx context.Context, ref oci.Reference, creds Credentials, stall time.Duration) (transport.Source, error) {
 	sys := creds.environment()
 	named, err := namedOf(ref)

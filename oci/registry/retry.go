@@ -18,7 +18,7 @@ import (
 	"gitlab-sardine-executor/oci/registry/distribution"
 )
 
-// A patience says how long failures of a registry are put up with that may pass:
+// A Patience says how long failures of a registry are put up with that may pass:
 // it is down, overloaded, or the connection broke.
 type Patience struct {
 	First, Most time.Duration // between two tries
@@ -32,7 +32,7 @@ type Patience struct {
 // maxRetryAfter is how long one pull waits in all because of Retry-After.
 const maxRetryAfter = time.Minute
 
-// patienceFor is the usual one. A connection that gives no byte for half of the
+// PatienceFor is the usual one. A connection that gives no byte for half of the
 // time without progress that is allowed may be dead, and gets a successor.
 func PatienceFor(stallTimeout time.Duration) Patience {
 	stallTimeout = cmp.Or(stallTimeout, distribution.DefaultStallTimeout)
@@ -72,7 +72,7 @@ const openPatience = 10 * time.Second
 // errStalled ends a connection that gives no more bytes.
 var errStalled = errors.New("the registry sends nothing any more")
 
-// retry calls op until it succeeds, fails for good, or patience or ctx ends.
+// Retry calls op until it succeeds, fails for good, or patience or ctx ends.
 func Retry[T any](ctx context.Context, p Patience, op func() (T, error)) (T, error) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = p.First, p.Most
@@ -151,7 +151,7 @@ func mayPass(err error) bool {
 	return errors.As(err, &network) && network.Timeout() && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// opening is p for the first contact.
+// Opening is p for the first contact.
 func (p Patience) Opening() Patience {
 	p.Total = min(p.Total, openPatience)
 	return p

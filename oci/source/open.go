@@ -23,7 +23,7 @@ func openSource(ctx context.Context, ref oci.Reference, creds registry.Credentia
 	return nil, fmt.Errorf("%w: empty", oci.ErrReference)
 }
 
-// openPatiently opens the source of an image, and tries again what may pass.
+// Open opens the source of an image, and tries again what may pass.
 func Open(ctx context.Context, ref oci.Reference, creds registry.Credentials, stall time.Duration, p registry.Patience) (transport.Source, error) {
 	return registry.Retry(ctx, p.Opening(), func() (transport.Source, error) { return openSource(ctx, ref, creds, stall) })
 }

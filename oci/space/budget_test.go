@@ -8,7 +8,7 @@ func TestStorageReserveKept(t *testing.T) {
 	free := int64(100 << 20)
 	r.Ask = func(string) (Room, error) { return Room{Free: free, Total: 1 << 40}, nil }
 	for n := int64(1); ; n = n*7%4096 + 1 {
-		if err := r.Take(n); err != nil {
+		if err := r.Spend(n); err != nil {
 			break
 		}
 		if free -= n; free < 1000 {

@@ -37,7 +37,7 @@ func (r Reserve) Of(total int64) int64 {
 // Room is what a file system has, in bytes, for this user.
 type Room struct{ Free, Total int64 }
 
-// RoomOf asks the file system of a directory.
+// Of asks the file system of a directory.
 func Of(dir string) (Room, error) {
 	var stat unix.Statfs_t
 	if err := unix.Statfs(dir, &stat); err != nil {
@@ -46,7 +46,7 @@ func Of(dir string) (Room, error) {
 	return Room{Free: int64(stat.Bavail) * stat.Bsize, Total: int64(stat.Blocks) * stat.Bsize}, nil
 }
 
-// A reserveError says that the reserve is reached. It is an ENOSPC: room may be there
+// A ReserveError says that the reserve is reached. It is an ENOSPC: room may be there
 // another time.
 type ReserveError struct {
 	Dir           string
@@ -74,7 +74,7 @@ func size(n int64) string { return units.BytesSize(float64(max(n, 0))) }
 // space again. Several pulls see what the others have written.
 const roomStep = 16 << 20
 
-// A room is what the disks of one image may still take before the reserve is reached.
+// A Budget is what the disks of one image may still take before the reserve is reached.
 // The nil room has no end, nor has one without a reserve but that of the file system.
 type Budget struct {
 	dir     string
@@ -85,8 +85,8 @@ type Budget struct {
 	mu   sync.Mutex
 }
 
-// take is called before n bytes are written that are no hole.
-func (r *Budget) Take(n int64) error {
+// Spend is called before n bytes are written that are no hole.
+func (r *Budget) Spend(n int64) error {
 	if r == nil || r.Reserve == (Reserve{}) || r.left.Add(-n) >= 0 {
 		return nil
 	}
@@ -110,11 +110,11 @@ func (r *Budget) Take(n int64) error {
 	return nil
 }
 
-// pullFile, in the directory of an image that is being unpacked, says what the pull
+// PullFile, in the directory of an image that is being unpacked, says what the pull
 // needs. It is locked as long as the pull goes on.
 const PullFile = ".pull"
 
-// An announcement is what a pull tells the others.
+// An Announcement is what a pull tells the others.
 type Announcement struct {
 	Since time.Time `json:"since"`
 	// Needed is the space that the image takes at least, in bytes.
@@ -123,7 +123,7 @@ type Announcement struct {
 	Lock *flock.Flock
 }
 
-// announce writes the announcement of the pull in dir. An error is no reason not to
+// Announce writes the announcement of the pull in dir. An error is no reason not to
 // pull.
 func Announce(dir string, needed int64) *Announcement {
 	a := &Announcement{Since: time.Now(), Needed: needed, Lock: flock.New(filepath.Join(dir, PullFile))}
@@ -136,7 +136,7 @@ func Announce(dir string, needed int64) *Announcement {
 	return a
 }
 
-// end takes the announcement back.
+// End takes the announcement back.
 func (a *Announcement) End() error {
 	err := os.Remove(a.Lock.Path())
 	if os.IsNotExist(err) {
@@ -148,7 +148,7 @@ func (a *Announcement) End() error {
 	return err
 }
 
-// earlier is what pulls that began before this one are still going to write to the
+// Earlier is what pulls that began before this one are still going to write to the
 // same store, in bytes. So of two that do not both fit, one does.
 func (a *Announcement) Earlier() int64 {
 	own := filepath.Dir(a.Lock.Path())
@@ -179,7 +179,7 @@ func isLocked(path string) bool {
 	return err == unix.EWOULDBLOCK
 }
 
-// allocated is the space that the files of a directory take.
+// Allocated is the space that the files of a directory take.
 func Allocated(dir string) int64 {
 	var sum int64
 	entries, err := os.ReadDir(dir)
@@ -196,7 +196,7 @@ func Allocated(dir string) int64 {
 	return sum
 }
 
-// partialPrefix marks directories of images that are not complete.
+// PartialPrefix marks directories of images that are not complete.
 const PartialPrefix = ".partial-"
 
 func NewBudget(dir string, reserve Reserve, ask func(dir string) (Room, error)) *Budget {

@@ -27,11 +27,11 @@ func TestManifestAsLayer(t *testing.T) {
 			children[0], children[1] = children[1], children[0]
 		}
 		ref := ocitest.MustParse(t, m.Host+"/vms/index:1")
-		if _, err := Push(t.Context(), l.Index(children...), ref, Options{patience: Impatient}); err != nil {
+		if _, err := Push(t.Context(), l.Index(children...), ref, Options{retries: Impatient}); err != nil {
 			t.Fatal(err)
 		}
 		layout := filepath.Join(t.TempDir(), "layout")
-		if _, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+layout), Options{patience: Impatient}); err != nil {
+		if _, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+layout), Options{retries: Impatient}); err != nil {
 			t.Fatal(err)
 		}
 		if want, got := strings.Join(ocitest.BlobNames(t, l.Dir), "\n"), strings.Join(ocitest.BlobNames(t, layout), "\n"); want != got {
@@ -51,7 +51,7 @@ func TestManyManifests(t *testing.T) {
 		children = append(children, l.Manifest("", layer))
 	}
 	m := ocitest.NewMeddler(t)
-	_, err := Push(t.Context(), l.Index(children...), ocitest.MustParse(t, m.Host+"/vms/index:1"), Options{patience: Impatient})
+	_, err := Push(t.Context(), l.Index(children...), ocitest.MustParse(t, m.Host+"/vms/index:1"), Options{retries: Impatient})
 	if !errors.Is(err, oci.ErrFormat) || !strings.Contains(err.Error(), "67108864") {
 		t.Errorf("got %v, want that the manifests are too large", err)
 	}

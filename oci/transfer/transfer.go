@@ -22,7 +22,7 @@ import (
 	"gitlab-sardine-executor/oci/transport"
 )
 
-// TransferOptions of [Fetch] and [Push]; the zero value is fine.
+// Options of [Fetch] and [Push]; the zero value is fine.
 type Options struct {
 	Credentials registry.Credentials
 	// Progress may be nil.
@@ -30,7 +30,7 @@ type Options struct {
 	// StallTimeout as in [PullOptions].
 	StallTimeout time.Duration
 
-	patience registry.Patience // the zero value means patienceFor(StallTimeout)
+	retries registry.Patience // the zero value means patienceFor(StallTimeout)
 }
 
 // Fetch copies an image from a registry into an OCI layout: every manifest and
@@ -80,7 +80,7 @@ func Push(ctx context.Context, from, to oci.Reference, o Options) (digest.Digest
 
 // transfer copies the image from to the destination that open opens.
 func transfer(ctx context.Context, from oci.Reference, o Options, open func() (transport.Destination, error)) (_ digest.Digest, err error) {
-	later := o.patience.OrFor(o.StallTimeout)
+	later := o.retries.OrFor(o.StallTimeout)
 	src, err := source.Open(ctx, from, o.Credentials, o.StallTimeout, later)
 	if err != nil {
 		return "", err
@@ -95,7 +95,7 @@ func transfer(ctx context.Context, from oci.Reference, o Options, open func() (t
 		return "", err
 	}
 	defer func() { err = errors.Join(err, dest.Close()) }()
-	c := &copier{src: src, dest: dest, progress: oci.ProgressOrSilent(o.Progress), patience: later}
+	c := &copier{src: src, dest: dest, progress: oci.ProgressOrSilent(o.Progress), retries: later}
 	if err := c.copy(ctx, tree); err != nil {
 		return "", err
 	}
@@ -175,7 +175,7 @@ type copier struct {
 	src      transport.Source
 	dest     transport.Destination
 	progress oci.Progress
-	patience registry.Patience
+	retries  registry.Patience
 }
 
 func (c *copier) copy(ctx context.Context, tree *imageTree) error {
@@ -212,7 +212,7 @@ func (c *copier) missing(ctx context.Context, blobs []v1.Descriptor) ([]v1.Descr
 	var mu sync.Mutex
 	var missing []v1.Descriptor
 	err := parallel(ctx, blobs, func(ctx context.Context, desc v1.Descriptor) error {
-		has, err := registry.Retry(ctx, c.patience, func() (bool, error) { return c.dest.Has(ctx, desc) })
+		has, err := registry.Retry(ctx, c.retries, func() (bool, error) { return c.dest.Has(ctx, desc) })
 		if err != nil {
 			return err
 		}
@@ -230,19 +230,19 @@ func (c *copier) missing(ctx context.Context, blobs []v1.Descriptor) ([]v1.Descr
 // gets the blob from the start.
 func (c *copier) copyBlob(ctx context.Context, desc v1.Descriptor) error {
 	return c.retry(ctx, func() (err error) {
-		blob, err := registry.OpenDownload(ctx, c.src, desc, c.patience)
+		blob, err := registry.OpenDownload(ctx, c.src, desc, c.retries)
 		if err != nil {
 			return err
 		}
 		defer blob.Close()
-		transfer := c.progress.Start(transport.DescriptorName(desc), desc.Size)
+		transfer := c.progress.Start(transport.ShortDigest(desc), desc.Size)
 		defer func() { transfer.Done(err) }()
 		return c.dest.PutBlob(ctx, desc, readers.Counting(readers.WithContext(ctx, transport.Verify(blob, desc)), transfer))
 	})
 }
 
 func (c *copier) retry(ctx context.Context, op func() error) error {
-	_, err := registry.Retry(ctx, c.patience, func() (struct{}, error) { return struct{}{}, op() })
+	_, err := registry.Retry(ctx, c.retries, func() (struct{}, error) { return struct{}{}, op() })
 	return err
 }
 

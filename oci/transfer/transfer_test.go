@@ -30,7 +30,7 @@ import (
 	"gitlab-sardine-executor/oci/store"
 )
 
-// impatient tries again at once and gives up soon.
+// Impatient tries again at once and gives up soon.
 var Impatient = registry.Patience{First: time.Millisecond, Most: 10 * time.Millisecond, Total: 250 * time.Millisecond, Stall: time.Second}
 
 // TestTransferStatus answers each request of one kind with an HTTP status, or the
@@ -77,12 +77,12 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	creds := registry.Credentials{Insecure: true}
 	push := func() error {
-		_, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{Credentials: creds, patience: Impatient})
+		_, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{Credentials: creds, retries: Impatient})
 		return err
 	}
 	fetch := func() error {
 		to := ocitest.MustParse(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
-		_, err := Fetch(t.Context(), ref, to, Options{Credentials: creds, patience: Impatient})
+		_, err := Fetch(t.Context(), ref, to, Options{Credentials: creds, retries: Impatient})
 		return err
 	}
 	answer := func(times int64) func(http.ResponseWriter, *http.Request) bool {
@@ -138,11 +138,11 @@ func TestTransferDropped(t *testing.T) {
 		return false
 	})
 	want := ocitest.ReadExpected(t, "chunked").Manifests[0].Manifest
-	if d, err := Push(t.Context(), ocitest.FixtureRef(t, "chunked", "latest"), ref, Options{patience: Impatient}); err != nil || d != want {
+	if d, err := Push(t.Context(), ocitest.FixtureRef(t, "chunked", "latest"), ref, Options{retries: Impatient}); err != nil || d != want {
 		t.Fatalf("push: %s, %v", d, err)
 	}
 	layout := filepath.Join(t.TempDir(), "layout")
-	if d, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+layout), Options{patience: Impatient}); err != nil || d != want {
+	if d, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+layout), Options{retries: Impatient}); err != nil || d != want {
 		t.Fatalf("fetch: %s, %v", d, err)
 	}
 	checkLayout(t, layout, "1", want)
@@ -452,7 +452,7 @@ func TestFetchDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	small := ocitest.Mounted(t, "tmpfs", "size=512k")
-	_, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+filepath.Join(small, "layout")), Options{patience: Impatient})
+	_, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+filepath.Join(small, "layout")), Options{retries: Impatient})
 	if !errors.Is(err, syscall.ENOSPC) || oci.Final(err) || !strings.Contains(err.Error(), "1.004MiB are needed") {
 		t.Errorf("got %v, want that the disk is full", err)
 	}
@@ -504,7 +504,7 @@ func TestTransferHostile(t *testing.T) {
 		})
 		layout := filepath.Join(t.TempDir(), "layout")
 		pinned := ocitest.MustParse(t, ref.Repository()+"@"+ocitest.ReadExpected(t, "single").Manifests[0].Manifest.String())
-		if _, err := Fetch(t.Context(), pinned, ocitest.MustParse(t, "oci:"+layout), Options{patience: Impatient}); !errors.Is(err, oci.ErrHostile) {
+		if _, err := Fetch(t.Context(), pinned, ocitest.MustParse(t, "oci:"+layout), Options{retries: Impatient}); !errors.Is(err, oci.ErrHostile) {
 			t.Errorf("%s: got %v, want ErrHostile", what, err)
 		}
 		if _, err := os.Stat(filepath.Join(layout, "index.json")); !errors.Is(err, os.ErrNotExist) {

@@ -8,7 +8,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A destination is where an image goes, blob by blob, then manifest by manifest,
+// A Destination is where an image goes, blob by blob, then manifest by manifest,
 // a child before the index that names it.
 type Destination interface {
 	// Has reports whether a blob is there already, whole. It and PutBlob are safe
@@ -24,11 +24,11 @@ type Destination interface {
 	io.Closer
 }
 
-// A discarder is a destination that can take back the blobs it was given. Where
+// A Discarder is a destination that can take back the blobs it was given. Where
 // there is no room, half an image would only be in the way.
 type Discarder interface{ Discard() error }
 
-// A rawManifest is a manifest or an index as it was found: to be copied byte for
+// A RawManifest is a manifest or an index as it was found: to be copied byte for
 // byte, for only so does it keep its digest.
 type RawManifest struct {
 	Raw       []byte

@@ -11,7 +11,7 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// resolve finds the manifest for arch and its digest: the one given, or one that
+// Resolve finds the manifest for arch and its digest: the one given, or one that
 // the index given leads to.
 func Resolve(ctx context.Context, src Source, doc document, arch string) (*format.Manifest, digest.Digest, error) {
 	for depth := 0; doc.Index != nil; depth++ {
@@ -42,8 +42,8 @@ func Plan(ctx context.Context, src Source, m *format.Manifest) (*format.Plan, er
 	return plan, nil
 }
 
-// descriptorName is how a blob is called in front of people.
-func DescriptorName(desc v1.Descriptor) string {
+// ShortDigest is how a blob is called in front of people.
+func ShortDigest(desc v1.Descriptor) string {
 	hex := desc.Digest.Encoded()
 	return hex[:min(12, len(hex))]
 }

@@ -13,12 +13,12 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// maxManifest bounds manifests, indexes and configs, in bytes; registries accept
+// MaxManifest bounds manifests, indexes and configs, in bytes; registries accept
 // no larger ones.
 const MaxManifest = 4 << 20
 
-// A source is where an image comes from. What it returns is not checked: use
-// [readDocument], [readBlob] and [verify].
+// A Source is where an image comes from. What it returns is not checked: use
+// [ReadDocument], [ReadBlob] and [Verify].
 type Source interface {
 	// Manifest is the manifest or index with digest d and its media type, which may
 	// be empty; with an empty d, the one that the reference names.
@@ -35,7 +35,7 @@ type document struct {
 	Digest digest.Digest
 }
 
-// readDocument reads the manifest or index that desc describes, or the one that the
+// ReadDocument reads the manifest or index that desc describes, or the one that the
 // reference names if desc has no digest, and checks it: its digest, its size if desc has
 // one, and that it can be read in one way only.
 func ReadDocument(ctx context.Context, src Source, desc v1.Descriptor) (document, error) {
@@ -64,7 +64,7 @@ func ReadDocument(ctx context.Context, src Source, desc v1.Descriptor) (document
 	return document{doc, raw, got}, nil
 }
 
-// formatError adds the sentinel that belongs to an error of package format.
+// FormatError adds the sentinel that belongs to an error of package format.
 func FormatError(err error) error {
 	if errors.Is(err, format.ErrAmbiguous) {
 		return fmt.Errorf("%w: %w", oci.ErrHostile, err)
@@ -72,7 +72,7 @@ func FormatError(err error) error {
 	return fmt.Errorf("%w: %w", oci.ErrFormat, err)
 }
 
-// readBlob reads a blob of at most limit bytes into memory and checks it.
+// ReadBlob reads a blob of at most limit bytes into memory and checks it.
 func ReadBlob(ctx context.Context, src Source, desc v1.Descriptor, limit int64) ([]byte, error) {
 	if desc.Size > limit {
 		return nil, fmt.Errorf("%w: blob %s (%s) of %d bytes, at most %d are accepted", oci.ErrHostile, desc.Digest, desc.MediaType, desc.Size, limit)
@@ -85,7 +85,7 @@ func ReadBlob(ctx context.Context, src Source, desc v1.Descriptor, limit int64) 
 	return io.ReadAll(Verify(blob, desc))
 }
 
-// A rangeSource is a [source] that can give the rest of a blob.
+// A RangeSource is a [Source] that can give the rest of a blob.
 type RangeSource interface {
 	// BlobAt is the blob from offset on, which is less than its size. The error is
 	// errNoRange if only whole blobs can be had.
@@ -94,6 +94,6 @@ type RangeSource interface {
 
 var ErrNoRange = errors.New("the source gives whole blobs only")
 
-// maxIndexDepth bounds indexes in indexes; a digest cannot name itself, but
+// MaxIndexDepth bounds indexes in indexes; a digest cannot name itself, but
 // somebody can nest for long.
 const MaxIndexDepth = 8

@@ -13,7 +13,7 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// verify reads a blob and fails, with [ErrHostile], before it would report the
+// Verify reads a blob and fails, with [ErrHostile], before it would report the
 // end of a blob that is not what its descriptor says. It never returns more
 // than desc.Size bytes.
 func Verify(blob io.Reader, desc v1.Descriptor) *Verifier {

@@ -8,7 +8,7 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// checkPlan refuses what the manifest alone shows to be of no use. (Room on the disk,
+// CheckPlan refuses what the manifest alone shows to be of no use. (Room on the disk,
 // which is looked at later, may be there another time.)
 func CheckPlan(plan *format.Plan, maxDisk int64) error {
 	if len(plan.Disks) > maxDisks {
@@ -21,7 +21,7 @@ func CheckPlan(plan *format.Plan, maxDisk int64) error {
 			}
 		}
 		one := format.Plan{Disks: []format.Disk{disk}}
-		if size := one.TransferSize(); disk.Tree == nil && size > fileLimit(maxDisk) {
+		if size := one.TransferSize(); disk.ContainerDisk == nil && size > fileLimit(maxDisk) {
 			return fmt.Errorf("%w: the layers of disk %d have %d bytes, a disk at most %d (max_disk)", oci.ErrHostile, i, size, maxDisk)
 		}
 		if disk.Size > fileLimit(maxDisk) {

@@ -25,8 +25,8 @@ func FuzzTree(f *testing.F) {
 		}
 		defer file.Close()
 		u := &unpacker{maxDisk: 1 << 20, plan: &format.Plan{Disks: make([]format.Disk, 1)}}
-		r := &treeReader{
-			u: u, bound: u.newBound(0), other: 1 << 20, tree: &format.Tree{Path: "disk", Directory: true}, file: file,
+		r := &layerReader{
+			u: u, bound: u.newBound(0), other: 1 << 20, disk: &format.ContainerDisk{Path: "disk", Directory: true}, file: file,
 			hidden: map[string]bool{}, opaque: map[string]bool{},
 		}
 		for _, layer := range [][]byte{upper, lower} {

@@ -21,8 +21,8 @@ import (
 // memory before it is taken over.
 const maxReused = format.MaxChunkSize
 
-// A storedPiece is a piece in a disk of an image in the store.
-type storedPiece struct {
+// A storedChunk is a piece in a disk of an image in the store.
+type storedChunk struct {
 	Disk   string        `json:"disk"`
 	Offset int64         `json:"offset"`
 	Size   int64         `json:"size"`
@@ -31,19 +31,19 @@ type storedPiece struct {
 	dir string
 }
 
-// A pieceIndex finds pieces by the digest of their content. The nil index is
+// A chunkIndex finds pieces by the digest of their content. The nil index is
 // empty.
-type pieceIndex struct {
-	pieces map[digest.Digest]storedPiece
+type chunkIndex struct {
+	chunks map[digest.Digest]storedChunk
 
 	mu    sync.Mutex
 	files map[string]*os.File // open ones by path; nil for those that cannot be opened
 }
 
-// findPieces looks in the directories of all images in the directory images for the pieces that a plan needs.
+// findChunks looks in the directories of all images in the directory images for the pieces that a plan needs.
 // The images need not be held: those removed meanwhile are not found, or stay
 // readable to us.
-func findPieces(images string, plan *format.Plan) *pieceIndex {
+func findChunks(images string, plan *format.Plan) *chunkIndex {
 	wanted := map[digest.Digest]bool{}
 	for _, disk := range plan.Disks {
 		for _, stream := range disk.Streams {
@@ -55,26 +55,26 @@ func findPieces(images string, plan *format.Plan) *pieceIndex {
 	if len(wanted) == 0 {
 		return nil
 	}
-	index := &pieceIndex{pieces: map[digest.Digest]storedPiece{}, files: map[string]*os.File{}}
+	index := &chunkIndex{chunks: map[digest.Digest]storedChunk{}, files: map[string]*os.File{}}
 	tables, _ := filepath.Glob(filepath.Join(images, "*", oci.PieceFile))
 	for _, table := range tables {
-		for _, p := range readPieceTable(table) {
+		for _, p := range readChunkTable(table) {
 			if wanted[p.Digest] {
-				index.pieces[p.Digest] = p
+				index.chunks[p.Digest] = p
 			}
 		}
 	}
 	return index
 }
 
-// readPieceTable is empty for a table that cannot be read: what it would have
+// readChunkTable is empty for a table that cannot be read: what it would have
 // told is transferred again.
-func readPieceTable(path string) []storedPiece {
+func readChunkTable(path string) []storedChunk {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil
 	}
-	var table []storedPiece
+	var table []storedChunk
 	if json.Unmarshal(raw, &table) != nil {
 		return nil
 	}
@@ -84,12 +84,12 @@ func readPieceTable(path string) []storedPiece {
 	return table
 }
 
-func (u *unpacker) writePieceTable(disks []oci.Disk) error {
-	var table []storedPiece
+func (u *unpacker) writeChunkTable(disks []oci.Disk) error {
+	var table []storedChunk
 	for i, disk := range u.plan.Disks {
 		for _, s := range disk.Streams {
 			if s.Digest != "" && s.Size > 0 && s.Size <= maxReused {
-				table = append(table, storedPiece{Disk: disks[i].Name, Offset: s.Offset, Size: s.Size, Digest: s.Digest})
+				table = append(table, storedChunk{Disk: disks[i].Name, Offset: s.Offset, Size: s.Size, Digest: s.Digest})
 			}
 		}
 	}
@@ -107,15 +107,15 @@ func (u *unpacker) writePieceTable(disks []oci.Disk) error {
 }
 
 // has reports whether any piece of the plan is in the store.
-func (x *pieceIndex) has(*format.Plan) bool { return x != nil && len(x.pieces) > 0 }
+func (x *chunkIndex) has(*format.Plan) bool { return x != nil && len(x.chunks) > 0 }
 
 // reuse takes a piece over from another image, if one has it. Where the file
 // system can, the two then share their blocks.
-func (x *pieceIndex) reuse(p *piece) (done bool, err error) {
+func (x *chunkIndex) reuse(p *chunk) (done bool, err error) {
 	if x == nil {
 		return false, nil
 	}
-	stored, ok := x.pieces[p.stream.Digest]
+	stored, ok := x.chunks[p.stream.Digest]
 	if !ok || stored.Size != p.stream.Size || stored.Offset < 0 || filepath.Base(stored.Disk) != stored.Disk {
 		return false, nil
 	}
@@ -135,12 +135,12 @@ func (x *pieceIndex) reuse(p *piece) (done bool, err error) {
 	}
 	out := p.writer()
 	_, err = out.Write(content)
-	out.StartDisk()
+	out.StartWriteback()
 	return err == nil, err
 }
 
 // open opens each file once.
-func (x *pieceIndex) open(path string) *os.File {
+func (x *chunkIndex) open(path string) *os.File {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	f, ok := x.files[path]
@@ -151,7 +151,7 @@ func (x *pieceIndex) open(path string) *os.File {
 	return f
 }
 
-func (x *pieceIndex) Close() error {
+func (x *chunkIndex) Close() error {
 	if x == nil {
 		return nil
 	}

@@ -11,7 +11,7 @@ import (
 	"gitlab-sardine-executor/oci/space"
 )
 
-// space is the room that there was when a pull began.
+// freeBefore is the room that there was when a pull began.
 type freeBefore struct {
 	free int64 // bytes; -1 if the file system does not say
 	held int64 // bytes, by what an interrupted pull left

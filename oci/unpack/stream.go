@@ -35,7 +35,7 @@ type diskState struct {
 	Size   int64         `json:"size"`
 	Digest digest.Digest `json:"digest"`
 	// Mark is where to go on; nil if the disk is complete.
-	Mark *decompress.GzipMark `json:"mark,omitempty"`
+	Checkpoint *decompress.Checkpoint `json:"mark,omitempty"`
 }
 
 // A streamDisk is a disk that comes as one stream and is written from its
@@ -58,7 +58,7 @@ func (u *unpacker) statePath(i int) string {
 // unpackStream makes a disk of its only stream.
 func (u *unpacker) unpackStream(ctx context.Context, i int, f *os.File, stream format.Stream) (diskState, error) {
 	d := &streamDisk{u: u, number: i, file: f, stream: stream, bound: u.newBound(i)}
-	if err := d.recall(); err != nil {
+	if err := d.loadState(); err != nil {
 		return diskState{}, err
 	}
 	if d.state.Size > 0 {
@@ -66,7 +66,7 @@ func (u *unpacker) unpackStream(ctx context.Context, i int, f *os.File, stream f
 			return diskState{}, err
 		}
 	}
-	if d.state.Size > 0 && d.state.Mark == nil {
+	if d.state.Size > 0 && d.state.Checkpoint == nil {
 		return d.state, d.bound.finish(f)
 	}
 	if err := d.write(ctx); err != nil {
@@ -75,19 +75,19 @@ func (u *unpacker) unpackStream(ctx context.Context, i int, f *os.File, stream f
 	if err := d.bound.finish(f); err != nil {
 		return diskState{}, err
 	}
-	d.state.Mark = nil
+	d.state.Checkpoint = nil
 	// The state must not outlive the bytes it tells of.
 	if err := f.Sync(); err != nil {
 		return diskState{}, err
 	}
-	return d.state, d.remember()
+	return d.state, d.saveState()
 }
 
-// recall takes up what an interrupted pull left, if it is sound.
-func (d *streamDisk) recall() error {
+// loadState takes up what an interrupted pull left, if it is sound.
+func (d *streamDisk) loadState() error {
 	d.hash = digest.Canonical.Hash()
 	raw, err := os.ReadFile(d.u.statePath(d.number))
-	if err == nil && json.Unmarshal(raw, &d.state) == nil && d.sound() {
+	if err == nil && json.Unmarshal(raw, &d.state) == nil && d.verify() {
 		return d.file.Truncate(d.state.Size)
 	}
 	d.state = diskState{}
@@ -95,8 +95,8 @@ func (d *streamDisk) recall() error {
 	return d.file.Truncate(0)
 }
 
-func (d *streamDisk) sound() bool {
-	if d.state.Size <= 0 || d.state.Mark != nil && d.state.Mark.Raw != d.state.Size {
+func (d *streamDisk) verify() bool {
+	if d.state.Size <= 0 || d.state.Checkpoint != nil && d.state.Checkpoint.Raw != d.state.Size {
 		return false
 	}
 	n, err := io.Copy(d.hash, io.NewSectionReader(d.file, 0, d.state.Size))
@@ -105,8 +105,8 @@ func (d *streamDisk) sound() bool {
 
 func (d *streamDisk) sum() digest.Digest { return digest.NewDigest(digest.Canonical, d.hash) }
 
-// remember makes the next pull go on here, should this one be interrupted.
-func (d *streamDisk) remember() error {
+// saveState makes the next pull go on here, should this one be interrupted.
+func (d *streamDisk) saveState() error {
 	raw, err := json.Marshal(d.state)
 	if err != nil {
 		return err
@@ -127,11 +127,11 @@ func (d *streamDisk) write(ctx context.Context) error {
 		return err
 	}
 	defer blobs.Close()
-	plain, err := how.Ahead(blobs)
+	plain, err := how.OpenAhead(blobs)
 	if err != nil {
 		return blobs.Explain(err)
 	}
-	if d.state.Mark == nil {
+	if d.state.Checkpoint == nil {
 		d.state.Name = plain.Name()
 		if err := d.u.checkName(d.number, d.state.Name); err != nil {
 			return errors.Join(err, plain.Close())
@@ -164,21 +164,21 @@ func (d *streamDisk) write(ctx context.Context) error {
 
 // source opens the stream where the state says. A stream in several blobs leaves
 // a mark in each, so that those before need not come again.
-func (d *streamDisk) source(ctx context.Context) (*blobreader.Sequence, decompress.Decompression, error) {
-	how := decompress.Decompression{Compression: d.stream.Compression, Window: decompress.ZstdWindow, From: d.state.Mark}
+func (d *streamDisk) source(ctx context.Context) (*blobreader.Sequence, decompress.Options, error) {
+	how := decompress.Options{Compression: d.stream.Compression, Window: decompress.ZstdWindow, Resume: d.state.Checkpoint}
 	blobs := d.stream.Blobs
 	var start int64 // of blobs[0] in the compressed stream
-	if how.From != nil {
-		for len(blobs) > 1 && start+blobs[0].Size <= how.From.Compressed {
+	if how.Resume != nil {
+		for len(blobs) > 1 && start+blobs[0].Size <= how.Resume.Compressed {
 			start += blobs[0].Size
 			blobs = blobs[1:]
 		}
 	}
-	how.Wanted = oncePerBlob(blobs, start)
+	how.WantCheckpoint = oncePerBlob(blobs, start)
 	sequence := d.u.blobs(ctx, blobs)
-	if how.From != nil {
+	if how.Resume != nil {
 		// The whole blob is read, for its digest.
-		if _, err := io.CopyN(io.Discard, readers.Only(sequence), how.From.Compressed-start); err != nil {
+		if _, err := io.CopyN(io.Discard, readers.Only(sequence), how.Resume.Compressed-start); err != nil {
 			return nil, how, errors.Join(err, sequence.Close())
 		}
 	}
@@ -207,12 +207,12 @@ func oncePerBlob(blobs []v1.Descriptor, start int64) func(int64) bool {
 
 // A segment is a piece of a decompressed stream on its way to the disk.
 type segment struct {
-	bytes []byte
-	mark  *decompress.GzipMark // behind the bytes; nil if there is none
+	bytes      []byte
+	checkpoint *decompress.Checkpoint // behind the bytes; nil if there is none
 }
 
 // produce reads a stream into segments, whose buffers come back by empty.
-func produce(ctx context.Context, plain *decompress.PlainStream, full chan<- segment, empty <-chan []byte) error {
+func produce(ctx context.Context, plain *decompress.Stream, full chan<- segment, empty <-chan []byte) error {
 	allocated := 0
 	for {
 		var buffer []byte
@@ -225,8 +225,8 @@ func produce(ctx context.Context, plain *decompress.PlainStream, full chan<- seg
 				return context.Cause(ctx)
 			}
 		}
-		s, err := fill(plain, buffer)
-		if len(s.bytes) > 0 || s.mark != nil {
+		s, err := readSegment(plain, buffer)
+		if len(s.bytes) > 0 || s.checkpoint != nil {
 			select {
 			case full <- s:
 			case <-ctx.Done():
@@ -241,16 +241,14 @@ func produce(ctx context.Context, plain *decompress.PlainStream, full chan<- seg
 	}
 }
 
-// fill reads until the buffer is full, a mark is reached or the stream ends.
-func fill(plain *decompress.PlainStream, buffer []byte) (segment, error) {
+// readSegment reads until the buffer is full, a mark is reached or the stream ends.
+func readSegment(plain *decompress.Stream, buffer []byte) (segment, error) {
 	n := 0
 	for n < len(buffer) {
 		m, err := plain.Read(buffer[n:])
 		n += m
-		if plain.Gunzip != nil {
-			if mark := plain.Gunzip.Reached(); mark != nil {
-				return segment{buffer[:n], mark}, err
-			}
+		if checkpoint := plain.Checkpoint(); checkpoint != nil {
+			return segment{buffer[:n], checkpoint}, err
 		}
 		if err != nil {
 			return segment{bytes: buffer[:n]}, err
@@ -267,9 +265,9 @@ func (d *streamDisk) consume(full <-chan segment, empty chan<- []byte) error {
 			return err
 		}
 		d.state.Size, d.state.Digest = out.Offset, d.sum()
-		if s.mark != nil {
-			d.state.Mark = s.mark
-			if err := d.remember(); err != nil {
+		if s.checkpoint != nil {
+			d.state.Checkpoint = s.checkpoint
+			if err := d.saveState(); err != nil {
 				return fmt.Errorf("noting how far the disk is: %w", err)
 			}
 		}

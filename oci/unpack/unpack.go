@@ -33,7 +33,7 @@ const (
 	// processors busy.
 	parallelDisks = 3
 	// parallelPieces is how many pieces of disks are transferred at once.
-	parallelPieces = 6
+	parallelChunks = 6
 )
 
 // An unpacker carries out a plan in a directory that is empty, or that an
@@ -44,12 +44,12 @@ type unpacker struct {
 	plan     *format.Plan
 	maxDisk  int64
 	progress oci.Progress
-	stored   *pieceIndex // of the images in the store
+	stored   *chunkIndex // of the images in the store
 	// domainXML and guest are what the image says of itself without its disks.
 	domainXML []byte
 	guest     oci.GuestConfig
 
-	pieces   chan struct{} // a place for each piece under way
+	chunks   chan struct{} // a place for each piece under way
 	received atomic.Int64  // of all blobs, in bytes
 	space    freeBefore
 	room     *space.Budget
@@ -59,7 +59,7 @@ type unpacker struct {
 	extending sync.Mutex
 }
 
-// unpackOptions say where an image is unpacked.
+// Options say where an image is unpacked.
 type Options struct {
 	// Dir is empty, or what an interrupted pull of the same image left.
 	Dir string
@@ -76,12 +76,12 @@ type Options struct {
 	Progress oci.Progress
 }
 
-// unpackPlan makes all files of an image and checks them. The image it returns
+// Run makes all files of an image and checks them. The image it returns
 // lacks its digest, reference and directory.
 func Run(ctx context.Context, src transport.Source, plan *format.Plan, o Options) (*oci.Image, error) {
 	u := &unpacker{
 		src: src, dir: o.Dir, plan: plan, domainXML: o.DomainXML, guest: o.Guest, maxDisk: o.MaxDisk, progress: o.Progress,
-		stored: findPieces(o.Images, plan), room: space.NewBudget(o.Dir, o.Reserve, o.Ask), announced: space.Announce(o.Dir, plan.TransferSize()),
+		stored: findChunks(o.Images, plan), room: space.NewBudget(o.Dir, o.Reserve, o.Ask), announced: space.Announce(o.Dir, plan.TransferSize()),
 	}
 	image, err := u.run(ctx)
 	return image, errors.Join(err, u.stored.Close(), u.announced.End())
@@ -103,7 +103,7 @@ func (u *unpacker) run(ctx context.Context) (*oci.Image, error) {
 		return nil, err
 	}
 	oci.Expect(u.progress, u.plan.TransferSize())
-	u.pieces = make(chan struct{}, parallelPieces)
+	u.chunks = make(chan struct{}, parallelChunks)
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelDisks)
 	for i, disk := range u.plan.Disks {
@@ -123,7 +123,7 @@ func (u *unpacker) complete(image *oci.Image) error {
 	if err := chain.NameDisks(u.dir, image.Disks); err != nil {
 		return err
 	}
-	if err := u.writePieceTable(image.Disks); err != nil {
+	if err := u.writeChunkTable(image.Disks); err != nil {
 		return err
 	}
 	image.Disks = chain.WithoutRepeated(image.Disks)
@@ -151,12 +151,12 @@ func (u *unpacker) unpackDisk(ctx context.Context, i int, disk format.Disk) (res
 	defer func() { err = errors.Join(u.diskFull(err), f.Close()) }()
 	var state diskState
 	switch {
-	case disk.Tree != nil:
-		state, err = u.unpackTree(ctx, i, f, disk.Tree)
+	case disk.ContainerDisk != nil:
+		state, err = u.unpackContainerDisk(ctx, i, f, disk.ContainerDisk)
 	case disk.IsStream():
 		state, err = u.unpackStream(ctx, i, f, disk.Streams[0])
 	default:
-		state, err = u.unpackPieces(ctx, i, f, disk)
+		state, err = u.unpackChunks(ctx, i, f, disk)
 	}
 	if err != nil {
 		return oci.Disk{}, fmt.Errorf("disk %d: %w", i, err)

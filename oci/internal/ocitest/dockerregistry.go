@@ -117,7 +117,7 @@ func writeCertificate(t *testing.T, dir string) {
 	}
 }
 
-// trust puts the registry's certificate where this user's tools look for it.
+// Trust puts the registry's certificate where this user's tools look for it.
 func (r dockerRegistry) Trust(t *testing.T) {
 	t.Helper()
 	dir := filepath.Join(os.Getenv("HOME"), ".config", "containers", "certs.d", r.Host)

@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 )
 
-// A faultyRegistry is a real registry behind a door that a test keeps.
+// A FaultyRegistry is a real registry behind a door that a test keeps.
 type FaultyRegistry struct {
 	Host string
 	// fault may answer in place of the registry, and says whether it did; nil means

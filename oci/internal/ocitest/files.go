@@ -59,7 +59,7 @@ func FileDigest(t *testing.T, path string) digest.Digest {
 	return d
 }
 
-// rawDigest is the digest of what a guest sees, the whole chain read by QEMU.
+// RawDigest is the digest of what a guest sees, the whole chain read by QEMU.
 func RawDigest(t *testing.T, path, format string) digest.Digest {
 	t.Helper()
 	raw := filepath.Join(t.TempDir(), "raw")
@@ -70,7 +70,7 @@ func RawDigest(t *testing.T, path, format string) digest.Digest {
 	return FileDigest(t, raw)
 }
 
-// noise does not compress.
+// Noise does not compress.
 func Noise(size int) []byte {
 	b := make([]byte, size)
 	state := uint64(88172645463325252)
@@ -83,7 +83,7 @@ func Noise(size int) []byte {
 	return b
 }
 
-// compressible content makes a gzip stream of many deflate blocks.
+// Compressible content makes a gzip stream of many deflate blocks.
 func Compressible(size int) []byte {
 	b := Noise(size)
 	for i := range b {
@@ -134,7 +134,7 @@ func WriteJSON(t *testing.T, path string, v any) {
 	}
 }
 
-// iso has the first volume descriptor of an ISO 9660 image. bootable says whether it
+// Iso has the first volume descriptor of an ISO 9660 image. bootable says whether it
 // has a boot sector, too; from is the first sector of its only partition, if it is not
 // negative.
 func Iso(bootable bool, from int) []byte {
@@ -151,14 +151,14 @@ func Iso(bootable bool, from int) []byte {
 	return b
 }
 
-// with puts text into a disk of zeroes.
+// With puts text into a disk of zeroes.
 func With(at int, text string) []byte {
 	b := make([]byte, 100<<10)
 	copy(b[at:], text)
 	return b
 }
 
-// allocating is how many bytes do allocates in all.
+// Allocating is how many bytes do allocates in all.
 func Allocating(do func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -167,13 +167,13 @@ func Allocating(do func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// authFile is a Docker config.json with one password.
+// AuthFile is a Docker config.json with one password.
 func AuthFile(key, password string) string {
 	auth := base64.StdEncoding.EncodeToString([]byte("u:" + password))
 	return fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, key, auth)
 }
 
-// expected is what was noted about an image when the Python tool made it.
+// Expected is what was noted about an image when the Python tool made it.
 type Expected struct {
 	Manifests []struct {
 		Tag      string        `json:"tag"`
@@ -212,7 +212,7 @@ func AssertEmpty(t *testing.T, dir string) {
 	}
 }
 
-// mounted mounts a tmpfs, or a directory read-only, for a test. That takes root.
+// Mounted mounts a tmpfs, or a directory read-only, for a test. That takes root.
 func Mounted(t *testing.T, what, how string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -236,7 +236,7 @@ func Mounted(t *testing.T, what, how string) string {
 	return dir
 }
 
-// checkLayoutFiles lets other tools read a layout.
+// CheckLayoutFiles lets other tools read a layout.
 func CheckLayoutFiles(t *testing.T, layout, tag string, want digest.Digest) {
 	t.Helper()
 	got := Command(t, ".", "skopeo", "inspect", "--raw", "oci:"+layout+":"+tag)

@@ -15,7 +15,7 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// A testLayout is an OCI layout that a test writes by hand.
+// A TestLayout is an OCI layout that a test writes by hand.
 type TestLayout struct {
 	T   *testing.T
 	Dir string
@@ -59,7 +59,7 @@ func (l TestLayout) Write(manifest v1.Manifest) oci.Reference {
 	return MustParse(l.T, "oci:"+l.Dir)
 }
 
-// zipped is content as one gzip stream with a file name.
+// Zipped is content as one gzip stream with a file name.
 func Zipped(t *testing.T, name string, content []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -79,7 +79,7 @@ const (
 	RawLayer   = "application/octet-stream+gzip"
 )
 
-// sardinecakeOf writes an image with the given disk layers.
+// SardinecakeOf writes an image with the given disk layers.
 func (l TestLayout) SardinecakeOf(disks ...v1.Descriptor) oci.Reference {
 	l.T.Helper()
 	layers := []v1.Descriptor{l.Blob("application/vnd.libvirt.domain.config+xml", []byte("<domain/>"))}
@@ -89,7 +89,7 @@ func (l TestLayout) SardinecakeOf(disks ...v1.Descriptor) oci.Reference {
 	})
 }
 
-// qcow2File makes a file with qemu-img and returns its content.
+// Qcow2File makes a file with qemu-img and returns its content.
 func Qcow2File(t *testing.T, args ...string) []byte {
 	t.Helper()
 	dir := t.TempDir()
@@ -118,7 +118,7 @@ func (l TestLayout) Index(children ...v1.Descriptor) oci.Reference {
 	return MustParse(l.T, "oci:"+l.Dir)
 }
 
-// manifest adds one with a layer of its own and those given.
+// Manifest adds one with a layer of its own and those given.
 func (l TestLayout) Manifest(content string, more ...v1.Descriptor) v1.Descriptor {
 	l.T.Helper()
 	raw, err := json.Marshal(v1.Manifest{
@@ -131,7 +131,7 @@ func (l TestLayout) Manifest(content string, more ...v1.Descriptor) v1.Descripto
 	return l.Blob(v1.MediaTypeImageManifest, raw)
 }
 
-// put writes a manifest as a blob, of whatever kind, and describes it.
+// Put writes a manifest as a blob, of whatever kind, and describes it.
 func (l TestLayout) Put(manifest v1.Manifest) v1.Descriptor {
 	l.T.Helper()
 	manifest.SchemaVersion = 2
@@ -159,7 +159,7 @@ func (l TestLayout) PutIndex(children ...v1.Descriptor) v1.Descriptor {
 	return l.Blob(v1.MediaTypeImageIndex, raw)
 }
 
-// named makes a manifest or an index the layout's only image.
+// Named makes a manifest or an index the layout's only image.
 func (l TestLayout) Named(desc v1.Descriptor) oci.Reference {
 	l.T.Helper()
 	raw, err := json.Marshal(v1.Index{Manifests: []v1.Descriptor{desc}})

@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 )
 
-// A meddler stands before a registry. Meddle is asked about each request first and
+// A Meddler stands before a registry. Meddle is asked about each request first and
 // says whether it has answered it.
 type Meddler struct {
 	Registry http.Handler
@@ -38,7 +38,7 @@ func NewMeddler(t *testing.T) *Meddler {
 	return m
 }
 
-// trustInsecure names a host insecure in a registries.conf of the test's own.
+// TrustInsecure names a host insecure in a registries.conf of the test's own.
 func TrustInsecure(t *testing.T, host string) {
 	t.Helper()
 	conf := filepath.Join(t.TempDir(), "registries.conf")
@@ -71,7 +71,7 @@ func (m *Meddler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.Registry.ServeHTTP(w, r)
 }
 
-// newQuietMeddler is for parallel tests, which cannot set environment variables.
+// NewQuietMeddler is for parallel tests, which cannot set environment variables.
 func NewQuietMeddler(t *testing.T) *Meddler {
 	t.Helper()
 	m := &Meddler{Registry: registry.New(registry.Logger(log.New(io.Discard, "", 0)))}
@@ -81,7 +81,7 @@ func NewQuietMeddler(t *testing.T) *Meddler {
 	return m
 }
 
-// testRegistry is a real registry in this process, over plain HTTP, named as
+// TestRegistry is a real registry in this process, over plain HTTP, named as
 // insecure in a registries.conf of the test's own. requests counts.
 func TestRegistry(t *testing.T) (host string, requests *atomic.Int64) {
 	t.Helper()

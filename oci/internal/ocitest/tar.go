@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// A tarEntry is a file, a directory if its name ends in a slash, or a link.
+// A TarEntry is a file, a directory if its name ends in a slash, or a link.
 type TarEntry struct {
 	Name, Content, Link string
 }

@@ -38,7 +38,7 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// countedReader counts what was read from r.
+// Counted counts what was read from r.
 type Counted struct {
 	r io.Reader
 	n int64
@@ -50,22 +50,22 @@ func (c *Counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// copyBuffer is the size of the buffers of copies, in bytes.
+// BufferSize is the size of the buffers of copies, in bytes.
 const BufferSize = 256 << 10
 
-// newOnlyReader hides what else r can do.
+// Only hides what else r can do.
 func Only(r io.Reader) io.Reader { return onlyReader{r} }
 
-// newOnlyWriter hides what else w can do.
+// OnlyWriter hides what else w can do.
 func OnlyWriter(w io.Writer) io.Writer { return onlyWriter{w} }
 
-// newContextReader makes reading r end when ctx does.
+// WithContext makes reading r end when ctx does.
 func WithContext(ctx context.Context, r io.Reader) io.Reader { return contextReader{ctx, r} }
 
-// newCountingReader tells transfer what is read from r.
+// Counting tells transfer what is read from r.
 func Counting(r io.Reader, transfer oci.Transfer) io.Reader { return &countingReader{r, transfer} }
 
-// newCountedReader counts what is read from r, beginning with n.
+// NewCounted counts what is read from r, beginning with n.
 func NewCounted(r io.Reader, n int64) *Counted { return &Counted{r: r, n: n} }
 
 // Count is the number of bytes read.

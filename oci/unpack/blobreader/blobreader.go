@@ -16,7 +16,7 @@ import (
 	"gitlab-sardine-executor/oci/unpack/decompress"
 )
 
-// blobSequence reads blobs one after the other as one stream, each verified.
+// Sequence reads blobs one after the other as one stream, each verified.
 type Sequence struct {
 	ctx      context.Context
 	src      transport.Source
@@ -82,7 +82,7 @@ func (b *Sequence) next() error {
 		b.startOpening()
 	}
 	b.open, b.reader = blob.content, transport.Verify(blob.content, desc)
-	b.transfer = b.progress.Start(transport.DescriptorName(desc), desc.Size)
+	b.transfer = b.progress.Start(transport.ShortDigest(desc), desc.Size)
 	return nil
 }
 
@@ -105,13 +105,13 @@ func (b *Sequence) end(err error) {
 	b.open, b.reader, b.err = nil, nil, err
 }
 
-// finish reads what is left, to verify it.
+// Finish reads what is left, to verify it.
 func (b *Sequence) Finish() error {
 	_, err := io.Copy(io.Discard, readers.Only(b))
 	return err
 }
 
-// explain chooses between the error of a decompressor and the reason behind it:
+// Explain chooses between the error of a decompressor and the reason behind it:
 // a blob that could not be read or is not what its manifest says.
 func (b *Sequence) Explain(err error) error {
 	var damaged *decompress.DamagedError
@@ -145,7 +145,7 @@ func closeUnread(coming <-chan openedBlob) {
 	}
 }
 
-// newBlobSequence reads blobs of src one after the other, and adds what it reads to
+// New reads blobs of src one after the other, and adds what it reads to
 // received.
 func New(ctx context.Context, src transport.Source, blobs []v1.Descriptor, progress oci.Progress, received *atomic.Int64) *Sequence {
 	return &Sequence{ctx: ctx, src: src, blobs: blobs, progress: progress, received: received}

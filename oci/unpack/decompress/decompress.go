@@ -24,7 +24,7 @@ const (
 	// zstdWindow is the largest window that is accepted: zstd --long=27.
 	ZstdWindow = 128 << 20
 	// pieceWindow is the largest in pieces, of which many are unpacked at once.
-	PieceWindow = 8 << 20
+	ChunkWindow = 8 << 20
 )
 
 var (
@@ -39,24 +39,33 @@ func isSkippable(magic []byte) bool {
 	return len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18})
 }
 
-// A plainStream is a decompressed stream. Once Close has returned, nothing reads
+// A Stream is a decompressed stream. Once Close has returned, nothing reads
 // from the compressed one any more.
-type PlainStream struct {
+type Stream struct {
 	io.Reader
-	Gunzip *gunzip        // nil if it is no gzip
+	gzip   *gzipReader    // nil if it is no gzip
 	closer []func() error // in order
 }
 
 // Name of the file in the gzip header, as its packer called it and not to be
 // trusted; empty if there is none.
-func (p *PlainStream) Name() string {
-	if p.Gunzip == nil {
+func (p *Stream) Name() string {
+	if p.gzip == nil {
 		return ""
 	}
-	return p.Gunzip.name
+	return p.gzip.name
 }
 
-func (p *PlainStream) Close() error {
+// Checkpoint returns the place at which the last Read ended, if decompression can
+// resume there; nil otherwise.
+func (p *Stream) Checkpoint() *Checkpoint {
+	if p.gzip == nil {
+		return nil
+	}
+	return p.gzip.checkpoint()
+}
+
+func (p *Stream) Close() error {
 	var err error
 	for _, c := range p.closer {
 		err = errors.Join(err, c())
@@ -66,8 +75,8 @@ func (p *PlainStream) Close() error {
 }
 
 // Read marks every error as one of the stream's content. Whether the cause lies
-// further down, [blobSequence.explain] tells.
-func (p *PlainStream) Read(b []byte) (int, error) {
+// further down, [blobreader.Sequence.explain] tells.
+func (p *Stream) Read(b []byte) (int, error) {
 	n, err := p.Reader.Read(b)
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = &DamagedError{err}
@@ -75,45 +84,45 @@ func (p *PlainStream) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// damagedError: the bytes that came are not what the compression promises.
+// DamagedError: the bytes that came are not what the compression promises.
 type DamagedError struct{ Err error }
 
 func (e *DamagedError) Error() string { return "damaged layer: " + e.Err.Error() }
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-// A decompression says how to decompress a stream.
-type Decompression struct {
+// An Options says how to decompress a stream.
+type Options struct {
 	Compression format.Compression
 	Window      int // the largest that zstd and xz may ask for, in bytes
 	// wanted and from are those of gunzip; nil where a stream starts at its beginning
 	// and needs no marks.
-	Wanted func(compressed int64) bool
-	From   *GzipMark
+	WantCheckpoint func(compressed int64) bool
+	Resume         *Checkpoint
 }
 
-// ahead reads r in a goroutine of its own and decompresses what comes.
-func (d Decompression) Ahead(r io.Reader) (*PlainStream, error) {
+// OpenAhead reads r in a goroutine of its own and decompresses what comes.
+func (d Options) OpenAhead(r io.Reader) (*Stream, error) {
 	ahead, err := readahead.NewReaderSize(r, readBuffers, readBuffer)
 	if err != nil {
 		return nil, err
 	}
-	p := &PlainStream{closer: []func() error{ahead.Close}}
+	p := &Stream{closer: []func() error{ahead.Close}}
 	return d.start(p, bufio.NewReader(ahead))
 }
 
-// direct decompresses r as it is read.
-func (d Decompression) Direct(r io.Reader) (*PlainStream, error) {
-	return d.start(&PlainStream{}, bufio.NewReaderSize(r, 64<<10))
+// Open decompresses r as it is read.
+func (d Options) Open(r io.Reader) (*Stream, error) {
+	return d.start(&Stream{}, bufio.NewReaderSize(r, 64<<10))
 }
 
-func (d Decompression) start(p *PlainStream, r *bufio.Reader) (*PlainStream, error) {
+func (d Options) start(p *Stream, r *bufio.Reader) (*Stream, error) {
 	if err := d.decode(p, r); err != nil {
 		return nil, errors.Join(&DamagedError{err}, p.Close())
 	}
 	return p, nil
 }
 
-func (d Decompression) decode(p *PlainStream, r *bufio.Reader) (err error) {
+func (d Options) decode(p *Stream, r *bufio.Reader) (err error) {
 	switch d.Compression {
 	case format.None:
 		p.Reader = r
@@ -122,11 +131,11 @@ func (d Decompression) decode(p *PlainStream, r *bufio.Reader) (err error) {
 		p.Reader = newAppleLZ4(r)
 		return nil
 	}
-	if d.From != nil {
-		if p.Gunzip, err = resumeGunzip(r, *d.From, d.Wanted); err != nil {
+	if d.Resume != nil {
+		if p.gzip, err = resumeGzip(r, *d.Resume, d.WantCheckpoint); err != nil {
 			return err
 		}
-		p.Reader = p.Gunzip
+		p.Reader = p.gzip
 		return nil
 	}
 	magic, err := r.Peek(len(MagicXZ))
@@ -135,10 +144,10 @@ func (d Decompression) decode(p *PlainStream, r *bufio.Reader) (err error) {
 	}
 	switch {
 	case d.Compression == format.Gzip, d.Compression != format.Zstd && bytes.HasPrefix(magic, MagicGzip):
-		if p.Gunzip, err = newGunzip(r, d.Wanted); err != nil {
+		if p.gzip, err = newGzipReader(r, d.WantCheckpoint); err != nil {
 			return err
 		}
-		p.Reader = p.Gunzip
+		p.Reader = p.gzip
 		return nil
 	case d.Compression == format.Zstd, bytes.HasPrefix(magic, MagicZstd), isSkippable(magic):
 		return d.zstd(p, r)
@@ -154,11 +163,11 @@ func (d Decompression) decode(p *PlainStream, r *bufio.Reader) (err error) {
 	return fmt.Errorf("begins with % x: not gzip, xz, zstd or qcow2", magic)
 }
 
-// pieceDecoders are for windows of pieceWindow: an image has thousands of pieces.
-var pieceDecoders sync.Pool
+// chunkDecoders are for windows of pieceWindow: an image has thousands of pieces.
+var chunkDecoders sync.Pool
 
-func (d Decompression) zstd(p *PlainStream, r io.Reader) (err error) {
-	if d.Window != PieceWindow {
+func (d Options) zstd(p *Stream, r io.Reader) (err error) {
+	if d.Window != ChunkWindow {
 		// One goroutine for the blocks of a frame is what bounds the memory.
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(uint64(d.Window)))
 		if err != nil {
@@ -168,16 +177,16 @@ func (d Decompression) zstd(p *PlainStream, r io.Reader) (err error) {
 		p.closer = append([]func() error{func() error { z.Close(); return nil }}, p.closer...)
 		return nil
 	}
-	z, _ := pieceDecoders.Get().(*zstd.Decoder)
+	z, _ := chunkDecoders.Get().(*zstd.Decoder)
 	if z == nil {
-		if z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(PieceWindow)); err != nil {
+		if z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(ChunkWindow)); err != nil {
 			return err
 		}
 	}
 	p.Reader = z
 	p.closer = append([]func() error{func() error {
 		err := z.Reset(nil)
-		pieceDecoders.Put(z)
+		chunkDecoders.Put(z)
 		return err
 	}}, p.closer...)
 	return z.Reset(r)

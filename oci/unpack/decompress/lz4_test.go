@@ -26,8 +26,8 @@ const applePair = "bv4-\x08\x00\x00\x00abcdefgh" +
 
 func TestAppleLZ4(t *testing.T) {
 	read := func(packed string) (string, error) {
-		how := Decompression{Compression: format.AppleLZ4}
-		plain, err := how.Direct(strings.NewReader(packed))
+		how := Options{Compression: format.AppleLZ4}
+		plain, err := how.Open(strings.NewReader(packed))
 		if err != nil {
 			return "", err
 		}

@@ -34,7 +34,7 @@ var foreign = []struct {
 	{0, "shdw", "a disk in Apple's format (ASIF)"},
 }
 
-// notADisk says what a file is that no machine boots from; empty if one may. A boot
+// NotADisk says what a file is that no machine boots from; empty if one may. A boot
 // sector or a partition table settles it: whatever else stands around them.
 func NotADisk(head []byte) string {
 	if len(head) == 0 {
@@ -82,7 +82,7 @@ func isText(b []byte) bool {
 // of 2048 bytes.
 const isoDescriptor = 16 * 2048
 
-// isISO: an ISO 9660 image, which installs machines, or that runs without a disk. On a
+// IsISO: an ISO 9660 image, which installs machines, or that runs without a disk. On a
 // disk that was one, and has partitions now, the descriptor lies in front of them.
 func IsISO(head []byte) bool {
 	if len(head) < isoDescriptor+6 || string(head[isoDescriptor+1:isoDescriptor+6]) != "CD001" {

@@ -21,7 +21,7 @@ const (
 
 var zeroBlock = make([]byte, SparseBlock)
 
-// A sparseWriter writes to a file from an offset on and leaves holes where there
+// A Writer writes to a file from an offset on and leaves holes where there
 // is nothing but zeroes. It refuses, with [ErrHostile], to write more than limit
 // bytes.
 type Writer struct {
@@ -53,7 +53,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	for done < len(p) {
 		end, hole := w.run(p, done)
 		if !hole {
-			if err := w.Room.Take(int64(end - done)); err != nil {
+			if err := w.Room.Spend(int64(end - done)); err != nil {
 				return done, err
 			}
 			if _, err := w.File.WriteAt(p[done:end], w.Offset); err != nil {
@@ -65,7 +65,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 		done = end
 	}
 	if w.behind += int64(len(p)); w.behind >= writeBehind {
-		w.StartDisk()
+		w.StartWriteback()
 	}
 	return done, nil
 }
@@ -86,8 +86,8 @@ func (w *Writer) run(p []byte, start int) (end int, hole bool) {
 	return end, hole
 }
 
-// startDisk is only about speed: a file system that cannot do it is as good.
-func (w *Writer) StartDisk() {
+// StartWriteback is only about speed: a file system that cannot do it is as good.
+func (w *Writer) StartWriteback() {
 	_ = unix.SyncFileRange(int(w.File.Fd()), w.Offset-w.behind, w.behind, unix.SYNC_FILE_RANGE_WRITE)
 	w.behind = 0
 }

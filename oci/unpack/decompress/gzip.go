@@ -14,10 +14,10 @@ import (
 	"gitlab-sardine-executor/oci/unpack/decompress/inflate"
 )
 
-// A gunzip decompresses gzip, with any number of members, and can be set up
+// A gzipReader decompresses gzip, with any number of members, and can be set up
 // again in the middle. That is why it is not gzip.Reader, which can not; it only
 // reads the headers here.
-type gunzip struct {
+type gzipReader struct {
 	in      *bufio.Reader
 	counted *readers.Counted // beneath in
 	headers *gzip.Reader
@@ -30,12 +30,12 @@ type gunzip struct {
 
 	// wanted is asked at the end of each deflate block whether to leave a mark there;
 	// nil if marks are of no use.
-	wanted func(compressed int64) bool
-	err    error // which ended it; io.EOF after a stream that was right
+	wantCheckpoint func(compressed int64) bool
+	err            error // which ended it; io.EOF after a stream that was right
 }
 
-// A gzipMark is a place in a gzip stream from which decompression can go on.
-type GzipMark struct {
+// A Checkpoint is a place in a gzip stream from which decompression can go on.
+type Checkpoint struct {
 	// Compressed offset of the byte with the first bit of the next block; Bit is its
 	// number. Raw is the offset in the decompressed stream.
 	Compressed int64  `json:"compressed"`
@@ -47,9 +47,9 @@ type GzipMark struct {
 	Window []byte `json:"window"`
 }
 
-// newGunzip reads the header of a stream.
-func newGunzip(r io.Reader, wanted func(compressed int64) bool) (*gunzip, error) {
-	g := &gunzip{counted: readers.NewCounted(r, 0), wanted: wanted}
+// newGzipReader reads the header of a stream.
+func newGzipReader(r io.Reader, wanted func(compressed int64) bool) (*gzipReader, error) {
+	g := &gzipReader{counted: readers.NewCounted(r, 0), wantCheckpoint: wanted}
 	g.in = bufio.NewReaderSize(g.counted, readBuffer)
 	if err := g.header(); err != nil {
 		return nil, err
@@ -57,9 +57,9 @@ func newGunzip(r io.Reader, wanted func(compressed int64) bool) (*gunzip, error)
 	return g, nil
 }
 
-// resumeGunzip goes on at a mark; r stands at mark.Compressed.
-func resumeGunzip(r io.Reader, mark GzipMark, wanted func(compressed int64) bool) (*gunzip, error) {
-	g := &gunzip{counted: readers.NewCounted(r, mark.Compressed), wanted: wanted}
+// resumeGzip goes on at a mark; r stands at mark.Compressed.
+func resumeGzip(r io.Reader, mark Checkpoint, wanted func(compressed int64) bool) (*gzipReader, error) {
+	g := &gzipReader{counted: readers.NewCounted(r, mark.Compressed), wantCheckpoint: wanted}
 	g.in = bufio.NewReaderSize(g.counted, readBuffer)
 	g.produced, g.crc, g.size = mark.Raw, mark.CRC, mark.Size
 	var err error
@@ -72,7 +72,7 @@ func resumeGunzip(r io.Reader, mark GzipMark, wanted func(compressed int64) bool
 	return g, nil
 }
 
-func (g *gunzip) header() error {
+func (g *gzipReader) header() error {
 	// gzip.Reader takes not a byte more than the header from a bufio.Reader. One is
 	// enough: a stream can have a member in every 20 bytes.
 	if g.headers == nil {
@@ -87,7 +87,7 @@ func (g *gunzip) header() error {
 	g.crc, g.size = 0, 0
 	if g.deflate == nil {
 		g.deflate = inflate.NewReader(g.in)
-		g.deflate.Pause = g.wanted
+		g.deflate.Pause = g.wantCheckpoint
 	}
 	// Of offsets in the whole stream.
 	return g.deflate.Reset(g.in, inflate.Checkpoint{Offset: g.counted.Count() - int64(g.in.Buffered())})
@@ -95,7 +95,7 @@ func (g *gunzip) header() error {
 
 // Read returns no byte beyond a mark in the same call as those before it: ask
 // reached in between.
-func (g *gunzip) Read(p []byte) (int, error) {
+func (g *gzipReader) Read(p []byte) (int, error) {
 	for g.err == nil {
 		n, err := g.deflate.Read(p)
 		g.produced += int64(n)
@@ -115,7 +115,7 @@ func (g *gunzip) Read(p []byte) (int, error) {
 }
 
 // nextMember checks the member that ended; io.EOF if it was the last.
-func (g *gunzip) nextMember() error {
+func (g *gzipReader) nextMember() error {
 	if err := g.trailer(); err != nil {
 		return err
 	}
@@ -128,16 +128,16 @@ func (g *gunzip) nextMember() error {
 	return nil
 }
 
-// reached is the mark at which the last Read ended; nil if it ended elsewhere.
-func (g *gunzip) Reached() *GzipMark {
+// checkpoint is the mark at which the last Read ended; nil if it ended elsewhere.
+func (g *gzipReader) checkpoint() *Checkpoint {
 	if g.err != nil || !g.deflate.Paused() {
 		return nil
 	}
 	c := g.deflate.Checkpoint()
-	return &GzipMark{Compressed: c.Offset, Bit: c.Bit, Raw: g.produced, CRC: g.crc, Size: g.size, Window: c.Window}
+	return &Checkpoint{Compressed: c.Offset, Bit: c.Bit, Raw: g.produced, CRC: g.crc, Size: g.size, Window: c.Window}
 }
 
-func (g *gunzip) trailer() error {
+func (g *gzipReader) trailer() error {
 	var t [8]byte
 	if _, err := io.ReadFull(g.in, t[:]); err != nil {
 		return noEOF(err)

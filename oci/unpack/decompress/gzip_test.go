@@ -13,11 +13,11 @@ import (
 )
 
 // marking asks for marks, as gunzip wants it.
-type marking struct{ g *gunzip }
+type marking struct{ g *gzipReader }
 
 func (m *marking) Read(p []byte) (int, error) {
 	n, err := m.g.Read(p)
-	m.g.Reached()
+	m.g.checkpoint()
 	return n, err
 }
 
@@ -42,7 +42,7 @@ func FuzzGunzip(f *testing.F) {
 			return io.ReadAll(io.LimitReader(z, limit))
 		}()
 		got, gotErr := func() ([]byte, error) {
-			g, err := newGunzip(bytes.NewReader(packed), func(int64) bool { return true })
+			g, err := newGzipReader(bytes.NewReader(packed), func(int64) bool { return true })
 			if err != nil {
 				return nil, err
 			}
@@ -65,7 +65,7 @@ func TestTinyPieces(t *testing.T) {
 	members := bytes.Repeat(empty.Bytes(), size/empty.Len())
 	var members2 int64
 	n := ocitest.Allocating(func() {
-		g, err := newGunzip(bytes.NewReader(members), nil)
+		g, err := newGzipReader(bytes.NewReader(members), nil)
 		if err == nil {
 			members2, err = io.Copy(io.Discard, g)
 		}
@@ -100,7 +100,7 @@ func TestTinyPieces(t *testing.T) {
 		}
 		return best
 	}
-	ours := took(func() (io.Reader, error) { return newGunzip(bytes.NewReader(blocks.Bytes()), nil) })
+	ours := took(func() (io.Reader, error) { return newGzipReader(bytes.NewReader(blocks.Bytes()), nil) })
 	gos := took(func() (io.Reader, error) { return flate.NewReader(bytes.NewReader(stream)), nil })
 	if ours > 10*gos {
 		t.Errorf("empty blocks take %v, with Go's library %v", ours, gos)
@@ -123,17 +123,17 @@ func TestGunzipMarks(t *testing.T) {
 		}
 	}
 	every := func(int64) bool { return true }
-	g, err := newGunzip(bytes.NewReader(packed.Bytes()), every)
+	g, err := newGzipReader(bytes.NewReader(packed.Bytes()), every)
 	if err != nil {
 		t.Fatal(err)
 	}
 	marks := 0
 	for buffer := make([]byte, 100_000); ; {
 		_, err := g.Read(buffer)
-		if mark := g.Reached(); mark != nil {
+		if mark := g.checkpoint(); mark != nil {
 			marks++
 			from := bytes.NewReader(packed.Bytes()[mark.Compressed:])
-			resumed, err := resumeGunzip(from, *mark, every)
+			resumed, err := resumeGzip(from, *mark, every)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -19,11 +19,11 @@ import (
 	"gitlab-sardine-executor/oci/unpack/sparse"
 )
 
-// unpackPieces makes a disk of pieces, several at a time, each written to its own
+// unpackChunks makes a disk of pieces, several at a time, each written to its own
 // place. Pieces of an interrupted pull that are there stay if they have their
 // digest, and so do those that another image in the store has.
-func (u *unpacker) unpackPieces(ctx context.Context, i int, f *os.File, disk format.Disk) (diskState, error) {
-	size, err := u.checkPieces(disk)
+func (u *unpacker) unpackChunks(ctx context.Context, i int, f *os.File, disk format.Disk) (diskState, error) {
+	size, err := u.checkChunks(disk)
 	if err != nil {
 		return diskState{}, err
 	}
@@ -39,13 +39,13 @@ func (u *unpacker) unpackPieces(ctx context.Context, i int, f *os.File, disk for
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range disk.Streams {
 		select {
-		case u.pieces <- struct{}{}:
+		case u.chunks <- struct{}{}:
 		case <-ctx.Done():
 			return diskState{}, errors.Join(group.Wait(), context.Cause(ctx))
 		}
-		p := &piece{u: u, file: f, bound: bound, stream: disk.Streams[i], limit: u.pieceLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
+		p := &chunk{u: u, file: f, bound: bound, stream: disk.Streams[i], limit: u.chunkLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
 		group.Go(func() error {
-			defer func() { <-u.pieces }()
+			defer func() { <-u.chunks }()
 			return p.make(ctx)
 		})
 	}
@@ -58,12 +58,12 @@ func (u *unpacker) unpackPieces(ctx context.Context, i int, f *os.File, disk for
 	if err := f.Sync(); err != nil {
 		return diskState{}, err
 	}
-	return u.finishedPieces(f, disk)
+	return u.finishChunks(f, disk)
 }
 
-// checkPieces finds the size of a disk as far as it is known, and refuses pieces
+// checkChunks finds the size of a disk as far as it is known, and refuses pieces
 // that do not follow each other or leave the disk.
-func (u *unpacker) checkPieces(disk format.Disk) (int64, error) {
+func (u *unpacker) checkChunks(disk format.Disk) (int64, error) {
 	limit := disk.Size
 	if limit == 0 {
 		limit = u.fileLimit()
@@ -81,9 +81,9 @@ func (u *unpacker) checkPieces(disk format.Disk) (int64, error) {
 	return max(disk.Size, end), nil
 }
 
-// pieceLimit is the number of bytes that piece i may have: what it says, or else
+// chunkLimit is the number of bytes that piece i may have: what it says, or else
 // what is free.
-func (u *unpacker) pieceLimit(disk format.Disk, i int) int64 {
+func (u *unpacker) chunkLimit(disk format.Disk, i int) int64 {
 	s := disk.Streams[i]
 	switch {
 	case s.Size > 0:
@@ -96,9 +96,9 @@ func (u *unpacker) pieceLimit(disk format.Disk, i int) int64 {
 	return u.fileLimit() - s.Offset
 }
 
-// finishedPieces tells what the disk is. Its digest follows from those of the
+// finishChunks tells what the disk is. Its digest follows from those of the
 // pieces, if all have one; else the whole is read.
-func (u *unpacker) finishedPieces(f *os.File, disk format.Disk) (diskState, error) {
+func (u *unpacker) finishChunks(f *os.File, disk format.Disk) (diskState, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return diskState{}, err
@@ -116,8 +116,8 @@ func (u *unpacker) finishedPieces(f *os.File, disk format.Disk) (diskState, erro
 	return state, nil
 }
 
-// A piece is a stream on its way to its place in a disk.
-type piece struct {
+// A chunk is a stream on its way to its place in a disk.
+type chunk struct {
 	u      *unpacker
 	file   *os.File
 	bound  *bound
@@ -126,7 +126,7 @@ type piece struct {
 	old    bool // an interrupted pull may have written here
 }
 
-func (p *piece) make(ctx context.Context) error {
+func (p *chunk) make(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
@@ -134,44 +134,44 @@ func (p *piece) make(ctx context.Context) error {
 		p.old = hasData(p.file, p.stream.Offset, p.limit)
 	}
 	if p.stream.Digest != "" {
-		if p.old && p.sound() {
-			return p.there()
+		if p.old && p.verify() {
+			return p.resumeBound()
 		}
 		if done, err := p.u.stored.reuse(p); err != nil {
 			return err
 		} else if done {
-			return p.there()
+			return p.resumeBound()
 		}
 	}
 	return p.download(ctx)
 }
 
-// there judges the first piece if it was not written.
-func (p *piece) there() error {
+// resumeBound judges the first piece if it was not written.
+func (p *chunk) resumeBound() error {
 	if p.stream.Offset > 0 {
 		return nil
 	}
 	return p.bound.resume(p.file)
 }
 
-// sound: the bytes that lie there are the right ones.
-func (p *piece) sound() bool {
+// verify: the bytes that lie there are the right ones.
+func (p *chunk) verify() bool {
 	h := p.stream.Digest.Algorithm().Hash()
 	n, err := io.CopyBuffer(h, readers.Only(io.NewSectionReader(p.file, p.stream.Offset, p.stream.Size)), make([]byte, readers.BufferSize))
 	return err == nil && n == p.stream.Size && digest.NewDigest(p.stream.Digest.Algorithm(), h) == p.stream.Digest
 }
 
-func (p *piece) writer() *sparse.Writer {
+func (p *chunk) writer() *sparse.Writer {
 	out := p.u.writer(p.file, p.stream.Offset, p.limit, p.bound)
 	out.Dense = p.old
 	return out
 }
 
-func (p *piece) download(ctx context.Context) (err error) {
+func (p *chunk) download(ctx context.Context) (err error) {
 	blobs := p.u.blobs(ctx, p.stream.Blobs)
 	defer func() { err = errors.Join(err, blobs.Close()) }()
-	how := decompress.Decompression{Compression: p.stream.Compression, Window: decompress.PieceWindow}
-	plain, err := how.Direct(blobs)
+	how := decompress.Options{Compression: p.stream.Compression, Window: decompress.ChunkWindow}
+	plain, err := how.Open(blobs)
 	if err != nil {
 		return blobs.Explain(err)
 	}
@@ -189,7 +189,7 @@ func (p *piece) download(ctx context.Context) (err error) {
 	if err := blobs.Finish(); err != nil {
 		return err
 	}
-	out.StartDisk()
+	out.StartWriteback()
 	if p.stream.Size == 0 {
 		return p.u.extend(p.file, out.Offset)
 	}
@@ -208,7 +208,7 @@ func (u *unpacker) extend(f *os.File, size int64) error {
 	return f.Truncate(size)
 }
 
-func (p *piece) check(size int64, h hash.Hash) error {
+func (p *chunk) check(size int64, h hash.Hash) error {
 	if size != p.stream.Size {
 		return fmt.Errorf("%w: the piece at %d has %d bytes, its image says %d", oci.ErrHostile, p.stream.Offset, size, p.stream.Size)
 	}

@@ -21,9 +21,9 @@ import (
 
 const (
 	// maxTreeEntries bounds the files in all layers of a tree.
-	maxTreeEntries = 1_000_000
+	maxLayerEntries = 1_000_000
 	// maxTreeOther bounds what is not the disk in all layers of a tree, in bytes.
-	maxTreeOther = 64 << 30
+	maxLayerBytes = 64 << 30
 	// maxFound bounds the names in an error.
 	maxFound = 10
 )
@@ -33,12 +33,12 @@ const (
 	opaqueWhiteout = ".wh..wh..opq"
 )
 
-// A treeReader finds the disk in the layers of a container image, which it reads
+// A layerReader finds the disk in the layers of a container image, which it reads
 // from the topmost down: what an upper layer has, or has whited out, hides what
 // lies below.
-type treeReader struct {
+type layerReader struct {
 	u    *unpacker
-	tree *format.Tree
+	disk *format.ContainerDisk
 	file *os.File
 
 	hidden  map[string]bool // paths of which lower layers count for nothing
@@ -51,17 +51,17 @@ type treeReader struct {
 	other int64
 }
 
-// unpackTree makes a disk of the file that a tree names.
-func (u *unpacker) unpackTree(ctx context.Context, number int, f *os.File, tree *format.Tree) (diskState, error) {
+// unpackContainerDisk makes a disk of the file that a tree names.
+func (u *unpacker) unpackContainerDisk(ctx context.Context, number int, f *os.File, tree *format.ContainerDisk) (diskState, error) {
 	d := &streamDisk{u: u, number: number, file: f}
-	if err := d.recall(); err != nil {
+	if err := d.loadState(); err != nil {
 		return diskState{}, err
 	}
 	bound := u.newBound(number)
 	if d.state.Size > 0 {
 		return d.state, bound.finish(f)
 	}
-	t := &treeReader{u: u, tree: tree, file: f, hidden: map[string]bool{}, opaque: map[string]bool{}, bound: bound, other: min(maxTreeOther, u.fileLimit())}
+	t := &layerReader{u: u, disk: tree, file: f, hidden: map[string]bool{}, opaque: map[string]bool{}, bound: bound, other: min(maxLayerBytes, u.fileLimit())}
 	for _, layer := range slices.Backward(tree.Layers) {
 		if err := t.readLayer(ctx, layer); err != nil {
 			return diskState{}, err
@@ -73,7 +73,7 @@ func (u *unpacker) unpackTree(ctx context.Context, number int, f *os.File, tree 
 	case len(t.found) == 0:
 		return diskState{}, fmt.Errorf("%w: the image has no file /%s", oci.ErrFormat, tree.Path)
 	case len(t.found) > 1:
-		return diskState{}, t.several()
+		return diskState{}, t.severalError()
 	}
 	if err := bound.finish(f); err != nil {
 		return diskState{}, err
@@ -82,26 +82,26 @@ func (u *unpacker) unpackTree(ctx context.Context, number int, f *os.File, tree 
 		return diskState{}, err
 	}
 	d.state = t.state
-	return d.state, d.remember()
+	return d.state, d.saveState()
 }
 
-// several is the error for a tree with more than one file. What is found is there for
+// severalError is the error for a tree with more than one file. What is found is there for
 // good, for layers are read from the topmost down.
-func (t *treeReader) several() error {
+func (t *layerReader) severalError() error {
 	more := ""
 	if len(t.found) > maxFound {
 		more = " and others"
 	}
-	return fmt.Errorf("%w: several files in /%s/: %q%s; want one", oci.ErrFormat, t.tree.Path, t.found[:min(len(t.found), maxFound)], more)
+	return fmt.Errorf("%w: several files in /%s/: %q%s; want one", oci.ErrFormat, t.disk.Path, t.found[:min(len(t.found), maxFound)], more)
 }
 
 // readLayer reads a whole layer, for its digest.
-func (t *treeReader) readLayer(ctx context.Context, layer format.Stream) (err error) {
+func (t *layerReader) readLayer(ctx context.Context, layer format.Stream) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	blobs := t.u.blobs(ctx, layer.Blobs)
 	defer func() { err = errors.Join(err, blobs.Close()) }()
-	plain, err := decompress.Decompression{Compression: layer.Compression, Window: decompress.ZstdWindow}.Ahead(blobs)
+	plain, err := decompress.Options{Compression: layer.Compression, Window: decompress.ZstdWindow}.OpenAhead(blobs)
 	if err != nil {
 		return blobs.Explain(err)
 	}
@@ -115,7 +115,7 @@ func (t *treeReader) readLayer(ctx context.Context, layer format.Stream) (err er
 	return blobs.Finish()
 }
 
-func (t *treeReader) readTar(r io.Reader) error {
+func (t *layerReader) readTar(r io.Reader) error {
 	archive := tar.NewReader(r)
 	// Whiteouts of a layer speak of those below.
 	hidden, opaque := map[string]bool{}, map[string]bool{}
@@ -126,8 +126,8 @@ func (t *treeReader) readTar(r io.Reader) error {
 		} else if err != nil {
 			return tarError(err)
 		}
-		if t.entries++; t.entries > maxTreeEntries {
-			return fmt.Errorf("%w: more than %d files in the layers", oci.ErrHostile, maxTreeEntries)
+		if t.entries++; t.entries > maxLayerEntries {
+			return fmt.Errorf("%w: more than %d files in the layers", oci.ErrHostile, maxLayerEntries)
 		}
 		name := strings.TrimPrefix(path.Clean("/"+header.Name), "/")
 		if !t.concerns(name) {
@@ -147,7 +147,7 @@ func (t *treeReader) readTar(r io.Reader) error {
 			hidden[name] = true
 		}
 		if !t.isHidden(name) {
-			if err := t.take(archive, header, name); err != nil {
+			if err := t.extract(archive, header, name); err != nil {
 				return err
 			}
 		}
@@ -165,19 +165,19 @@ func (t *treeReader) readTar(r io.Reader) error {
 
 // concerns reports whether a name is the tree's path, above it, or in it; names of
 // whiteouts count as what they stand for.
-func (t *treeReader) concerns(name string) bool {
+func (t *layerReader) concerns(name string) bool {
 	dir, base := path.Split(name)
 	if base == opaqueWhiteout {
 		dir = strings.TrimSuffix(dir, "/")
-		return dir == "" || dir == t.tree.Path || strings.HasPrefix(t.tree.Path, dir+"/")
+		return dir == "" || dir == t.disk.Path || strings.HasPrefix(t.disk.Path, dir+"/")
 	}
 	name = path.Join(dir, strings.TrimPrefix(base, whiteout))
-	return name == t.tree.Path || strings.HasPrefix(t.tree.Path, name+"/") ||
-		t.tree.Directory && path.Dir(name) == t.tree.Path
+	return name == t.disk.Path || strings.HasPrefix(t.disk.Path, name+"/") ||
+		t.disk.Directory && path.Dir(name) == t.disk.Path
 }
 
 // isHidden reports whether an upper layer hides a path.
-func (t *treeReader) isHidden(name string) bool {
+func (t *layerReader) isHidden(name string) bool {
 	if t.hidden[name] {
 		return true
 	}
@@ -195,15 +195,15 @@ func (t *treeReader) isHidden(name string) bool {
 }
 
 // take writes the entry to the disk, if it is the one.
-func (t *treeReader) take(content io.Reader, header *tar.Header, name string) error {
-	if above := name != t.tree.Path && strings.HasPrefix(t.tree.Path, name+"/"); above || t.tree.Directory && name == t.tree.Path {
+func (t *layerReader) extract(content io.Reader, header *tar.Header, name string) error {
+	if above := name != t.disk.Path && strings.HasPrefix(t.disk.Path, name+"/"); above || t.disk.Directory && name == t.disk.Path {
 		if header.Typeflag != tar.TypeDir {
 			return fmt.Errorf("%w: /%s in the image is not a directory", oci.ErrFormat, name)
 		}
 		return nil
 	}
 	switch {
-	case header.Typeflag == tar.TypeDir && t.tree.Directory:
+	case header.Typeflag == tar.TypeDir && t.disk.Directory:
 		return nil
 	case header.Typeflag != tar.TypeReg && header.Typeflag != tar.TypeGNUSparse:
 		return fmt.Errorf("%w: /%s in the image is not a plain file", oci.ErrFormat, name)
@@ -213,7 +213,7 @@ func (t *treeReader) take(content io.Reader, header *tar.Header, name string) er
 			return fmt.Errorf("%w: two files /%s in one layer", oci.ErrFormat, name)
 		}
 		if len(t.found) > maxFound {
-			return t.several()
+			return t.severalError()
 		}
 		return nil // more names, for the error
 	}
