@@ -1,2 +1,2 @@
-// Package fileutil opens and writes files durably.
+// Package fileutil writes files that survive a power failure, and opens regular files.
 package fileutil

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// WriteSynced writes a read-only file in place of any that is there.
+// WriteSynced writes a read-only file, replaces one that is there, and syncs it.
 func WriteSynced(path string, content []byte) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -22,13 +22,13 @@ func WriteSynced(path string, content []byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// SyncDir makes the names in a directory durable.
+// SyncDir syncs a directory, which makes the names in it durable.
 func SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("syncing directory: %w", err)
 	}
-	// Some file systems (vfat, many FUSE ones) cannot sync a directory.
+	// Some file systems (vfat, many FUSE file systems) cannot sync a directory.
 	if err = f.Sync(); errors.Is(err, syscall.EINVAL) || errors.Is(err, fs.ErrInvalid) {
 		err = nil
 	}
@@ -38,7 +38,7 @@ func SyncDir(dir string) error {
 	return nil
 }
 
-// OpenRegular opens a file that must not change while it is read.
+// OpenRegular opens a regular file for reading.
 func OpenRegular(path string) (*os.File, os.FileInfo, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -46,7 +46,7 @@ func OpenRegular(path string) (*os.File, os.FileInfo, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a plain file", path)
+		err = fmt.Errorf("%s is not a regular file", path)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())

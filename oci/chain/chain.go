@@ -19,7 +19,7 @@ import (
 	"gitlab-sardine-executor/oci/internal/readers"
 )
 
-// NameDisks gives each unpacked disk the name that its image gives it.
+// NameDisks renames each unpacked disk to its name in the image.
 func NameDisks(dir string, disks []oci.Disk) error {
 	taken := map[string]int{}
 	for i := range disks {
@@ -43,8 +43,8 @@ func NameDisks(dir string, disks []oci.Disk) error {
 	return nil
 }
 
-// sameDisk removes the file of disk i, if it is in every way disk first once more: a
-// machine with two overlays on one base is packed like that.
+// sameDisk removes the file of disk i if it duplicates disk first: some tools pack the base
+// of two overlays twice.
 func sameDisk(dir string, disks []oci.Disk, first, i int, file string) error {
 	a, b := disks[first], disks[i]
 	if a.Format == b.Format && a.CDROM == b.CDROM {
@@ -59,7 +59,7 @@ func sameDisk(dir string, disks []oci.Disk, first, i int, file string) error {
 	return fmt.Errorf("%w: disks %d and %d are both called %q, and differ", oci.ErrFormat, first, i, a.Name)
 }
 
-// WithoutRepeated leaves out what has the name of a disk before it.
+// WithoutRepeated removes disks that have the name of an earlier disk.
 func WithoutRepeated(disks []oci.Disk) []oci.Disk {
 	seen := map[string]bool{}
 	return slices.DeleteFunc(slices.Clone(disks), func(d oci.Disk) bool {
@@ -104,8 +104,7 @@ func ignoreEOF(err error) error {
 	return err
 }
 
-// DiskName reduces a name that an image gives to a file name in the image's
-// directory.
+// DiskName returns the file name for disk i that an image calls name: its base name.
 func DiskName(name string, i int) (string, error) {
 	if name == "" {
 		return fmt.Sprintf("disk-%d", i), nil
@@ -120,8 +119,8 @@ func DiskName(name string, i int) (string, error) {
 	return base, nil
 }
 
-// CheckDisks reads the header of every qcow2 disk before anything else opens it,
-// and makes its backing file one of this image: it sets Backing and VirtualSize.
+// CheckDisks checks the header of every qcow2 disk before any other program opens it. It
+// sets Backing and VirtualSize, and makes the header name a file of this image.
 func CheckDisks(dir string, disks []oci.Disk, maxDisk int64) error {
 	for i := range disks {
 		if disks[i].Format == "qcow2" {
@@ -150,7 +149,7 @@ func checkQCOW2(dir string, disks []oci.Disk, i int) (err error) {
 	if err := CheckHeader(h); err != nil {
 		return fmt.Errorf("disk %s: %w", disk.Name, err)
 	}
-	if h.Bitmaps() { // which no machine needs
+	if h.Bitmaps() { // no machine needs them
 		if err := qcow2.DropBitmaps(f); err != nil {
 			return fmt.Errorf("%w: disk %s: %w", oci.ErrFormat, disk.Name, err)
 		}
@@ -174,8 +173,7 @@ func checkQCOW2(dir string, disks []oci.Disk, i int) (err error) {
 	return nil
 }
 
-// CheckHeader refuses disks of which this file is not the whole, or that QEMU would
-// not open.
+// CheckHeader refuses disks with data outside this file, and disks that QEMU cannot open.
 func CheckHeader(h *qcow2.Header) error {
 	switch {
 	case h.ExternalData():
@@ -188,8 +186,8 @@ func CheckHeader(h *qcow2.Header) error {
 	return nil
 }
 
-// BackingName is how a qcow2 header names a file in its own directory: QEMU
-// would take "a:b" for a protocol.
+// BackingName returns the name that a qcow2 header must use for a file in its directory:
+// QEMU would read "a:b" as a protocol.
 func BackingName(name string) string {
 	if strings.Contains(name, ":") {
 		return "./" + name
@@ -197,14 +195,14 @@ func BackingName(name string) string {
 	return name
 }
 
-// FindBacking finds the disk that a backing name means among those that come
-// before the one that needs it. Only the last element of the name counts: the
-// directory was one of the machine that packed the image.
+// FindBacking finds the disk that a backing file name refers to, among the disks before the
+// one that needs it. Only the base name counts: the directory belongs to the machine that
+// packed the image.
 //
-// That machine may have had two files of that name in two directories. The
-// Python tool then packs the second as name-1 and leaves the headers alone, so
-// that nothing says which of the two is meant. Taking the wrong one gives a disk
-// of garbage, so such an image is refused, unless same says that it is no matter.
+// That machine may have had two files of this name in two directories. The Python tool then
+// packs the second as name-1 and does not change the headers, so the reference is ambiguous.
+// The wrong choice would give a corrupt disk, so FindBacking returns an error unless same
+// says that the candidates are equal.
 func FindBacking(before []oci.Disk, disk, backing string, same func(a, b *oci.Disk) bool) (*oci.Disk, error) {
 	want := path.Base(backing)
 	var found []*oci.Disk
@@ -228,8 +226,8 @@ func FindBacking(before []oci.Disk, disk, backing string, same func(a, b *oci.Di
 	return nil, fmt.Errorf("%w: disk %s has the backing file %q, which is not a disk of the image before it", oci.ErrHostile, disk, backing)
 }
 
-// isSameBase: whichever of the two a disk stands on, it has the same content. A file
-// that cannot be read is the same as none.
+// isSameBase reports whether two disks are equal, so that either can back another disk. A
+// file that cannot be read equals no other.
 func isSameBase(dir string, a, b *oci.Disk) bool {
 	if a.Format != b.Format || a.Backing != b.Backing || a.Size != b.Size {
 		return false
@@ -240,12 +238,13 @@ func isSameBase(dir string, a, b *oci.Disk) bool {
 
 var renamedSuffix = regexp.MustCompile(`-[0-9]+$`)
 
-// isRenamed: "disk-1.qcow2" is what "disk.qcow2" becomes where that is taken.
+// isRenamed reports whether name is what the Python tool makes of original if that is taken:
+// "disk-1.qcow2" of "disk.qcow2".
 func isRenamed(name, original string) bool {
 	ext := path.Ext(original)
 	stem, ok := strings.CutSuffix(name, ext)
 	return ok && renamedSuffix.ReplaceAllString(stem, "") == strings.TrimSuffix(original, ext) && name != original
 }
 
-// Unnamed is the file of disk i until every disk has the name that its image gives it.
+// Unnamed returns the file name of disk i until [NameDisks] renames it.
 func Unnamed(i int) string { return fmt.Sprintf(".disk-%d", i) }

@@ -1,2 +1,2 @@
-// Package chain names the disks of an image and checks their backing files.
+// Package chain names the disks of an image and checks their backing chains.
 package chain

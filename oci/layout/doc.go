@@ -1,2 +1,2 @@
-// Package layout reads and writes OCI layouts on this machine.
+// Package layout reads and writes OCI image layouts on the local file system.
 package layout

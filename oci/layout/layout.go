@@ -19,10 +19,9 @@ import (
 	"gitlab-sardine-executor/oci/transport"
 )
 
-// layoutSource reads an OCI layout. It is our own because containers/image takes
-// the first of two entries with one tag: tools that append an entry at each
-// export mean the last. Nothing outside of the layout's directory is opened, and
-// nothing that is not a plain file.
+// layoutSource reads an OCI layout. Unlike containers/image, it uses the last of several
+// entries with the same tag: some tools append an entry at each export. It opens only
+// regular files, and none outside the layout's directory.
 type layoutSource struct {
 	ref  oci.Reference
 	root *os.Root
@@ -44,7 +43,7 @@ func Open(ref oci.Reference) (transport.Source, error) {
 	return s, nil
 }
 
-// find chooses the entry of index.json that the reference names.
+// find returns the entry of index.json that the reference names.
 func (s *layoutSource) find() (v1.Descriptor, error) {
 	raw, err := s.readFile(v1.ImageIndexFile)
 	if err != nil {
@@ -61,7 +60,7 @@ func (s *layoutSource) find() (v1.Descriptor, error) {
 				return desc, nil
 			}
 		}
-		// It may be the child of an index.
+		// It may be a child of an index.
 		return v1.Descriptor{Digest: s.ref.Digest()}, nil
 	}
 	var tags []string
@@ -73,7 +72,7 @@ func (s *layoutSource) find() (v1.Descriptor, error) {
 		tags = append(tags, fmt.Sprintf("%q", tag))
 	}
 	if s.ref.Tag() == "" && len(index.Manifests) > 1 {
-		return v1.Descriptor{}, fmt.Errorf("%w: %s holds several images, name one by its tag: %s", oci.ErrReference, s.ref, strings.Join(tags, ", "))
+		return v1.Descriptor{}, fmt.Errorf("%w: %s holds several images, select one by its tag: %s", oci.ErrReference, s.ref, strings.Join(tags, ", "))
 	}
 	return v1.Descriptor{}, fmt.Errorf("%w: %s: the layout has the tags [%s]", oci.ErrNotFound, s.ref, strings.Join(tags, ", "))
 }
@@ -91,8 +90,7 @@ func (s *layoutSource) Manifest(_ context.Context, d digest.Digest) ([]byte, str
 	if err != nil {
 		return nil, "", fmt.Errorf("%s: manifest %s: %w", s.ref, d, err)
 	}
-	// The digest of the top manifest is known here: a local layout is checked like
-	// any other place.
+	// index.json has the digest of the top manifest, too: check it.
 	if got := d.Algorithm().FromBytes(raw); got != d {
 		return nil, "", fmt.Errorf("%w: %s: manifest %s has digest %s", oci.ErrHostile, s.ref, d, got)
 	}
@@ -132,7 +130,7 @@ func (s *layoutSource) readFile(name string) ([]byte, error) {
 	return raw, nil
 }
 
-// open opens a plain file. O_NONBLOCK keeps a FIFO from holding us for ever.
+// open opens a regular file. Without O_NONBLOCK, opening a FIFO would block forever.
 func (s *layoutSource) open(name string) (*os.File, error) {
 	f, err := s.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -147,7 +145,7 @@ func (s *layoutSource) open(name string) (*os.File, error) {
 	}
 	if !info.Mode().IsRegular() {
 		f.Close()
-		return nil, fmt.Errorf("%w: %s in the layout is not a plain file", oci.ErrHostile, name)
+		return nil, fmt.Errorf("%w: %s in the layout is not a regular file", oci.ErrHostile, name)
 	}
 	return f, nil
 }

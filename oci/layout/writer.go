@@ -24,27 +24,24 @@ import (
 	"gitlab-sardine-executor/oci/transport"
 )
 
-// Writer writes into an OCI layout. One process writes at a time; those who
-// read meanwhile find each image complete or not at all, for index.json, which
-// names them, is replaced last and as a whole.
-//
-// containers/image's own writer does none of that, and leaves a second entry
-// where another tool left two with one tag.
+// A Writer writes into an OCI layout. Only one process writes at a time. Concurrent readers
+// find an image complete or not at all, because index.json is replaced last and atomically.
+// containers/image's writer does neither, and keeps duplicate entries of a tag.
 type Writer struct {
 	dir  string
 	tag  string
 	lock *flock.Flock // of the directory itself
 
 	mu      sync.Mutex
-	written []string // paths of the blobs that were not there before; no tag leads to them
-	gone    bool     // another process may have the directory by now
+	written []string // paths of new blobs that no tag refers to yet
+	gone    bool     // Discard has removed the directory; another process may have created it again
 }
 
-// partialBlobs is the directory, in the layout's own, for blobs in the making.
+// partialBlobs is a directory in the layout for incomplete blobs.
 const partialBlobs = ".partial"
 
-// OpenWriter makes the layout's directory if there is none. waiting is
-// called once if another process writes there now.
+// OpenWriter creates the layout's directory if necessary. It calls waiting once if another
+// process is writing there.
 func OpenWriter(ctx context.Context, dir, tag string, waiting func()) (_ *Writer, err error) {
 	defer func() {
 		if err != nil {
@@ -93,8 +90,8 @@ func lockDir(ctx context.Context, dir string, waiting func()) (*flock.Flock, err
 	}
 }
 
-// prepare checks that the directory is a layout, or can become one, before
-// anything large is written, and removes what a killed process left.
+// prepare checks that the directory is a layout or can become one, and removes incomplete
+// blobs of killed processes.
 func (w *Writer) prepare() error {
 	if err := os.MkdirAll(filepath.Join(w.dir, v1.ImageBlobsDir), 0o755); err != nil {
 		return err
@@ -118,8 +115,7 @@ func (w *Writer) prepare() error {
 	return os.Mkdir(partial, 0o755)
 }
 
-// Has reads a blob to the end: what another tool or a bad disk left there under
-// this name would otherwise be handed on.
+// Has reads the whole blob, so that a damaged one is written again.
 func (w *Writer) Has(ctx context.Context, desc v1.Descriptor) (bool, error) {
 	path, err := w.blobPath(desc.Digest)
 	if err != nil {
@@ -152,8 +148,7 @@ func (w *Writer) PutBlob(ctx context.Context, desc v1.Descriptor, content io.Rea
 	return nil
 }
 
-// AddBlob stores a blob whose digest is not known before its end. Like PutBlob, it is
-// safe for concurrent use.
+// AddBlob stores a blob and returns its digest and size. It is safe for concurrent use.
 func (w *Writer) AddBlob(ctx context.Context, content io.Reader) (digest.Digest, int64, error) {
 	hash := digest.Canonical.Digester()
 	counted := readers.NewCounted(io.TeeReader(content, hash.Hash()), 0)
@@ -163,8 +158,8 @@ func (w *Writer) AddBlob(ctx context.Context, content io.Reader) (digest.Digest,
 	return hash.Digest(), counted.Count(), nil
 }
 
-// writeBlob stores content, whose digest is asked for at its end. What was there
-// under that digest is replaced: it might be damaged.
+// writeBlob stores content, and calls name for its digest at the end. It replaces an
+// existing blob, which may be damaged.
 func (w *Writer) writeBlob(ctx context.Context, content io.Reader, name func() digest.Digest) (err error) {
 	blob, err := os.CreateTemp(filepath.Join(w.dir, partialBlobs), "blob")
 	if err != nil {
@@ -189,7 +184,7 @@ func (w *Writer) writeBlob(ctx context.Context, content io.Reader, name func() d
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	w.mu.Lock() // of two equal blobs, one is new
+	w.mu.Lock() // only one of two equal blobs is new
 	defer w.mu.Unlock()
 	_, was := os.Lstat(path)
 	if err := os.Rename(blob.Name(), path); err != nil {
@@ -201,8 +196,8 @@ func (w *Writer) writeBlob(ctx context.Context, content io.Reader, name func() d
 	return nil
 }
 
-// Discard removes the blobs that were written and that no tag leads to yet, and the
-// layout if it was made for them.
+// Discard removes the new blobs that no tag refers to, and the layout if it was created for
+// them.
 func (w *Writer) Discard() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -212,7 +207,7 @@ func (w *Writer) Discard() error {
 		failed = append(failed, os.Remove(path))
 	}
 	w.written = nil
-	// None of them goes unless it is empty.
+	// Remove fails on directories that are not empty.
 	algorithms, _ := filepath.Glob(filepath.Join(w.dir, v1.ImageBlobsDir, "*"))
 	for _, dir := range append(algorithms, filepath.Join(w.dir, v1.ImageBlobsDir), w.dir) {
 		_ = os.Remove(dir)
@@ -240,8 +235,8 @@ func (w *Writer) PutManifest(_ context.Context, m transport.RawManifest) error {
 	return nil
 }
 
-// Commit gives the tag to an image. The one that had it keeps its blobs, but no
-// entry; `umoci gc` frees them.
+// Commit tags an image. The image that had the tag loses its entry; its blobs stay until
+// `umoci gc` removes them.
 func (w *Writer) Commit(ctx context.Context, top transport.RawManifest) error {
 	if err := w.PutManifest(ctx, top); err != nil {
 		return err
@@ -277,19 +272,18 @@ func (w *Writer) Commit(ctx context.Context, top transport.RawManifest) error {
 		return fmt.Errorf("writing the index of the OCI layout %s: %w", w.dir, err)
 	}
 	w.mu.Lock()
-	w.written = nil // a tag leads to them from here on
+	w.written = nil // the tag refers to them now
 	w.mu.Unlock()
 	return fileutil.SyncDir(w.dir)
 }
 
-// syncBlobs makes the names of the blobs last as long as the index that leads to
-// them.
+// syncBlobs syncs the directories of blobs, before the index refers to them.
 func (w *Writer) syncBlobs(d digest.Digest) error {
 	blobs := filepath.Join(w.dir, v1.ImageBlobsDir)
 	return errors.Join(fileutil.SyncDir(filepath.Join(blobs, d.Algorithm().String())), fileutil.SyncDir(blobs))
 }
 
-// readIndex reads index.json; that of a layout to be is empty.
+// readIndex reads index.json. A new layout has an empty index.
 func (w *Writer) readIndex() (*v1.Index, error) {
 	index := &v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex}
 	raw, err := os.ReadFile(filepath.Join(w.dir, v1.ImageIndexFile))
@@ -309,7 +303,7 @@ func (w *Writer) blobPath(d digest.Digest) (string, error) {
 	return filepath.Join(w.dir, name), err
 }
 
-// Close lets others write.
+// Close unlocks the layout.
 func (w *Writer) Close() error {
 	if w.gone {
 		return w.lock.Close()

@@ -18,30 +18,29 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// Credentials are what gets us into a registry: the places where its password is
-// looked for, in this order; the first that knows the registry wins, and the
-// zero value leaves the usual auth files of this user. They are never written to
-// disk, and they print as "[redacted]".
+// Credentials say where to look for the password of a registry, in this order; the first
+// match wins. The zero value means the usual auth files of this user. Credentials are never
+// written to disk, and print as "[redacted]".
 type Credentials struct {
 	// AuthConfig is the text of a Docker config.json: GitLab's DOCKER_AUTH_CONFIG.
-	// Only its "auths" count: a job must not choose a credential helper, which is
-	// a program on the host.
+	// Only its "auths" are used: a job must not choose a credential helper, which is a
+	// program on the host.
 	AuthConfig string
 	// AuthFile is the administrator's auth file; empty for the files that skopeo
 	// and podman read (REGISTRY_AUTH_FILE, $XDG_RUNTIME_DIR/containers/auth.json,
 	// ~/.docker/config.json).
 	AuthFile string
-	// Accounts come last: the job's own, which GitLab hands out.
+	// Accounts come last: those that GitLab provides for the job.
 	Accounts []Account
-	// Insecure accepts plain HTTP and certificates that nobody vouches for, from
-	// every registry; registries.conf can say that of single ones. It is for those
-	// who call commands by hand, never for a job.
+	// Insecure accepts plain HTTP and untrusted certificates from every registry. It is
+	// for commands that administrators run, never for jobs. registries.conf can mark
+	// single registries insecure.
 	Insecure bool
 }
 
 // An Account is a user name and a password for one registry.
 type Account struct {
-	// Registry is a host with its port, if it has one.
+	// Registry is HOST[:PORT].
 	Registry string
 	Username string
 	Password string `json:"-"`
@@ -70,9 +69,8 @@ func (a Account) GoString() string { return a.String() }
 // LogValue hides the password.
 func (a Account) LogValue() slog.Value { return slog.StringValue(a.String()) }
 
-// environment is what containers/image needs to know of this user, whatever the
-// registry. skopeo and podman read these variables in their commands; the library
-// does not.
+// environment returns the configuration of this user for containers/image. The variables
+// are those of skopeo and podman; the library does not read them itself.
 func (c Credentials) environment() *types.SystemContext {
 	sys := &types.SystemContext{
 		AuthFilePath:             cmp.Or(c.AuthFile, os.Getenv("REGISTRY_AUTH_FILE")),
@@ -92,7 +90,7 @@ type account struct {
 	from func() string
 }
 
-// String says whom a registry was told that we are; never the password.
+// String describes the account for error messages, without the password.
 func (a account) String() string {
 	switch {
 	case a.auth == types.DockerAuthConfig{}:
@@ -103,8 +101,8 @@ func (a account) String() string {
 	return fmt.Sprintf("asked as %s, with the password of %s", a.auth.Username, a.from())
 }
 
-// accountFor is the account for place, which is named itself or a mirror of it.
-// What a job brings is for the registry that it names, and no other host.
+// accountFor returns the account for place, which is named or a mirror of it. Credentials of
+// a job are only used for the host that they name, never for a mirror.
 func (c Credentials) accountFor(sys *types.SystemContext, named, place reference.Named) (account, error) {
 	if reference.Domain(place) != reference.Domain(named) {
 		return storedAccount(sys, place)
@@ -124,8 +122,8 @@ func (c Credentials) accountFor(sys *types.SystemContext, named, place reference
 	return account{}, nil
 }
 
-// storedAccount is what the files and credential helpers of this user have for an
-// image.
+// storedAccount returns the account for an image from the auth files and credential helpers
+// of this user.
 func storedAccount(sys *types.SystemContext, named reference.Named) (account, error) {
 	auth, err := config.GetCredentialsForRef(sys, named)
 	if err != nil {
@@ -137,7 +135,7 @@ func storedAccount(sys *types.SystemContext, named reference.Named) (account, er
 	return account{auth, func() string { return storedIn(sys, named, auth) }}, nil
 }
 
-// storedIn finds out which file has an account: the library does not say.
+// storedIn finds the file that has an account; the library does not tell.
 func storedIn(sys *types.SystemContext, named reference.Named, auth types.DockerAuthConfig) string {
 	files := []string{sys.AuthFilePath}
 	if sys.AuthFilePath == "" {
@@ -156,7 +154,7 @@ func storedIn(sys *types.SystemContext, named reference.Named, auth types.Docker
 	return "a credential helper or ~/.dockercfg"
 }
 
-// defaultAuthFiles are those that containers-auth.json(5) lists, in order.
+// defaultAuthFiles returns the files of containers-auth.json(5), in order.
 func defaultAuthFiles() []string {
 	home := homedir.Get()
 	runtime := filepath.Join(cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), fmt.Sprintf("/run/containers/%d", os.Getuid())))
@@ -177,7 +175,7 @@ func lookupAuthConfig(text string, named reference.Named) (types.DockerAuthConfi
 		return types.DockerAuthConfig{}, false, nil
 	}
 	var file authConfig
-	// The error of encoding/json may quote the text, which holds passwords.
+	// Errors of encoding/json may quote the text, which contains passwords.
 	if json.Unmarshal([]byte(text), &file) != nil {
 		return types.DockerAuthConfig{}, false, fmt.Errorf("%w: DOCKER_AUTH_CONFIG is not the JSON of a Docker config file", oci.ErrDenied)
 	}
@@ -202,7 +200,7 @@ func lookupAuthConfig(text string, named reference.Named) (types.DockerAuthConfi
 	return auth, true, nil
 }
 
-// authConfig is what is read of a Docker config.json.
+// authConfig is the part of a Docker config.json that is used.
 type authConfig struct {
 	Auths map[string]authEntry `json:"auths"`
 }
@@ -214,15 +212,15 @@ type authEntry struct {
 	IdentityToken string `json:"identitytoken"`
 }
 
-// login is what the field auth holds.
+// login decodes the field auth.
 func (e authEntry) login() (username, password string, ok bool) {
 	plain, err := base64.StdEncoding.DecodeString(e.Auth)
 	username, password, found := strings.Cut(string(plain), ":")
 	return username, strings.TrimRight(password, "\x00"), found && err == nil
 }
 
-// SecretsIn are the passwords and tokens in the text of a Docker config.json, which
-// [Credentials] take as AuthConfig; none if it is none.
+// SecretsIn returns the passwords and tokens in the text of a Docker config.json; none if
+// the text is not valid.
 func SecretsIn(text string) []string {
 	var file authConfig
 	if json.Unmarshal([]byte(text), &file) != nil {
@@ -244,8 +242,8 @@ func matchesName(key string, named reference.Named) bool {
 	return key == named.Name() || strings.HasPrefix(named.Name(), key+"/")
 }
 
-// registryKey drops from a key of "auths" what Docker writes around the host:
-// "https://index.docker.io/v1/" is docker.io.
+// registryKey normalizes a key of "auths": Docker writes "https://index.docker.io/v1/" for
+// docker.io.
 func registryKey(key string) string {
 	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
 	for _, suffix := range []string{"/", "/v1", "/v2"} {

@@ -1,3 +1,3 @@
-// Package registry reads and writes images in registries, with their credentials,
-// mirrors and failures. It is the only package that imports containers/image.
+// Package registry reads and writes images in registries: credentials, mirrors, retries.
+// containers/image is imported only here and in its package distribution.
 package registry

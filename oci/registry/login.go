@@ -14,19 +14,18 @@ import (
 	"gitlab-sardine-executor/oci/registry/distribution"
 )
 
-// ErrNotLoggedIn: there is no password to forget.
+// ErrNotLoggedIn: there is no password to remove.
 var ErrNotLoggedIn = errors.New("not logged in")
 
 // Login checks a password against a registry and stores it where skopeo, podman
 // and buildah keep theirs: in o.AuthFile, REGISTRY_AUTH_FILE,
-// $XDG_RUNTIME_DIR/containers/auth.json or /run/containers/UID/auth.json, or in
-// the credential helper that registries.conf or that file names. It returns a
-// description of the place, for people.
+// $XDG_RUNTIME_DIR/containers/auth.json or /run/containers/UID/auth.json, or in the
+// credential helper that registries.conf or this file configures. It returns a description
+// of that place, for people.
 //
-// registry is a host, with its port if it has one; with a path behind it
-// (registry.example.com/group), the password is kept for the images below that
-// path alone. The error is [ErrDenied] if the registry does not accept the
-// password; nothing is stored then.
+// registry is HOST[:PORT]. With a path (registry.example.com/group), the password is stored
+// for images below that path. If the registry does not accept the password, the error is
+// [oci.ErrDenied], and nothing is stored.
 func Login(ctx context.Context, registry, username, password string, o Credentials) (stored string, err error) {
 	key, host, err := loginKey(registry)
 	if err != nil {
@@ -66,9 +65,9 @@ func checkPassword(ctx context.Context, sys *types.SystemContext, host, username
 	return e.Close()
 }
 
-// Logout forgets the password for registry, as [Login] was given it. The error
-// is [ErrNotLoggedIn] if there is none where Login would have stored it; a
-// password of another file, such as ~/.docker/config.json, is not touched.
+// Logout removes the password for registry, an argument as of [Login]. The error is
+// [ErrNotLoggedIn] if there is none where Login would store it. Passwords in other files,
+// such as ~/.docker/config.json, stay.
 func Logout(registry string, o Credentials) error {
 	key, _, err := loginKey(registry)
 	if err != nil {
@@ -83,7 +82,7 @@ func Logout(registry string, o Credentials) error {
 	return nil
 }
 
-// LogoutAll forgets every password that is stored where [Login] stores them.
+// LogoutAll removes all passwords from the place where [Login] stores them.
 func LogoutAll(o Credentials) error {
 	if err := config.RemoveAllAuthentication(o.environment()); err != nil {
 		return fmt.Errorf("logging out of all registries: %w", err)
@@ -91,15 +90,14 @@ func LogoutAll(o Credentials) error {
 	return nil
 }
 
-// loginKey checks a registry, or a path in one, and splits off its host.
+// loginKey checks the registry argument and splits off the host.
 func loginKey(registry string) (key, host string, err error) {
 	key = registryKey(registry)
 	named, err := reference.ParseNormalizedNamed(key + "/image")
 	if err != nil || !reference.IsNameOnly(named) {
 		return "", "", fmt.Errorf("%w: %q is not a registry: want HOST[:PORT], such as registry.example.com", oci.ErrReference, registry)
 	}
-	// Without a dot or a port it would be taken for a name on Docker Hub wherever
-	// an image is named.
+	// In image names, a host without a dot or a port means a repository on Docker Hub.
 	host = registryHost(registry)
 	if host != reference.Domain(named) {
 		return "", "", fmt.Errorf("%w: %q is not a registry: in the name of an image it would mean %s", oci.ErrReference, registry, named.Name())

@@ -22,25 +22,25 @@ import (
 	"gitlab-sardine-executor/oci/transport"
 )
 
-// registrySource reads an image from a registry, or from its mirrors as
-// registries.conf says.
+// registrySource reads an image from a registry or from one of its mirrors in
+// registries.conf.
 type registrySource struct {
 	ref oci.Reference
 	endpoint
-	// The manifest that ref names: what a tag stands for must not change meanwhile.
+	// The manifest that ref names, read once: a tag could move during a pull.
 	raw       []byte
 	mediaType string
 }
 
-// An endpoint is a registry as it is asked: the one that a reference names, or a
-// mirror of it.
+// An endpoint is the registry that a reference names, or a mirror of it.
 type endpoint struct {
 	client  *distribution.Client
 	name    reference.Named
 	account account
 }
 
-// Open asks for the manifest at once, which chooses among mirrors.
+// Open requests the manifest immediately, from each mirror until one has it. stall is the
+// stall timeout; 0 means the default.
 func Open(ctx context.Context, ref oci.Reference, creds Credentials, stall time.Duration) (transport.Source, error) {
 	sys := creds.environment()
 	named, err := namedOf(ref)
@@ -68,7 +68,7 @@ func Open(ctx context.Context, ref oci.Reference, creds Credentials, stall time.
 	return nil, fmt.Errorf("%w: registries.conf leaves no place to pull %s from", oci.ErrDenied, ref)
 }
 
-// pullPlaces are the mirrors of an image's registry, and last the registry itself.
+// pullPlaces returns the mirrors of an image's registry, and the registry itself last.
 func pullPlaces(sys *types.SystemContext, named reference.Named) ([]sysregistriesv2.PullSource, error) {
 	rule, err := findRule(sys, named.Name())
 	if err != nil {
@@ -84,8 +84,8 @@ func pullPlaces(sys *types.SystemContext, named reference.Named) ([]sysregistrie
 	return places, nil
 }
 
-// findRule is what registries.conf says of a registry or of a name in it; nil if it
-// says nothing. The error is [ErrDenied] if it blocks that.
+// findRule returns the entry of registries.conf for a registry or a name in it, or nil. The
+// error is [oci.ErrDenied] if the entry blocks it.
 func findRule(sys *types.SystemContext, name string) (*sysregistriesv2.Registry, error) {
 	rule, err := sysregistriesv2.FindRegistry(sys, name)
 	if err != nil {
@@ -160,8 +160,8 @@ func (s *registrySource) fetch(ctx context.Context, what string) ([]byte, string
 	return raw, served, nil
 }
 
-// notManifest says what was served: most often a page of a proxy, or of a server
-// that is no registry.
+// notManifest describes an answer that is no manifest: usually a page of a proxy or of a
+// server that is no registry.
 func (s *registrySource) notManifest(served string) error {
 	kind := "without a Content-Type"
 	if served != "" {
@@ -187,8 +187,8 @@ func (s *registrySource) BlobAt(ctx context.Context, desc v1.Descriptor, offset 
 
 func (e endpoint) Close() error { return e.client.Close() }
 
-// explain adds the sentinel that belongs to the registry's HTTP status, and what
-// to do where the error does not say it.
+// explain wraps err with the error of package oci for the registry's HTTP status, and adds
+// what to do.
 func (e endpoint) explain(err error) error {
 	var untrusted *tls.CertificateVerificationError
 	var refused *distribution.RefusedError
@@ -209,8 +209,7 @@ func (e endpoint) explain(err error) error {
 	return err
 }
 
-// httpStatus is the status that a registry answered with; 0 if err is about
-// something else.
+// httpStatus returns the HTTP status of a registry's error response; 0 for other errors.
 func httpStatus(err error) int {
 	var answer *distribution.StatusError
 	if errors.As(err, &answer) {
@@ -219,7 +218,7 @@ func httpStatus(err error) int {
 	return 0
 }
 
-// namedOf is ref in the words of containers/image.
+// namedOf converts ref for containers/image.
 func namedOf(ref oci.Reference) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(ref.String())
 	if err != nil {

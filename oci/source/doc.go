@@ -1,3 +1,2 @@
-// Package source opens the registry or the layout that a reference names, and inspects
-// what is there.
+// Package source opens the registry or layout that a reference names, and inspects images.
 package source

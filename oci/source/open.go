@@ -11,8 +11,6 @@ import (
 	"gitlab-sardine-executor/oci/transport"
 )
 
-// openSource connects to a registry at once; stall is the time that it may make no
-// progress, 0 for the default.
 func openSource(ctx context.Context, ref oci.Reference, creds registry.Credentials, stall time.Duration) (transport.Source, error) {
 	switch {
 	case ref.IsLayout():
@@ -20,10 +18,11 @@ func openSource(ctx context.Context, ref oci.Reference, creds registry.Credentia
 	case ref.IsRegistry():
 		return registry.Open(ctx, ref, creds, stall)
 	}
-	return nil, fmt.Errorf("%w: empty", oci.ErrReference)
+	return nil, fmt.Errorf("%w: it is empty", oci.ErrReference)
 }
 
-// Open opens the source of an image, and tries again what may pass.
+// Open opens the registry or layout of an image, with retries. stall is the stall timeout of
+// a registry; 0 means the default.
 func Open(ctx context.Context, ref oci.Reference, creds registry.Credentials, stall time.Duration, p registry.Patience) (transport.Source, error) {
 	return registry.Retry(ctx, p.Opening(), func() (transport.Source, error) { return openSource(ctx, ref, creds, stall) })
 }

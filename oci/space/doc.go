@@ -1,2 +1,2 @@
-// Package space knows the room on a file system, and keeps some of it free.
+// Package space measures free space on the store's file system and keeps a reserve.
 package space

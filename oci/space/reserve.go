@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Reserve is the room that unpacking leaves free on the file system of the store:
-// the larger of the two. The zero value reserves nothing.
+// A Reserve is the space that unpacking leaves free on the file system of the store: the
+// larger of the two values. The zero value reserves nothing.
 type Reserve struct {
 	Bytes int64
 	// Percent of the file system, 0 to 100.
@@ -29,30 +29,29 @@ type Reserve struct {
 // DefaultReserve is 1 GiB or 5 %.
 var DefaultReserve = Reserve{Bytes: 1 << 30, Percent: 5}
 
-// Of is the reserve, in bytes, on a file system of a size.
+// Of returns the reserve on a file system of total bytes, in bytes.
 func (r Reserve) Of(total int64) int64 {
 	return max(r.Bytes, int64(float64(total)/100*r.Percent))
 }
 
-// Room is what a file system has, in bytes, for this user.
+// Room is the space on a file system that this user can use, in bytes.
 type Room struct{ Free, Total int64 }
 
-// Of asks the file system of a directory.
+// Of returns the space on the file system of a directory.
 func Of(dir string) (Room, error) {
 	var stat unix.Statfs_t
 	if err := unix.Statfs(dir, &stat); err != nil {
-		return Room{}, fmt.Errorf("asking how much room there is in %s: %w", dir, err)
+		return Room{}, fmt.Errorf("measuring the free space in %s: %w", dir, err)
 	}
 	return Room{Free: int64(stat.Bavail) * stat.Bsize, Total: int64(stat.Blocks) * stat.Bsize}, nil
 }
 
-// A ReserveError says that the reserve is reached. It is an ENOSPC: room may be there
-// another time.
+// A ReserveError says that the reserve is reached. It wraps ENOSPC: a later try may succeed.
 type ReserveError struct {
 	Dir           string
 	Reserve, Free int64
 	Needed        int64 // 0 if it is not known
-	Others        int64 // of needed, what pulls under way are still going to take
+	Others        int64 // bytes that pulls in progress still need
 }
 
 func (e *ReserveError) Error() string {
@@ -70,22 +69,22 @@ func (e *ReserveError) Unwrap() error { return syscall.ENOSPC }
 
 func size(n int64) string { return units.BytesSize(float64(max(n, 0))) }
 
-// roomStep is how many bytes one pull writes at most before it asks for the free
-// space again. Several pulls see what the others have written.
+// roomStep is how many bytes a pull writes before it measures the free space again, so that
+// concurrent pulls notice each other.
 const roomStep = 16 << 20
 
-// A Budget is what the disks of one image may still take before the reserve is reached.
-// The nil room has no end, nor has one without a reserve but that of the file system.
+// A Budget is the space that the disks of one image may still use. A nil Budget, or one
+// without a reserve, is unlimited.
 type Budget struct {
 	dir     string
 	Reserve Reserve
 	Ask     func(dir string) (Room, error)
 
-	left atomic.Int64 // may be written before ask is asked again
+	left atomic.Int64 // bytes until the next measurement
 	mu   sync.Mutex
 }
 
-// Spend is called before n bytes are written that are no hole.
+// Spend accounts for n bytes of data, before they are written. Holes do not count.
 func (r *Budget) Spend(n int64) error {
 	if r == nil || r.Reserve == (Reserve{}) || r.left.Add(-n) >= 0 {
 		return nil
@@ -97,7 +96,7 @@ func (r *Budget) Spend(n int64) error {
 	}
 	now, err := r.Ask(r.dir)
 	if err != nil {
-		r.left.Store(roomStep) // then we shall see
+		r.left.Store(roomStep) // try without
 		return nil
 	}
 	reserve := r.Reserve.Of(now.Total)
@@ -105,26 +104,26 @@ func (r *Budget) Spend(n int64) error {
 	if spare < n {
 		return &ReserveError{Dir: filepath.Dir(r.dir), Reserve: reserve, Free: now.Free}
 	}
-	// Near the end in smaller steps: others take their share, too.
+	// Use smaller steps as space runs out: other pulls use it, too.
 	r.left.Store(max(min(roomStep, spare/8), n) - n)
 	return nil
 }
 
-// PullFile, in the directory of an image that is being unpacked, says what the pull
-// needs. It is locked as long as the pull goes on.
+// PullFile is a file in the directory of an image that is being unpacked. It holds the
+// [Announcement], and is locked during the pull.
 const PullFile = ".pull"
 
-// An Announcement is what a pull tells the others.
+// An Announcement tells other pulls how much space a pull needs.
 type Announcement struct {
 	Since time.Time `json:"since"`
-	// Needed is the space that the image takes at least, in bytes.
+	// Needed is the minimum space for the image, in bytes.
 	Needed int64 `json:"needed"`
 
 	Lock *flock.Flock
 }
 
-// Announce writes the announcement of the pull in dir. An error is no reason not to
-// pull.
+// Announce writes the announcement of the pull into dir. It ignores errors: the pull can
+// proceed without.
 func Announce(dir string, needed int64) *Announcement {
 	a := &Announcement{Since: time.Now(), Needed: needed, Lock: flock.New(filepath.Join(dir, PullFile))}
 	if locked, err := a.Lock.TryLock(); err != nil || !locked {
@@ -136,7 +135,7 @@ func Announce(dir string, needed int64) *Announcement {
 	return a
 }
 
-// End takes the announcement back.
+// End removes the announcement.
 func (a *Announcement) End() error {
 	err := os.Remove(a.Lock.Path())
 	if os.IsNotExist(err) {
@@ -148,8 +147,8 @@ func (a *Announcement) End() error {
 	return err
 }
 
-// Earlier is what pulls that began before this one are still going to write to the
-// same store, in bytes. So of two that do not both fit, one does.
+// Earlier returns how many bytes pulls that started before this one still need in the same
+// store. If two pulls do not both fit, the earlier one proceeds.
 func (a *Announcement) Earlier() int64 {
 	own := filepath.Dir(a.Lock.Path())
 	others, _ := filepath.Glob(filepath.Join(filepath.Dir(own), PartialPrefix+"*", PullFile))
@@ -168,7 +167,7 @@ func (a *Announcement) Earlier() int64 {
 	return sum
 }
 
-// isLocked: the pull that wrote the file goes on.
+// isLocked reports whether the pull that wrote the file is still running.
 func isLocked(path string) bool {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -196,7 +195,7 @@ func Allocated(dir string) int64 {
 	return sum
 }
 
-// PartialPrefix marks directories of images that are not complete.
+// PartialPrefix marks directories of incomplete images.
 const PartialPrefix = ".partial-"
 
 func NewBudget(dir string, reserve Reserve, ask func(dir string) (Room, error)) *Budget {

@@ -317,7 +317,7 @@ func TestFormatsRefused(t *testing.T) {
 		}, oci.ErrFormat, "several files"},
 		"containerdisk that is a link": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Container("{}", ocitest.TarOf(t, ocitest.TarEntry{Name: "disk/a", Link: "/etc/shadow"}))
-		}, oci.ErrFormat, "not a plain file"},
+		}, oci.ErrFormat, "not a regular file"},
 		"containerdisk in a link": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Container("{}", ocitest.TarOf(t, ocitest.TarEntry{Name: "disk", Link: "/etc"}, ocitest.TarEntry{Name: "disk/shadow", Content: "x"}))
 		}, oci.ErrFormat, "not a directory"},

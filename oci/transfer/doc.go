@@ -1,2 +1,2 @@
-// Package transfer copies images between registries and OCI layouts.
+// Package transfer copies images between registries and OCI layouts: Fetch and Push.
 package transfer

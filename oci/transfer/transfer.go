@@ -27,17 +27,16 @@ type Options struct {
 	Credentials registry.Credentials
 	// Progress may be nil.
 	Progress oci.Progress
-	// StallTimeout as in [PullOptions].
+	// StallTimeout is how long a registry may make no progress; 0 means the default.
 	StallTimeout time.Duration
 
 	retries registry.Patience // the zero value means patienceFor(StallTimeout)
 }
 
-// Fetch copies an image from a registry into an OCI layout: every manifest and
-// blob that it consists of, verified and unchanged, and all children of an index.
-// A layout without a tag gets the tag of from, or "latest". Blobs that the layout
-// holds whole are not asked for again, so that a fetch that was interrupted goes
-// on. It returns the digest of the manifest or index.
+// Fetch copies an image from a registry into an OCI layout: every manifest and blob, verified
+// and unchanged, with all children of an index. Without a tag in to, it uses the tag of from,
+// or "latest". It skips complete blobs in the layout, so an interrupted fetch resumes. It
+// returns the digest of the manifest or index.
 func Fetch(ctx context.Context, from, to oci.Reference, o Options) (digest.Digest, error) {
 	if !from.IsRegistry() || !to.IsLayout() || to.Digest() != "" {
 		return "", fmt.Errorf("%w: fetch goes from a registry to a layout (oci:PATH or oci:PATH:TAG), not from %s to %s", oci.ErrReference, from, to)
@@ -49,7 +48,7 @@ func Fetch(ctx context.Context, from, to oci.Reference, o Options) (digest.Diges
 	if tag == "" {
 		tag = "latest"
 	}
-	// The registry first: an image that is not there leaves no empty layout.
+	// Open the registry first, so that a missing image leaves no empty layout.
 	d, err := transfer(ctx, from, o, func() (transport.Destination, error) {
 		waiting := func() {
 			oci.ProgressOrSilent(o.Progress).Waiting("for another process that writes to " + to.LayoutDir())
@@ -62,9 +61,8 @@ func Fetch(ctx context.Context, from, to oci.Reference, o Options) (digest.Diges
 	return d, nil
 }
 
-// Push copies an image from an OCI layout to a registry, as [Fetch] does the other
-// way: every blob verified and unchanged; those that the registry has are not
-// sent.
+// Push copies an image from an OCI layout to a registry, verified and unchanged. It skips
+// blobs that the registry has.
 func Push(ctx context.Context, from, to oci.Reference, o Options) (digest.Digest, error) {
 	if !from.IsLayout() || !to.IsRegistry() {
 		return "", fmt.Errorf("%w: push goes from a layout (oci:PATH or oci:PATH:TAG) to a registry, not from %s to %s", oci.ErrReference, from, to)
@@ -78,7 +76,7 @@ func Push(ctx context.Context, from, to oci.Reference, o Options) (digest.Digest
 	return d, nil
 }
 
-// transfer copies the image from to the destination that open opens.
+// transfer copies the image from to the destination that open returns.
 func transfer(ctx context.Context, from oci.Reference, o Options, open func() (transport.Destination, error)) (_ digest.Digest, err error) {
 	later := o.retries.OrFor(o.StallTimeout)
 	src, err := source.Open(ctx, from, o.Credentials, o.StallTimeout, later)
@@ -103,28 +101,28 @@ func transfer(ctx context.Context, from oci.Reference, o Options, open func() (t
 }
 
 const (
-	// maxManifests bounds the manifests of one image, and maxManifestBytes their size:
-	// they are kept in memory until their blobs are copied.
+	// maxManifests and maxManifestBytes limit the manifests of one image, which stay in
+	// memory until their blobs are copied.
 	maxManifests     = 1000
 	maxManifestBytes = 64 << 20
 )
 
-// An imageTree is everything that one image consists of, each thing once.
+// An imageTree lists all manifests and blobs of an image, without duplicates.
 type imageTree struct {
-	// manifests in an order in which every child precedes the index that names it;
-	// the last is the image itself.
+	// manifests has every child before the index that lists it; the last manifest is the
+	// image itself.
 	manifests []transport.RawManifest
 	blobs     []v1.Descriptor
 
-	// A manifest can also be a layer, of another image or an artifact.
+	// A manifest can be a layer as well, of another image or an artifact.
 	seen, seenBlobs map[digest.Digest]bool
 	size            int // of the manifests, in bytes
 }
 
 func (t *imageTree) top() transport.RawManifest { return t.manifests[len(t.manifests)-1] }
 
-// walk adds the manifest or index that desc describes, after all that it names. Without a
-// digest, it is the one that the reference names.
+// walk adds the manifest or index that desc describes, after its children. Without a digest
+// in desc, it is the one that the reference names.
 func (t *imageTree) walk(ctx context.Context, src transport.Source, desc v1.Descriptor, depth int) error {
 	if depth > transport.MaxIndexDepth {
 		return fmt.Errorf("%w: indexes nest deeper than %d", oci.ErrFormat, transport.MaxIndexDepth)
@@ -165,12 +163,12 @@ func (t *imageTree) addBlobs(m *format.Manifest) {
 	}
 }
 
-// parallelBlobs is how many blobs are under way at once: more than one, for a
-// single connection seldom fills the line.
+// parallelBlobs is how many blobs are copied at once: one connection seldom uses the whole
+// bandwidth.
 const parallelBlobs = 4
 
-// copier copies manifests as they are: containers/image's own copy would parse
-// the formats that its parser refuses, and needs gpgme.
+// A copier copies manifests byte for byte. containers/image's copy would parse them, refuses
+// some formats, and needs gpgme.
 type copier struct {
 	src      transport.Source
 	dest     transport.Destination
@@ -190,7 +188,7 @@ func (c *copier) copy(ctx context.Context, tree *imageTree) error {
 	oci.Expect(c.progress, size)
 	err = parallel(ctx, missing, func(ctx context.Context, desc v1.Descriptor) error { return c.copyBlob(ctx, desc) })
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		err = fmt.Errorf("%w (%s are needed)", err, units.BytesSize(float64(size)))
+		err = fmt.Errorf("%w (%s needed)", err, units.BytesSize(float64(size)))
 		if d, ok := c.dest.(transport.Discarder); ok {
 			err = errors.Join(err, d.Discard())
 		}
@@ -207,7 +205,7 @@ func (c *copier) copy(ctx context.Context, tree *imageTree) error {
 	return c.retry(ctx, func() error { return c.dest.Commit(ctx, top) })
 }
 
-// missing are the blobs that the destination does not have.
+// missing returns the blobs that the destination lacks.
 func (c *copier) missing(ctx context.Context, blobs []v1.Descriptor) ([]v1.Descriptor, error) {
 	var mu sync.Mutex
 	var missing []v1.Descriptor
@@ -226,8 +224,8 @@ func (c *copier) missing(ctx context.Context, blobs []v1.Descriptor) ([]v1.Descr
 	return missing, err
 }
 
-// copyBlob copies one blob. Reading goes on where it broke; a writer that broke
-// gets the blob from the start.
+// copyBlob copies one blob. Broken reads resume where they stopped; after a failed write the
+// blob is sent from the start.
 func (c *copier) copyBlob(ctx context.Context, desc v1.Descriptor) error {
 	return c.retry(ctx, func() (err error) {
 		blob, err := registry.OpenDownload(ctx, c.src, desc, c.retries)
@@ -246,7 +244,7 @@ func (c *copier) retry(ctx context.Context, op func() error) error {
 	return err
 }
 
-// parallel calls do for each blob, several at a time, until one fails.
+// parallel calls do for each blob, several at a time, and stops at the first error.
 func parallel(ctx context.Context, blobs []v1.Descriptor, do func(context.Context, v1.Descriptor) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(parallelBlobs)

@@ -453,7 +453,7 @@ func TestFetchDiskFull(t *testing.T) {
 	}
 	small := ocitest.Mounted(t, "tmpfs", "size=512k")
 	_, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+filepath.Join(small, "layout")), Options{retries: Impatient})
-	if !errors.Is(err, syscall.ENOSPC) || oci.Final(err) || !strings.Contains(err.Error(), "1.004MiB are needed") {
+	if !errors.Is(err, syscall.ENOSPC) || oci.Final(err) || !strings.Contains(err.Error(), "1.004MiB needed") {
 		t.Errorf("got %v, want that the disk is full", err)
 	}
 	ocitest.AssertEmpty(t, small)

@@ -8,28 +8,26 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A Destination is where an image goes, blob by blob, then manifest by manifest,
-// a child before the index that names it.
+// A Destination receives an image: first its blobs, then its manifests, each child before
+// the index that lists it.
 type Destination interface {
-	// Has reports whether a blob is there already, whole. It and PutBlob are safe
+	// Has reports whether the destination has the complete blob. Has and PutBlob are safe
 	// for concurrent use.
 	Has(ctx context.Context, desc v1.Descriptor) (bool, error)
-	// PutBlob stores a blob. content fails before its end if it is not what desc
-	// says; nothing is kept then.
+	// PutBlob stores a blob. content returns an error before its end if it does not match
+	// desc; the destination then keeps nothing of it.
 	PutBlob(ctx context.Context, desc v1.Descriptor, content io.Reader) error
 	PutManifest(ctx context.Context, m RawManifest) error
-	// Commit puts the image under its name. Without it, the name stands for what it
-	// stood for before.
+	// Commit points the name at the image. Without it, the name keeps its old meaning.
 	Commit(ctx context.Context, top RawManifest) error
 	io.Closer
 }
 
-// A Discarder is a destination that can take back the blobs it was given. Where
-// there is no room, half an image would only be in the way.
+// A Discarder is a destination that can remove the blobs written so far: on a full disk,
+// half an image only wastes space.
 type Discarder interface{ Discard() error }
 
-// A RawManifest is a manifest or an index as it was found: to be copied byte for
-// byte, for only so does it keep its digest.
+// A RawManifest is a manifest or an index byte for byte, so that a copy keeps its digest.
 type RawManifest struct {
 	Raw       []byte
 	MediaType string

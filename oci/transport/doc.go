@@ -1,3 +1,3 @@
-// Package transport says what a source and a destination of images are, and reads
-// from a source what is checked: manifests, small blobs, and blobs as streams.
+// Package transport defines sources and destinations of images, and reads manifests and
+// blobs from a source with all checks.
 package transport

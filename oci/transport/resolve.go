@@ -11,11 +11,10 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// Resolve finds the manifest for arch and its digest: the one given, or one that
-// the index given leads to.
+// Resolve returns the manifest for arch and its digest: doc itself, or a manifest that the
+// index doc leads to.
 func Resolve(ctx context.Context, src Source, doc document, arch string) (*format.Manifest, digest.Digest, error) {
 	for depth := 0; doc.Index != nil; depth++ {
-		// A digest cannot name itself, but somebody can nest for long.
 		if depth == MaxIndexDepth {
 			return nil, "", fmt.Errorf("%w: indexes nest deeper than %d", oci.ErrFormat, MaxIndexDepth)
 		}
@@ -42,7 +41,7 @@ func Plan(ctx context.Context, src Source, m *format.Manifest) (*format.Plan, er
 	return plan, nil
 }
 
-// ShortDigest is how a blob is called in front of people.
+// ShortDigest returns the first 12 digits of a blob's digest, for people.
 func ShortDigest(desc v1.Descriptor) string {
 	hex := desc.Digest.Encoded()
 	return hex[:min(12, len(hex))]

@@ -13,22 +13,22 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// MaxManifest bounds manifests, indexes and configs, in bytes; registries accept
-// no larger ones.
+// MaxManifest is the maximum size of a manifest, an index or a config, in bytes. Registries
+// accept no larger ones.
 const MaxManifest = 4 << 20
 
-// A Source is where an image comes from. What it returns is not checked: use
-// [ReadDocument], [ReadBlob] and [Verify].
+// A Source provides an image. It does not check what it returns: use [ReadDocument],
+// [ReadBlob] and [Verify].
 type Source interface {
-	// Manifest is the manifest or index with digest d and its media type, which may
-	// be empty; with an empty d, the one that the reference names.
+	// Manifest returns the manifest or index with digest d, or the one that the reference
+	// names if d is empty, and its media type if the source knows it.
 	Manifest(ctx context.Context, d digest.Digest) (raw []byte, mediaType string, err error)
 	// Blob is safe for concurrent use.
 	Blob(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error)
 	io.Closer
 }
 
-// A document is a manifest or an index that was read and checked.
+// A document is a manifest or an index that has been checked.
 type document struct {
 	*format.Document
 	Raw    []byte
@@ -36,8 +36,8 @@ type document struct {
 }
 
 // ReadDocument reads the manifest or index that desc describes, or the one that the
-// reference names if desc has no digest, and checks it: its digest, its size if desc has
-// one, and that it can be read in one way only.
+// reference names if desc has no digest. It checks the digest, the size if desc has one,
+// and that there is only one way to read it.
 func ReadDocument(ctx context.Context, src Source, desc v1.Descriptor) (document, error) {
 	raw, mediaType, err := src.Manifest(ctx, desc.Digest)
 	if err != nil {
@@ -64,7 +64,8 @@ func ReadDocument(ctx context.Context, src Source, desc v1.Descriptor) (document
 	return document{doc, raw, got}, nil
 }
 
-// FormatError adds the sentinel that belongs to an error of package format.
+// FormatError wraps an error of package format with the error of package oci that it
+// corresponds to.
 func FormatError(err error) error {
 	if errors.Is(err, format.ErrAmbiguous) {
 		return fmt.Errorf("%w: %w", oci.ErrHostile, err)
@@ -85,15 +86,16 @@ func ReadBlob(ctx context.Context, src Source, desc v1.Descriptor, limit int64) 
 	return io.ReadAll(Verify(blob, desc))
 }
 
-// A RangeSource is a [Source] that can give the rest of a blob.
+// A RangeSource is a [Source] that can return a blob from an offset on.
 type RangeSource interface {
-	// BlobAt is the blob from offset on, which is less than its size. The error is
-	// errNoRange if only whole blobs can be had.
+	// BlobAt returns the blob from offset on; offset is less than its size. The error is
+	// [ErrNoRange] if the source only has whole blobs.
 	BlobAt(ctx context.Context, desc v1.Descriptor, offset int64) (io.ReadCloser, error)
 }
 
-var ErrNoRange = errors.New("the source gives whole blobs only")
+// ErrNoRange: the source only has whole blobs.
+var ErrNoRange = errors.New("the source cannot return a part of a blob")
 
-// MaxIndexDepth bounds indexes in indexes; a digest cannot name itself, but
-// somebody can nest for long.
+// MaxIndexDepth is the maximum nesting of indexes. A digest cannot refer to itself, but an
+// image can nest indexes deeply.
 const MaxIndexDepth = 8

@@ -13,9 +13,8 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// Verify reads a blob and fails, with [ErrHostile], before it would report the
-// end of a blob that is not what its descriptor says. It never returns more
-// than desc.Size bytes.
+// Verify returns a reader of a blob that fails with [oci.ErrInvalid], instead of io.EOF, if
+// the blob does not match its descriptor. It returns at most desc.Size bytes.
 func Verify(blob io.Reader, desc v1.Descriptor) *Verifier {
 	return &Verifier{blob: blob, desc: desc, left: desc.Size, hash: desc.Digest.Verifier()}
 }
@@ -25,7 +24,7 @@ type Verifier struct {
 	desc v1.Descriptor
 	left int64
 	hash digest.Verifier
-	// err is what reading ended with: io.EOF after a blob that was right.
+	// err ended reading: io.EOF if the blob matched its descriptor.
 	err error
 }
 

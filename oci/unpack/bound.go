@@ -16,29 +16,29 @@ import (
 	"gitlab-sardine-executor/oci/unpack/filetype"
 )
 
-// headSize is how many of a disk's first bytes are judged: a qcow2 header with
-// clusters of the usual size, and the volume descriptors of an ISO image.
+// headSize is how many first bytes of a disk are checked: they include a qcow2 header with
+// clusters of the default size, and the volume descriptors of an ISO image.
 const headSize = 64 << 10
 
-// A bound is the largest that the file of one disk may become. It begins as the
-// largest of any disk, and is lowered, or the disk refused, once its first bytes are
-// there. Pieces of one disk that are written at the same time share it.
+// A bound limits the size of one disk file. It starts with the limit for any disk, and is
+// lowered once the first bytes have arrived; these can also refuse the disk. Chunks of one
+// disk that are written concurrently share it.
 type bound struct {
 	u      *unpacker
 	number int // of the disk in the plan
 
 	mu     sync.Mutex
-	head   []byte // the first bytes, as far as they have come; nil once they are judged
+	head   []byte // the first bytes received so far; nil once they are checked
 	judged bool
 	limit  int64  // bytes
-	why    string // of the limit, for people
+	why    string // reason for the limit, for people
 }
 
 func (u *unpacker) newBound(number int) *bound {
 	return &bound{u: u, number: number, limit: u.fileLimit(), why: fmt.Sprintf("a disk has at most %d (max_disk)", u.maxDisk)}
 }
 
-// admit judges bytes that are about to be written at an offset.
+// admit checks bytes before they are written at an offset.
 func (b *bound) admit(p []byte, offset int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -60,8 +60,8 @@ func (b *bound) fits(size int64) error {
 	return nil
 }
 
-// resume takes the first bytes from a file that an interrupted pull left, or that is
-// made of pieces.
+// resume reads the first bytes from a file: that of an interrupted pull, or one written in
+// chunks.
 func (b *bound) resume(f *os.File) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -80,7 +80,7 @@ func (b *bound) resume(f *os.File) error {
 	return nil
 }
 
-// finish judges a disk that is complete.
+// finish checks a complete disk.
 func (b *bound) finish(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -91,7 +91,7 @@ func (b *bound) finish(f *os.File) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.judged { // it has less than headSize
+	if !b.judged { // it is shorter than headSize
 		if err := b.judge(); err != nil {
 			return err
 		}
@@ -109,10 +109,10 @@ func (b *bound) judge() error {
 	case disk.Content == format.QCOW2:
 		return fmt.Errorf("%w: the layer says qcow2, but begins with %q", oci.ErrFormat, head[:min(len(head), len(qcow2.Magic))])
 	case disk.Content != format.ISO && !b.u.isOnlyDisk(b.number):
-		return nil // data, which may begin with anything
+		return nil // a data disk may begin with anything
 	}
 	if what := filetype.NotADisk(head); what != "" {
-		return fmt.Errorf("%w: it is no disk, but %s; want qcow2, or raw with a boot sector or a partition table", oci.ErrFormat, what)
+		return fmt.Errorf("%w: it is not a disk but %s; want qcow2, or raw with a boot sector or a partition table", oci.ErrFormat, what)
 	}
 	if disk.Content != format.ISO && filetype.IsISO(head) {
 		return fmt.Errorf("%w: %s", oci.ErrFormat, format.ISOAlone)
@@ -143,8 +143,8 @@ func (b *bound) judgeQCOW2(head []byte, size int64) error {
 	return b.fits(size)
 }
 
-// isOnlyDisk: the image has no other but CD-ROM images, so that the machine boots
-// from it.
+// isOnlyDisk reports whether the machine must boot from this disk: the others are CD-ROM
+// images.
 func (u *unpacker) isOnlyDisk(number int) bool {
 	for i, disk := range u.plan.Disks {
 		if i != number && disk.Content != format.ISO {

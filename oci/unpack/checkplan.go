@@ -8,8 +8,8 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// CheckPlan refuses what the manifest alone shows to be of no use. (Room on the disk,
-// which is looked at later, may be there another time.)
+// CheckPlan refuses images by their manifest alone. It does not check free space, which may
+// change.
 func CheckPlan(plan *format.Plan, maxDisk int64) error {
 	if len(plan.Disks) > maxDisks {
 		return fmt.Errorf("%w: %d disks, at most %d are accepted", oci.ErrHostile, len(plan.Disks), maxDisks)
@@ -31,7 +31,7 @@ func CheckPlan(plan *format.Plan, maxDisk int64) error {
 	return nil
 }
 
-// checkName refuses a name that a disk has in its layers, if it counts.
+// checkName checks the name that a disk has in its layers, unless the manifest has one.
 func (u *unpacker) checkName(number int, name string) error {
 	if u.plan.Disks[number].Name != "" {
 		return nil

@@ -19,9 +19,8 @@ import (
 	"gitlab-sardine-executor/oci/unpack/sparse"
 )
 
-// unpackChunks makes a disk of pieces, several at a time, each written to its own
-// place. Pieces of an interrupted pull that are there stay if they have their
-// digest, and so do those that another image in the store has.
+// unpackChunks writes a disk from its chunks, several at a time. It keeps valid chunks of an
+// interrupted pull, and copies chunks that another image in the store has.
 func (u *unpacker) unpackChunks(ctx context.Context, i int, f *os.File, disk format.Disk) (diskState, error) {
 	size, err := u.checkChunks(disk)
 	if err != nil {
@@ -31,7 +30,7 @@ func (u *unpacker) unpackChunks(ctx context.Context, i int, f *os.File, disk for
 	if err != nil {
 		return diskState{}, err
 	}
-	// Also makes every piece a hole that is not there yet.
+	// This makes a hole of every missing chunk.
 	if err := f.Truncate(size); err != nil {
 		return diskState{}, err
 	}
@@ -61,8 +60,8 @@ func (u *unpacker) unpackChunks(ctx context.Context, i int, f *os.File, disk for
 	return u.finishChunks(f, disk)
 }
 
-// checkChunks finds the size of a disk as far as it is known, and refuses pieces
-// that do not follow each other or leave the disk.
+// checkChunks returns the size of a disk as far as it is known, and refuses chunks that
+// overlap or reach beyond the disk.
 func (u *unpacker) checkChunks(disk format.Disk) (int64, error) {
 	limit := disk.Size
 	if limit == 0 {
@@ -74,15 +73,15 @@ func (u *unpacker) checkChunks(disk format.Disk) (int64, error) {
 	end := int64(0)
 	for i, s := range disk.Streams {
 		if s.Offset < end || s.Size < 0 || s.Offset > limit || s.Size > limit-s.Offset {
-			return 0, fmt.Errorf("%w: piece %d lies at %d to %d, where %d to %d is free", oci.ErrHostile, i, s.Offset, s.Offset+s.Size, end, limit)
+			return 0, fmt.Errorf("%w: chunk %d is at %d to %d, outside of %d to %d", oci.ErrHostile, i, s.Offset, s.Offset+s.Size, end, limit)
 		}
 		end = s.Offset + s.Size
 	}
 	return max(disk.Size, end), nil
 }
 
-// chunkLimit is the number of bytes that piece i may have: what it says, or else
-// what is free.
+// chunkLimit returns the maximum size of chunk i: the size in the manifest, or the space up
+// to the next chunk.
 func (u *unpacker) chunkLimit(disk format.Disk, i int) int64 {
 	s := disk.Streams[i]
 	switch {
@@ -96,8 +95,8 @@ func (u *unpacker) chunkLimit(disk format.Disk, i int) int64 {
 	return u.fileLimit() - s.Offset
 }
 
-// finishChunks tells what the disk is. Its digest follows from those of the
-// pieces, if all have one; else the whole is read.
+// finishChunks returns the state of the complete disk. If a chunk has no digest, it reads the
+// disk to compute one.
 func (u *unpacker) finishChunks(f *os.File, disk format.Disk) (diskState, error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -116,7 +115,7 @@ func (u *unpacker) finishChunks(f *os.File, disk format.Disk) (diskState, error)
 	return state, nil
 }
 
-// A chunk is a stream on its way to its place in a disk.
+// A chunk is a stream that is written to its place in a disk.
 type chunk struct {
 	u      *unpacker
 	file   *os.File
@@ -146,7 +145,7 @@ func (p *chunk) make(ctx context.Context) error {
 	return p.download(ctx)
 }
 
-// resumeBound judges the first piece if it was not written.
+// resumeBound checks the first bytes of the disk if this chunk has them and was not written.
 func (p *chunk) resumeBound() error {
 	if p.stream.Offset > 0 {
 		return nil
@@ -154,7 +153,7 @@ func (p *chunk) resumeBound() error {
 	return p.bound.resume(p.file)
 }
 
-// verify: the bytes that lie there are the right ones.
+// verify reports whether the file has the chunk already.
 func (p *chunk) verify() bool {
 	h := p.stream.Digest.Algorithm().Hash()
 	n, err := io.CopyBuffer(h, readers.Only(io.NewSectionReader(p.file, p.stream.Offset, p.stream.Size)), make([]byte, readers.BufferSize))
@@ -196,8 +195,8 @@ func (p *chunk) download(ctx context.Context) (err error) {
 	return p.check(out.Size(), h)
 }
 
-// extend gives a file at least a size, which a hole at the end of a piece of
-// unknown size does not.
+// extend makes a file at least size bytes long: a hole at the end of a chunk of unknown size
+// does not.
 func (u *unpacker) extend(f *os.File, size int64) error {
 	u.extending.Lock()
 	defer u.extending.Unlock()
@@ -210,19 +209,19 @@ func (u *unpacker) extend(f *os.File, size int64) error {
 
 func (p *chunk) check(size int64, h hash.Hash) error {
 	if size != p.stream.Size {
-		return fmt.Errorf("%w: the piece at %d has %d bytes, its image says %d", oci.ErrHostile, p.stream.Offset, size, p.stream.Size)
+		return fmt.Errorf("%w: the chunk at %d has %d bytes, its image says %d", oci.ErrHostile, p.stream.Offset, size, p.stream.Size)
 	}
 	if h == nil {
 		return nil
 	}
 	if got := digest.NewDigest(p.stream.Digest.Algorithm(), h); got != p.stream.Digest {
-		return fmt.Errorf("%w: the piece at %d has digest %s, its image says %s", oci.ErrHostile, p.stream.Offset, got, p.stream.Digest)
+		return fmt.Errorf("%w: the chunk at %d has digest %s, its image says %s", oci.ErrHostile, p.stream.Offset, got, p.stream.Digest)
 	}
 	return nil
 }
 
-// hasData is false where there is nothing but a hole. File systems that do not
-// know have data everywhere.
+// hasData reports whether a range is more than a hole. File systems without SEEK_DATA report
+// data everywhere.
 func hasData(f *os.File, offset, size int64) bool {
 	at, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) {

@@ -20,11 +20,11 @@ import (
 )
 
 const (
-	// maxTreeEntries bounds the files in all layers of a tree.
+	// maxLayerEntries limits the files in all layers of an image.
 	maxLayerEntries = 1_000_000
-	// maxTreeOther bounds what is not the disk in all layers of a tree, in bytes.
+	// maxLayerBytes limits the content of all layers apart from the disk, in bytes.
 	maxLayerBytes = 64 << 30
-	// maxFound bounds the names in an error.
+	// maxFound limits the names in an error.
 	maxFound = 10
 )
 
@@ -33,25 +33,24 @@ const (
 	opaqueWhiteout = ".wh..wh..opq"
 )
 
-// A layerReader finds the disk in the layers of a container image, which it reads
-// from the topmost down: what an upper layer has, or has whited out, hides what
-// lies below.
+// A layerReader finds the disk in the layers of a container image. It reads them from the
+// top: files and whiteouts of upper layers hide files in lower layers.
 type layerReader struct {
 	u    *unpacker
 	disk *format.ContainerDisk
 	file *os.File
 
-	hidden  map[string]bool // paths of which lower layers count for nothing
-	opaque  map[string]bool // directories whose content in lower layers counts for nothing
+	hidden  map[string]bool // paths hidden in lower layers
+	opaque  map[string]bool // directories with hidden content in lower layers
 	found   []string
 	state   diskState
 	bound   *bound
 	entries int
-	// other are the bytes of all layers, the disk apart, that may still come.
+	// other is how many more bytes the layers may have apart from the disk.
 	other int64
 }
 
-// unpackContainerDisk makes a disk of the file that a tree names.
+// unpackContainerDisk writes the disk of a container image.
 func (u *unpacker) unpackContainerDisk(ctx context.Context, number int, f *os.File, tree *format.ContainerDisk) (diskState, error) {
 	d := &streamDisk{u: u, number: number, file: f}
 	if err := d.loadState(); err != nil {
@@ -85,27 +84,26 @@ func (u *unpacker) unpackContainerDisk(ctx context.Context, number int, f *os.Fi
 	return d.state, d.saveState()
 }
 
-// severalError is the error for a tree with more than one file. What is found is there for
-// good, for layers are read from the topmost down.
-func (t *layerReader) severalError() error {
+// severalError is the error for an image with more than one file in the disk's directory.
+func (l *layerReader) severalError() error {
 	more := ""
-	if len(t.found) > maxFound {
+	if len(l.found) > maxFound {
 		more = " and others"
 	}
-	return fmt.Errorf("%w: several files in /%s/: %q%s; want one", oci.ErrFormat, t.disk.Path, t.found[:min(len(t.found), maxFound)], more)
+	return fmt.Errorf("%w: several files in /%s/: %q%s; want one", oci.ErrFormat, l.disk.Path, l.found[:min(len(l.found), maxFound)], more)
 }
 
-// readLayer reads a whole layer, for its digest.
-func (t *layerReader) readLayer(ctx context.Context, layer format.Stream) (err error) {
+// readLayer reads a layer to its end, to verify its digest.
+func (l *layerReader) readLayer(ctx context.Context, layer format.Stream) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	blobs := t.u.blobs(ctx, layer.Blobs)
+	blobs := l.u.blobs(ctx, layer.Blobs)
 	defer func() { err = errors.Join(err, blobs.Close()) }()
 	plain, err := decompress.Options{Compression: layer.Compression, Window: decompress.ZstdWindow}.OpenAhead(blobs)
 	if err != nil {
 		return blobs.Explain(err)
 	}
-	err = t.readTar(&boundedReader{r: plain, left: &t.other})
+	err = l.readTar(&boundedReader{r: plain, left: &l.other})
 	if final := oci.Final(err); final {
 		cancel()
 	}
@@ -115,9 +113,9 @@ func (t *layerReader) readLayer(ctx context.Context, layer format.Stream) (err e
 	return blobs.Finish()
 }
 
-func (t *layerReader) readTar(r io.Reader) error {
+func (l *layerReader) readTar(r io.Reader) error {
 	archive := tar.NewReader(r)
-	// Whiteouts of a layer speak of those below.
+	// Whiteouts only affect lower layers.
 	hidden, opaque := map[string]bool{}, map[string]bool{}
 	for {
 		header, err := archive.Next()
@@ -126,11 +124,11 @@ func (t *layerReader) readTar(r io.Reader) error {
 		} else if err != nil {
 			return tarError(err)
 		}
-		if t.entries++; t.entries > maxLayerEntries {
+		if l.entries++; l.entries > maxLayerEntries {
 			return fmt.Errorf("%w: more than %d files in the layers", oci.ErrHostile, maxLayerEntries)
 		}
 		name := strings.TrimPrefix(path.Clean("/"+header.Name), "/")
-		if !t.concerns(name) {
+		if !l.concerns(name) {
 			continue
 		}
 		dir, base := path.Split(name)
@@ -146,46 +144,46 @@ func (t *layerReader) readTar(r io.Reader) error {
 		if header.Typeflag != tar.TypeDir {
 			hidden[name] = true
 		}
-		if !t.isHidden(name) {
-			if err := t.extract(archive, header, name); err != nil {
+		if !l.isHidden(name) {
+			if err := l.extract(archive, header, name); err != nil {
 				return err
 			}
 		}
 	}
 	for name := range hidden {
-		t.hidden[name] = true
+		l.hidden[name] = true
 	}
 	for name := range opaque {
-		t.opaque[name] = true
+		l.opaque[name] = true
 	}
-	// The archive's padding belongs to the blob.
+	// Read the archive's padding, which is a part of the blob.
 	_, err := io.Copy(io.Discard, r)
 	return err
 }
 
-// concerns reports whether a name is the tree's path, above it, or in it; names of
-// whiteouts count as what they stand for.
-func (t *layerReader) concerns(name string) bool {
+// concerns reports whether a name is the disk's path, a parent of it, or in it. The name of a
+// whiteout counts as the name that it hides.
+func (l *layerReader) concerns(name string) bool {
 	dir, base := path.Split(name)
 	if base == opaqueWhiteout {
 		dir = strings.TrimSuffix(dir, "/")
-		return dir == "" || dir == t.disk.Path || strings.HasPrefix(t.disk.Path, dir+"/")
+		return dir == "" || dir == l.disk.Path || strings.HasPrefix(l.disk.Path, dir+"/")
 	}
 	name = path.Join(dir, strings.TrimPrefix(base, whiteout))
-	return name == t.disk.Path || strings.HasPrefix(t.disk.Path, name+"/") ||
-		t.disk.Directory && path.Dir(name) == t.disk.Path
+	return name == l.disk.Path || strings.HasPrefix(l.disk.Path, name+"/") ||
+		l.disk.Directory && path.Dir(name) == l.disk.Path
 }
 
 // isHidden reports whether an upper layer hides a path.
-func (t *layerReader) isHidden(name string) bool {
-	if t.hidden[name] {
+func (l *layerReader) isHidden(name string) bool {
+	if l.hidden[name] {
 		return true
 	}
 	for dir := path.Dir(name); ; dir = path.Dir(dir) {
 		if dir == "." {
 			dir = ""
 		}
-		if t.opaque[dir] || t.hidden[dir] {
+		if l.opaque[dir] || l.hidden[dir] {
 			return true
 		}
 		if dir == "" {
@@ -194,44 +192,44 @@ func (t *layerReader) isHidden(name string) bool {
 	}
 }
 
-// take writes the entry to the disk, if it is the one.
-func (t *layerReader) extract(content io.Reader, header *tar.Header, name string) error {
-	if above := name != t.disk.Path && strings.HasPrefix(t.disk.Path, name+"/"); above || t.disk.Directory && name == t.disk.Path {
+// extract writes the entry to the disk, if it is the disk.
+func (l *layerReader) extract(content io.Reader, header *tar.Header, name string) error {
+	if above := name != l.disk.Path && strings.HasPrefix(l.disk.Path, name+"/"); above || l.disk.Directory && name == l.disk.Path {
 		if header.Typeflag != tar.TypeDir {
 			return fmt.Errorf("%w: /%s in the image is not a directory", oci.ErrFormat, name)
 		}
 		return nil
 	}
 	switch {
-	case header.Typeflag == tar.TypeDir && t.disk.Directory:
+	case header.Typeflag == tar.TypeDir && l.disk.Directory:
 		return nil
 	case header.Typeflag != tar.TypeReg && header.Typeflag != tar.TypeGNUSparse:
-		return fmt.Errorf("%w: /%s in the image is not a plain file", oci.ErrFormat, name)
+		return fmt.Errorf("%w: /%s in the image is not a regular file", oci.ErrFormat, name)
 	}
-	if t.found = append(t.found, path.Base(name)); len(t.found) > 1 {
-		if slices.Contains(t.found[:len(t.found)-1], path.Base(name)) {
+	if l.found = append(l.found, path.Base(name)); len(l.found) > 1 {
+		if slices.Contains(l.found[:len(l.found)-1], path.Base(name)) {
 			return fmt.Errorf("%w: two files /%s in one layer", oci.ErrFormat, name)
 		}
-		if len(t.found) > maxFound {
-			return t.severalError()
+		if len(l.found) > maxFound {
+			return l.severalError()
 		}
 		return nil // more names, for the error
 	}
-	if err := t.u.checkName(t.bound.number, path.Base(name)); err != nil {
+	if err := l.u.checkName(l.bound.number, path.Base(name)); err != nil {
 		return err
 	}
-	// Of a sparse entry, less than its size comes from the archive.
-	t.other += min(header.Size, t.u.fileLimit())
-	out := t.u.writer(t.file, 0, t.u.fileLimit(), t.bound)
+	// A sparse entry has fewer bytes in the archive than its size.
+	l.other += min(header.Size, l.u.fileLimit())
+	out := l.u.writer(l.file, 0, l.u.fileLimit(), l.bound)
 	hash := digest.Canonical.Digester()
 	if _, err := io.CopyBuffer(io.MultiWriter(hash.Hash(), out), readers.Only(content), make([]byte, readers.BufferSize)); err != nil {
 		return tarError(err)
 	}
-	t.state = diskState{Name: path.Base(name), Size: out.Size(), Digest: hash.Digest()}
+	l.state = diskState{Name: path.Base(name), Size: out.Size(), Digest: hash.Digest()}
 	return out.Finish()
 }
 
-// tarError: what tar says of a stream is about its content.
+// tarError marks errors of the archive as damaged content.
 func tarError(err error) error {
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return &decompress.DamagedError{Err: err}
@@ -239,7 +237,7 @@ func tarError(err error) error {
 	return err
 }
 
-// A boundedReader fails, with [ErrHostile], instead of reading more than left.
+// A boundedReader fails with [oci.ErrInvalid] if it would return more than left bytes.
 type boundedReader struct {
 	r    io.Reader
 	left *int64
@@ -248,7 +246,7 @@ type boundedReader struct {
 func (b *boundedReader) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	if *b.left -= int64(n); *b.left < 0 {
-		return 0, fmt.Errorf("%w: the layers unpack to more than is allowed beside a disk", oci.ErrHostile)
+		return 0, fmt.Errorf("%w: the layers have too much content beside the disk", oci.ErrHostile)
 	}
 	return n, err
 }

@@ -1,2 +1,2 @@
-// Package unpack makes disks of the plan of an image.
+// Package unpack writes the disks of an image from its plan.
 package unpack

@@ -17,11 +17,11 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// maxReused is the largest piece that is reused, in bytes: it is verified in
-// memory before it is taken over.
+// maxReused is the maximum size of chunks that are reused, in bytes: they are verified in
+// memory.
 const maxReused = format.MaxChunkSize
 
-// A storedChunk is a piece in a disk of an image in the store.
+// A storedChunk is a chunk in a disk of an image in the store.
 type storedChunk struct {
 	Disk   string        `json:"disk"`
 	Offset int64         `json:"offset"`
@@ -31,18 +31,16 @@ type storedChunk struct {
 	dir string
 }
 
-// A chunkIndex finds pieces by the digest of their content. The nil index is
-// empty.
+// A chunkIndex finds stored chunks by digest. A nil index is empty.
 type chunkIndex struct {
 	chunks map[digest.Digest]storedChunk
 
 	mu    sync.Mutex
-	files map[string]*os.File // open ones by path; nil for those that cannot be opened
+	files map[string]*os.File // open files by path; nil if a file cannot be opened
 }
 
-// findChunks looks in the directories of all images in the directory images for the pieces that a plan needs.
-// The images need not be held: those removed meanwhile are not found, or stay
-// readable to us.
+// findChunks finds the chunks of a plan in the images below the directory images. It needs no
+// locks: a removed image is not found, or its open files stay readable.
 func findChunks(images string, plan *format.Plan) *chunkIndex {
 	wanted := map[digest.Digest]bool{}
 	for _, disk := range plan.Disks {
@@ -67,8 +65,7 @@ func findChunks(images string, plan *format.Plan) *chunkIndex {
 	return index
 }
 
-// readChunkTable is empty for a table that cannot be read: what it would have
-// told is transferred again.
+// readChunkTable returns nil for an unreadable table; its chunks are transferred again.
 func readChunkTable(path string) []storedChunk {
 	raw, err := os.ReadFile(path)
 	if err != nil {
@@ -106,11 +103,11 @@ func (u *unpacker) writeChunkTable(disks []oci.Disk) error {
 	return nil
 }
 
-// has reports whether any piece of the plan is in the store.
+// has reports whether any chunk of the plan is in the store.
 func (x *chunkIndex) has(*format.Plan) bool { return x != nil && len(x.chunks) > 0 }
 
-// reuse takes a piece over from another image, if one has it. Where the file
-// system can, the two then share their blocks.
+// reuse copies a chunk from another image, if one has it. They share blocks if the file
+// system can.
 func (x *chunkIndex) reuse(p *chunk) (done bool, err error) {
 	if x == nil {
 		return false, nil
@@ -128,7 +125,7 @@ func (x *chunkIndex) reuse(p *chunk) (done bool, err error) {
 		return false, nil
 	}
 	if p.stream.Digest.Algorithm().FromBytes(content) != p.stream.Digest {
-		return false, nil // a header that was rewritten, or a disk that fails
+		return false, nil // a rewritten header, or a faulty disk
 	}
 	if cloneRange(p.file, p.stream.Offset, from, stored.Offset, stored.Size) == nil {
 		return true, nil
@@ -164,9 +161,8 @@ func (x *chunkIndex) Close() error {
 	return err
 }
 
-// cloneRange makes a range of to share its blocks with one of from (btrfs, XFS,
-// bcachefs, newer NFS). Base disks never change, so the content that was just
-// verified is the one that is cloned.
+// cloneRange makes a range of to share blocks with a range of from (btrfs, XFS, bcachefs,
+// NFS 4.2). Base disks never change after their content was verified.
 func cloneRange(to *os.File, toOffset int64, from *os.File, fromOffset, size int64) error {
 	return unix.IoctlFileCloneRange(int(to.Fd()), &unix.FileCloneRange{
 		Src_fd: int64(from.Fd()), Src_offset: uint64(fromOffset), Src_length: uint64(size), Dest_offset: uint64(toOffset),

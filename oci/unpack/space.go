@@ -11,24 +11,24 @@ import (
 	"gitlab-sardine-executor/oci/space"
 )
 
-// freeBefore is the room that there was when a pull began.
+// freeBefore is the space at the beginning of a pull.
 type freeBefore struct {
-	free int64 // bytes; -1 if the file system does not say
-	held int64 // bytes, by what an interrupted pull left
+	free int64 // bytes; -1 if unknown
+	held int64 // bytes used by an interrupted pull
 }
 
-// checkFreeSpace refuses an image that cannot fit before anything is transferred. A
-// decompressed disk takes at least the space of its compressed form, or nearly so.
+// checkFreeSpace refuses an image that cannot fit, before the transfer. It assumes that disks
+// take at least their compressed size.
 func (u *unpacker) checkFreeSpace() error {
 	u.space = freeBefore{free: -1, held: space.Allocated(u.dir)}
 	now, err := u.room.Ask(u.dir)
 	if err != nil {
-		return nil // then we shall see
+		return nil // try without
 	}
 	u.space.free = now.Free
 	reserve := u.room.Reserve.Of(now.Total)
 	var needed int64
-	if !u.stored.has(u.plan) { // else parts of it need not be stored again
+	if !u.stored.has(u.plan) { // otherwise parts of it are stored already
 		needed = max(0, u.plan.TransferSize()-u.space.held)
 	}
 	if needed > now.Free {
@@ -41,7 +41,7 @@ func (u *unpacker) checkFreeSpace() error {
 	return nil
 }
 
-// diskFull says how much room was needed, and how much there was.
+// diskFull adds to an ENOSPC how much space was needed and how much was free.
 func (u *unpacker) diskFull(err error) error {
 	var reserved *space.ReserveError
 	if errors.As(err, &reserved) || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
@@ -49,7 +49,7 @@ func (u *unpacker) diskFull(err error) error {
 	}
 	needed := u.plan.UnpackedSize()
 	if needed == 0 {
-		// By what has come so far.
+		// Extrapolate from the bytes received so far.
 		written, received := space.Allocated(u.dir)-u.space.held, max(u.received.Load(), 1)
 		needed = int64(float64(written) * float64(u.plan.TransferSize()) / float64(received))
 	}

@@ -21,25 +21,24 @@ import (
 	"gitlab-sardine-executor/oci/unpack/decompress"
 )
 
-// Buffers between decompression, and digest and disk.
+// Buffers between decompression and the goroutine that writes.
 const (
 	plainBuffers = 4
 	plainBuffer  = 1 << 20
 )
 
-// A diskState is what an interrupted pull leaves beside a disk that comes as one
-// stream. It is believed only where the disk's bytes have the digest.
+// A diskState is stored beside a disk of one stream, for the pull that resumes. It is only
+// used if the disk has the digest.
 type diskState struct {
 	Name string `json:"name,omitempty"` // in the gzip header
-	// Size and Digest of what is finished.
+	// Size and Digest of the part that is written.
 	Size   int64         `json:"size"`
 	Digest digest.Digest `json:"digest"`
-	// Mark is where to go on; nil if the disk is complete.
+	// Checkpoint is where to resume; nil if the disk is complete.
 	Checkpoint *decompress.Checkpoint `json:"mark,omitempty"`
 }
 
-// A streamDisk is a disk that comes as one stream and is written from its
-// beginning to its end.
+// A streamDisk is a disk of one stream, written sequentially.
 type streamDisk struct {
 	u      *unpacker
 	number int
@@ -55,7 +54,7 @@ func (u *unpacker) statePath(i int) string {
 	return filepath.Join(u.dir, chain.Unnamed(i)+".json")
 }
 
-// unpackStream makes a disk of its only stream.
+// unpackStream writes a disk from its stream.
 func (u *unpacker) unpackStream(ctx context.Context, i int, f *os.File, stream format.Stream) (diskState, error) {
 	d := &streamDisk{u: u, number: i, file: f, stream: stream, bound: u.newBound(i)}
 	if err := d.loadState(); err != nil {
@@ -76,14 +75,14 @@ func (u *unpacker) unpackStream(ctx context.Context, i int, f *os.File, stream f
 		return diskState{}, err
 	}
 	d.state.Checkpoint = nil
-	// The state must not outlive the bytes it tells of.
+	// Sync the data before the state that describes it.
 	if err := f.Sync(); err != nil {
 		return diskState{}, err
 	}
 	return d.state, d.saveState()
 }
 
-// loadState takes up what an interrupted pull left, if it is sound.
+// loadState reads the state of an interrupted pull, if the disk matches it.
 func (d *streamDisk) loadState() error {
 	d.hash = digest.Canonical.Hash()
 	raw, err := os.ReadFile(d.u.statePath(d.number))
@@ -105,7 +104,7 @@ func (d *streamDisk) verify() bool {
 
 func (d *streamDisk) sum() digest.Digest { return digest.NewDigest(digest.Canonical, d.hash) }
 
-// saveState makes the next pull go on here, should this one be interrupted.
+// saveState stores the state for a pull that resumes.
 func (d *streamDisk) saveState() error {
 	raw, err := json.Marshal(d.state)
 	if err != nil {
@@ -146,24 +145,24 @@ func (d *streamDisk) write(ctx context.Context) error {
 	var consumed error
 	group.Go(func() error {
 		if consumed = d.consume(full, empty); consumed != nil {
-			cancel() // nobody waits for the registry any more
+			cancel() // stop reading from the registry
 		}
 		return consumed
 	})
 	err = group.Wait()
 	if consumed != nil {
-		err = consumed // and not that the registry was told to stop because of it
+		err = consumed // the cause of the cancellation
 	}
-	// Only after Close is blobs ours again.
+	// Until Close, another goroutine reads blobs.
 	if err := errors.Join(err, plain.Close()); err != nil {
 		return blobs.Explain(err)
 	}
-	// The decompressor may stop before the end of the last blob; its digest counts.
+	// The decompressor may stop before the end of the last blob, which must be verified.
 	return blobs.Finish()
 }
 
-// source opens the stream where the state says. A stream in several blobs leaves
-// a mark in each, so that those before need not come again.
+// source opens the stream at the checkpoint. A stream of several blobs has checkpoints in
+// each, so that earlier blobs are not read again.
 func (d *streamDisk) source(ctx context.Context) (*blobreader.Sequence, decompress.Options, error) {
 	how := decompress.Options{Compression: d.stream.Compression, Window: decompress.ZstdWindow, Resume: d.state.Checkpoint}
 	blobs := d.stream.Blobs
@@ -177,7 +176,7 @@ func (d *streamDisk) source(ctx context.Context) (*blobreader.Sequence, decompre
 	how.WantCheckpoint = oncePerBlob(blobs, start)
 	sequence := d.u.blobs(ctx, blobs)
 	if how.Resume != nil {
-		// The whole blob is read, for its digest.
+		// Read the blob from its beginning, to verify its digest.
 		if _, err := io.CopyN(io.Discard, readers.Only(sequence), how.Resume.Compressed-start); err != nil {
 			return nil, how, errors.Join(err, sequence.Close())
 		}
@@ -185,13 +184,13 @@ func (d *streamDisk) source(ctx context.Context) (*blobreader.Sequence, decompre
 	return sequence, how, nil
 }
 
-// oncePerBlob is true for the first offset of each blob that is asked about,
-// other than the first blob.
+// oncePerBlob returns a function that is true for the first offset in each blob but the
+// first.
 func oncePerBlob(blobs []v1.Descriptor, start int64) func(int64) bool {
 	if len(blobs) < 2 {
 		return nil
 	}
-	end := start + blobs[0].Size // of the blob of the last mark
+	end := start + blobs[0].Size // of the blob of the last checkpoint
 	rest := blobs[1:]
 	return func(offset int64) bool {
 		if offset < end || len(rest) == 0 {
@@ -205,13 +204,13 @@ func oncePerBlob(blobs []v1.Descriptor, start int64) func(int64) bool {
 	}
 }
 
-// A segment is a piece of a decompressed stream on its way to the disk.
+// A segment is a part of a decompressed stream.
 type segment struct {
 	bytes      []byte
-	checkpoint *decompress.Checkpoint // behind the bytes; nil if there is none
+	checkpoint *decompress.Checkpoint // after the bytes; may be nil
 }
 
-// produce reads a stream into segments, whose buffers come back by empty.
+// produce reads a stream into segments. Their buffers are returned through empty.
 func produce(ctx context.Context, plain *decompress.Stream, full chan<- segment, empty <-chan []byte) error {
 	allocated := 0
 	for {
@@ -241,7 +240,7 @@ func produce(ctx context.Context, plain *decompress.Stream, full chan<- segment,
 	}
 }
 
-// readSegment reads until the buffer is full, a mark is reached or the stream ends.
+// readSegment reads until the buffer is full, a checkpoint is reached or the stream ends.
 func readSegment(plain *decompress.Stream, buffer []byte) (segment, error) {
 	n := 0
 	for n < len(buffer) {
@@ -268,7 +267,7 @@ func (d *streamDisk) consume(full <-chan segment, empty chan<- []byte) error {
 		if s.checkpoint != nil {
 			d.state.Checkpoint = s.checkpoint
 			if err := d.saveState(); err != nil {
-				return fmt.Errorf("noting how far the disk is: %w", err)
+				return fmt.Errorf("saving the state of the disk: %w", err)
 			}
 		}
 		empty <- s.bytes[:cap(s.bytes)]

@@ -26,18 +26,18 @@ import (
 	"gitlab-sardine-executor/oci/unpack/sparse"
 )
 
-// Bounds on what one image may ask for, in bytes where they are sizes.
+// Limits for one image.
 const (
 	maxDisks = 64
-	// parallelDisks is how many disks are unpacked at once: each keeps about two
-	// processors busy.
+	// parallelDisks is how many disks are unpacked at once; each uses about two
+	// processors.
 	parallelDisks = 3
-	// parallelPieces is how many pieces of disks are transferred at once.
+	// parallelChunks is how many chunks are transferred at once.
 	parallelChunks = 6
 )
 
-// An unpacker carries out a plan in a directory that is empty, or that an
-// interrupted pull of the same image left.
+// An unpacker writes the disks of a plan into a directory. The directory is empty or has the
+// files of an interrupted pull of the same image.
 type unpacker struct {
 	src      transport.Source
 	dir      string
@@ -45,11 +45,11 @@ type unpacker struct {
 	maxDisk  int64
 	progress oci.Progress
 	stored   *chunkIndex // of the images in the store
-	// domainXML and guest are what the image says of itself without its disks.
+	// domainXML and guest are the other parts of the image.
 	domainXML []byte
 	guest     oci.GuestConfig
 
-	chunks   chan struct{} // a place for each piece under way
+	chunks   chan struct{} // a slot for each chunk in progress
 	received atomic.Int64  // of all blobs, in bytes
 	space    freeBefore
 	room     *space.Budget
@@ -59,25 +59,25 @@ type unpacker struct {
 	extending sync.Mutex
 }
 
-// Options say where an image is unpacked.
+// Options of [Run].
 type Options struct {
-	// Dir is empty, or what an interrupted pull of the same image left.
+	// Dir is empty or has the files of an interrupted pull of the same image.
 	Dir string
-	// Images holds the directories of other images, from which pieces are reused.
+	// Images has the directories of other images, for chunks to reuse.
 	Images string
-	// DomainXML and Guest are what the image says of itself without its disks.
+	// DomainXML and Guest are the other parts of the image.
 	DomainXML []byte
 	Guest     oci.GuestConfig
-	// MaxDisk is the largest disk accepted, in bytes.
+	// MaxDisk is the maximum size of a disk, in bytes.
 	MaxDisk int64
-	// Reserve stays free on the file system, which Ask asks for its free space.
+	// Reserve stays free on the file system. Ask measures its free space.
 	Reserve  space.Reserve
 	Ask      func(dir string) (space.Room, error)
 	Progress oci.Progress
 }
 
-// Run makes all files of an image and checks them. The image it returns
-// lacks its digest, reference and directory.
+// Run writes and checks all files of an image. The image that it returns has no digest,
+// reference and directory yet.
 func Run(ctx context.Context, src transport.Source, plan *format.Plan, o Options) (*oci.Image, error) {
 	u := &unpacker{
 		src: src, dir: o.Dir, plan: plan, domainXML: o.DomainXML, guest: o.Guest, maxDisk: o.MaxDisk, progress: o.Progress,
@@ -87,8 +87,6 @@ func Run(ctx context.Context, src transport.Source, plan *format.Plan, o Options
 	return image, errors.Join(err, u.stored.Close(), u.announced.End())
 }
 
-// run makes all files of the image and checks them. The image it returns lacks
-// its digest, reference and directory.
 func (u *unpacker) run(ctx context.Context) (*oci.Image, error) {
 	image := &oci.Image{
 		Format:       u.plan.Format,
@@ -118,7 +116,7 @@ func (u *unpacker) run(ctx context.Context) (*oci.Image, error) {
 	return image, u.complete(image)
 }
 
-// complete gives the finished files their names, checks and seals them.
+// complete renames, checks and seals the finished files.
 func (u *unpacker) complete(image *oci.Image) error {
 	if err := chain.NameDisks(u.dir, image.Disks); err != nil {
 		return err
@@ -135,18 +133,18 @@ func (u *unpacker) complete(image *oci.Image) error {
 	}
 	for i := range u.plan.Disks {
 		if err := os.Remove(u.statePath(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("tidying the image's directory: %w", err)
+			return fmt.Errorf("cleaning up the image's directory: %w", err)
 		}
 	}
 	return nil
 }
 
-// unpackDisk makes the file of the disk with number i, synced. It stays under a
-// name of ours until every disk's own name is known.
+// unpackDisk writes and syncs the file of disk i. The file gets its final name when the names
+// of all disks are known.
 func (u *unpacker) unpackDisk(ctx context.Context, i int, disk format.Disk) (result oci.Disk, err error) {
 	f, err := u.openDisk(i)
 	if err != nil {
-		return oci.Disk{}, fmt.Errorf("making disk %d: %w", i, err)
+		return oci.Disk{}, fmt.Errorf("creating disk %d: %w", i, err)
 	}
 	defer func() { err = errors.Join(u.diskFull(err), f.Close()) }()
 	var state diskState
@@ -178,8 +176,8 @@ func (u *unpacker) unpackDisk(ctx context.Context, i int, disk format.Disk) (res
 	return result, nil
 }
 
-// openDisk opens the file of a disk, which may be there already. A pull that was
-// interrupted at its very end has named it.
+// openDisk opens or creates the file of a disk. If a pull was interrupted at its very end,
+// the file has its final name.
 func (u *unpacker) openDisk(i int) (*os.File, error) {
 	path := filepath.Join(u.dir, chain.Unnamed(i))
 	if name, err := chain.DiskName(u.nameOf(i), i); err == nil {
@@ -195,14 +193,14 @@ func (u *unpacker) openDisk(i int) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 }
 
-// nameOf is the name that a disk has as far as it is known now.
+// nameOf returns the name of a disk, as far as it is known.
 func (u *unpacker) nameOf(i int) string {
 	if name := u.plan.Disks[i].Name; name != "" {
 		return name
 	}
 	var state diskState
 	if raw, err := os.ReadFile(u.statePath(i)); err == nil {
-		_ = json.Unmarshal(raw, &state) // a state that cannot be read names nothing
+		_ = json.Unmarshal(raw, &state) // an unreadable state has no name
 	}
 	return state.Name
 }
@@ -211,8 +209,8 @@ func (u *unpacker) blobs(ctx context.Context, blobs []v1.Descriptor) *blobreader
 	return blobreader.New(ctx, u.src, blobs, u.progress, &u.received)
 }
 
-// fileLimit is the largest file for a disk of the largest size: a full qcow2 is a
-// little larger than what it holds.
+// fileLimit returns the maximum size of a disk file: a full qcow2 file is slightly larger
+// than its content.
 func (u *unpacker) fileLimit() int64 { return fileLimit(u.maxDisk) }
 
 func fileLimit(maxDisk int64) int64 {
@@ -226,8 +224,8 @@ func (u *unpacker) writer(f *os.File, offset, limit int64, b *bound) *sparse.Wri
 	return &sparse.Writer{File: f, Offset: offset, Limit: limit, Admit: b.admit, Room: u.room}
 }
 
-// diskFormat is "qcow2" or "raw". Where the image says raw, the file is raw
-// whatever its first bytes: the guest wrote them.
+// diskFormat returns "qcow2" or "raw". A disk that the image calls raw is raw whatever its
+// first bytes, which a guest may have written.
 func diskFormat(f *os.File, content format.Content) (string, error) {
 	if content == format.Raw || content == format.ISO {
 		return "raw", nil
@@ -245,7 +243,7 @@ func diskFormat(f *os.File, content format.Content) (string, error) {
 	return "raw", nil
 }
 
-// sealDisks makes the disks durable and read-only.
+// sealDisks makes the disks read-only and syncs them.
 func sealDisks(dir string, disks []oci.Disk) error {
 	for _, disk := range disks {
 		f, err := os.Open(filepath.Join(dir, disk.Name))

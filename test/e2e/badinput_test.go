@@ -83,7 +83,7 @@ func TestBadInput(t *testing.T) {
 		{
 			"text instead of a disk",
 			func(t *testing.T, s *site, job *gitlab.Job) { job.Image.Name = s.pushDescribed(t, "", "octet-stream") },
-			gitlab.BuildFailure, []string{"vms/described:1", "it is no disk, but text"},
+			gitlab.BuildFailure, []string{"vms/described:1", "it is not a disk but text"},
 		},
 		{
 			"storage_reserve that is reached",

@@ -1,3 +1,3 @@
-// Package ocitest has what the tests of several packages of oci share: images made by
-// hand, and registries that fail.
+// Package ocitest provides images, layouts and faulty registries for the tests of package
+// oci and those below it.
 package ocitest

@@ -1,2 +1,2 @@
-// Package readers has the readers that the packages of oci share.
+// Package readers has small readers and writers that the packages of oci share.
 package readers

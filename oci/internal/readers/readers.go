@@ -7,14 +7,13 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// onlyReader hides WriteTo, by which io.Copy would bypass the buffer's size.
+// onlyReader hides WriteTo, which would make io.CopyBuffer ignore its buffer.
 type onlyReader struct{ io.Reader }
 
-// onlyWriter hides what else a file can do: io.CopyBuffer would let it read from
-// the source with a buffer of its own.
+// onlyWriter hides ReadFrom, which would make io.CopyBuffer ignore its buffer.
 type onlyWriter struct{ io.Writer }
 
-// contextReader makes a copy end when its context does.
+// contextReader fails once its context is done.
 type contextReader struct {
 	ctx context.Context
 	r   io.Reader
@@ -38,7 +37,7 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Counted counts what was read from r.
+// A Counted reader counts the bytes read from r.
 type Counted struct {
 	r io.Reader
 	n int64
@@ -50,23 +49,23 @@ func (c *Counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// BufferSize is the size of the buffers of copies, in bytes.
+// BufferSize is the size of copy buffers, in bytes.
 const BufferSize = 256 << 10
 
-// Only hides what else r can do.
+// Only hides all methods of r but Read.
 func Only(r io.Reader) io.Reader { return onlyReader{r} }
 
-// OnlyWriter hides what else w can do.
+// OnlyWriter hides all methods of w but Write.
 func OnlyWriter(w io.Writer) io.Writer { return onlyWriter{w} }
 
-// WithContext makes reading r end when ctx does.
+// WithContext returns a reader of r that fails once ctx is done.
 func WithContext(ctx context.Context, r io.Reader) io.Reader { return contextReader{ctx, r} }
 
-// Counting tells transfer what is read from r.
+// Counting returns a reader of r that reports the bytes read to transfer.
 func Counting(r io.Reader, transfer oci.Transfer) io.Reader { return &countingReader{r, transfer} }
 
-// NewCounted counts what is read from r, beginning with n.
+// NewCounted counts the bytes read from r, starting at n.
 func NewCounted(r io.Reader, n int64) *Counted { return &Counted{r: r, n: n} }
 
-// Count is the number of bytes read.
+// Count returns the number of bytes read.
 func (c *Counted) Count() int64 { return c.n }

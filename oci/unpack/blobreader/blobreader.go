@@ -16,15 +16,15 @@ import (
 	"gitlab-sardine-executor/oci/unpack/decompress"
 )
 
-// Sequence reads blobs one after the other as one stream, each verified.
+// A Sequence reads blobs as one stream and verifies each.
 type Sequence struct {
 	ctx      context.Context
 	src      transport.Source
-	blobs    []v1.Descriptor // still to be opened
+	blobs    []v1.Descriptor // not opened yet
 	progress oci.Progress
 	received *atomic.Int64 // of all blobs of the image, in bytes
 
-	coming   chan openedBlob // the next one, being opened while this one is read; nil if none is
+	coming   chan openedBlob // the next blob, which is opened in the background; may be nil
 	open     io.Closer       // nil if none is
 	reader   *transport.Verifier
 	transfer oci.Transfer
@@ -56,15 +56,14 @@ func (b *Sequence) Read(p []byte) (int, error) {
 	}
 }
 
-// An openedBlob is a blob that is ready to be read, or why it is not.
+// An openedBlob is a blob, or the error of opening it.
 type openedBlob struct {
 	content io.ReadCloser
 	err     error
 }
 
-// next takes the next blob and has the one after it opened, so that a stream of
-// many pieces does not wait for each answer. The network's own buffers bound how
-// much of it comes before it is read.
+// next switches to the next blob and starts to open the one after it, so that a stream of
+// many blobs does not wait for each response. Only the buffers of the network read ahead.
 func (b *Sequence) next() error {
 	if len(b.blobs) == 0 {
 		return io.EOF
@@ -95,7 +94,7 @@ func (b *Sequence) startOpening() {
 	}()
 }
 
-// end closes the blob under way.
+// end closes the current blob.
 func (b *Sequence) end(err error) {
 	if errors.Is(err, io.EOF) {
 		err = nil
@@ -105,14 +104,14 @@ func (b *Sequence) end(err error) {
 	b.open, b.reader, b.err = nil, nil, err
 }
 
-// Finish reads what is left, to verify it.
+// Finish reads and verifies the rest.
 func (b *Sequence) Finish() error {
 	_, err := io.Copy(io.Discard, readers.Only(b))
 	return err
 }
 
-// Explain chooses between the error of a decompressor and the reason behind it:
-// a blob that could not be read or is not what its manifest says.
+// Explain replaces the error of a decompressor by its cause, if a blob cannot be read or does
+// not match its descriptor.
 func (b *Sequence) Explain(err error) error {
 	var damaged *decompress.DamagedError
 	if !errors.As(err, &damaged) {
@@ -138,15 +137,14 @@ func (b *Sequence) Close() error {
 	return nil
 }
 
-// closeUnread closes a blob that nobody wants any more.
+// closeUnread closes a blob that was opened in the background.
 func closeUnread(coming <-chan openedBlob) {
 	if blob := <-coming; blob.err == nil {
 		_ = blob.content.Close()
 	}
 }
 
-// New reads blobs of src one after the other, and adds what it reads to
-// received.
+// New returns a Sequence of blobs of src. It adds the bytes read to received.
 func New(ctx context.Context, src transport.Source, blobs []v1.Descriptor, progress oci.Progress, received *atomic.Int64) *Sequence {
 	return &Sequence{ctx: ctx, src: src, blobs: blobs, progress: progress, received: received}
 }

@@ -1,2 +1,2 @@
-// Package blobreader reads blobs one after the other as one stream.
+// Package blobreader reads a sequence of blobs as one stream and verifies each.
 package blobreader

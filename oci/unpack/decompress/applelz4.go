@@ -9,20 +9,20 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// Apple's compression library frames LZ4 in its own way (lz4_stream in its
-// documentation of COMPRESSION_LZ4): blocks of
+// Apple's compression library has its own LZ4 framing (documentation of COMPRESSION_LZ4):
+// blocks of
 //
 //	"bv41", raw size, packed size, packed bytes
 //	"bv4-", raw size, raw bytes
 //
-// with little-endian 32-bit sizes, ended by "bv4$". A packed block may refer back
-// to what came before it, by as much as LZ4 can.
+// with little-endian 32-bit sizes, and "bv4$" at the end. A packed block may refer to the
+// content before it, as far back as LZ4 allows.
 const (
-	appleBlock   = 4 << 20 // the largest that is accepted; Apple writes 64 KiB
+	appleBlock   = 4 << 20 // maximum size; Apple writes 64 KiB
 	appleHistory = 64 << 10
 )
 
-// An appleLZ4 decompresses one stream of Apple's.
+// An appleLZ4 decompresses one stream.
 type appleLZ4 struct {
 	r       io.Reader
 	packed  []byte
@@ -46,7 +46,7 @@ func (a *appleLZ4) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next reads a block; io.EOF after the last.
+// next reads a block. It returns io.EOF after the last.
 func (a *appleLZ4) next() error {
 	var magic [4]byte
 	if _, err := io.ReadFull(a.r, magic[:]); err != nil {
@@ -55,7 +55,7 @@ func (a *appleLZ4) next() error {
 	a.remember()
 	switch string(magic[:]) {
 	case "bv4$":
-		// Nothing may follow: it would be content that nobody sees.
+		// No bytes may follow: they would be hidden content.
 		if n, err := a.r.Read(magic[:1]); n > 0 || !errors.Is(err, io.EOF) {
 			return errors.Join(errors.New("LZ4: bytes after the end"), err)
 		}
@@ -94,13 +94,13 @@ func (a *appleLZ4) unpack() error {
 		return fmt.Errorf("LZ4: %w", err)
 	}
 	if n != size {
-		return fmt.Errorf("LZ4: a block of %d bytes that says %d", n, size)
+		return fmt.Errorf("LZ4: a block of %d bytes, its header says %d", n, size)
 	}
 	a.left = a.raw
 	return nil
 }
 
-// remember keeps the end of what was read so far.
+// remember keeps the last bytes that were read.
 func (a *appleLZ4) remember() {
 	a.history = append(a.history, a.raw...)
 	if over := len(a.history) - appleHistory; over > 0 {
@@ -128,7 +128,7 @@ func resize(b []byte, n int) []byte {
 	return b[:n]
 }
 
-// noEOF: the stream ends where it must not.
+// noEOF turns io.EOF in the middle of a stream into io.ErrUnexpectedEOF.
 func noEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF

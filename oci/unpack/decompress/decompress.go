@@ -16,14 +16,13 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// Buffers between the goroutines of one stream: network and digest, then
-// decompression, then digest and disk. They bound the memory of a pull.
+// Buffers between the goroutines of a stream, which limit the memory of a pull.
 const (
 	readBuffers = 8
 	readBuffer  = 512 << 10
-	// zstdWindow is the largest window that is accepted: zstd --long=27.
+	// ZstdWindow is the maximum window for zstd, as of zstd --long=27.
 	ZstdWindow = 128 << 20
-	// pieceWindow is the largest in pieces, of which many are unpacked at once.
+	// ChunkWindow is the maximum window for chunks; many are unpacked at once.
 	ChunkWindow = 8 << 20
 )
 
@@ -33,22 +32,21 @@ var (
 	MagicXZ   = []byte{0xfd, '7', 'z', 'X', 'Z', 0}
 )
 
-// isSkippable: the magic bytes of a frame that zstd skips (RFC 8878, 3.1.2), as pzstd
-// puts before each of its own.
+// isSkippable recognizes a skippable frame of zstd (RFC 8878, 3.1.2). pzstd writes one before
+// each frame.
 func isSkippable(magic []byte) bool {
 	return len(magic) >= 4 && magic[0]&0xf0 == 0x50 && bytes.Equal(magic[1:4], []byte{0x2a, 0x4d, 0x18})
 }
 
-// A Stream is a decompressed stream. Once Close has returned, nothing reads
-// from the compressed one any more.
+// A Stream is a decompressed stream. Once Close has returned, nothing reads the compressed
+// stream any more.
 type Stream struct {
 	io.Reader
-	gzip   *gzipReader    // nil if it is no gzip
+	gzip   *gzipReader    // nil for other compressions
 	closer []func() error // in order
 }
 
-// Name of the file in the gzip header, as its packer called it and not to be
-// trusted; empty if there is none.
+// Name returns the untrusted file name in the gzip header; empty if there is none.
 func (p *Stream) Name() string {
 	if p.gzip == nil {
 		return ""
@@ -65,6 +63,7 @@ func (p *Stream) Checkpoint() *Checkpoint {
 	return p.gzip.checkpoint()
 }
 
+// Close stops reading the compressed stream.
 func (p *Stream) Close() error {
 	var err error
 	for _, c := range p.closer {
@@ -74,8 +73,8 @@ func (p *Stream) Close() error {
 	return err
 }
 
-// Read marks every error as one of the stream's content. Whether the cause lies
-// further down, [blobreader.Sequence.explain] tells.
+// Read returns errors as [DamagedError]. If the cause is the compressed stream itself,
+// blobreader.Sequence.Explain finds it.
 func (p *Stream) Read(b []byte) (int, error) {
 	n, err := p.Reader.Read(b)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -84,23 +83,24 @@ func (p *Stream) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// DamagedError: the bytes that came are not what the compression promises.
+// A DamagedError says that the compressed data is invalid.
 type DamagedError struct{ Err error }
 
 func (e *DamagedError) Error() string { return "damaged layer: " + e.Err.Error() }
 func (e *DamagedError) Unwrap() error { return e.Err }
 
-// An Options says how to decompress a stream.
+// Options say how to decompress a stream.
 type Options struct {
 	Compression format.Compression
-	Window      int // the largest that zstd and xz may ask for, in bytes
-	// wanted and from are those of gunzip; nil where a stream starts at its beginning
-	// and needs no marks.
+	Window      int // maximum window or dictionary of zstd and xz, in bytes
+	// WantCheckpoint reports whether to stop for a checkpoint at an offset of the
+	// compressed stream; nil means never. Resume is a checkpoint to start from; nil means
+	// the beginning.
 	WantCheckpoint func(compressed int64) bool
 	Resume         *Checkpoint
 }
 
-// OpenAhead reads r in a goroutine of its own and decompresses what comes.
+// OpenAhead decompresses r, and reads it in another goroutine.
 func (d Options) OpenAhead(r io.Reader) (*Stream, error) {
 	ahead, err := readahead.NewReaderSize(r, readBuffers, readBuffer)
 	if err != nil {
@@ -110,7 +110,7 @@ func (d Options) OpenAhead(r io.Reader) (*Stream, error) {
 	return d.start(p, bufio.NewReader(ahead))
 }
 
-// Open decompresses r as it is read.
+// Open decompresses r.
 func (d Options) Open(r io.Reader) (*Stream, error) {
 	return d.start(&Stream{}, bufio.NewReaderSize(r, 64<<10))
 }
@@ -152,8 +152,8 @@ func (d Options) decode(p *Stream, r *bufio.Reader) (err error) {
 	case d.Compression == format.Zstd, bytes.HasPrefix(magic, MagicZstd), isSkippable(magic):
 		return d.zstd(p, r)
 	case bytes.HasPrefix(magic, MagicXZ):
-		// Of github.com/ulikunitz/xz, which is better kept, DictCap is the least that is
-		// allocated: a header of 12 bytes can ask for 4 GiB.
+		// github.com/ulikunitz/xz is better maintained, but has no limit for the dictionary:
+		// a header of 12 bytes makes it allocate 4 GiB.
 		p.Reader, err = xz.NewReader(r, uint32(d.Window))
 		return err
 	case d.Compression == format.Maybe, qcow2.IsQCOW2(magic):
@@ -163,12 +163,12 @@ func (d Options) decode(p *Stream, r *bufio.Reader) (err error) {
 	return fmt.Errorf("begins with % x: not gzip, xz, zstd or qcow2", magic)
 }
 
-// chunkDecoders are for windows of pieceWindow: an image has thousands of pieces.
+// chunkDecoders have windows of ChunkWindow. An image has thousands of chunks.
 var chunkDecoders sync.Pool
 
 func (d Options) zstd(p *Stream, r io.Reader) (err error) {
 	if d.Window != ChunkWindow {
-		// One goroutine for the blocks of a frame is what bounds the memory.
+		// Concurrency 1 limits the memory.
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(uint64(d.Window)))
 		if err != nil {
 			return err

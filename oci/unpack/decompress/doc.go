@@ -1,3 +1,3 @@
-// Package decompress decompresses the streams of disks: gzip, which can begin in the
-// middle, zstd, xz and LZ4 in the framing of Apple.
+// Package decompress decompresses disk streams: gzip, with checkpoints to resume from, zstd,
+// xz, and LZ4 in Apple's framing.
 package decompress

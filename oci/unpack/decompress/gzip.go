@@ -14,12 +14,11 @@ import (
 	"gitlab-sardine-executor/oci/unpack/decompress/inflate"
 )
 
-// A gzipReader decompresses gzip, with any number of members, and can be set up
-// again in the middle. That is why it is not gzip.Reader, which can not; it only
-// reads the headers here.
+// A gzipReader decompresses gzip with any number of members. Unlike gzip.Reader, which only
+// reads the headers here, it can resume at a checkpoint.
 type gzipReader struct {
 	in      *bufio.Reader
-	counted *readers.Counted // beneath in
+	counted *readers.Counted // below in
 	headers *gzip.Reader
 	deflate *inflate.Reader
 	name    string // in the header of the first member
@@ -28,26 +27,25 @@ type gzipReader struct {
 	crc      uint32
 	size     uint32 // of the member so far, modulo 2^32
 
-	// wanted is asked at the end of each deflate block whether to leave a mark there;
-	// nil if marks are of no use.
+	// wantCheckpoint is called at the end of each deflate block; nil means no checkpoints.
 	wantCheckpoint func(compressed int64) bool
-	err            error // which ended it; io.EOF after a stream that was right
+	err            error // io.EOF after a valid stream
 }
 
-// A Checkpoint is a place in a gzip stream from which decompression can go on.
+// A Checkpoint is a place in a gzip stream at which decompression can resume.
 type Checkpoint struct {
-	// Compressed offset of the byte with the first bit of the next block; Bit is its
-	// number. Raw is the offset in the decompressed stream.
+	// Compressed is the offset of the byte with the first bit of the next block, and Bit
+	// the number of this bit. Raw is the offset in the decompressed stream.
 	Compressed int64  `json:"compressed"`
 	Bit        uint8  `json:"bit"`
 	Raw        int64  `json:"raw"`
 	CRC        uint32 `json:"crc"`
 	Size       uint32 `json:"size"`
-	// Window is the last 32 KiB of the decompressed stream.
+	// Window has the last 32 KiB of the decompressed stream.
 	Window []byte `json:"window"`
 }
 
-// newGzipReader reads the header of a stream.
+// newGzipReader starts at the beginning of a stream.
 func newGzipReader(r io.Reader, wanted func(compressed int64) bool) (*gzipReader, error) {
 	g := &gzipReader{counted: readers.NewCounted(r, 0), wantCheckpoint: wanted}
 	g.in = bufio.NewReaderSize(g.counted, readBuffer)
@@ -57,14 +55,14 @@ func newGzipReader(r io.Reader, wanted func(compressed int64) bool) (*gzipReader
 	return g, nil
 }
 
-// resumeGzip goes on at a mark; r stands at mark.Compressed.
-func resumeGzip(r io.Reader, mark Checkpoint, wanted func(compressed int64) bool) (*gzipReader, error) {
-	g := &gzipReader{counted: readers.NewCounted(r, mark.Compressed), wantCheckpoint: wanted}
+// resumeGzip resumes at a checkpoint; r is at offset from.Compressed.
+func resumeGzip(r io.Reader, from Checkpoint, wanted func(compressed int64) bool) (*gzipReader, error) {
+	g := &gzipReader{counted: readers.NewCounted(r, from.Compressed), wantCheckpoint: wanted}
 	g.in = bufio.NewReaderSize(g.counted, readBuffer)
-	g.produced, g.crc, g.size = mark.Raw, mark.CRC, mark.Size
+	g.produced, g.crc, g.size = from.Raw, from.CRC, from.Size
 	var err error
-	// Offsets in the whole stream, so that those of later marks are too.
-	g.deflate, err = inflate.Resume(g.in, inflate.Checkpoint{Offset: mark.Compressed, Bit: mark.Bit, Window: mark.Window})
+	// Offsets count from the beginning of the whole stream.
+	g.deflate, err = inflate.Resume(g.in, inflate.Checkpoint{Offset: from.Compressed, Bit: from.Bit, Window: from.Window})
 	if err != nil {
 		return nil, err
 	}
@@ -73,8 +71,8 @@ func resumeGzip(r io.Reader, mark Checkpoint, wanted func(compressed int64) bool
 }
 
 func (g *gzipReader) header() error {
-	// gzip.Reader takes not a byte more than the header from a bufio.Reader. One is
-	// enough: a stream can have a member in every 20 bytes.
+	// gzip.Reader reads exactly the header from a bufio.Reader. It is reused, because a
+	// stream can have a member every 20 bytes.
 	if g.headers == nil {
 		g.headers = new(gzip.Reader)
 	}
@@ -89,12 +87,10 @@ func (g *gzipReader) header() error {
 		g.deflate = inflate.NewReader(g.in)
 		g.deflate.Pause = g.wantCheckpoint
 	}
-	// Of offsets in the whole stream.
 	return g.deflate.Reset(g.in, inflate.Checkpoint{Offset: g.counted.Count() - int64(g.in.Buffered())})
 }
 
-// Read returns no byte beyond a mark in the same call as those before it: ask
-// reached in between.
+// Read stops at checkpoints: call checkpoint after each Read.
 func (g *gzipReader) Read(p []byte) (int, error) {
 	for g.err == nil {
 		n, err := g.deflate.Read(p)
@@ -108,13 +104,14 @@ func (g *gzipReader) Read(p []byte) (int, error) {
 			g.err = err
 		}
 		if n > 0 || g.deflate.Paused() {
-			return n, nil // the next Read meets an error again
+			return n, nil // the next Read returns the error
 		}
 	}
 	return 0, g.err
 }
 
-// nextMember checks the member that ended; io.EOF if it was the last.
+// nextMember checks the end of a member and starts the next. It returns io.EOF after the
+// last.
 func (g *gzipReader) nextMember() error {
 	if err := g.trailer(); err != nil {
 		return err
@@ -128,7 +125,7 @@ func (g *gzipReader) nextMember() error {
 	return nil
 }
 
-// checkpoint is the mark at which the last Read ended; nil if it ended elsewhere.
+// checkpoint returns the place at which the last Read stopped, or nil.
 func (g *gzipReader) checkpoint() *Checkpoint {
 	if g.err != nil || !g.deflate.Paused() {
 		return nil

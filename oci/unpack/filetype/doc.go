@@ -1,2 +1,2 @@
-// Package filetype says what a file is by its first bytes.
+// Package filetype recognizes files by their first bytes.
 package filetype

@@ -11,7 +11,7 @@ import (
 
 const sector = 512
 
-// foreign are first bytes of files that are no disks.
+// foreign lists magic bytes of files that are no disks.
 var foreign = []struct {
 	offset int
 	magic  string
@@ -34,8 +34,8 @@ var foreign = []struct {
 	{0, "shdw", "a disk in Apple's format (ASIF)"},
 }
 
-// NotADisk says what a file is that no machine boots from; empty if one may. A boot
-// sector or a partition table settles it: whatever else stands around them.
+// NotADisk describes a file that no machine can boot from; it returns "" if one may. A boot
+// sector or a partition table is sufficient, whatever the rest.
 func NotADisk(head []byte) string {
 	if len(head) == 0 {
 		return "empty"
@@ -78,12 +78,12 @@ func isText(b []byte) bool {
 	return true
 }
 
-// isoDescriptor is where the volume descriptors of ISO 9660 begin: behind 16 sectors
-// of 2048 bytes.
+// isoDescriptor is the offset of the volume descriptors of ISO 9660, after 16 sectors of
+// 2048 bytes.
 const isoDescriptor = 16 * 2048
 
-// IsISO: an ISO 9660 image, which installs machines, or that runs without a disk. On a
-// disk that was one, and has partitions now, the descriptor lies in front of them.
+// IsISO recognizes ISO 9660 images: installers and live systems. A disk with partitions may
+// have an old descriptor before its first partition.
 func IsISO(head []byte) bool {
 	if len(head) < isoDescriptor+6 || string(head[isoDescriptor+1:isoDescriptor+6]) != "CD001" {
 		return false
@@ -92,7 +92,7 @@ func IsISO(head []byte) bool {
 	return first < 0 || first <= isoDescriptor/sector
 }
 
-// firstPartition is the first sector of the first partition; -1 if there is none.
+// firstPartition returns the first sector of the first partition; -1 if there is none.
 func firstPartition(head []byte) int64 {
 	first := int64(math.MaxInt64)
 	if hasGPT(head) && bytes.HasPrefix(head[sector:], []byte("EFI PART")) {

@@ -1,2 +1,2 @@
-// Package sparse writes files with holes.
+// Package sparse writes sparse files.
 package sparse

@@ -12,37 +12,35 @@ import (
 )
 
 const (
-	// sparseBlock is the granularity of holes: the block size of most file systems.
+	// SparseBlock is the granularity of holes: the block size of most file systems.
 	SparseBlock = 4096
-	// writeBehind is how many bytes are written before the kernel is asked to start
-	// with the disk; the sync at the end of a pull is then short.
+	// writeBehind is how many bytes are written before writeback is started, so that the
+	// sync at the end of a pull is short.
 	writeBehind = 8 << 20
 )
 
 var zeroBlock = make([]byte, SparseBlock)
 
-// A Writer writes to a file from an offset on and leaves holes where there
-// is nothing but zeroes. It refuses, with [ErrHostile], to write more than limit
-// bytes.
+// A Writer writes to a file from an offset on, with holes for zeroes. It returns
+// [oci.ErrInvalid] for more than Limit bytes.
 type Writer struct {
 	File   *os.File
-	Offset int64 // where the next byte belongs; a multiple of sparseBlock at first, for holes to be found
+	Offset int64 // of the next byte; starts at a multiple of SparseBlock
 	Limit  int64
-	// dense: the file may hold other bytes here than zeroes, so zeroes are written
-	// too.
+	// Dense makes it write zeroes, too: the file may have other bytes here.
 	Dense bool
-	// admit judges bytes before they are written, and room counts them; nil if the
-	// disk has none.
+	// Admit checks bytes before they are written, and Room accounts for them. Both may be
+	// nil.
 	Admit func(p []byte, offset int64) error
 	Room  *space.Budget
 
 	size   int64 // written, holes included
-	behind int64 // written since the kernel was asked to start
+	behind int64 // written since writeback was last started
 }
 
 func (w *Writer) Write(p []byte) (int, error) {
 	if int64(len(p)) > w.Limit-w.size {
-		return 0, fmt.Errorf("%w: unpacks to more than %d bytes, the most that is allowed", oci.ErrHostile, w.Limit)
+		return 0, fmt.Errorf("%w: unpacks to more than %d bytes, the maximum", oci.ErrHostile, w.Limit)
 	}
 	if w.Admit != nil {
 		if err := w.Admit(p, w.Offset); err != nil {
@@ -70,7 +68,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return done, nil
 }
 
-// run is the end of what begins at p[start] and is either all holes or all data.
+// run returns the end of the hole or data that begins at p[start].
 func (w *Writer) run(p []byte, start int) (end int, hole bool) {
 	if w.Dense {
 		return len(p), false
@@ -86,21 +84,21 @@ func (w *Writer) run(p []byte, start int) (end int, hole bool) {
 	return end, hole
 }
 
-// StartWriteback is only about speed: a file system that cannot do it is as good.
+// StartWriteback makes the kernel start writing. It ignores errors: this only saves time.
 func (w *Writer) StartWriteback() {
 	_ = unix.SyncFileRange(int(w.File.Fd()), w.Offset-w.behind, w.behind, unix.SYNC_FILE_RANGE_WRITE)
 	w.behind = 0
 }
 
-// block is the part of p, which lies at offset, up to the next block boundary.
+// block returns p up to the next block boundary; offset is that of p.
 func block(p []byte, offset int64) []byte {
 	return p[:min(len(p), int(SparseBlock-offset%SparseBlock))]
 }
 
 func IsZero(b []byte) bool { return bytes.Equal(b, zeroBlock[:len(b)]) }
 
-// Size is the number of bytes written.
+// Size returns the number of bytes written, with holes.
 func (w *Writer) Size() int64 { return w.size }
 
-// Finish gives the file its size, which a hole at its end does not.
+// Finish sets the size of the file, which a hole at its end does not.
 func (w *Writer) Finish() error { return w.File.Truncate(w.Offset) }
