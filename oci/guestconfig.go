@@ -5,8 +5,7 @@ import (
 	"fmt"
 )
 
-// ParseGuestConfig reads a VM config. Keys that we do not know are no error; the
-// error is an [ErrFormat].
+// ParseGuestConfig reads a VM config. It ignores unknown keys. The error is [ErrFormat].
 func ParseGuestConfig(raw []byte) (GuestConfig, error) {
 	var g GuestConfig
 	if err := json.Unmarshal(raw, &g); err != nil {
@@ -28,5 +27,5 @@ func ParseGuestConfig(raw []byte) (GuestConfig, error) {
 	return g, nil
 }
 
-// isPort: 0 stands for the usual port.
+// isPort reports whether p is a port number, or 0 for the default.
 func isPort(p int) bool { return p >= 0 && p <= 65535 }

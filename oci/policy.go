@@ -1,10 +1,10 @@
 package oci
 
-// A PullPolicy says when a registry is asked; the words are GitLab's.
+// A PullPolicy says when to ask a registry. The names are GitLab's.
 type PullPolicy string
 
 const (
-	PullAlways       PullPolicy = "always"         // ask which digest the name has now
-	PullIfNotPresent PullPolicy = "if-not-present" // ask only for names not pulled before
-	PullNever        PullPolicy = "never"          // use what the store holds
+	PullAlways       PullPolicy = "always"         // ask for the current digest
+	PullIfNotPresent PullPolicy = "if-not-present" // ask only for names that the store does not have
+	PullNever        PullPolicy = "never"          // use only the store
 )

@@ -1,17 +1,17 @@
 package oci
 
-// Progress hears how a pull, a push or an export goes on. Its methods are called
-// from several goroutines at once.
+// Progress receives the progress of a pull, a push or an export. Its methods are called
+// concurrently.
 type Progress interface {
-	// Waiting is called when the work stands still for another process; reason is
-	// a sentence for people.
+	// Waiting is called when the operation waits for another process; reason is a sentence
+	// for people.
 	Waiting(reason string)
 	// Start is called when a transfer of size bytes begins; -1 if unknown. name is
 	// for people.
 	Start(name string, size int64) Transfer
 }
 
-// A Transfer is one layer under way.
+// A Transfer is one layer in progress.
 type Transfer interface {
 	// Add counts n more bytes.
 	Add(n int64)
@@ -19,22 +19,20 @@ type Transfer interface {
 	Done(err error)
 }
 
-// An Estimator is a [Progress] that can say how much time is left, for it wants to
-// know how much is to come.
+// An Estimator is a [Progress] that estimates the time left.
 type Estimator interface {
-	// Expect is called with the number of bytes that further transfers will move.
-	// Those that have begun count toward it.
+	// Expect is called with the total number of bytes of all transfers.
 	Expect(size int64)
 }
 
-// Expect tells p how much is to come, if p wants to know.
+// Expect tells p the total number of bytes, if p is an [Estimator].
 func Expect(p Progress, size int64) {
 	if e, ok := p.(Estimator); ok {
 		e.Expect(size)
 	}
 }
 
-// silent is the Progress of those who did not ask for one.
+// silent ignores progress.
 type silent struct{}
 
 func (silent) Waiting(string)               {}

@@ -9,17 +9,17 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// layoutPrefix marks references to OCI layouts on this machine, as in skopeo.
+// layoutPrefix marks references to local OCI layouts, as in skopeo.
 const layoutPrefix = "oci:"
 
-// A Reference names an image: in a registry, or in an OCI layout on this
-// machine. The zero value names nothing.
+// A Reference names an image in a registry or in a local OCI layout. The zero value names
+// nothing.
 type Reference struct {
 	named reference.Named // with a tag or a digest, never both; nil for a layout
 
 	layout string        // absolute directory of the layout
-	tag    string        // in the layout; empty = its only image
-	digest digest.Digest // of the manifest in the layout, in place of a tag
+	tag    string        // in the layout; empty means its only image
+	digest digest.Digest // of the manifest in the layout, instead of a tag
 }
 
 // ParseReference reads
@@ -27,11 +27,10 @@ type Reference struct {
 //	registry.example.com/vms/debian:12            a tag; none means "latest"
 //	registry.example.com/vms/debian@sha256:…      a manifest digest
 //	debian:12                                     docker.io/library/debian:12
-//	oci:PATH, oci:PATH:TAG, oci:PATH@sha256:…     a layout on this machine
+//	oci:PATH, oci:PATH:TAG, oci:PATH@sha256:…     a local layout
 //
-// With both a tag and a digest, the digest counts. skopeo's prefix docker:// is
-// accepted. A relative PATH is taken from the working directory. Any error is an
-// [ErrReference].
+// If there are both a tag and a digest, the digest is used. skopeo's prefix docker:// is
+// accepted. PATH may be relative to the working directory. Errors are [ErrReference].
 func ParseReference(text string) (Reference, error) {
 	if path, ok := strings.CutPrefix(text, layoutPrefix); ok {
 		return parseLayout(path)
@@ -74,7 +73,7 @@ func parseLayout(path string) (Reference, error) {
 	return ref, nil
 }
 
-// String is the reference in full; [ParseReference] reads it back.
+// String returns the full reference, which [ParseReference] accepts.
 func (r Reference) String() string {
 	switch {
 	case r.named != nil:
@@ -89,11 +88,10 @@ func (r Reference) String() string {
 	return ""
 }
 
-// IsLayout reports whether the image lies in an OCI layout on this machine.
+// IsLayout reports whether the image is in a local OCI layout.
 func (r Reference) IsLayout() bool { return r.layout != "" }
 
-// Registry is the host, with its port if it names one, such as "docker.io";
-// empty for a layout.
+// Registry returns the registry's HOST[:PORT], such as "docker.io"; empty for a layout.
 func (r Reference) Registry() string {
 	if r.named == nil {
 		return ""
@@ -101,7 +99,7 @@ func (r Reference) Registry() string {
 	return reference.Domain(r.named)
 }
 
-// Repository is the name of an image without tag and digest, in full, such as
+// Repository returns the full name without tag and digest, such as
 // "docker.io/library/debian"; empty for a layout.
 func (r Reference) Repository() string {
 	if r.named == nil {
@@ -110,7 +108,7 @@ func (r Reference) Repository() string {
 	return r.named.Name()
 }
 
-// Tag is the tag by which r names the image; empty if it does so by a digest.
+// Tag returns the tag; empty if r has a digest.
 func (r Reference) Tag() string {
 	if tagged, ok := r.named.(reference.Tagged); ok {
 		return tagged.Tag()
@@ -118,9 +116,8 @@ func (r Reference) Tag() string {
 	return r.tag
 }
 
-// LayoutIn is the layout in the directory ocidir that belongs to an image in a
-// registry, with its tag: OCIDIR/REPOSITORY. A port is set off by an underscore,
-// for skopeo takes what follows the first colon of oci:PATH for a tag.
+// LayoutIn returns the layout OCIDIR/REPOSITORY for an image in a registry, with its tag. An
+// underscore replaces the colon before a port: skopeo ends PATH at the first colon.
 func (r Reference) LayoutIn(ocidir string) (Reference, error) {
 	if r.named == nil {
 		return Reference{}, fmt.Errorf("%w: %s is a layout already", ErrReference, r)
@@ -132,8 +129,7 @@ func (r Reference) LayoutIn(ocidir string) (Reference, error) {
 	return Reference{layout: dir, tag: r.Tag()}, nil
 }
 
-// Digest is the manifest digest by which r names the image; empty if it does so
-// by a tag.
+// Digest returns the manifest digest; empty if r has a tag.
 func (r Reference) Digest() digest.Digest {
 	if canonical, ok := r.named.(reference.Canonical); ok {
 		return canonical.Digest()
@@ -141,9 +137,8 @@ func (r Reference) Digest() digest.Digest {
 	return r.digest
 }
 
-// LayoutDir is the absolute directory of the layout; empty for an image in a
-// registry.
+// LayoutDir returns the absolute directory of the layout; empty for an image in a registry.
 func (r Reference) LayoutDir() string { return r.layout }
 
-// IsRegistry reports whether the image lies in a registry.
+// IsRegistry reports whether the image is in a registry.
 func (r Reference) IsRegistry() bool { return r.named != nil }

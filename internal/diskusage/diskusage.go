@@ -11,10 +11,10 @@ import (
 	"syscall"
 )
 
-// blockSize is the unit of st_blocks in bytes, whatever the file system: stat(2).
+// blockSize is the unit of st_blocks in bytes on all file systems: stat(2).
 const blockSize = 512
 
-// Of is the space that a file takes, in bytes. It is 0 if the file system does not say.
+// Of returns the space that a file takes, in bytes; 0 if it is unknown.
 func Of(info fs.FileInfo) int64 {
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		return stat.Blocks * blockSize
@@ -22,7 +22,7 @@ func Of(info fs.FileInfo) int64 {
 	return 0
 }
 
-// OfFile is the space that the file at a path takes, in bytes.
+// OfFile returns the space that the file at a path takes, in bytes.
 func OfFile(path string) (int64, error) {
 	info, err := os.Lstat(path)
 	if err != nil {

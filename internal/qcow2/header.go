@@ -1,15 +1,14 @@
-// Package qcow2 reads the header of a QCOW2 file that a stranger made, before
-// anything else opens the file, and rewrites the backing file it names.
+// Package qcow2 checks the header of an untrusted QCOW2 file before any other program opens
+// the file, and rewrites the name of its backing file.
 //
-// It never opens a second file and never reads past the header's cluster, but for
-// the table of snapshots. (The readers that follow backing files by themselves,
-// go-qcow2reader's Open among them, open whatever path the header names: that is
-// the very thing that has to be checked first.)
+// It never opens another file. It reads the header's cluster and the snapshot table. (Libraries
+// that follow backing files, such as go-qcow2reader, open any path in the header, which must
+// be checked first.)
 //
-// Source: QEMU's docs/interop/qcow2.txt, and block/qcow2.c (qcow2_do_open) where
-// the text leaves room: what this package accepts, QEMU 7.2 opens, and reads in the
-// same way. The other way round, it is stricter. Bitmaps are the exception: of them
-// QEMU reads more than is checked here (see [DropBitmaps]).
+// The sources are QEMU's docs/interop/qcow2.txt and, where that is unclear, block/qcow2.c
+// (qcow2_do_open). QEMU 7.2 opens all files that this package accepts, and interprets them in
+// the same way; this package is stricter. Bitmaps are an exception: QEMU checks more of them
+// (see [DropBitmaps]).
 package qcow2
 
 import (
@@ -24,21 +23,19 @@ import (
 	"unicode/utf8"
 )
 
-// ErrNotQCOW2: the file does not begin with the QCOW2 magic bytes. A caller may
-// then take the file for something else; any other error of this package means
-// a QCOW2 header that must not be used.
+// ErrNotQCOW2: the file does not begin with the QCOW2 magic bytes, so it may have another
+// format. Other errors of this package mean that the file must not be used.
 var ErrNotQCOW2 = errors.New("not a qcow2 file")
 
-// Magic are the first four bytes of every QCOW2 file (and of QCOW1 files, which
-// have version 1 and are refused).
+// Magic is the first four bytes of QCOW2 files, and of QCOW1 files, which are refused.
 const Magic = "QFI\xfb"
 
 // Incompatible feature bits.
 const (
 	IncompatibleDirty        = 1 << 0 // refcounts may be wrong
-	IncompatibleCorrupt      = 1 << 1 // metadata is known to be broken; QEMU opens it read-only
-	IncompatibleExternalData = 1 << 2 // guest data lies in another file
-	IncompatibleCompression  = 1 << 3 // clusters are compressed with something else than zlib
+	IncompatibleCorrupt      = 1 << 1 // metadata is corrupt; QEMU opens it read-only
+	IncompatibleExternalData = 1 << 2 // guest data is in another file
+	IncompatibleCompression  = 1 << 3 // clusters are not compressed with zlib
 	IncompatibleExtendedL2   = 1 << 4 // L2 entries have subclusters
 
 	incompatibleKnown = 1<<5 - 1
@@ -61,7 +58,7 @@ const (
 // Encryption methods.
 const (
 	EncryptionNone uint32 = 0
-	EncryptionAES  uint32 = 1 // legacy; QEMU itself no longer opens it for guests
+	EncryptionAES  uint32 = 1 // legacy; QEMU no longer supports it for guests
 	EncryptionLUKS uint32 = 2
 )
 
@@ -74,7 +71,7 @@ const (
 	extensionBitmaps       uint32 = 0x23852875
 )
 
-// Bounds that QEMU sets, and so do we.
+// QEMU's limits.
 const (
 	headerLengthV2   = 72
 	headerLengthV3   = 104
@@ -87,41 +84,41 @@ const (
 	maxBackingName   = 1023
 	maxBackingFormat = 15
 	maxBitmaps       = 65535
-	// A subcluster is a 32nd of a cluster, and at least a sector.
+	// A subcluster is 1/32 of a cluster, and at least one sector.
 	minClusterBitsExtendedL2 = minClusterBits + 5
-	// maxOffset is where QEMU's largest file ends (BDRV_MAX_LENGTH).
+	// maxOffset is the maximum file size (BDRV_MAX_LENGTH).
 	maxOffset = math.MaxInt64 &^ (1<<30 - 1)
 )
 
-// The table of snapshots: an entry without what is of variable size, and bounds of
-// that and of the whole, in bytes.
+// Sizes of the snapshot table, in bytes: the fixed part of an entry, and limits of the
+// variable part and the whole table.
 const (
 	snapshotEntry       = 40
 	maxSnapshotExtra    = 1024
 	maxSnapshotsInBytes = 1024 * maxSnapshots
 )
 
-// maxExtensions bounds the work spent on one header; QEMU writes three or four.
+// maxExtensions limits the work for one header. QEMU writes three or four.
 const maxExtensions = 256
 
-// A Header is a QCOW2 header that was found consistent: no field of it makes a
-// reader overflow, seek outside of the header's cluster or loop.
+// A Header is a valid QCOW2 header: its fields cause no overflows, loops, or seeks outside of
+// the header's cluster.
 type Header struct {
 	Version     uint32 // 2 or 3
 	ClusterBits uint32 // 9 to 21
-	// VirtualSize of the disk that a guest sees, in bytes; never negative.
+	// VirtualSize is the size of the guest's disk, in bytes; never negative.
 	VirtualSize int64
 	Encryption  uint32
 	Snapshots   uint32
 
-	// BackingFile is the name as the header holds it: a path, relative or not, or
-	// one of QEMU's URLs ("nbd:…", "json:{…}"). Empty if the disk stands alone.
+	// BackingFile is the name in the header: a path, or one of QEMU's URLs ("nbd:…",
+	// "json:{…}"). Empty if there is no backing file.
 	BackingFile string
-	// BackingFormat is the format named for the backing file, such as "qcow2";
-	// empty if the header names none, in which case QEMU would probe it.
+	// BackingFormat is the format of the backing file in the header, such as "qcow2". If it
+	// is empty, QEMU would probe the file.
 	BackingFormat string
-	// DataFile is the name of the external data file; it can be set while the
-	// feature bit is not, and the other way round: ask [Header.ExternalData].
+	// DataFile is the name of the external data file. It is independent of the feature bit:
+	// use [Header.ExternalData].
 	DataFile string
 
 	Incompatible uint64
@@ -140,8 +137,7 @@ type extension struct {
 // ClusterSize in bytes.
 func (h *Header) ClusterSize() int64 { return 1 << h.ClusterBits }
 
-// ExternalData reports whether any part of the header speaks of a data file
-// outside of this one.
+// ExternalData reports whether any part of the header refers to an external data file.
 func (h *Header) ExternalData() bool {
 	return h.Incompatible&IncompatibleExternalData != 0 ||
 		h.Autoclear&AutoclearRawExternalData != 0 ||
@@ -354,9 +350,8 @@ func (f *fixed) checkTables(cluster uint64) error {
 	return nil
 }
 
-// checkSnapshots walks the table of snapshots, of which every entry says how long
-// it is. QEMU reads it whenever it opens a disk; what lies behind the end of the
-// file is zero to it.
+// checkSnapshots checks the snapshot table, in which entries have variable sizes. QEMU reads it
+// when it opens a disk, and reads zeroes beyond the end of the file.
 func (f *fixed) checkSnapshots(r io.ReaderAt) error {
 	offset := f.SnapshotsOffset
 	for i := range f.Snapshots {
@@ -378,8 +373,8 @@ func (f *fixed) checkSnapshots(r io.ReaderAt) error {
 	return nil
 }
 
-// readExtensions walks the extensions, which end at the backing file's name or
-// at the end of the cluster, just as in QEMU's qcow2_read_extensions.
+// readExtensions reads the extensions up to the name of the backing file or the end of the
+// cluster, like QEMU's qcow2_read_extensions.
 func (h *Header) readExtensions(r io.ReaderAt, f *fixed) error {
 	end := uint64(h.ClusterSize())
 	if f.BackingFileOffset > end {
@@ -428,8 +423,7 @@ func (h *Header) readExtensions(r io.ReaderAt, f *fixed) error {
 
 func (h *Header) addExtension(kind uint32, body []byte) error {
 	for _, e := range h.extensions {
-		// With two of one kind, QEMU takes the last one and others the first: which
-		// file is meant must not depend on who reads.
+		// With two of the same kind, QEMU uses the last, other programs the first.
 		if e.kind == kind {
 			return fmt.Errorf("qcow2 header: extension %#x appears twice", kind)
 		}
@@ -456,8 +450,7 @@ func (h *Header) addExtension(kind uint32, body []byte) error {
 	return checkName("header extension", string(body))
 }
 
-// checkBitmaps checks the header of the bitmaps. QEMU looks at it only if it is up
-// to date.
+// checkBitmaps checks the bitmaps extension, which QEMU ignores if it is not up to date.
 func (h *Header) checkBitmaps(body []byte) error {
 	if len(body) != 24 {
 		return fmt.Errorf("qcow2 header: bitmaps extension of %d bytes, want 24", len(body))
@@ -473,8 +466,7 @@ func (h *Header) checkBitmaps(body []byte) error {
 	return nil
 }
 
-// Bitmaps reports whether the header speaks of bitmaps: what backup programs
-// remember of a disk.
+// Bitmaps reports whether the header has bitmaps, which backup programs use.
 func (h *Header) Bitmaps() bool {
 	return slices.ContainsFunc(h.extensions, func(e extension) bool { return e.kind == extensionBitmaps })
 }
@@ -498,8 +490,7 @@ func (h *Header) readBackingFile(r io.ReaderAt, f *fixed) error {
 	return checkName("backing file name", h.BackingFile)
 }
 
-// checkName refuses bytes with which one reader would see another name than the
-// next one: QEMU stops at NUL.
+// checkName refuses names that readers interpret differently: QEMU stops at NUL.
 func checkName(what, name string) error {
 	if strings.ContainsRune(name, 0) || !utf8.ValidString(name) {
 		return fmt.Errorf("qcow2 header: %s %q holds NUL or is not UTF-8", what, name)

@@ -7,17 +7,16 @@ import (
 	"slices"
 )
 
-// File is what [SetBackingFile] needs of a file.
+// A File is the part of os.File that [SetBackingFile] uses.
 type File interface {
 	io.ReaderAt
 	io.WriterAt
 }
 
-// SetBackingFile makes the QCOW2 file f name another backing file and its
-// format; everything else stays as it is, like qemu-img rebase -u. Neither file
-// is opened by it. An empty name makes f stand alone.
+// SetBackingFile changes the name and format of the backing file in the header of f, like
+// qemu-img rebase -u. It does not open the backing file. An empty name removes it.
 //
-// QEMU takes a name with a colon before its first slash for a URL: write "./a:b".
+// QEMU interprets a name with a colon before the first slash as a URL: use "./a:b".
 func SetBackingFile(f File, name, format string) error {
 	h, err := ReadHeader(f)
 	if err != nil {
@@ -32,9 +31,9 @@ func SetBackingFile(f File, name, format string) error {
 	return h.write(f, name, format)
 }
 
-// DropBitmaps takes the bitmaps out of the header of the QCOW2 file f; what they
-// fill of the file is lost space. They are of use to whoever makes backups of this
-// one file, and QEMU does not open a disk of whose bitmaps anything is wrong.
+// DropBitmaps removes the bitmaps from the header of the QCOW2 file f. Their clusters stay
+// allocated. Bitmaps are only useful for backups of this file, and QEMU does not open a disk
+// with invalid ones.
 func DropBitmaps(f File) error {
 	h, err := ReadHeader(f)
 	if err != nil || !h.Bitmaps() {
@@ -50,10 +49,10 @@ func DropBitmaps(f File) error {
 	return h.write(f, h.BackingFile, h.BackingFormat)
 }
 
-// autoclearOffset is where the autoclear feature bits are in a header.
+// autoclearOffset is the offset of the autoclear feature bits in a header.
 const autoclearOffset = 88
 
-// write writes what follows the fixed part of the header.
+// write writes the part of the header after the fixed part.
 func (h *Header) write(f File, name, format string) error {
 	tail := h.tail(name, format)
 	end := int64(h.length) + int64(len(tail))
@@ -75,8 +74,8 @@ func (h *Header) write(f File, name, format string) error {
 	return nil
 }
 
-// tail is what follows the fixed part: the extensions, their end mark and the
-// name of the backing file.
+// tail returns the part after the fixed part: the extensions, their end marker, and the name
+// of the backing file.
 func (h *Header) tail(name, format string) []byte {
 	var tail []byte
 	add := func(kind uint32, body []byte) {

@@ -21,10 +21,9 @@ import (
 )
 
 const (
-	// usualChunk is the raw size of a chunk, in bytes, as long as the disk has no more
-	// than usualChunks of them. A chunk is the least that a new version of an image
-	// transfers; but each is a request, and one costs Debian's docker-registry 3 ms
-	// of processor time, as much as half a chunk.
+	// usualChunk is the size of a chunk of a disk of up to usualChunks chunks, in bytes. A
+	// new version of an image transfers whole chunks, but each is a request, which costs
+	// Debian's docker-registry 3 ms of processor time: as much as half a chunk.
 	usualChunk  = 2 << 20
 	usualChunks = 4096
 )
@@ -38,8 +37,8 @@ func chunkSizeFor(size int64) int64 {
 	return chunk
 }
 
-// addChunkedDisk reads a disk in one goroutine, compresses its chunks in several,
-// and appends a layer for the disk and one for each chunk that is not all zero.
+// addChunkedDisk reads a disk, compresses its chunks in several goroutines, and appends a
+// layer for the disk and one for each chunk that is not all zero.
 func (e *exporter) addChunkedDisk(ctx context.Context, file packedFile) (err error) {
 	content, err := file.open()
 	if err != nil {
@@ -76,7 +75,7 @@ func (e *exporter) addChunkedDisk(ctx context.Context, file packedFile) (err err
 	return nil
 }
 
-// content of the file in the words of package format.
+// content converts the format of the file for package format.
 func (f packedFile) content() format.Content {
 	switch {
 	case f.format == "qcow2":
@@ -168,7 +167,7 @@ func newChunkEncoder(level int, size int64) (*chunkEncoder, error) {
 	if level != 0 {
 		speed = zstd.EncoderLevelFromZstd(level)
 	}
-	// Readers need not accept larger windows; the digest serves as checksum.
+	// Readers may refuse larger windows. The digest serves as checksum.
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(speed), zstd.WithEncoderConcurrency(1),
 		zstd.WithEncoderCRC(false), zstd.WithWindowSize(decompress.ChunkWindow))
 	if err != nil {

@@ -7,15 +7,15 @@ import (
 	"gitlab-sardine-executor/internal/defaultmachine"
 )
 
-// defaultDomain describes a plain machine with the given disks, for images that
-// are made of disk files alone: the format requires a domain.
+// defaultDomain describes a default machine with the given disks. The format requires a
+// domain, also for images made from disk files only.
 func defaultDomain(arch string, files []packedFile) ([]byte, error) {
 	d := domain{Type: "kvm", Name: "machine"}
 	d.Memory.Unit, d.Memory.Value = "MiB", defaultmachine.Memory>>20
 	d.VCPU = defaultmachine.CPUs
 	board, ok := defaultmachine.BoardFor(arch)
 	if !ok {
-		return nil, fmt.Errorf("no default machine for architecture %s: give the domain's XML", arch)
+		return nil, fmt.Errorf("no default machine for architecture %s: specify the domain XML", arch)
 	}
 	d.OS.Type.Arch, d.OS.Type.Machine, d.OS.Type.Value = board.Arch, board.Machine, "hvm"
 	d.OS.Boot.Dev = "hd"
@@ -59,8 +59,8 @@ func defaultDomain(arch string, files []packedFile) ([]byte, error) {
 	return append(raw, '\n'), nil
 }
 
-// domain is the part of libvirt's domain XML that defaultDomain writes. This
-// Package does without libvirt.
+// domain is the part of libvirt's domain XML that defaultDomain writes, without libvirt's
+// own types.
 type domain struct {
 	XMLName xml.Name `xml:"domain"`
 	Type    string   `xml:"type,attr"`

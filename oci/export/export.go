@@ -27,52 +27,50 @@ import (
 	"gitlab-sardine-executor/oci/unpack/decompress"
 )
 
-// Options say what goes into an image.
+// Options of [Export].
 type Options struct {
-	// Disks of the machine. The backing files of a qcow2 disk are found by its
-	// header and packed before it.
+	// Disks of the machine. The backing files of a qcow2 disk are packed as well, before
+	// it.
 	Disks []Disk
-	// DomainXML is packed as it is; its disks must be named as Disks are. If it is
-	// nil, a plain machine with these disks is described.
+	// DomainXML is packed unchanged; it must use the names of Disks. nil means a default
+	// machine with these disks.
 	DomainXML []byte
 	Guest     oci.GuestConfig
-	// Architecture in Go's words; empty means this machine's.
+	// Architecture is Go's name; empty means that of this host.
 	Architecture string
-	// OS in Go's words; empty means linux.
+	// OS is Go's name; empty means linux.
 	OS string
-	// Created is the time the image gets; zero means now.
+	// Created is the creation time of the image; zero means now.
 	Created time.Time
 	// Format is "sardinecake" or "chunked" (docs/image-format.md); empty means
 	// sardinecake.
 	Format string
-	// ChunkSize cuts disks into layers. In the sardinecake format these are pieces of
-	// this many compressed bytes, and 0 makes one layer of each disk. In the chunked
-	// format they are ranges of this many bytes of the disk, a multiple of 64 KiB; 0
-	// means 2 MiB, or more for large disks.
+	// ChunkSize splits disks into layers. In the sardinecake format, layers have this many
+	// compressed bytes, and 0 means one layer for each disk. In the chunked format, a layer
+	// has this many bytes of the disk, a multiple of 64 KiB; 0 means 2 MiB, or more for
+	// large disks.
 	ChunkSize int64
-	// Level of gzip, 1 to 9, or of zstd, 1 to 22; 0 means 6, or 3.
+	// Level of gzip (1 to 9, default 6) or zstd (1 to 22, default 3); 0 means the default.
 	Level int
 	// Progress may be nil.
 	Progress oci.Progress
 }
 
-// A Disk is a disk file on this machine, of somebody who is trusted: its
-// backing files are opened by the paths in its header.
+// A Disk is a trusted disk file on this host: its backing files are opened by the paths in
+// its header.
 type Disk struct {
 	Path string
-	// Name in the image; empty means the last element of Path. Two disks must not
-	// be given one name.
+	// Name in the image; empty means the base name of Path. Names must be unique.
 	Name string
-	// Format is "qcow2" or "raw"; empty means qcow2 if the file begins like one.
+	// Format is "qcow2" or "raw"; empty means to detect it.
 	Format string
 	CDROM  bool
 }
 
-// Export packs disk files as an image and puts it into the OCI layout to, which is
-// made if there is none. The tag, "latest" if to names none, then stands for the
-// new image; until then, and after an error, it stands for what it stood for
-// before. The disk files are only read, and must not change meanwhile. It returns
-// the manifest digest.
+// Export packs disk files as an image in the OCI layout to, which is created if necessary. It
+// moves the tag ("latest" if to has none) to the new image at the end; after an error the tag
+// is unchanged. The disk files must not change during the export. It returns the digest of
+// the manifest.
 func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, error) {
 	if !to.IsLayout() || to.Digest() != "" {
 		return "", fmt.Errorf("%w: %s: export writes to a layout: oci:PATH or oci:PATH:TAG", oci.ErrReference, to)
@@ -109,10 +107,10 @@ func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, er
 	d, err := e.run(ctx, files)
 	if err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			// How well they compress nobody knows yet.
+			// The compressed size is not known yet.
 			err = fmt.Errorf("%w (as much as %s may be needed in %s)", err, units.BytesSize(float64(packedSize(files))), to.LayoutDir())
 		}
-		// Nobody could go on with the blobs of a part of an image.
+		// An export cannot resume.
 		err = errors.Join(err, dest.Discard())
 	}
 	if err := errors.Join(err, dest.Close()); err != nil {
@@ -121,8 +119,8 @@ func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, er
 	return d, nil
 }
 
-// minPiece is the least size of a piece in bytes. The first must hold the whole
-// header of the gzip stream with the file's name: tools look for it there.
+// minPiece is the minimum size of a layer, in bytes. The first layer must hold the complete
+// gzip header with the file name: other tools read it there.
 const minPiece = 1 << 10
 
 func (o Options) check() error {
@@ -137,8 +135,7 @@ func (o Options) check() error {
 	return nil
 }
 
-// An exporter collects the parts of the manifest and the config as it writes the
-// layers.
+// An exporter writes layers and collects the entries of the manifest and the config.
 type exporter struct {
 	dest     *layout.Writer
 	options  Options
@@ -196,7 +193,7 @@ func (e *exporter) addBytes(ctx context.Context, mediaType string, raw []byte) e
 	return nil
 }
 
-// addFile notes one uncompressed file, whatever the number of its layers.
+// addFile adds one uncompressed file to the config, whatever the number of its layers.
 func (e *exporter) addFile(diffID digest.Digest, by string) {
 	e.diffIDs = append(e.diffIDs, diffID)
 	e.history = append(e.history, v1.History{Created: &e.created, CreatedBy: by})
@@ -210,8 +207,7 @@ func (e *exporter) put(ctx context.Context, mediaType string, r io.Reader) (v1.D
 	return v1.Descriptor{MediaType: mediaType, Digest: d, Size: size}, nil
 }
 
-// addDisk compresses a disk in goroutines of its own and writes the layers as
-// they come.
+// addDisk compresses a disk in the background and writes its layers.
 func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
 	content, err := file.open()
 	if err != nil {
@@ -226,7 +222,7 @@ func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
 		raw := io.TeeReader(readers.Counting(content, transfer), hash.Hash())
 		w.CloseWithError(compress(w, raw, file, e.options.Level))
 	}()
-	// Ends the goroutine above, should we leave early.
+	// This ends the goroutine above.
 	defer r.Close()
 	buffered := bufio.NewReaderSize(r, readers.BufferSize)
 	for n := 0; ; n++ {
@@ -253,9 +249,9 @@ func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
 	return nil
 }
 
-// A pieceReader reads the next piece of a gzip stream. That is left bytes, or one
-// more where the next piece would begin like a gzip stream: the Python tool would
-// take it for another disk.
+// A pieceReader reads the next layer of a gzip stream: left bytes, or one more if the next
+// layer would begin with the magic bytes of gzip, which the Python tool would take for
+// another disk.
 type pieceReader struct {
 	stream *bufio.Reader
 	left   int64
@@ -263,8 +259,8 @@ type pieceReader struct {
 
 func (p *pieceReader) Read(b []byte) (int, error) {
 	if p.left <= 0 {
-		// At the end of the stream there are fewer bytes, and an error that the next to
-		// read meets, too.
+		// At the end of the stream, Peek returns less, and an error that the next Read returns
+		// as well.
 		if next, _ := p.stream.Peek(len(decompress.MagicGzip)); !bytes.Equal(next, decompress.MagicGzip) {
 			return 0, io.EOF
 		}
@@ -275,18 +271,18 @@ func (p *pieceReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// gzipName checks that the header of a gzip stream can hold a name (RFC 1952, 2.3.1).
+// gzipName checks that a gzip header can hold a name (RFC 1952, 2.3.1).
 func gzipName(name string) error {
 	for _, r := range name {
 		if r > unicode.MaxLatin1 {
-			return fmt.Errorf("the name %q has the letter %q, which gzip has no place for: rename it, or use the format %s", name, r, format.Chunked)
+			return fmt.Errorf("the name %q has the character %q, which a gzip header cannot hold: rename the file, or use the format %s", name, r, format.Chunked)
 		}
 	}
 	return nil
 }
 
-// compress writes r as one gzip stream with the header that the Python tool
-// writes: name and time of the file, no operating system.
+// compress writes r as one gzip stream with the same header as the Python tool: name and
+// time of the file, no operating system.
 func compress(w io.Writer, r io.Reader, file packedFile, level int) error {
 	if level == 0 {
 		level = 6

@@ -17,23 +17,23 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// maxChain bounds the length of a backing chain; one of a loop has no end.
+// maxChain limits the length of a backing chain, which may be a loop.
 const maxChain = 64
 
-// A packedFile is one file of an image to be.
+// A packedFile is a file that is packed into an image.
 type packedFile struct {
-	path     string // absolute, without symbolic links
+	path     string // absolute, symbolic links resolved
 	name     string // in the image
 	format   string // "qcow2" or "raw"
 	cdrom    bool
-	top      bool // a disk of the machine, not a backing file
+	top      bool // a disk of the machine, not only a backing file
 	modified time.Time
 	size     int64       // of the file, in bytes
-	backing  *packedFile // nil if it stands alone
+	backing  *packedFile // nil if it has none
 }
 
-// packingList is all files to pack, a backing file before those that need it. A
-// file that backs two disks is packed once.
+// packingList returns all files to pack, backing files first. A file that backs two disks is
+// packed once.
 func packingList(disks []Disk) ([]packedFile, error) {
 	if len(disks) == 0 {
 		return nil, errors.New("no disk to export")
@@ -45,7 +45,7 @@ func packingList(disks []Disk) ([]packedFile, error) {
 			return nil, err
 		}
 		if p.names[name] {
-			return nil, fmt.Errorf("two disks are called %s: name them", name)
+			return nil, fmt.Errorf("two disks are named %s: give them different names", name)
 		}
 		p.names[name] = true
 	}
@@ -64,7 +64,7 @@ func packingList(disks []Disk) ([]packedFile, error) {
 	return files, nil
 }
 
-// packedSize is the size of the files in bytes, as far as it is known.
+// packedSize returns the total size of the files in bytes.
 func packedSize(files []packedFile) (sum int64) {
 	for _, f := range files {
 		sum += f.size
@@ -91,7 +91,7 @@ func (p *packing) addTop(disk Disk) error {
 	return err
 }
 
-// name is what the disk is called in the image; i is its number, for errors.
+// name returns the name of disk i in the image.
 func (d Disk) name(i int) (string, error) {
 	if d.Name != "" {
 		return chain.DiskName(d.Name, i)
@@ -99,7 +99,7 @@ func (d Disk) name(i int) (string, error) {
 	return chain.DiskName(filepath.Base(d.Path), i)
 }
 
-// add appends a file, after its backing files, under a name of its own.
+// add appends a file after its backing files.
 func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
 	if depth > maxChain {
 		return nil, fmt.Errorf("a backing chain of more than %d files", maxChain)
@@ -134,7 +134,7 @@ func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
 		}
 	}
 	if depth > 0 {
-		// Nobody has to call a backing file so that it can be in an image.
+		// The name of a backing file need not be valid in an image.
 		name, err := chain.DiskName(filepath.Base(path), depth)
 		if err != nil {
 			name = "backing-file"
@@ -146,9 +146,7 @@ func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
 	return f, nil
 }
 
-// disambiguate gives another name to each backing file that a reader, who does not
-// know who made the image, could not tell from a file called like it: see
-// [findBacking].
+// disambiguate renames backing files with ambiguous names: see [chain.FindBacking].
 func (p *packing) disambiguate() error {
 	before := make([]oci.Disk, len(p.files))
 	for i := 0; i < len(p.files); i++ {
@@ -162,16 +160,16 @@ func (p *packing) disambiguate() error {
 			continue
 		}
 		if f.backing.top {
-			return fmt.Errorf("disk %s: its backing file %s is exported as a disk, too, beside one called nearly the same: %w", f.path, f.backing.path, err)
+			return fmt.Errorf("disk %s: its backing file %s is exported as a disk as well, with an ambiguous name: %w", f.path, f.backing.path, err)
 		}
 		f.backing.name = p.freeName(f.backing.name)
-		i = -1 // others can have it, too
+		i = -1 // other files may refer to it
 	}
 	return nil
 }
 
-// exportHeader reads the header of a qcow2 file; it is nil for a raw one. An
-// empty diskFormat is found out.
+// exportHeader reads the header of a qcow2 file; it returns nil for raw files. It sets an
+// empty diskFormat.
 func exportHeader(file *os.File, diskFormat *string) (*qcow2.Header, error) {
 	if *diskFormat == "raw" {
 		return nil, nil
@@ -192,8 +190,8 @@ func exportHeader(file *os.File, diskFormat *string) (*qcow2.Header, error) {
 	return header, nil
 }
 
-// freeName makes a name for a backing file. An underscore sets the number apart:
-// see [findBacking] for what "-1" would mean.
+// freeName returns an unused name for a backing file. It adds a number with an underscore:
+// "-1" would be ambiguous, see [chain.FindBacking].
 func (p *packing) freeName(name string) string {
 	ext := filepath.Ext(name)
 	free := name
@@ -204,7 +202,7 @@ func (p *packing) freeName(name string) string {
 	return free
 }
 
-// mediaType of the file, without "+gzip".
+// mediaType returns the media type of the file, without "+gzip".
 func (f packedFile) mediaType() string {
 	switch {
 	case f.format == "qcow2":
@@ -215,15 +213,15 @@ func (f packedFile) mediaType() string {
 	return format.TypeRaw
 }
 
-// packedContent is what a file holds in the image.
+// packedContent is the content of a file in the image.
 type packedContent struct {
 	io.Reader
 	io.Closer
 	size int64
 }
 
-// open reads the file as it is to be packed: in place of a path on this machine,
-// its header names the backing file in the image.
+// open returns the content to pack: the header refers to the backing file by its name in
+// the image.
 func (f packedFile) open() (*packedContent, error) {
 	file, info, err := fileutil.OpenRegular(f.path)
 	if err != nil {

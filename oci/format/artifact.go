@@ -9,8 +9,8 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// plainArtifact plans what `oras push` and `podman artifact add` make: a disk
-// file as a layer, known by its type or by its title.
+// plainArtifact plans artifacts of `oras push` and `podman artifact add`: a layer is the disk
+// file, recognized by its media type or title.
 func plainArtifact(i *image) (*Plan, error) {
 	m := i.Manifest
 	var found []Disk
@@ -70,7 +70,7 @@ func plainDisk(layer v1.Descriptor) (Disk, bool) {
 	return d, true
 }
 
-// describe lists what a manifest holds, for those whose image was refused.
+// describe summarizes a manifest for error messages.
 func describe(m *Manifest) string {
 	var parts []string
 	if m.ArtifactType != "" {

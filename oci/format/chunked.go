@@ -9,36 +9,36 @@ import (
 )
 
 // Media types, annotations and bounds of the chunked format
-// (docs/image-format.md). It is the sardinecake format but for the disks: each is
-// described by a layer of type TypeDisk, whose content is empty, and followed by
-// its chunks.
+// (docs/image-format.md). It differs from the sardinecake format in the disks: an empty layer
+// of type TypeDisk describes a disk, and is followed by its chunks.
 const (
 	Chunked = "chunked"
 
 	TypeDisk  = "application/vnd.sardine.disk.v1+json"
 	TypeChunk = "application/vnd.sardine.disk.chunk.v1+zstd"
 
-	// Of a disk. Sizes are decimal numbers of bytes.
+	// Annotations of a disk. Sizes are decimal, in bytes.
 	DiskName      = "vnd.sardine.disk.name"
 	DiskContent   = "vnd.sardine.disk.format" // qcow2, raw or iso
 	DiskSize      = "vnd.sardine.disk.size"
-	DiskDigest    = "vnd.sardine.disk.digest" // of the whole file; may be missing
+	DiskDigest    = "vnd.sardine.disk.digest" // of the whole file; optional
 	DiskChunkSize = "vnd.sardine.disk.chunk-size"
-	DiskChunks    = "vnd.sardine.disk.chunks" // how many chunks follow
+	DiskChunks    = "vnd.sardine.disk.chunks" // number of chunks that follow
 
-	// Of a chunk: where it lies in the disk, and the digest of its raw bytes.
+	// Annotations of a chunk: its place in the disk, and the digest of its uncompressed
+	// bytes.
 	ChunkOffset = "vnd.sardine.chunk.offset"
 	ChunkSize   = "vnd.sardine.chunk.size"
 	ChunkDigest = "vnd.sardine.chunk.digest"
 
-	// ChunkUnit divides every chunk size, so that chunks begin at block boundaries of
+	// Chunk sizes are multiples of ChunkUnit, so that chunks begin at block boundaries of
 	// file systems.
 	ChunkUnit = 64 << 10
-	// MaxChunkSize bounds the raw size of a chunk, in bytes.
+	// MaxChunkSize is the maximum uncompressed size of a chunk, in bytes.
 	MaxChunkSize = 16 << 20
 )
 
-// ContentNames are the names of what a disk holds.
+// ContentNames are the values of the annotation DiskContent.
 var ContentNames = map[Content]string{QCOW2: "qcow2", Raw: "raw", ISO: "iso"}
 
 func chunked(m *Manifest, rawConfig []byte) (*Plan, error) {
@@ -78,7 +78,7 @@ func chunked(m *Manifest, rawConfig []byte) (*Plan, error) {
 	return p, nil
 }
 
-// addDescription notes the layer of a domain or of a VM config.
+// addDescription adds the layer of a domain or a VM config.
 func (p *Plan) addDescription(mediaType string, layer v1.Descriptor) error {
 	where := &p.DomainXML
 	if mediaType == typeGuestConfig {
@@ -91,7 +91,7 @@ func (p *Plan) addDescription(mediaType string, layer v1.Descriptor) error {
 	return nil
 }
 
-// A chunkTable is a disk whose chunks are being collected.
+// A chunkTable collects the chunks of a disk.
 type chunkTable struct {
 	disk      Disk
 	chunkSize int64
@@ -135,7 +135,7 @@ func newChunkTable(layer v1.Descriptor) (*chunkTable, error) {
 	return t, nil
 }
 
-// add appends a chunk. Chunks ascend; what no chunk covers is zero.
+// add appends a chunk. Chunks are in ascending order; gaps are zero.
 func (t *chunkTable) add(layer v1.Descriptor) error {
 	fail := func(format string, args ...any) error {
 		return fmt.Errorf("%w: disk %s, chunk %s: %s", ErrUnknown, t.disk.Name, layer.Digest, fmt.Sprintf(format, args...))
@@ -173,7 +173,7 @@ func (t *chunkTable) add(layer v1.Descriptor) error {
 	return nil
 }
 
-// annotatedNumber reads a number that is not negative.
+// annotatedNumber reads a non-negative number from an annotation.
 func annotatedNumber(layer v1.Descriptor, name string) (int64, error) {
 	text, ok := layer.Annotations[name]
 	if !ok {

@@ -8,26 +8,25 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// An image is what is known of an image before any layer is read.
+// An image is a manifest with its config.
 type image struct {
 	*Manifest
 	rawConfig []byte
 	config    config
-	configErr error // why config could not be read; many artifacts have none
+	configErr error // why config is invalid; many artifacts have none
 }
 
-// A detector plans images of its format. It returns nil for all others.
+// A detector plans images of one format. It returns nil for others.
 type detector func(*image) (*Plan, error)
 
-// detectors in the order in which they are asked: the more telling a mark, the
-// earlier.
+// detectors in the order in which they are tried: the most specific first.
 var detectors = []detector{
 	isChunked, isSardinecake, isVirter, isKubeVirt, isDiskImage, isEVE, isTart, isLume, isRefused, isContainer, plainArtifact,
 }
 
-// DetectPlan recognises the format of a manifest and plans its disks. config is
-// the content of the config blob. The plan follows from these two alone: what an index
-// says of the manifest is not heard. Any error is an [ErrUnknown] or an [ErrAmbiguous].
+// DetectPlan recognizes the format of a manifest and plans its disks. config is the content of
+// the config blob. The plan depends on nothing else; in particular not on annotations in an
+// index. Errors are [ErrUnknown] or [ErrAmbiguous].
 func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
 	i := &image{Manifest: m, rawConfig: config}
 	if i.config, i.configErr = parseConfig(config); errors.Is(i.configErr, ErrAmbiguous) {
@@ -58,10 +57,10 @@ func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
 	return nil, fmt.Errorf("%w: %s", ErrUnknown, describe(m))
 }
 
-// ISOAlone says why an image of nothing but CD-ROM images is refused.
+// ISOAlone is the reason why an image with CD-ROM images only is refused.
 const ISOAlone = "an ISO image and no disk: it installs a machine, or runs without a disk that a job could write to; want the disk of an installed machine"
 
-// check finds plans that make no machine.
+// check refuses plans without a disk to boot from.
 func (p *Plan) check() error {
 	for _, disk := range p.Disks {
 		if disk.Content != ISO {
@@ -88,13 +87,13 @@ func isSardinecake(i *image) (*Plan, error) {
 	return sardinecake(i.Manifest, i.rawConfig)
 }
 
-// hasOrdinaryConfig: the config is that of a container image. Some artifacts have
-// one too.
+// hasOrdinaryConfig reports whether the config is that of a container image. Some artifacts
+// have one as well.
 func (i *image) hasOrdinaryConfig() bool {
 	return i.Config.MediaType == v1.MediaTypeImageConfig || i.Config.MediaType == dockerConfig
 }
 
-// isRefused knows what looks like a disk to nobody but its maker.
+// isRefused recognizes images that are bootable, but contain no disk.
 func isRefused(i *image) (*Plan, error) {
 	for _, label := range []string{"containers.bootc", "ostree.bootable"} {
 		if i.config.Config.Labels[label] != "" {
@@ -112,8 +111,8 @@ func isRefused(i *image) (*Plan, error) {
 	return nil, nil
 }
 
-// isContainer takes the file system of an ordinary container image for a
-// containerDisk: whether there is a disk in it, its layers tell.
+// isContainer plans an ordinary container image as a container disk. Its layers show later
+// whether there is a disk.
 func isContainer(i *image) (*Plan, error) {
 	if !i.hasOrdinaryConfig() {
 		return nil, nil
@@ -143,7 +142,7 @@ func hasTitle(layers []v1.Descriptor) bool {
 	return false
 }
 
-// isTar knows the types of container layers.
+// isTar reports whether a media type is that of a container layer.
 func isTar(mediaType string) bool {
 	base, _ := parameters(mediaType)
 	return strings.HasPrefix(base, v1.MediaTypeImageLayer) ||

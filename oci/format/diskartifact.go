@@ -14,7 +14,7 @@ const (
 	kubeVirtDisk    = "application/vnd.kubevirt.disk.raw+zstd"
 )
 
-// isDiskArtifact knows the artifact types of disks in an index.
+// isDiskArtifact recognizes artifact types of disks in an index.
 func isDiskArtifact(artifactType string) bool {
 	return strings.HasPrefix(artifactType, diskImagePrefix) || isKubeVirtType(artifactType)
 }
@@ -23,8 +23,8 @@ func isKubeVirtType(artifactType string) bool {
 	return artifactType == kubeVirtPrefix+".v1" || artifactType == kubeVirtPrefix+"template.v1"
 }
 
-// artifactType is the manifest's artifact type. One that has none is of the type of its
-// config: OCI image specification 1.1, guidelines for artifact usage.
+// artifactType returns the artifact type, or else the media type of the config (OCI image
+// specification 1.1, guidelines for artifact usage).
 func (i *image) artifactType() string {
 	if i.ArtifactType != "" {
 		return i.ArtifactType
@@ -32,8 +32,8 @@ func (i *image) artifactType() string {
 	return i.Config.MediaType
 }
 
-// isKubeVirt plans a virtual machine, or a template of one, that KubeVirt
-// exported: a raw disk in each layer.
+// isKubeVirt plans a virtual machine or template exported by KubeVirt: each layer is a raw
+// disk.
 func isKubeVirt(i *image) (*Plan, error) {
 	if !isKubeVirtType(i.artifactType()) && !hasLayer(i.Manifest, kubeVirtDisk) {
 		return nil, nil
@@ -63,10 +63,9 @@ func isKubeVirt(i *image) (*Plan, error) {
 	return p, nil
 }
 
-// isDiskImage plans the artifact of the bootc family, Konflux and cosa: the sole
-// layer is the disk. Its name has claimed a compression that it did not have, so
-// the first bytes tell. A manifest without an artifact type is one if its layer has
-// such a type.
+// isDiskImage plans artifacts of the bootc family, Konflux and cosa: the only layer is the
+// disk. Its compression is detected, because some layers are not compressed as their name
+// says. Without an artifact type, the media type of the layer counts.
 func isDiskImage(i *image) (*Plan, error) {
 	kind, ok := strings.CutPrefix(i.artifactType(), diskImagePrefix)
 	if !ok && len(i.Layers) == 1 {
@@ -99,9 +98,8 @@ const (
 	eveRoot  = "org.lfedge.eci.artifact.root"
 )
 
-// isEVE plans an edge container image: the layer whose role is disk-root and
-// those of further disks; or, before there were roles, the file that a label
-// names in the tree of a container image.
+// isEVE plans an edge container image: layers with the role disk-root and those of other
+// disks, or, in older images, a file in a container image that a label names.
 func isEVE(i *image) (*Plan, error) {
 	p := &Plan{Format: "eve"}
 	for _, layer := range i.Layers {

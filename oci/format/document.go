@@ -9,24 +9,23 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A Document is a manifest or an index: exactly one of the two is not nil.
+// A Document is a manifest or an index: one of the two is nil.
 type Document struct {
 	Manifest *Manifest
 	Index    *v1.Index
-	// MediaType is the document's own, else the one that was claimed, else OCI's for
-	// documents of its kind.
+	// MediaType is that in the document, or else the claimed one, or else OCI's.
 	MediaType string
 }
 
-// A Claim is what someone says the type of a document is. Empty media types, and types that
-// are used for everything (text/plain, application/json), claim nothing.
+// A Claim is the media type of a document according to its registry or index. Empty and
+// generic types (text/plain, application/json) claim nothing.
 type Claim struct {
 	By        string // for people: "the registry"
 	MediaType string
 }
 
-// Manifest is an OCI image manifest or a Docker one (schema 2), read leniently:
-// only what a [Plan] needs.
+// A Manifest has the fields of an OCI or Docker (schema 2) image manifest that a [Plan]
+// needs.
 type Manifest struct {
 	MediaType    string            `json:"mediaType"`
 	ArtifactType string            `json:"artifactType"`
@@ -41,11 +40,11 @@ const (
 	dockerConfig   = "application/vnd.docker.container.image.v1+json"
 )
 
-// maxLayers bounds the work that one manifest can ask for. An image of 1 TiB in
-// chunks of 16 MiB has 65536.
+// maxLayers limits the work for one manifest. An image of 1 TiB in chunks of 16 MiB has
+// 65536.
 const maxLayers = 100_000
 
-// The names that are read in manifests and indexes.
+// The known names in manifests and indexes.
 var (
 	descriptorNames = knownNames(map[string]*names{
 		"mediaType": nil, "artifactType": nil, "digest": nil, "size": nil, "urls": nil, "data": nil, "annotations": nil,
@@ -58,10 +57,9 @@ var (
 	})
 )
 
-// Parse reads a manifest or an index. Its fields alone tell which of the two it is. It fails
-// with [ErrAmbiguous] if its own mediaType or a claim says otherwise, or if it could be both;
-// with [ErrUnknown] if it is neither, or breaks the rules of its kind: a digest that is none,
-// a negative size. No error depends on anything but the arguments.
+// Parse reads a manifest or an index; its fields say which. The error is [ErrAmbiguous] if its
+// mediaType or a claim contradicts them, or if it could be both, and [ErrUnknown] if it is
+// neither, or has invalid digests or sizes.
 func Parse(raw []byte, claims ...Claim) (*Document, error) {
 	if err := checkJSON(raw, documentNames); err != nil {
 		return nil, fmt.Errorf("the manifest: %w", err)
@@ -118,7 +116,7 @@ const (
 	anOldOne  = "a manifest of an obsolete type"
 )
 
-// kindOf is the kind that a media type stands for; empty if it claims nothing.
+// kindOf returns the kind of document of a media type; empty if it claims nothing.
 func kindOf(mediaType string) string {
 	base, _ := parameters(mediaType)
 	switch {
@@ -132,7 +130,7 @@ func kindOf(mediaType string) string {
 	return ""
 }
 
-// kindByFields refuses what has the fields of two kinds. A field that is null is none.
+// kindByFields refuses documents with the fields of two kinds. null counts as missing.
 func kindByFields(fields map[string]json.RawMessage) (string, error) {
 	has := func(name string) bool {
 		value, ok := fields[name]
@@ -153,7 +151,7 @@ func kindByFields(fields map[string]json.RawMessage) (string, error) {
 		return aManifest, nil
 	}
 	if _, ok := fields["manifests"]; ok {
-		return anIndex, nil // "null": how some programs write an empty list
+		return anIndex, nil // "null": an empty list of some programs
 	}
 	return "", fmt.Errorf(`%w: neither a manifest nor an index: no "layers", no "manifests"`, ErrUnknown)
 }

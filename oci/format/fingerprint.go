@@ -10,13 +10,13 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// fingerprintVersion changes when the same plan is carried out to another result.
+// fingerprintVersion changes when the same plan gives another result.
 const fingerprintVersion = 1
 
-// Fingerprint tells what a plan makes of an image: two plans with one fingerprint make the
-// same disks of the same names, with the same domain and guest, in the same format. It is 32
-// hexadecimal digits. A new version of this package that reads a manifest in another way gives
-// its plan another fingerprint, so that both results can lie side by side.
+// Fingerprint identifies the result of a plan, in 32 hexadecimal digits. Plans with the same
+// fingerprint give the same disks with the same names, domain, guest and format. If a new
+// version of this package reads a manifest differently, the fingerprint of its plan differs,
+// and the store can hold both results.
 func (p *Plan) Fingerprint() string {
 	r := planReading{
 		Version: fingerprintVersion, Format: p.Format, Architecture: p.Architecture, OS: p.OS,
@@ -27,13 +27,13 @@ func (p *Plan) Fingerprint() string {
 	}
 	raw, err := json.Marshal(r)
 	if err != nil {
-		panic(err) // strings and numbers alone
+		panic(err) // only strings and numbers
 	}
 	sum := sha256.Sum256(raw)
 	return hex.EncodeToString(sum[:16])
 }
 
-// The readings are what a fingerprint covers, under names that do not change with the code.
+// The readings are the content of a fingerprint. Their JSON names must not change.
 type planReading struct {
 	Version      int             `json:"version"`
 	Format       string          `json:"format"`

@@ -1,5 +1,5 @@
-// Package format recognises the ways in which people keep virtual machines in
-// registries. It reads manifests and makes plans; it opens nothing.
+// Package format recognizes formats of virtual machine images in registries. It turns a
+// manifest into a plan, and reads no layers.
 package format
 
 import (
@@ -14,37 +14,36 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ErrUnknown: the manifest is not a virtual machine image that we know, or one
-// that breaks the rules of its format. The text says what was found.
+// ErrUnknown: the manifest is not of a known virtual machine image, or violates its format.
+// The text says what was found.
 var ErrUnknown = errors.New("unknown format")
 
 // A Plan says how to turn the blobs of one image into disks.
 type Plan struct {
 	// Format is the name of the format, such as "sardinecake".
 	Format string
-	// Architecture and OS as the image names them; may be empty.
+	// Architecture and OS, as named by the image; may be empty.
 	Architecture string
 	OS           string
 	Created      time.Time
-	// DomainXML and GuestConfig are the blobs that hold them; nil if there are none.
+	// DomainXML and GuestConfig are their blobs; nil if the image has none.
 	DomainXML   *v1.Descriptor
 	GuestConfig *v1.Descriptor
 	Disks       []Disk
 }
 
-// A Disk is one file to be made: streams of bytes at offsets. What no stream
-// covers is zero.
+// A Disk is a file to write: streams at offsets, and zeroes in between.
 type Disk struct {
-	// Name of the file as the manifest gives it. Empty: the gzip header of the
-	// first stream holds it, or the tree.
+	// Name of the file in the manifest. If it is empty, the gzip header of the first stream
+	// or the container disk has it.
 	Name string
-	// Alias is the name by which other disks of the image call this one as their
-	// backing file; empty if that is its name.
+	// Alias is the name by which other disks refer to this one as their backing file; empty
+	// if they use Name.
 	Alias string
-	// Content is what the file must be.
+	// Content is the required content of the file.
 	Content Content
 	Streams []Stream
-	// Tree is where the file lies, for a disk without streams; nil if it has some.
+	// ContainerDisk is where the file is; nil for a disk with streams.
 	ContainerDisk *ContainerDisk
 	// Digest of the finished file; empty if the image does not say.
 	Digest digest.Digest
@@ -52,11 +51,11 @@ type Disk struct {
 	Size int64
 }
 
-// A Stream is decompressed as one, after its blobs were put together in order.
+// A Stream is a sequence of blobs that are decompressed as one.
 type Stream struct {
 	Blobs       []v1.Descriptor
 	Compression Compression
-	// Offset in the disk at which the stream begins.
+	// Offset in the disk.
 	Offset int64
 	// Size of the decompressed stream in bytes; 0 if the image does not say.
 	Size int64
@@ -64,18 +63,18 @@ type Stream struct {
 	Digest digest.Digest
 }
 
-// A ContainerDisk is the file system of a container image, of which one file is a disk.
+// A ContainerDisk is a disk file in the layers of a container image.
 type ContainerDisk struct {
-	// Layers are tar archives, from the lowest to the topmost.
+	// Layers are tar archives, from the lowest to the top.
 	Layers []Stream
-	// Path of the disk, or of the directory in which it is the only file; without a
-	// slash at the beginning.
+	// Path of the disk, or of the directory that contains it as the only file; without a
+	// leading slash.
 	Path string
-	// Directory tells which of the two.
+	// Directory says which of the two.
 	Directory bool
 }
 
-// Content says what a disk file holds.
+// Content is the format of a disk file.
 type Content int
 
 const (
@@ -94,13 +93,12 @@ const (
 	// Gzip, Zstd and AppleLZ4 are always compressed.
 	Gzip
 	Zstd
-	// AppleLZ4 is the stream of Apple's compression library: LZ4 blocks in a framing
-	// of its own.
+	// AppleLZ4 is LZ4 in the framing of Apple's compression library.
 	AppleLZ4
 	// Maybe is gzip, xz or zstd by its first bytes, or not compressed.
 	Maybe
-	// Sniffed is gzip, xz or zstd by its first bytes, or a plain qcow2: there are
-	// images whose disk.qcow2.gz is not compressed.
+	// Sniffed is gzip, xz or zstd by its first bytes, or an uncompressed qcow2: in some
+	// images, disk.qcow2.gz is not compressed.
 	Sniffed
 )
 
@@ -113,8 +111,8 @@ func hasLayer(m *Manifest, mediaType string) bool {
 	return false
 }
 
-// config is an image config, read leniently: the Python tool writes the times
-// of its history as JSON numbers, which v1.Image refuses.
+// config is an image config. v1.Image would refuse those of the Python tool, which have times
+// as JSON numbers.
 type config struct {
 	Architecture string          `json:"architecture"`
 	OS           string          `json:"os"`
@@ -127,7 +125,7 @@ type config struct {
 	} `json:"config"`
 }
 
-// configNames are the names that are read in configs.
+// configNames are the known names in configs.
 var configNames = knownNames(map[string]*names{
 	"architecture": nil, "os": nil, "created": nil,
 	"rootfs": knownNames(map[string]*names{"diff_ids": nil}), "config": knownNames(map[string]*names{"Labels": nil}),
@@ -144,8 +142,7 @@ func parseConfig(raw []byte) (config, error) {
 	return c, nil
 }
 
-// created is zero if the config has no time, or one that cannot be read: no
-// image is refused for that.
+// created returns the creation time; zero if it is missing or invalid.
 func (c config) created() time.Time {
 	var t time.Time
 	if json.Unmarshal(c.Created, &t) == nil {
@@ -158,7 +155,7 @@ func (c config) created() time.Time {
 	return time.Time{}
 }
 
-// parameters splits a media type; what cannot be read as one is its own base.
+// parameters splits a media type. It returns invalid ones unchanged.
 func parameters(mediaType string) (string, map[string]string) {
 	base, params, err := mime.ParseMediaType(mediaType)
 	if err != nil {
@@ -167,7 +164,7 @@ func parameters(mediaType string) (string, map[string]string) {
 	return base, params
 }
 
-// TransferSize is the number of bytes of all disks' blobs.
+// TransferSize returns the size of all blobs of the disks, in bytes.
 func (p *Plan) TransferSize() int64 {
 	var sum int64
 	for _, disk := range p.Disks {
@@ -184,7 +181,7 @@ func (p *Plan) TransferSize() int64 {
 	return sum
 }
 
-// UnpackedSize is the number of bytes of all streams; 0 if the image does not say.
+// UnpackedSize returns the size of all streams, in bytes; 0 if the image does not say.
 func (p *Plan) UnpackedSize() int64 {
 	var sum int64
 	for _, disk := range p.Disks {
@@ -201,7 +198,7 @@ func (p *Plan) UnpackedSize() int64 {
 	return sum
 }
 
-// saturatingAdd adds sizes, which are not negative, of a stranger's choice.
+// saturatingAdd adds untrusted sizes, which are not negative.
 func saturatingAdd(a, b int64) int64 {
 	if a > math.MaxInt64-b {
 		return math.MaxInt64
@@ -209,7 +206,7 @@ func saturatingAdd(a, b int64) int64 {
 	return a + b
 }
 
-// IsStream reports whether the disk is one stream from its beginning to its end.
+// IsStream reports whether the disk is one stream from beginning to end.
 func (d Disk) IsStream() bool {
 	return len(d.Streams) == 1 && d.Streams[0].Offset == 0 && d.Streams[0].Size == 0 && d.Streams[0].Digest == ""
 }

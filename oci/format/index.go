@@ -7,12 +7,12 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// ChooseChild finds the manifest, or the nested index, for an architecture (in
-// Go's words) in an index. What a child says of its disk counts before its
-// platform: podman and others put bootable container images beside the disks.
+// ChooseChild selects the manifest or nested index for an architecture (Go's name) in an
+// index. Properties of disks count more than the platform: some indexes have bootable
+// container images beside the disks.
 //
-// What an index says of a child decides which one is taken, never how it is read:
-// another index could say something else of it.
+// The index only decides which child is selected, not how it is read: another index could
+// describe it differently.
 func ChooseChild(index *v1.Index, arch string) (v1.Descriptor, error) {
 	var best v1.Descriptor
 	bestRank := rankNone
@@ -32,7 +32,7 @@ func ChooseChild(index *v1.Index, arch string) (v1.Descriptor, error) {
 	return best, nil
 }
 
-// Ranks of children, the best first; steps between them are for the platform's OS.
+// Ranks of children, the best first. The platform's OS adds steps in between.
 const (
 	rankDiskType = iota * 10
 	rankArtifact
@@ -42,7 +42,7 @@ const (
 	rankNone
 )
 
-// rankOf says how good a child is for an architecture.
+// rankOf ranks a child for an architecture.
 func rankOf(child v1.Descriptor, arch string) int {
 	has, system := "", ""
 	if child.Platform != nil {
@@ -65,8 +65,7 @@ func rankOf(child v1.Descriptor, arch string) int {
 	case kindOf(child.MediaType) == anIndex:
 		rank = rankNested
 	}
-	// cosa writes the name of its platform here; "metal" and the clouds boot less
-	// well.
+	// cosa writes the name of its platform here. "qemu" is better than "metal" and clouds.
 	for step, name := range []string{"qemu", "linux", ""} {
 		if system == name {
 			return rank + step
@@ -89,8 +88,7 @@ func describeChild(child v1.Descriptor) string {
 	return strings.TrimSpace(strings.Join(parts, " "))
 }
 
-// goArch turns the kernel's names of architectures, which some tools write, into
-// Go's.
+// goArch converts the kernel's names of architectures, which some tools use, to Go's.
 func goArch(arch string) string {
 	switch arch {
 	case "x86_64":

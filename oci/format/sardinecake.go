@@ -8,8 +8,8 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Media types of the sardinecake format. Disks have the type of their file with
-// "+gzip", and from the second piece on ";chunk=N".
+// Media types of the sardinecake format. Layers of disks have the type of the file with
+// "+gzip", and from the second layer on ";chunk=N".
 const (
 	Sardinecake = "sardinecake"
 
@@ -20,25 +20,24 @@ const (
 	TypeISO         = "application/x-iso9660-image"
 )
 
-// TypeDomainXML and TypeGuestConfig are exported for those who write images.
+// Media types for writers of images.
 const (
 	TypeDomainXML   = typeDomainXML
 	TypeGuestConfig = typeGuestConfig
 )
 
-// sardinecake plans an image of the Python tool: each disk is one gzip stream,
-// cut into pieces or not.
+// sardinecake plans an image of the Python tool: each disk is one gzip stream in one or more
+// layers.
 //
-// A new file begins at a layer without ";chunk=N". (The Python importer looks
-// for gzip's magic bytes in place of that, and so takes a piece for a new file
-// that happens to begin with them.)
+// A layer without ";chunk=N" begins a new file. (The Python importer looks for the magic
+// bytes of gzip instead, which may occur in other layers by chance.)
 func sardinecake(m *Manifest, rawConfig []byte) (*Plan, error) {
 	c, err := parseConfig(rawConfig)
 	if err != nil {
 		return nil, err
 	}
 	p := &Plan{Format: Sardinecake, Architecture: c.Architecture, OS: c.OS, Created: c.created()}
-	// Where the digest of each disk stands in the config's diff_ids.
+	// The index of each disk's digest in the config's diff_ids.
 	var diffIDs []int
 	files := 0
 	for _, layer := range m.Layers {
@@ -75,8 +74,8 @@ func sardinecake(m *Manifest, rawConfig []byte) (*Plan, error) {
 	return p, nil
 }
 
-// addChunk appends a piece to the last disk: pieces are numbered from 1, without
-// a gap, and of the type of the first.
+// addChunk appends a layer to the last disk. Chunk numbers start at 1 and have no gaps; the
+// type is that of the first layer.
 func (p *Plan) addChunk(kind, number string, layer v1.Descriptor) error {
 	if len(p.Disks) == 0 {
 		return fmt.Errorf("%w: layer %s is chunk %s of no disk", ErrUnknown, layer.Digest, number)

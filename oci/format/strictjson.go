@@ -11,21 +11,20 @@ import (
 	"unicode/utf8"
 )
 
-// ErrAmbiguous: two programs could read the document and find two different images.
-// Such a document is refused, whatever its digest (CVE-2021-41190).
+// ErrAmbiguous: two programs could read two different images from the document
+// (CVE-2021-41190).
 var ErrAmbiguous = errors.New("can be read in two ways")
 
-// maxDepth bounds objects and arrays in each other. A manifest needs five.
+// maxDepth limits the nesting of JSON. A manifest needs five levels.
 const maxDepth = 64
 
-// names are the names in a JSON object that this package reads. Below nil names, every name
-// stands for itself.
+// names are the known names in a JSON object. nil means that all names are distinct.
 type names struct {
-	below map[string]*names // by name: the names in the object that the name has as its value
+	below map[string]*names // by name: the names in the object that is its value
 	exact map[string]string // the name of each that [fold] makes equal
 }
 
-// knownNames takes each name with the names below it.
+// knownNames returns names, each with the names below it.
 func knownNames(below map[string]*names) *names {
 	n := &names{below: below, exact: make(map[string]string, len(below))}
 	for name := range below {
@@ -34,8 +33,8 @@ func knownNames(below map[string]*names) *names {
 	return n
 }
 
-// inside are the names in the object called name. The error is an [ErrAmbiguous] if the name
-// equals a known one but for its case.
+// inside returns the names in the object called name. The error is [ErrAmbiguous] if name
+// differs from a known one only in case.
 func (n *names) inside(name string) (*names, error) {
 	if n == nil {
 		return nil, nil
@@ -44,31 +43,30 @@ func (n *names) inside(name string) (*names, error) {
 		return below, nil
 	}
 	if want, ok := n.exact[fold(name)]; ok {
-		return nil, fmt.Errorf("%w: it has %q, which some programs take for %q", ErrAmbiguous, name, want)
+		return nil, fmt.Errorf("%w: it has %q, which some programs read as %q", ErrAmbiguous, name, want)
 	}
 	return nil, nil
 }
 
-// checkJSON reports, as an [ErrAmbiguous], what makes parsers of JSON disagree: a name that
-// occurs twice in one object, and a name that equals one of known but for its case, which
-// encoding/json accepts and most others ignore. JSON that breaks its own rules, or is no
-// UTF-8, or goes on after its end is an [ErrUnknown].
+// checkJSON returns [ErrAmbiguous] for documents that JSON parsers read differently: with a
+// duplicate name, or a name that differs from a known one only in case, which encoding/json
+// accepts and most others ignore. For invalid JSON, it returns [ErrUnknown].
 func checkJSON(raw []byte, known *names) error {
 	if !utf8.Valid(raw) {
 		return fmt.Errorf("%w: not valid JSON: not UTF-8", ErrUnknown)
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
-	d.UseNumber() // a number that float64 cannot hold is a matter of its field
+	d.UseNumber() // fields check their numbers themselves
 	if err := checkValue(d, known, 0); err != nil {
 		return notJSON(err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: not valid JSON: there is more after its end", ErrUnknown)
+		return fmt.Errorf("%w: not valid JSON: more data after its end", ErrUnknown)
 	}
 	return nil
 }
 
-// notJSON is the error for a document that ended too early or has broken syntax.
+// notJSON returns the error for invalid syntax or a truncated document.
 func notJSON(err error) error {
 	if errors.Is(err, ErrAmbiguous) || errors.Is(err, ErrUnknown) {
 		return err
@@ -127,8 +125,8 @@ func checkObject(d *json.Decoder, known *names, depth int) error {
 	return nil
 }
 
-// fold maps names to one text that encoding/json takes for one name: it also folds
-// letters outside of ASCII, such as the long s.
+// fold maps names that encoding/json considers equal to the same text. This includes letters
+// outside of ASCII, such as the long s.
 func fold(name string) string {
 	return strings.Map(func(r rune) rune {
 		for {

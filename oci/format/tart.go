@@ -20,8 +20,8 @@ const (
 	tartFormat     = "org.cirruslabs.tart.disk.format"
 )
 
-// isTart plans a Linux machine of tart: slices of a raw disk, one after the
-// other, each with the digest of its content. The NVRAM is Apple's own.
+// isTart plans a Linux machine of tart: consecutive slices of a raw disk, each with a digest.
+// Its NVRAM is specific to Apple.
 func isTart(i *image) (*Plan, error) {
 	if !hasLayer(i.Manifest, tartConfig) {
 		return nil, nil
@@ -76,7 +76,7 @@ func isLume(i *image) (*Plan, error) {
 	var machine struct {
 		OS string `json:"os"`
 	}
-	_ = json.Unmarshal(i.rawConfig, &machine) // it need not say
+	_ = json.Unmarshal(i.rawConfig, &machine) // it is optional
 	if system := strings.ToLower(machine.OS); system == "macos" || system == "darwin" {
 		return nil, fmt.Errorf("%w: a macOS machine of lume, which only Apple's hypervisor boots", ErrUnknown)
 	}

@@ -11,9 +11,8 @@ const (
 	virterLayer  = "application/vnd.com.linbit.virter.layer.v1.qcow2.gzip"
 )
 
-// isVirter plans an image of LINBIT's virter: a backing chain, base first. The
-// header of each layer names the one before as "./virter:layer:" and the digest
-// of its content.
+// isVirter plans an image of LINBIT's virter: a backing chain, base first. Each qcow2 header
+// refers to the previous layer as "./virter:layer:" with the digest of its content.
 func isVirter(i *image) (*Plan, error) {
 	if i.Config.MediaType != virterConfig {
 		return nil, nil

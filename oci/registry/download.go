@@ -14,9 +14,9 @@ import (
 	"gitlab-sardine-executor/oci/transport"
 )
 
-// A download reads one blob from a source. When the connection breaks or stalls
-// it goes on where it stood, until it has made no progress for too long. What it
-// reads is not checked: use [Verify].
+// A download reads one blob from a source. When the connection breaks or stalls, it
+// reconnects and resumes, until it makes no progress for too long. It does not verify the
+// blob: use [transport.Verify].
 type download struct {
 	ctx      context.Context
 	src      transport.Source
@@ -27,8 +27,7 @@ type download struct {
 	body   *connection
 }
 
-// OpenDownload connects at once, so that a blob that is missing is known before
-// anything is read.
+// OpenDownload connects immediately, and fails if the blob is missing.
 func OpenDownload(ctx context.Context, src transport.Source, desc v1.Descriptor, p Patience) (*download, error) {
 	d := &download{ctx: ctx, src: src, desc: desc, patience: p}
 	var err error
@@ -47,13 +46,13 @@ func (d *download) Read(b []byte) (int, error) {
 	d.offset += int64(n)
 	if n > 0 || err == nil || errors.Is(err, io.EOF) || !mayPass(err) {
 		if n > 0 && err != nil && mayPass(err) {
-			err = nil // the next Read meets it again
+			err = nil // the next Read returns it
 		}
 		return n, err
 	}
-	// A connection counts as mended once a byte has come.
+	// Only a received byte resets the retries.
 	n, err = Retry(d.ctx, d.patience, func() (int, error) {
-		_ = d.body.Close() // it failed before
+		_ = d.body.Close() // it has failed already
 		body, err := d.connect()
 		if err != nil {
 			return 0, err
@@ -69,7 +68,7 @@ func (d *download) Read(b []byte) (int, error) {
 	return n, bareEOF(err)
 }
 
-// io.EOF is a result and no failure to retry, but is told by an error.
+// endOfBlob hides io.EOF from [Retry]: it is a result, not a failure.
 type endOfBlob struct{ error }
 
 func keepEOF(err error) error {
@@ -96,18 +95,18 @@ func (d *download) Close() error {
 	return err
 }
 
-// connect opens the blob at the offset.
+// connect opens the blob at the current offset.
 func (d *download) connect() (*connection, error) {
 	c := newConnection(d.ctx, d.patience.Stall)
 	err := c.open(d.src, d.desc, d.offset)
 	if err != nil {
 		return nil, errors.Join(c.cause(err), c.Close())
 	}
-	c.timer.Stop() // until somebody reads
+	c.timer.Stop() // until Read
 	return c, nil
 }
 
-// A connection is one attempt at a blob, cut off when nothing comes any more.
+// A connection is one attempt to read a blob. It ends when no bytes arrive.
 type connection struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -123,7 +122,7 @@ func newConnection(ctx context.Context, stall time.Duration) *connection {
 	return c
 }
 
-// open asks for the blob from offset on.
+// open requests the blob from offset on.
 func (c *connection) open(src transport.Source, desc v1.Descriptor, offset int64) (err error) {
 	if offset > 0 {
 		if ranged, ok := src.(transport.RangeSource); ok {
@@ -140,7 +139,7 @@ func (c *connection) open(src transport.Source, desc v1.Descriptor, offset int64
 		n, err := io.CopyN(io.Discard, readers.Only(c), min(offset-skipped, readers.BufferSize))
 		skipped += n
 		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF // it was longer before
+			err = io.ErrUnexpectedEOF // the blob was longer before
 		}
 		if err != nil {
 			return err
@@ -155,12 +154,12 @@ func (c *connection) Read(b []byte) (int, error) {
 	}
 	c.timer.Reset(c.stall)
 	n, err := c.body.Read(b)
-	// Whoever reads may take its time until it reads again.
+	// The time between reads does not count.
 	c.timer.Stop()
 	return n, c.cause(err)
 }
 
-// cause tells a stall from a context that was cancelled from outside.
+// cause replaces the error of a stalled connection.
 func (c *connection) cause(err error) error {
 	if err != nil && !errors.Is(err, io.EOF) && errors.Is(context.Cause(c.ctx), errStalled) {
 		return fmt.Errorf("%w for %v: %v", errStalled, c.stall, err)

@@ -8,9 +8,9 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// LogTo sends what containers/image has to say to the administrator's log. Left
-// alone, it writes to stderr, which is the job's log when GitLab Runner calls. It
-// holds for the whole process, and for the last logger given.
+// LogTo sends the log messages of containers/image to the administrator's log. By default
+// they go to stderr, which is the job log when GitLab Runner runs the program. It affects
+// the whole process.
 func LogTo(logger *slog.Logger) {
 	logrus.SetOutput(io.Discard)
 	logrus.StandardLogger().ReplaceHooks(logrus.LevelHooks{})
@@ -21,7 +21,7 @@ func LogTo(logger *slog.Logger) {
 	logrus.AddHook(slogHook{logger})
 }
 
-// slogHook passes entries of logrus on.
+// slogHook passes logrus entries to slog.
 type slogHook struct{ logger *slog.Logger }
 
 func (slogHook) Levels() []logrus.Level { return logrus.AllLevels }
@@ -39,7 +39,7 @@ func (h slogHook) Fire(entry *logrus.Entry) error {
 	return nil
 }
 
-// slogLevel is the level of slog for one of logrus.
+// slogLevel converts a log level.
 func slogLevel(level logrus.Level) slog.Level {
 	switch level {
 	case logrus.PanicLevel, logrus.FatalLevel, logrus.ErrorLevel:

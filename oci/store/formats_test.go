@@ -326,7 +326,7 @@ func TestFormatsRefused(t *testing.T) {
 		}, oci.ErrFormat, "container image without a file in /disk/"},
 		"container with a bomb": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Put(v1.Manifest{Config: l.Config("{}"), Layers: []v1.Descriptor{l.Blob(v1.MediaTypeImageLayerGzip, ocitest.Zipped(t, "", ocitest.TarOf(t, ocitest.TarEntry{Name: "x", Content: string(make([]byte, 100<<20))})))}})
-		}, oci.ErrHostile, "more than is allowed"},
+		}, oci.ErrHostile, "too much content beside the disk"},
 		"container that is no tar": {func(l ocitest.TestLayout) v1.Descriptor { return l.Container("{}", ocitest.Noise(5000)) }, oci.ErrFormat, "damaged layer"},
 		"container cut off": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Container("{}", ocitest.TarOf(t, ocitest.TarEntry{Name: "disk/a", Content: string(ocitest.Noise(5000))})[:2000])

@@ -1,12 +1,11 @@
-// Package inflate decompresses DEFLATE (RFC 1951) about twice as fast as the
-// libraries for Go do, and can go on in the middle of a stream.
+// Package inflate decompresses DEFLATE (RFC 1951), about twice as fast as other Go
+// libraries, and can resume in the middle of a stream.
 //
-// A pull of a gzip image waits for little else than this: one stream is one
-// thread's work. The libraries that are faster are C (ISA-L, libdeflate, zlib-ng),
-// and what they would read comes from strangers; this is Go, so that a hostile
-// stream can do no worse than to be refused.
+// Decompression limits the speed of pulling a gzip image: a stream can only use one thread.
+// Faster libraries (ISA-L, libdeflate, zlib-ng) are written in C; this package is memory-safe
+// on untrusted input.
 //
-// What is valid is what zlib takes as valid.
+// It accepts the same streams as zlib.
 package inflate
 
 import (
@@ -17,16 +16,15 @@ import (
 )
 
 const (
-	windowSize = 32 << 10 // how far back a match can reach
+	windowSize = 32 << 10 // maximum distance of a match
 	maxMatch   = 258
-	// limit is how far the output buffer may be filled before it has to be read.
+	// limit is how far the output buffer is filled before it must be read.
 	limit = windowSize + 128<<10
-	// slack is what may be written behind it: some literals and a match, in units of
-	// eight bytes.
+	// slack is the space after limit for literals and a match, in units of eight bytes.
 	slack = 16 + maxMatch
 )
 
-// A CorruptError says what is wrong with a stream, and where: at which byte of it.
+// A CorruptError says what is invalid in a stream, and at which byte.
 type CorruptError struct {
 	Offset int64
 	Reason string
@@ -36,46 +34,44 @@ func (e *CorruptError) Error() string {
 	return fmt.Sprintf("deflate stream is corrupt at byte %d: %s", e.Offset, e.Reason)
 }
 
-// A Checkpoint is a place between two blocks from which a stream can be
-// decompressed: see [Resume].
+// A Checkpoint is a place between two blocks at which decompression can resume: see
+// [Resume].
 type Checkpoint struct {
-	// Offset in the compressed stream of the byte that has the first bit of the next
-	// block, and the number of that bit, 0 to 7.
+	// Offset in the compressed stream of the byte with the first bit of the next block.
+	// Bit is the number of this bit, 0 to 7.
 	Offset int64
 	Bit    uint8
-	// Window is what was decompressed before, at most the last 32 KiB.
+	// Window has up to 32 KiB of the decompressed stream before the checkpoint.
 	Window []byte
 }
 
-// A Reader decompresses one stream. It takes no byte from its source beyond the
-// last one of the stream.
+// A Reader decompresses one stream. It does not read beyond the end of the stream.
 type Reader struct {
-	// Pause, unless nil, is asked at the end of each block but the last whether to
-	// pause there; offset is where in the compressed stream the next block begins.
-	// At a pause Read returns what comes before it and [Reader.Paused] is true until
-	// Read is called again.
+	// Pause, if not nil, is called at the end of each block but the last, with the offset
+	// of the next block in the compressed stream, and reports whether to pause. At a pause,
+	// Read returns the data before it, and [Reader.Paused] is true until the next Read.
 	Pause func(offset int64) bool
 
 	source *bufio.Reader
-	in     []byte // what source has buffered
-	at     int    // bytes of in that are used, those in bits included
+	in     []byte // the buffer of source
+	at     int    // bytes of in that are used, including those in bits
 	taken  int64  // bytes of the stream before in
 
 	bits  uint64 // the next bits of the stream, lowest first
-	nbits uint   // how many of them count; those above are unspecified
+	nbits uint   // number of valid bits; higher ones are unspecified
 
-	// Up to to, out holds what was decompressed last: all of it, or at least the
-	// window. From from on it was not read yet.
+	// out[:to] is the end of the decompressed data, at least the window. out[from:to] has
+	// not been read yet.
 	out      [limit + slack]byte
 	from, to int
 
 	state  state
 	final  bool // the current block is the last
-	stored int  // bytes of a stored block that are to come
+	stored int  // bytes left in a stored block
 	paused bool
 	err    error
 
-	// Of the block at hand: own, or those of the fixed code.
+	// Tables of the current block: its own, or those of the fixed code.
 	lit  *litTable
 	dist *distTable
 	own  struct {
@@ -85,7 +81,7 @@ type Reader struct {
 	}
 }
 
-// A state says what comes next in the stream.
+// A state is the next part of the stream.
 type state int
 
 const (
@@ -94,17 +90,17 @@ const (
 	inHuffman
 )
 
-// NewReader reads the stream that begins with the next byte of source.
+// NewReader returns a Reader of the stream that begins with the next byte of source.
 func NewReader(source *bufio.Reader) *Reader { return &Reader{source: source} }
 
-// Resume reads the rest of a stream from a checkpoint on; the next byte of source
-// is that at its Offset.
+// Resume returns a Reader that starts at a checkpoint. The next byte of source is the byte at
+// its Offset.
 func Resume(source *bufio.Reader, c Checkpoint) (*Reader, error) {
 	r := &Reader{}
 	return r, r.Reset(source, c)
 }
 
-// Reset makes r what [Resume] returns, without a new buffer, and with its Pause.
+// Reset makes r start at a checkpoint, like [Resume]. It reuses the buffer and keeps Pause.
 func (r *Reader) Reset(source *bufio.Reader, c Checkpoint) error {
 	if c.Bit > 7 || len(c.Window) > windowSize {
 		return fmt.Errorf("resume a deflate stream: the checkpoint has bit %d and a window of %d bytes", c.Bit, len(c.Window))
@@ -124,16 +120,16 @@ func (r *Reader) Reset(source *bufio.Reader, c Checkpoint) error {
 	return nil
 }
 
-// Paused says whether the last Read ended at a pause.
+// Paused reports whether the last Read ended at a pause.
 func (r *Reader) Paused() bool { return r.paused && r.from == r.to }
 
-// Checkpoint is the place where the reader has paused.
+// Checkpoint returns the place where the reader has paused.
 func (r *Reader) Checkpoint() Checkpoint {
 	offset, bit := r.position()
 	return Checkpoint{Offset: offset, Bit: bit, Window: append([]byte(nil), r.out[max(0, r.to-windowSize):r.to]...)}
 }
 
-// position is where the next bit lies in the stream.
+// position returns the place of the next bit in the stream.
 func (r *Reader) position() (offset int64, bit uint8) {
 	next := (r.taken+int64(r.at))*8 - int64(r.nbits)
 	return next / 8, uint8(next % 8)
@@ -157,8 +153,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// makeRoom moves the window to the beginning of the buffer. Nothing waits to be
-// read.
+// makeRoom moves the window to the beginning of the buffer. All data has been read.
 func (r *Reader) makeRoom() {
 	if r.to < limit/2 {
 		return
@@ -167,8 +162,8 @@ func (r *Reader) makeRoom() {
 	r.from, r.to = windowSize, windowSize
 }
 
-// decode fills the buffer, or goes on until a pause or the end of the stream,
-// which is [io.EOF].
+// decode decompresses until the buffer is full, or up to a pause or the end of the stream,
+// for which it returns [io.EOF].
 func (r *Reader) decode() (err error) {
 	for err == nil && r.to < limit && !r.paused {
 		switch r.state {
@@ -186,7 +181,7 @@ func (r *Reader) decode() (err error) {
 	return err
 }
 
-// endBlock is called behind the last bit of a block.
+// endBlock is called after the last bit of a block.
 func (r *Reader) endBlock() error {
 	r.state = atHeader
 	if r.final {
@@ -199,7 +194,7 @@ func (r *Reader) endBlock() error {
 	return nil
 }
 
-// giveBack leaves the source at the first byte behind those that are used.
+// giveBack leaves the source at the first unused byte.
 func (r *Reader) giveBack() {
 	r.at -= int(r.nbits / 8)
 	r.nbits, r.bits = 0, 0
@@ -208,8 +203,8 @@ func (r *Reader) giveBack() {
 	r.in, r.at = nil, 0
 }
 
-// more makes sure that in has a byte behind at, if the stream has one, by letting
-// go of those before.
+// more makes sure that in has a byte after at, if the stream has one. It discards earlier
+// bytes.
 func (r *Reader) more() error {
 	r.source.Discard(r.at) // they are buffered
 	r.taken += int64(r.at)
@@ -225,7 +220,7 @@ func (r *Reader) more() error {
 	return err
 }
 
-// refill takes bytes until there are 56 bits, or in has no more.
+// refill adds bytes until there are 56 bits, or in is empty.
 func (r *Reader) refill() {
 	r.bits &= 1<<r.nbits - 1
 	for r.nbits < 56 && r.at < len(r.in) {
@@ -235,7 +230,7 @@ func (r *Reader) refill() {
 	}
 }
 
-// need makes sure that there are n bits, at most 48.
+// need makes sure that there are n bits; n is at most 48.
 func (r *Reader) need(n uint) error {
 	for r.nbits < n {
 		if r.at == len(r.in) {
@@ -253,8 +248,7 @@ func (r *Reader) drop(n uint) {
 	r.nbits -= n
 }
 
-// take returns the next n bits, at most 32, of those that [Reader.need] made sure
-// of.
+// take returns the next n bits; n is at most 32. Call [Reader.need] before.
 func (r *Reader) take(n uint) int {
 	v := int(r.bits & (1<<n - 1))
 	r.drop(n)
@@ -286,7 +280,7 @@ func (r *Reader) header() error {
 	return r.corrupt("a block of the reserved kind 3")
 }
 
-// storedHeader reads the rest of the header of a block that is not compressed.
+// storedHeader reads the rest of the header of an uncompressed block.
 func (r *Reader) storedHeader() error {
 	r.drop(r.nbits % 8)
 	if err := r.need(32); err != nil {
@@ -300,9 +294,9 @@ func (r *Reader) storedHeader() error {
 	return nil
 }
 
-// copyStored copies what there is of a stored block.
+// copyStored copies the available part of a stored block.
 func (r *Reader) copyStored() error {
-	// The bytes among the bits were read ahead.
+	// The bytes in bits were read ahead.
 	r.at -= int(r.nbits / 8)
 	r.nbits, r.bits = 0, 0
 	for r.stored > 0 && r.to < limit {

@@ -5,18 +5,18 @@ import (
 	"sync"
 )
 
-// Codes are looked up by the next bits of the stream in a table that is indexed by
-// as many bits as most codes have. A longer code leads to a second part of the
-// table, which is indexed by the bits that follow.
+// Codes are looked up in a table, which is indexed by the next bits of the stream: as many as
+// most codes have. For longer codes, the entry refers to a second part of the table, which is
+// indexed by the following bits.
 const (
 	litBits  = 11
 	distBits = 9
 	maxCode  = 15 // bits of the longest code
 
-	numLit  = 286 // symbols that may occur, of 288
+	numLit  = 286 // valid symbols, of 288
 	numDist = 30  // of 32
 
-	// The most entries that any code of maxCode bits needs, by zlib's enough.c for
+	// The maximum number of entries for any code of maxCode bits, from zlib's enough.c for
 	// 286 symbols with 11 and 30 symbols with 9 bits in the first part.
 	litEntries  = 2342
 	distEntries = 592
@@ -28,20 +28,20 @@ type (
 	codeTable [1 << 7]entry
 )
 
-// An entry says what the next bits of the stream mean.
+// An entry is the meaning of the next bits of the stream.
 //
-//	bits  0 to 7   bits that the code and what belongs to it take
-//	bits  8 to 11  of which the code itself takes so many
+//	bits  0 to 7   number of bits of the code and its extra bits
+//	bits  8 to 11  number of bits of the code
 //	bits 12 to 15  kind
-//	bits 16 to 31  value: a byte, or two; the base of a length or distance; where
-//	               the second part of the table begins
+//	bits 16 to 31  value: one or two bytes, the base of a length or distance, or the
+//	               index of the second part of the table
 type entry uint32
 
 const (
 	literal  entry = 1 << 15 // a byte
 	two      entry = 1 << 14 // and another one
 	special  entry = 1 << 13 // end of block, link, or invalid
-	link     entry = 1 << 12 // with special: to a second part, which takes as many more bits as bits 0 to 7 say
+	link     entry = 1 << 12 // with special: to a second part, indexed by as many bits as bits 0 to 7 say
 	endBlock entry = 1 << 14 // with special
 )
 
@@ -49,15 +49,14 @@ func (e entry) total() uint { return uint(e & 0xff) }
 func (e entry) code() uint  { return uint(e >> 8 & 0xf) }
 func (e entry) value() int  { return int(e >> 16) }
 
-// extra is what the bits behind the code add to the value; next are the bits of
-// the stream with those of the code.
+// extra returns the value of the extra bits after the code. next has the bits of the stream
+// from the code on.
 func (e entry) extra(next uint64) int {
 	return int(next & (1<<e.total() - 1) >> e.code())
 }
 
-// litSymbols, distSymbols and codeSymbols are the entries of the symbols as far as they do
-// not depend on their codes: the extra bits in bits 0 to 7, and the value.
-// RFC 1951, 3.2.5.
+// litSymbols, distSymbols and codeSymbols are the entries of the symbols without their codes:
+// the number of extra bits in bits 0 to 7, and the value (RFC 1951, 3.2.5).
 var (
 	litSymbols  = makeLitSymbols()
 	distSymbols = makeDistSymbols()
@@ -96,9 +95,9 @@ func makeCodeSymbols() (symbols [19]entry) {
 	return symbols
 }
 
-// build makes a table for the canonical code in which symbol i has lengths[i] bits,
-// 0 if it does not occur. It is false if there is no such code: zlib's rule is that
-// a code uses up all bits, or has one symbol of one bit, or none at all.
+// build fills a table for the canonical code in which symbol i has lengths[i] bits; 0 means
+// that the symbol has no code. It returns false for an invalid code. Like in zlib, a valid
+// code is complete, or has one symbol of one bit, or none.
 func build(table []entry, first uint, lengths []uint8, symbols []entry) bool {
 	var count [maxCode + 1]int
 	for _, n := range lengths {
@@ -128,7 +127,7 @@ func build(table []entry, first uint, lengths []uint8, symbols []entry) bool {
 		next[n+1] = (next[n] + uint32(count[n])) << 1
 	}
 	b := builder{table: table, first: first, end: 1 << first, remaining: count}
-	// By length, and so by code: those of one second part follow each other.
+	// Sorted by length, and so by code: those of one second part are consecutive.
 	var order [288]uint16
 	var start [maxCode + 2]int
 	for n := 1; n <= maxCode; n++ {
@@ -152,17 +151,17 @@ func build(table []entry, first uint, lengths []uint8, symbols []entry) bool {
 
 type builder struct {
 	table     []entry
-	first     uint // bits of the first part's index
+	first     uint // bits of the index of the first part
 	end       int  // of the entries in use
 	remaining [maxCode + 1]int
 
-	prefix uint32 // bits that lead to the second part at hand
-	part   int    // where that begins; 0: none
+	prefix uint32 // bits before the current second part
+	part   int    // its index; 0 if there is none
 	width  uint   // bits of its index
 }
 
-// add adds a symbol, whose code has n bits. Symbols come in the order of their
-// codes. It is false if the table is full, which it is not by its size.
+// add adds a symbol with a code of n bits. Symbols are added in the order of their codes. It
+// returns false if the table is full, which its size makes impossible.
 func (b *builder) add(code uint32, n uint, symbol entry) bool {
 	reversed := bits.Reverse32(code) >> (32 - n)
 	e := symbol + entry(n) | entry(n)<<8
@@ -177,7 +176,7 @@ func (b *builder) add(code uint32, n uint, symbol entry) bool {
 	if (b.part == 0 || prefix != b.prefix) && !b.openPart(prefix, n) {
 		return false
 	}
-	// The bits of the first part are dropped by then.
+	// Without the bits of the first part.
 	rest := n - b.first
 	e = symbol + entry(rest) | entry(rest)<<8
 	for i := reversed >> b.first; i < 1<<b.width; i += 1 << rest {
@@ -187,10 +186,10 @@ func (b *builder) add(code uint32, n uint, symbol entry) bool {
 	return true
 }
 
-// openPart begins the second part for codes that begin with prefix, of which the
-// first has n bits.
+// openPart starts the second part for codes that begin with prefix; the first of them has n
+// bits.
 func (b *builder) openPart(prefix uint32, n uint) bool {
-	// As wide as the codes that are left fill it.
+	// As wide as the remaining codes require.
 	width := n - b.first
 	for room := 1<<width - b.remaining[n]; room > 0 && b.first+width < maxCode; {
 		width++
@@ -202,10 +201,10 @@ func (b *builder) openPart(prefix uint32, n uint) bool {
 	return b.end <= len(b.table)
 }
 
-// pair joins two literals whose codes fit into one index.
+// pair combines two literals if their codes fit into one index.
 func (t *litTable) pair() {
-	// From the end, so that the second of a pair is still a single one: its index is
-	// the smaller, or the same.
+	// Start at the end, so that the second of a pair is still single: its index is smaller
+	// or equal.
 	for i := 1<<litBits - 1; i >= 0; i-- {
 		e := t[i]
 		if e&literal == 0 {
@@ -237,7 +236,7 @@ var fixed = sync.OnceValues(func() (*litTable, *distTable) {
 			lengths[i] = 8
 		}
 	}
-	symbols := append(litSymbols[:], special, special) // have codes, and must not occur
+	symbols := append(litSymbols[:], special, special) // they have codes, but are invalid
 	build(lit[:], litBits, lengths[:], symbols)
 	lit.pair()
 	var five [32]uint8
