@@ -10,91 +10,86 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// An Image is a virtual machine image that lies complete in a [Store]: every
-// disk is unpacked, its digest was checked, and nothing of it will change.
+// An Image is a complete virtual machine image in the local store. Its disks are unpacked,
+// verified, and never change.
 type Image struct {
 	// Digest is the manifest digest: two references to one digest are one image.
 	Digest digest.Digest `json:"digest"`
-	// Reading is the fingerprint of what was made of the manifest (format.Plan.Fingerprint);
-	// empty if an older version stored the image.
+	// Reading is the fingerprint of the plan (format.Plan.Fingerprint); empty if an older
+	// version stored the image.
 	Reading string `json:"reading,omitempty"`
-	// Reference is the name under which the image was pulled first.
+	// Reference is the reference of the first pull.
 	Reference string `json:"reference"`
-	// Format is the name of the format that was recognised, such as
-	// "sardinecake" or "containerdisk" (docs/image-format.md).
+	// Format is the name of the recognized format, such as "sardinecake" or
+	// "containerdisk" (docs/image-format.md).
 	Format string `json:"format"`
 	// Architecture and OS are Go's names (amd64, linux); empty if unknown.
 	Architecture string `json:"architecture,omitempty"`
 	OS           string `json:"os,omitempty"`
-	// Created is when the image was made; zero if it does not say.
+	// Created is the creation time of the image; zero if unknown.
 	Created time.Time `json:"created,omitzero"`
-	// Disks in the order of the image. A backing file comes before the disks
-	// that need it.
+	// Disks in the order of the image. Backing files precede the disks that use them.
 	Disks []Disk `json:"disks"`
-	// DomainXML is the libvirt domain that the image brings, as its maker wrote
-	// it and therefore not to be trusted; nil if it brings none.
+	// DomainXML is the untrusted libvirt domain XML of the image; nil if it has none.
 	DomainXML []byte `json:"-"`
-	// Guest says how to log in; its fields are empty where the image is silent.
+	// Guest says how to log in; fields that the image does not set are empty.
 	Guest GuestConfig `json:"guest"`
 
-	// Dir is the absolute directory of the image in the store.
+	// Dir is the image's absolute directory in the store.
 	Dir string `json:"-"`
 
-	// hold keeps the image from being removed; nil if nothing does. See Close.
+	// hold is the lock that prevents the removal of the image; may be nil. See Close.
 	hold io.Closer
 }
 
-// A Disk is a file of an image in the store: read-only (0444) for good.
+// A Disk is a file of an image in the store. It is read-only (0444).
 type Disk struct {
-	// Name is the base name of the file in [Image.Dir]; the domain XML of the
-	// image names its disks by it.
+	// Name is the file name in [Image.Dir]; the domain XML of the image refers to it.
 	Name string `json:"name"`
-	// Format is what the file holds: "qcow2" or "raw" (ISO images are raw). It is
-	// read from the file by us, and given to QEMU, which never probes.
+	// Format is "qcow2" or "raw" (also for ISO images). QEMU is always told the format and
+	// never probes.
 	Format string `json:"format"`
 	// CDROM is true for ISO 9660 images.
 	CDROM bool `json:"cdrom,omitempty"`
-	// Backing is the Name of the disk of this image which backs this one; empty
-	// if it stands alone.
+	// Backing is the Name of the backing disk in this image; empty if there is none.
 	Backing string `json:"backing,omitempty"`
-	// Size of the file and size of the disk that a guest sees, in bytes.
+	// Size of the file, and VirtualSize of the guest's disk, in bytes.
 	Size        int64 `json:"size"`
 	VirtualSize int64 `json:"virtualSize"`
-	// Digest of the file as its maker packed it; where a backing name had to be
-	// rewritten, the file in the store differs in that name. Of a disk that came in
-	// pieces each with a digest of its own, it is the maker's word, and may be empty:
-	// what was checked are the pieces.
+	// Digest of the file in the image. The file in the store may differ in the name of its
+	// backing file. For a disk of chunks with digests, only the chunks were verified, and
+	// Digest may be empty.
 	Digest digest.Digest `json:"digest,omitempty"`
 
-	// alias is what the disks it backs call it, if that is not Name.
-	Alias string
+	// Alias is the name by which other disks refer to this one, if that is not Name.
+	Alias string `json:"-"`
 }
 
 // GuestConfig is sardinecake's VM config
-// (application/vnd.sardinecake.vm.config.v1+json): who can log in, and where.
+// (application/vnd.sardinecake.vm.config.v1+json): users and services of the guest.
 type GuestConfig struct {
 	Users    []User    `json:"users,omitempty"`
 	Services []Service `json:"services,omitempty"`
 }
 
-// A User of a guest. The first user of an image is the one that runs jobs.
+// A User of a guest. The first user of an image runs the jobs.
 type User struct {
 	Username string `json:"username"`
 	Password string `json:"password,omitempty"`
-	// Port of this user's SSH server; 0 means [GuestConfig.SSHPort] decides. Not
-	// in the schema of the Python tool, but read by it.
+	// Port of this user's SSH server; 0 means to use the service "ssh". It is not in the
+	// schema of the Python tool, but the tool reads it.
 	Port int `json:"port,omitempty"`
 }
 
-// A Service that listens in a guest.
+// A Service of a guest.
 type Service struct {
 	Service  string `json:"service"`
 	Port     int    `json:"port"`
 	Protocol string `json:"protocol,omitempty"`
 }
 
-// SSHPort is the port of the guest's SSH server: the first user's own, else the
-// service called "ssh", else 22.
+// SSHPort returns the port of the guest's SSH server: that of the first user, or of the
+// service "ssh", or 22.
 func (g GuestConfig) SSHPort() int {
 	if len(g.Users) > 0 && g.Users[0].Port != 0 {
 		return g.Users[0].Port
@@ -107,7 +102,7 @@ func (g GuestConfig) SSHPort() int {
 	return 22
 }
 
-// architecture is arch, or this machine's if arch is empty.
+// Architecture returns arch, or this host's architecture if arch is empty.
 func Architecture(arch string) string {
 	if arch == "" {
 		return runtime.GOARCH
@@ -115,23 +110,21 @@ func Architecture(arch string) string {
 	return arch
 }
 
-// Files in [Image.Dir] beside the disks, which must not be called like them.
+// Files in [Image.Dir] beside the disks; disks must not have these names.
 const (
 	ImageFile  = "image.json"
 	DomainFile = "domain.xml"
-	// pieceFile is the table of the pieces of an image, for those that come later
-	// and share some of them.
-	PieceFile = "pieces.json"
+	// ChunkFile lists the chunks of an image, for later images that share some.
+	ChunkFile = "pieces.json"
 )
 
-// Key names the image in the store: manifest digest and reading. Two images with one digest
-// and two keys are different images.
+// Key identifies the image in the store: by its manifest digest and its reading. Images with
+// the same digest and different keys are different.
 func (i *Image) Key() string { return filepath.Base(i.Dir) }
 
-// Close lets the image go: from then on it can be removed from the store. An
-// image that [Store.Pull] returned is held until it is closed or this process
-// ends, so call Close once QEMU has opened the disks. Images from elsewhere are
-// not held.
+// Close unlocks the image, so that it can be removed from the store. An image returned by
+// store.Store.Pull is locked until Close or the end of this process: call Close once QEMU
+// has opened the disks.
 func (i *Image) Close() error {
 	if i.hold == nil {
 		return nil
@@ -139,10 +132,10 @@ func (i *Image) Close() error {
 	err := i.hold.Close()
 	i.hold = nil
 	if err != nil {
-		return fmt.Errorf("letting image %s go: %w", i.Digest, err)
+		return fmt.Errorf("unlocking image %s: %w", i.Digest, err)
 	}
 	return nil
 }
 
-// Hold makes [Image.Close] close c, which keeps the image from being removed.
+// Hold makes [Image.Close] close c, a lock that prevents the removal of the image.
 func (i *Image) Hold(c io.Closer) { i.hold = c }

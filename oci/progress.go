@@ -32,17 +32,17 @@ func Expect(p Progress, size int64) {
 	}
 }
 
-// silent ignores progress.
-type silent struct{}
+// discard ignores progress.
+type discard struct{}
 
-func (silent) Waiting(string)               {}
-func (silent) Start(string, int64) Transfer { return silent{} }
-func (silent) Add(int64)                    {}
-func (silent) Done(error)                   {}
+func (discard) Waiting(string)               {}
+func (discard) Start(string, int64) Transfer { return discard{} }
+func (discard) Add(int64)                    {}
+func (discard) Done(error)                   {}
 
-func ProgressOrSilent(p Progress) Progress {
+func ProgressOrDiscard(p Progress) Progress {
 	if p == nil {
-		return silent{}
+		return discard{}
 	}
 	return p
 }

@@ -68,7 +68,7 @@ func Classify(err error) Class {
 		return Build
 	}
 	for _, final := range []error{
-		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrHostile,
+		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrInvalid,
 		guestssh.ErrLogin, errdefs.ErrInvalid, config.ErrSettings, job.ErrNotGitLab,
 	} {
 		if errors.Is(err, final) {

@@ -29,7 +29,7 @@ func TestClassify(t *testing.T) {
 		{oci.ErrNotFound, Build},
 		{oci.ErrDenied, Build},
 		{oci.ErrFormat, Build},
-		{oci.ErrHostile, Build},
+		{oci.ErrInvalid, Build},
 		{guestssh.ErrLogin, Build},
 		{errdefs.ErrInvalid, Build},
 		{&domainxml.RefusedError{Element: "os/kernel"}, Build},

@@ -112,8 +112,8 @@ func DiskName(name string, i int) (string, error) {
 	base := name[strings.LastIndexByte(name, '/')+1:]
 	switch {
 	case base == "" || base[0] == '.', len(base) > 255, !utf8.ValidString(base), strings.ContainsFunc(base, unicode.IsControl):
-		return "", fmt.Errorf("%w: disk %d is called %q", oci.ErrHostile, i, name)
-	case base == oci.ImageFile || base == oci.DomainFile || base == oci.PieceFile:
+		return "", fmt.Errorf("%w: disk %d is called %q", oci.ErrInvalid, i, name)
+	case base == oci.ImageFile || base == oci.DomainFile || base == oci.ChunkFile:
 		return "", fmt.Errorf("%w: disk %d is called %q, which is a name of the store", oci.ErrFormat, i, name)
 	}
 	return base, nil
@@ -129,7 +129,7 @@ func CheckDisks(dir string, disks []oci.Disk, maxDisk int64) error {
 			}
 		}
 		if disks[i].VirtualSize > maxDisk {
-			return fmt.Errorf("%w: disk %s has %d bytes, at most %d are allowed (max_disk)", oci.ErrHostile, disks[i].Name, disks[i].VirtualSize, maxDisk)
+			return fmt.Errorf("%w: disk %s has %d bytes, at most %d are allowed (max_disk)", oci.ErrInvalid, disks[i].Name, disks[i].VirtualSize, maxDisk)
 		}
 	}
 	return nil
@@ -144,7 +144,7 @@ func checkQCOW2(dir string, disks []oci.Disk, i int) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	h, err := qcow2.ReadHeader(f)
 	if err != nil {
-		return fmt.Errorf("%w: disk %s: %w", oci.ErrHostile, disk.Name, err)
+		return fmt.Errorf("%w: disk %s: %w", oci.ErrInvalid, disk.Name, err)
 	}
 	if err := CheckHeader(h); err != nil {
 		return fmt.Errorf("disk %s: %w", disk.Name, err)
@@ -177,7 +177,7 @@ func checkQCOW2(dir string, disks []oci.Disk, i int) (err error) {
 func CheckHeader(h *qcow2.Header) error {
 	switch {
 	case h.ExternalData():
-		return fmt.Errorf("%w: it keeps its content in another file (%q)", oci.ErrHostile, h.DataFile)
+		return fmt.Errorf("%w: it keeps its content in another file (%q)", oci.ErrInvalid, h.DataFile)
 	case h.Encryption != qcow2.EncryptionNone:
 		return fmt.Errorf("%w: it is encrypted", oci.ErrFormat)
 	case h.Incompatible&qcow2.IncompatibleCorrupt != 0:
@@ -223,7 +223,7 @@ func FindBacking(before []oci.Disk, disk, backing string, same func(a, b *oci.Di
 		}
 		return nil, fmt.Errorf("%w: disk %s needs a backing file %s; the image does not say which of %s that is: export it again", oci.ErrFormat, disk, want, strings.Join(names, ", "))
 	}
-	return nil, fmt.Errorf("%w: disk %s has the backing file %q, which is not a disk of the image before it", oci.ErrHostile, disk, backing)
+	return nil, fmt.Errorf("%w: disk %s has the backing file %q, which is not a disk of the image before it", oci.ErrInvalid, disk, backing)
 }
 
 // isSameBase reports whether two disks are equal, so that either can back another disk. A

@@ -93,7 +93,7 @@ func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, er
 			}
 		}
 	}
-	progress := oci.ProgressOrSilent(o.Progress)
+	progress := oci.ProgressOrDiscard(o.Progress)
 	dest, err := layout.OpenWriter(ctx, to.LayoutDir(), tag, func() {
 		progress.Waiting("for another process that writes to " + to.LayoutDir())
 	})

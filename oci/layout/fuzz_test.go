@@ -30,13 +30,13 @@ func FuzzLayoutIndex(f *testing.F) {
 		}
 		src, err := Open(ref)
 		if err != nil {
-			if !oci.Final(err) {
+			if !oci.IsPermanent(err) {
 				t.Errorf("%q: %v may pass", index, err)
 			}
 			return
 		}
 		defer src.Close()
-		if _, _, err := src.Manifest(t.Context(), ""); !oci.Final(err) {
+		if _, _, err := src.Manifest(t.Context(), ""); !oci.IsPermanent(err) {
 			t.Errorf("%q: there is no manifest, but: %v", index, err)
 		}
 	})

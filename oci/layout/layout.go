@@ -92,10 +92,10 @@ func (s *layoutSource) Manifest(_ context.Context, d digest.Digest) ([]byte, str
 	}
 	// index.json has the digest of the top manifest, too: check it.
 	if got := d.Algorithm().FromBytes(raw); got != d {
-		return nil, "", fmt.Errorf("%w: %s: manifest %s has digest %s", oci.ErrHostile, s.ref, d, got)
+		return nil, "", fmt.Errorf("%w: %s: manifest %s has digest %s", oci.ErrInvalid, s.ref, d, got)
 	}
 	if size := s.desc.Size; d == s.desc.Digest && size != 0 && size != int64(len(raw)) {
-		return nil, "", fmt.Errorf("%w: %s: manifest %s has %d bytes, %s says %d", oci.ErrHostile, s.ref, d, len(raw), v1.ImageIndexFile, size)
+		return nil, "", fmt.Errorf("%w: %s: manifest %s has %d bytes, %s says %d", oci.ErrInvalid, s.ref, d, len(raw), v1.ImageIndexFile, size)
 	}
 	return raw, mediaType, nil
 }
@@ -125,7 +125,7 @@ func (s *layoutSource) readFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	if len(raw) > transport.MaxManifest {
-		return nil, fmt.Errorf("%w: %s is larger than %d bytes", oci.ErrHostile, name, transport.MaxManifest)
+		return nil, fmt.Errorf("%w: %s is larger than %d bytes", oci.ErrInvalid, name, transport.MaxManifest)
 	}
 	return raw, nil
 }
@@ -145,14 +145,14 @@ func (s *layoutSource) open(name string) (*os.File, error) {
 	}
 	if !info.Mode().IsRegular() {
 		f.Close()
-		return nil, fmt.Errorf("%w: %s in the layout is not a regular file", oci.ErrHostile, name)
+		return nil, fmt.Errorf("%w: %s in the layout is not a regular file", oci.ErrInvalid, name)
 	}
 	return f, nil
 }
 
 func blobPath(d digest.Digest) (string, error) {
 	if err := d.Validate(); err != nil {
-		return "", fmt.Errorf("%w: digest %q: %w", oci.ErrHostile, d, err)
+		return "", fmt.Errorf("%w: digest %q: %w", oci.ErrInvalid, d, err)
 	}
 	return path.Join(v1.ImageBlobsDir, d.Algorithm().String(), d.Encoded()), nil
 }

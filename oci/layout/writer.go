@@ -133,7 +133,7 @@ func (w *Writer) Has(ctx context.Context, desc v1.Descriptor) (bool, error) {
 	}
 	_, err = io.CopyBuffer(io.Discard, readers.Only(readers.WithContext(ctx, transport.Verify(blob, desc))), make([]byte, readers.BufferSize))
 	switch {
-	case errors.Is(err, oci.ErrHostile):
+	case errors.Is(err, oci.ErrInvalid):
 		return false, nil
 	case err != nil:
 		return false, err

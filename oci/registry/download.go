@@ -18,18 +18,18 @@ import (
 // reconnects and resumes, until it makes no progress for too long. It does not verify the
 // blob: use [transport.Verify].
 type download struct {
-	ctx      context.Context
-	src      transport.Source
-	desc     v1.Descriptor
-	patience Patience
+	ctx    context.Context
+	src    transport.Source
+	desc   v1.Descriptor
+	policy RetryPolicy
 
 	offset int64 // bytes read so far
 	body   *connection
 }
 
 // OpenDownload connects immediately, and fails if the blob is missing.
-func OpenDownload(ctx context.Context, src transport.Source, desc v1.Descriptor, p Patience) (*download, error) {
-	d := &download{ctx: ctx, src: src, desc: desc, patience: p}
+func OpenDownload(ctx context.Context, src transport.Source, desc v1.Descriptor, p RetryPolicy) (*download, error) {
+	d := &download{ctx: ctx, src: src, desc: desc, policy: p}
 	var err error
 	d.body, err = Retry(ctx, p, func() (*connection, error) { return d.connect() })
 	if err != nil {
@@ -44,14 +44,14 @@ func (d *download) Read(b []byte) (int, error) {
 	}
 	n, err := d.body.Read(b)
 	d.offset += int64(n)
-	if n > 0 || err == nil || errors.Is(err, io.EOF) || !mayPass(err) {
-		if n > 0 && err != nil && mayPass(err) {
+	if n > 0 || err == nil || errors.Is(err, io.EOF) || !isTransient(err) {
+		if n > 0 && err != nil && isTransient(err) {
 			err = nil // the next Read returns it
 		}
 		return n, err
 	}
 	// Only a received byte resets the retries.
-	n, err = Retry(d.ctx, d.patience, func() (int, error) {
+	n, err = Retry(d.ctx, d.policy, func() (int, error) {
 		_ = d.body.Close() // it has failed already
 		body, err := d.connect()
 		if err != nil {
@@ -59,7 +59,7 @@ func (d *download) Read(b []byte) (int, error) {
 		}
 		d.body = body
 		n, err := body.Read(b)
-		if n > 0 && mayPass(err) {
+		if n > 0 && isTransient(err) {
 			err = nil
 		}
 		return n, keepEOF(err)
@@ -97,7 +97,7 @@ func (d *download) Close() error {
 
 // connect opens the blob at the current offset.
 func (d *download) connect() (*connection, error) {
-	c := newConnection(d.ctx, d.patience.Stall)
+	c := newConnection(d.ctx, d.policy.StallTimeout)
 	err := c.open(d.src, d.desc, d.offset)
 	if err != nil {
 		return nil, errors.Join(c.cause(err), c.Close())
@@ -178,22 +178,23 @@ func (c *connection) Close() error {
 	return err
 }
 
-// A patientSource puts up with failures of a source that may pass.
-type patientSource struct {
+// A retryingSource retries after transient failures of a source.
+type retryingSource struct {
 	transport.Source
-	patience Patience
+	policy RetryPolicy
 }
 
-func (s patientSource) Manifest(ctx context.Context, d digest.Digest) (raw []byte, mediaType string, err error) {
-	raw, err = Retry(ctx, s.patience, func() ([]byte, error) {
+func (s retryingSource) Manifest(ctx context.Context, d digest.Digest) (raw []byte, mediaType string, err error) {
+	raw, err = Retry(ctx, s.policy, func() ([]byte, error) {
 		raw, mediaType, err = s.Source.Manifest(ctx, d)
 		return raw, err
 	})
 	return raw, mediaType, err
 }
 
-func (s patientSource) Blob(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
-	return OpenDownload(ctx, s.Source, desc, s.patience)
+func (s retryingSource) Blob(ctx context.Context, desc v1.Descriptor) (io.ReadCloser, error) {
+	return OpenDownload(ctx, s.Source, desc, s.policy)
 }
 
-func Patient(src transport.Source, p Patience) transport.Source { return patientSource{src, p} }
+// WithRetries returns a source that retries after transient failures, and resumes blobs.
+func WithRetries(src transport.Source, p RetryPolicy) transport.Source { return retryingSource{src, p} }

@@ -194,7 +194,7 @@ func (e endpoint) explain(err error) error {
 	var refused *distribution.RefusedError
 	switch {
 	case errors.As(err, &refused):
-		return fmt.Errorf("%w: %w", oci.ErrHostile, err)
+		return fmt.Errorf("%w: %w", oci.ErrInvalid, err)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("%w (a registry without TLS must be marked insecure in registries.conf)", err)
 	case errors.As(err, &untrusted):

@@ -18,44 +18,45 @@ import (
 	"gitlab-sardine-executor/oci/registry/distribution"
 )
 
-// A Patience says how long failures of a registry are put up with that may pass:
-// it is down, overloaded, or the connection broke.
-type Patience struct {
-	First, Most time.Duration // between two tries
-	Total       time.Duration // from the first failure, or the last byte, to giving up
-	Stall       time.Duration // without a byte, after which a connection counts as broken
-	// asked is what is left to wait because registries ask for it; nil means
-	// maxRetryAfter for each retry.
-	asked *allowance
+// A RetryPolicy says how to retry after transient failures of a registry: it is down or
+// overloaded, or the connection broke.
+type RetryPolicy struct {
+	InitialDelay, MaxDelay time.Duration // between two tries; it doubles
+	Timeout                time.Duration // from the first failure, or the last byte received, to the last try
+	StallTimeout           time.Duration // time without a byte after which a connection counts as broken
+	// retryAfter is the time left for waits that registries request; nil means
+	// maxRetryAfter for each call of Retry.
+	retryAfter *budget
 }
 
-// maxRetryAfter is how long one pull waits in all because of Retry-After.
+// maxRetryAfter is the maximum total wait of one pull for Retry-After headers.
 const maxRetryAfter = time.Minute
 
-// PatienceFor is the usual one. A connection that gives no byte for half of the
-// time without progress that is allowed may be dead, and gets a successor.
-func PatienceFor(stallTimeout time.Duration) Patience {
+// DefaultRetries is the policy for a stall timeout; 0 means the default. A connection without
+// a byte for half of this time may be dead, and is replaced.
+func DefaultRetries(stallTimeout time.Duration) RetryPolicy {
 	stallTimeout = cmp.Or(stallTimeout, distribution.DefaultStallTimeout)
-	return Patience{
-		First: 500 * time.Millisecond, Most: 15 * time.Second, Total: 2 * time.Minute, Stall: stallTimeout / 2,
-		asked: &allowance{left: maxRetryAfter},
+	return RetryPolicy{
+		InitialDelay: 500 * time.Millisecond, MaxDelay: 15 * time.Second, Timeout: 2 * time.Minute, StallTimeout: stallTimeout / 2,
+		retryAfter: &budget{left: maxRetryAfter},
 	}
 }
 
-func (p Patience) OrFor(stallTimeout time.Duration) Patience {
-	if p == (Patience{}) {
-		return PatienceFor(stallTimeout)
+// OrDefault returns p, or the default policy for the zero value.
+func (p RetryPolicy) OrDefault(stallTimeout time.Duration) RetryPolicy {
+	if p == (RetryPolicy{}) {
+		return DefaultRetries(stallTimeout)
 	}
 	return p
 }
 
-// An allowance is used up bit by bit, by several goroutines.
-type allowance struct {
+// A budget is an amount of time that several goroutines spend.
+type budget struct {
 	mu   sync.Mutex
 	left time.Duration
 }
 
-func (a *allowance) take(d time.Duration) bool {
+func (a *budget) take(d time.Duration) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if d > a.left {
@@ -65,19 +66,19 @@ func (a *allowance) take(d time.Duration) bool {
 	return true
 }
 
-// openPatience is the total for the first contact: a registry that is down then
-// is less likely to be back soon, and there may be another pull policy.
-const openPatience = 10 * time.Second
+// firstContactTimeout limits retries of the first request: a registry that is down then may
+// stay down, and there may be another pull policy.
+const firstContactTimeout = 10 * time.Second
 
-// errStalled ends a connection that gives no more bytes.
-var errStalled = errors.New("the registry sends nothing any more")
+// errStalled: no bytes arrive.
+var errStalled = errors.New("the registry stopped sending")
 
-// Retry calls op until it succeeds, fails for good, or patience or ctx ends.
-func Retry[T any](ctx context.Context, p Patience, op func() (T, error)) (T, error) {
+// Retry calls op until it succeeds or fails permanently, or until the policy or ctx ends.
+func Retry[T any](ctx context.Context, p RetryPolicy, op func() (T, error)) (T, error) {
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = p.First, p.Most
-	if p.asked == nil {
-		p.asked = &allowance{left: maxRetryAfter}
+	wait.InitialInterval, wait.MaxInterval = p.InitialDelay, p.MaxDelay
+	if p.retryAfter == nil {
+		p.retryAfter = &budget{left: maxRetryAfter}
 	}
 	tries := 0
 	result, err := backoff.Retry(ctx, func() (T, error) {
@@ -87,26 +88,26 @@ func Retry[T any](ctx context.Context, p Patience, op func() (T, error)) (T, err
 			if err == nil {
 				return result, nil
 			}
-			if !mayPass(err) {
+			if !isTransient(err) {
 				return result, backoff.Permanent(err)
 			}
 			if after := retryAfter(err); after == 0 {
 				return result, err
-			} else if err := p.follow(ctx, after, err); err != nil {
+			} else if err := p.wait(ctx, after, err); err != nil {
 				return result, backoff.Permanent(err)
 			}
 		}
-	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(p.Total))
+	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(p.Timeout))
 	if err != nil && tries > 1 {
 		err = fmt.Errorf("%w (after %d tries)", err, tries)
 	}
 	return result, err
 }
 
-// follow waits as long as a registry asks for, if that is allowed: err otherwise.
-func (p Patience) follow(ctx context.Context, after time.Duration, err error) error {
-	if !p.asked.take(after) {
-		return fmt.Errorf("%w (asks to wait %v, by Retry-After; one pull waits %v in all)", err, after, maxRetryAfter)
+// wait waits as a registry requests. It returns err if the wait is longer than allowed.
+func (p RetryPolicy) wait(ctx context.Context, after time.Duration, err error) error {
+	if !p.retryAfter.take(after) {
+		return fmt.Errorf("%w (its Retry-After is %v; the limit for one pull is %v in total)", err, after, maxRetryAfter)
 	}
 	select {
 	case <-ctx.Done():
@@ -124,10 +125,10 @@ func retryAfter(err error) time.Duration {
 	return 0
 }
 
-// mayPass reports whether a failure of a registry is worth another try.
-func mayPass(err error) bool {
+// isTransient reports whether to retry after a failure of a registry.
+func isTransient(err error) bool {
 	var stalled *distribution.StallError
-	if oci.Final(err) || errors.As(err, &stalled) {
+	if oci.IsPermanent(err) || errors.As(err, &stalled) {
 		return false
 	}
 	switch status := httpStatus(err); {
@@ -151,8 +152,8 @@ func mayPass(err error) bool {
 	return errors.As(err, &network) && network.Timeout() && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// Opening is p for the first contact.
-func (p Patience) Opening() Patience {
-	p.Total = min(p.Total, openPatience)
+// FirstContact returns p with a shorter timeout, for the first request.
+func (p RetryPolicy) FirstContact() RetryPolicy {
+	p.Timeout = min(p.Timeout, firstContactTimeout)
 	return p
 }

@@ -18,17 +18,16 @@ import (
 // InspectOptions of [Inspect]; the zero value is fine.
 type InspectOptions struct {
 	Credentials registry.Credentials
-	// Architecture to choose from an index, in Go's words; empty means this
-	// machine's.
+	// Architecture to select from an index (Go's name); empty means that of this host.
 	Architecture string
-	// StallTimeout as in [PullOptions].
+	// StallTimeout is how long a registry may make no progress; 0 means the default.
 	StallTimeout time.Duration
 }
 
-// Inspect asks a registry or a layout what an image is. The error is [ErrFormat],
-// and says what was found, if a job could not use it.
+// Inspect describes an image in a registry or a layout. The error is [oci.ErrFormat], and says
+// what was found, if a job could not use the image.
 func Inspect(ctx context.Context, ref oci.Reference, o InspectOptions) (*oci.Inspection, error) {
-	src, err := Open(ctx, ref, o.Credentials, o.StallTimeout, registry.PatienceFor(o.StallTimeout))
+	src, err := Open(ctx, ref, o.Credentials, o.StallTimeout, registry.DefaultRetries(o.StallTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("inspecting %s: %w", ref, err)
 	}
@@ -63,7 +62,7 @@ func inspect(ctx context.Context, src transport.Source, ref oci.Reference, o Ins
 	return i, nil
 }
 
-// InspectManifest reads all of an image but its disks. plan is the manifest's.
+// InspectManifest reads an image without its disks. plan is that of the manifest.
 func InspectManifest(ctx context.Context, src transport.Source, m *format.Manifest, plan *format.Plan) (_ *oci.Inspection, err error) {
 	i := &oci.Inspection{
 		Format: plan.Format, Evidence: evidence(m),
@@ -115,8 +114,7 @@ func inspectDisk(disk format.Disk) oci.InspectedDisk {
 	return d
 }
 
-// evidence lists the types in a manifest, by which formats are recognised, each
-// once and with its number.
+// evidence lists the types in a manifest that identify its format, with their numbers.
 func evidence(m *format.Manifest) []string {
 	var facts []string
 	if m.ArtifactType != "" {
@@ -151,7 +149,7 @@ func evidence(m *format.Manifest) []string {
 	return facts
 }
 
-// Bounds on the parts of an image that are kept in memory, in bytes.
+// Maximum sizes of parts of an image that are kept in memory, in bytes.
 const (
 	maxDomainXML   = 4 << 20
 	maxGuestConfig = 1 << 20

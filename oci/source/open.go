@@ -23,6 +23,6 @@ func openSource(ctx context.Context, ref oci.Reference, creds registry.Credentia
 
 // Open opens the registry or layout of an image, with retries. stall is the stall timeout of
 // a registry; 0 means the default.
-func Open(ctx context.Context, ref oci.Reference, creds registry.Credentials, stall time.Duration, p registry.Patience) (transport.Source, error) {
-	return registry.Retry(ctx, p.Opening(), func() (transport.Source, error) { return openSource(ctx, ref, creds, stall) })
+func Open(ctx context.Context, ref oci.Reference, creds registry.Credentials, stall time.Duration, p registry.RetryPolicy) (transport.Source, error) {
+	return registry.Retry(ctx, p.FirstContact(), func() (transport.Source, error) { return openSource(ctx, ref, creds, stall) })
 }

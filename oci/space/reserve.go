@@ -119,7 +119,7 @@ type Announcement struct {
 	// Needed is the minimum space for the image, in bytes.
 	Needed int64 `json:"needed"`
 
-	Lock *flock.Flock
+	Lock *flock.Flock `json:"-"`
 }
 
 // Announce writes the announcement of the pull into dir. It ignores errors: the pull can

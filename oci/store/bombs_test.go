@@ -160,8 +160,8 @@ func TestImpossibleSize(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := ocitest.NewLayout(t)
-			if _, err := newStore(t).Pull(t.Context(), l.SardinecakeOf(layers(l)...), PullOptions{}); !errors.Is(err, oci.ErrHostile) || !strings.Contains(err.Error(), "max_disk") {
-				t.Errorf("got %v, want ErrHostile and max_disk", err)
+			if _, err := newStore(t).Pull(t.Context(), l.SardinecakeOf(layers(l)...), PullOptions{}); !errors.Is(err, oci.ErrInvalid) || !strings.Contains(err.Error(), "max_disk") {
+				t.Errorf("got %v, want ErrInvalid and max_disk", err)
 			}
 		})
 	}

@@ -168,8 +168,8 @@ func TestBombs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store := newStore(t)
 			_, err := store.Pull(t.Context(), image(ocitest.NewLayout(t)), PullOptions{Architecture: "amd64"})
-			if !errors.Is(err, oci.ErrHostile) || !strings.Contains(err.Error(), "virtual size of 1MiB") {
-				t.Errorf("got %v, want ErrHostile and the virtual size", err)
+			if !errors.Is(err, oci.ErrInvalid) || !strings.Contains(err.Error(), "virtual size of 1MiB") {
+				t.Errorf("got %v, want ErrInvalid and the virtual size", err)
 			}
 			ocitest.AssertEmpty(t, filepath.Join(store.Root(), imagesDir))
 		})
@@ -319,7 +319,7 @@ func TestRefusedAtOnce(t *testing.T) {
 			c := newChunkedImage(l, ocitest.Noise(1<<20), format.ChunkUnit)
 			c.disk.Annotations[format.DiskName] = "a/.."
 			return c.write()
-		}, 0, oci.ErrHostile, `"a/.."`},
+		}, 0, oci.ErrInvalid, `"a/.."`},
 		"size in the manifest": {func(l ocitest.TestLayout) oci.Reference {
 			c := newChunkedImage(l, ocitest.Noise(1<<20), format.ChunkUnit)
 			c.disk.Annotations[format.DiskSize] = strconv.Itoa(1 << 50)
@@ -330,19 +330,19 @@ func TestRefusedAtOnce(t *testing.T) {
 		}, some, oci.ErrFormat, "text"},
 		"name in gzip": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(layer(l, ocitest.RawLayer, "a/..", ocitest.Noise(9<<20)))
-		}, some, oci.ErrHostile, `"a/.."`},
+		}, some, oci.ErrInvalid, `"a/.."`},
 		"qcow2 that is none": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(layer(l, ocitest.Qcow2Layer, "a.qcow2", ocitest.Noise(9<<20)))
 		}, some, oci.ErrFormat, "the layer says qcow2"},
 		"backing file": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(layer(l, ocitest.Qcow2Layer, "a.qcow2", shadow))
-		}, some, oci.ErrHostile, "/etc/shadow"},
+		}, some, oci.ErrInvalid, "/etc/shadow"},
 		"max_disk": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(layer(l, ocitest.Qcow2Layer, "a.qcow2", larger))
-		}, some, oci.ErrHostile, "max_disk"},
+		}, some, oci.ErrInvalid, "max_disk"},
 		"bomb": {func(l ocitest.TestLayout) oci.Reference {
 			return l.Write(v1.Manifest{Layers: []v1.Descriptor{annotated(l.Blob("x/y", bomb), v1.AnnotationTitle, "a.img")}})
-		}, 72 << 20, oci.ErrHostile, "virtual size"},
+		}, 72 << 20, oci.ErrInvalid, "virtual size"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -358,7 +358,7 @@ func TestRefusedAtOnce(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			_, err := newStore(t).Pull(ctx, ref, PullOptions{Architecture: "amd64"})
-			if ctx.Err() != nil || err == nil || !oci.Final(err) || test.want != nil && !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
+			if ctx.Err() != nil || err == nil || !oci.IsPermanent(err) || test.want != nil && !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("got %v, want %v and %q", err, test.want, test.text)
 			}
 			if sent := f.Sent.Load(); sent > test.comes+8192 {

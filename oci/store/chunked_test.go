@@ -140,7 +140,7 @@ func TestChunkedSecondVersion(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := newStore(t)
-			base, err := store.Pull(t.Context(), first, PullOptions{patience: hasty})
+			base, err := store.Pull(t.Context(), first, PullOptions{retries: fastRetries})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,7 +148,7 @@ func TestChunkedSecondVersion(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := f.Sent.Load()
-			image, err := store.Pull(t.Context(), second, PullOptions{patience: hasty})
+			image, err := store.Pull(t.Context(), second, PullOptions{retries: fastRetries})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -182,7 +182,7 @@ func TestChunkedResumes(t *testing.T) {
 	}
 	_ = cmd.Wait() // it was killed
 	f.Fault.Store(nil)
-	image, err := store.Pull(t.Context(), to, PullOptions{patience: hasty})
+	image, err := store.Pull(t.Context(), to, PullOptions{retries: fastRetries})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,21 +261,21 @@ func TestChunkedHostile(t *testing.T) {
 		}, oci.ErrFormat, "want a number"},
 		"size too large":   {func(c *chunkedImage) { c.chunks[4].Annotations[format.ChunkSize] = "65536" }, oci.ErrFormat, "size 65536, want 1000"},
 		"size missing":     {func(c *chunkedImage) { delete(c.chunks[0].Annotations, format.ChunkSize) }, oci.ErrFormat, "no annotation"},
-		"raw digest wrong": {func(c *chunkedImage) { c.chunks[3].Annotations[format.ChunkDigest] = digest.FromString("").String() }, oci.ErrHostile, "has digest"},
+		"raw digest wrong": {func(c *chunkedImage) { c.chunks[3].Annotations[format.ChunkDigest] = digest.FromString("").String() }, oci.ErrInvalid, "has digest"},
 		"raw digest none":  {func(c *chunkedImage) { delete(c.chunks[3].Annotations, format.ChunkDigest) }, oci.ErrFormat, "digest"},
 		"other chunk's content": {func(c *chunkedImage) {
 			c.chunks[1].Digest, c.chunks[1].Size = c.chunks[2].Digest, c.chunks[2].Size
-		}, oci.ErrHostile, "has digest"},
+		}, oci.ErrInvalid, "has digest"},
 		"bomb": {func(c *chunkedImage) {
 			annotations := c.chunks[0].Annotations
 			c.chunks[0] = c.chunk(make([]byte, 64<<20), 0)
 			c.chunks[0].Annotations = annotations
-		}, oci.ErrHostile, "unpacks to more"},
+		}, oci.ErrInvalid, "unpacks to more"},
 		"too short": {func(c *chunkedImage) {
 			annotations := c.chunks[0].Annotations
 			c.chunks[0] = c.chunk([]byte("short"), 0)
 			c.chunks[0].Annotations = annotations
-		}, oci.ErrHostile, "has 5 bytes"},
+		}, oci.ErrInvalid, "has 5 bytes"},
 		"blown up": {func(c *chunkedImage) { c.chunks[4].Size = 1 << 40 }, oci.ErrFormat, "bytes to say"},
 		"truncated": {func(c *chunkedImage) {
 			annotations := c.chunks[0].Annotations
@@ -301,11 +301,11 @@ func TestChunkedHostile(t *testing.T) {
 			c.disk.Annotations[format.DiskSize] = "1099511627776"
 			c.chunks = c.chunks[:4]
 			c.disk.Annotations[format.DiskChunks] = "4"
-		}, oci.ErrHostile, "max_disk"},
+		}, oci.ErrInvalid, "max_disk"},
 		"empty disk":        {func(c *chunkedImage) { c.disk.Annotations[format.DiskSize] = "0" }, oci.ErrFormat, "empty"},
 		"no name":           {func(c *chunkedImage) { delete(c.disk.Annotations, format.DiskName) }, oci.ErrFormat, "without"},
-		"name ..":           {func(c *chunkedImage) { c.disk.Annotations[format.DiskName] = "../.." }, oci.ErrHostile, ".."},
-		"name with NUL":     {func(c *chunkedImage) { c.disk.Annotations[format.DiskName] = "a\x00b" }, oci.ErrHostile, "a"},
+		"name ..":           {func(c *chunkedImage) { c.disk.Annotations[format.DiskName] = "../.." }, oci.ErrInvalid, ".."},
+		"name with NUL":     {func(c *chunkedImage) { c.disk.Annotations[format.DiskName] = "a\x00b" }, oci.ErrInvalid, "a"},
 		"name of the store": {func(c *chunkedImage) { c.disk.Annotations[format.DiskName] = "pieces.json" }, oci.ErrFormat, "name of the store"},
 		"unknown content":   {func(c *chunkedImage) { c.disk.Annotations[format.DiskContent] = "vmdk" }, oci.ErrFormat, "vmdk"},
 		"raw that is qcow2": {func(c *chunkedImage) { c.disk.Annotations[format.DiskContent] = "qcow2" }, oci.ErrFormat, "says qcow2"},

@@ -97,7 +97,7 @@ func TestPullSecretStaysOnItsPort(t *testing.T) {
 		return false
 	})
 	creds := registry.Credentials{Accounts: []registry.Account{{Registry: m.Host, Username: "alice", Password: "pa55word"}}}
-	image, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: creds, patience: briefly})
+	image, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: creds, retries: shortRetries})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,8 +138,8 @@ func TestPullRefusesPlainHTTP(t *testing.T) {
 				}
 				return true
 			})
-			_, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: briefly})
-			if !errors.Is(err, oci.ErrHostile) {
+			_, err := newStore(t).Pull(t.Context(), ref, PullOptions{retries: shortRetries})
+			if !errors.Is(err, oci.ErrInvalid) {
 				t.Errorf("%v", err)
 			}
 			if err != nil && (strings.Contains(err.Error(), "t0p-secret") || strings.Contains(err.Error(), "/path")) {
@@ -171,7 +171,7 @@ func TestRetryAfterWithoutEnd(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
 				_, err := newStore(t).Pull(ctx, ref, PullOptions{})
-				if ctx.Err() != nil || err == nil || oci.Final(err) || !strings.Contains(err.Error(), "Retry-After") {
+				if ctx.Err() != nil || err == nil || oci.IsPermanent(err) || !strings.Contains(err.Error(), "Retry-After") {
 					t.Errorf("%v", err)
 				}
 			})
@@ -202,7 +202,7 @@ func TestOldPassword(t *testing.T) {
 		"none":               {registry.Credentials{}, []string{"without a password"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: test.creds, patience: briefly})
+			_, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: test.creds, retries: shortRetries})
 			if !errors.Is(err, oci.ErrDenied) {
 				t.Fatal(err)
 			}
@@ -234,7 +234,7 @@ func TestManifestType(t *testing.T) {
 			}
 			return false
 		})
-		image, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: briefly})
+		image, err := newStore(t).Pull(t.Context(), ref, PullOptions{retries: shortRetries})
 		if (err == nil) != ok {
 			t.Errorf("%q: %v", served, err)
 		}
@@ -252,7 +252,7 @@ func TestManifestType(t *testing.T) {
 			}
 			return false
 		})
-		_, err := newStore(t).Pull(t.Context(), ocitest.MustParse(t, m.Host+"/group/vm:1"), PullOptions{patience: briefly})
+		_, err := newStore(t).Pull(t.Context(), ocitest.MustParse(t, m.Host+"/group/vm:1"), PullOptions{retries: shortRetries})
 		if !errors.Is(err, oci.ErrFormat) || !strings.Contains(err.Error(), m.Host) || !strings.Contains(err.Error(), "text/html") {
 			t.Errorf("%q: %v", content, err)
 		}
@@ -298,7 +298,7 @@ func TestPullStalls(t *testing.T) {
 			})
 			// The connection is given up first, and the pull when that did not help.
 			_, err := newStore(t).Pull(t.Context(), ref, PullOptions{StallTimeout: 400 * time.Millisecond})
-			if err == nil || oci.Final(err) || !strings.Contains(err.Error(), f.Host+" sent ") || !strings.Contains(err.Error(), "in 400ms (pull_stall_timeout): gave up") {
+			if err == nil || oci.IsPermanent(err) || !strings.Contains(err.Error(), f.Host+" sent ") || !strings.Contains(err.Error(), "in 400ms (pull_stall_timeout): gave up") {
 				t.Errorf("%v", err)
 			}
 		})
@@ -313,7 +313,7 @@ func TestRetryAfterInAll(t *testing.T) {
 			tries++
 			return struct{}{}, &distribution.StatusError{Status: http.StatusTooManyRequests, RetryAfter: 25 * time.Second}
 		}
-		p := registry.PatienceFor(0)
+		p := registry.DefaultRetries(0)
 		_, err := registry.Retry(t.Context(), p, asks)
 		if waited := time.Since(began); waited != 50*time.Second || tries != 3 || !strings.Contains(err.Error(), "one pull waits 1m0s in all") {
 			t.Errorf("%d tries in %v: %v", tries, waited, err)

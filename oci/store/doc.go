@@ -1,2 +1,2 @@
-// Package store is the local store of unpacked images.
+// Package store manages the local store of unpacked images: Pull, Inventory and Prune.
 package store

@@ -276,7 +276,7 @@ func TestFormatsRefused(t *testing.T) {
 		"tart with a wrong digest": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Put(v1.Manifest{Config: l.Config(`{"os":"linux"}`), Layers: []v1.Descriptor{l.Blob("application/vnd.cirruslabs.tart.config.v1", []byte("{}")),
 				annotated(l.Blob("application/vnd.cirruslabs.tart.disk.v2", appleLZ4Of(t, disk)), "org.cirruslabs.tart.uncompressed-size", strconv.Itoa(len(disk)), "org.cirruslabs.tart.uncompressed-content-digest", digest.FromString("").String())}})
-		}, oci.ErrHostile, "has digest"},
+		}, oci.ErrInvalid, "has digest"},
 		"lume for macOS": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Put(v1.Manifest{Config: l.Blob("application/vnd.trycua.lume.config.v1+json", []byte(`{"os":"macOS"}`)), Layers: []v1.Descriptor{l.Blob("application/vnd.trycua.lume.disk.v1", ocitest.Zipped(t, "", disk))}})
 		}, oci.ErrFormat, "macOS"},
@@ -285,7 +285,7 @@ func TestFormatsRefused(t *testing.T) {
 				return annotated(l.Blob("application/vnd.trycua.lume.disk.v1", ocitest.Zipped(t, "", disk)), "org.trycua.lume.part.offset", at)
 			}
 			return l.Put(v1.Manifest{Config: l.Blob("application/vnd.trycua.lume.config.v1+json", []byte(`{}`)), Layers: []v1.Descriptor{part("0"), part("4096")}})
-		}, oci.ErrHostile, "unpacks to more"},
+		}, oci.ErrInvalid, "unpacks to more"},
 		"vmdk": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Put(v1.Manifest{ArtifactType: "application/vnd.diskimage.vmdk", Layers: []v1.Descriptor{l.Blob("x/y", disk)}})
 		}, oci.ErrFormat, "vmdk"},
@@ -326,7 +326,7 @@ func TestFormatsRefused(t *testing.T) {
 		}, oci.ErrFormat, "container image without a file in /disk/"},
 		"container with a bomb": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Put(v1.Manifest{Config: l.Config("{}"), Layers: []v1.Descriptor{l.Blob(v1.MediaTypeImageLayerGzip, ocitest.Zipped(t, "", ocitest.TarOf(t, ocitest.TarEntry{Name: "x", Content: string(make([]byte, 100<<20))})))}})
-		}, oci.ErrHostile, "too much content beside the disk"},
+		}, oci.ErrInvalid, "too much content beside the disk"},
 		"container that is no tar": {func(l ocitest.TestLayout) v1.Descriptor { return l.Container("{}", ocitest.Noise(5000)) }, oci.ErrFormat, "damaged layer"},
 		"container cut off": {func(l ocitest.TestLayout) v1.Descriptor {
 			return l.Container("{}", ocitest.TarOf(t, ocitest.TarEntry{Name: "disk/a", Content: string(ocitest.Noise(5000))})[:2000])

@@ -30,16 +30,16 @@ func TestPullHostile(t *testing.T) {
 	}{
 		"host file as backing file": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "disk.qcow2", onShadow)))
-		}, oci.ErrHostile, "/etc/shadow"},
+		}, oci.ErrInvalid, "/etc/shadow"},
 		"backing file comes later": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "top.qcow2", onBase)), l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "base.qcow2", plain)))
-		}, oci.ErrHostile, "base.qcow2"},
+		}, oci.ErrInvalid, "base.qcow2"},
 		"ambiguous backing file": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "base.qcow2", plain)), l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "base-1.qcow2", other)), l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "top.qcow2", onBase)))
 		}, oci.ErrFormat, "base.qcow2, base-1.qcow2"},
 		"external data file": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "disk.qcow2", external)))
-		}, oci.ErrHostile, "another file"},
+		}, oci.ErrInvalid, "another file"},
 		"not qcow2": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "disk.qcow2", []byte("hello"))))
 		}, oci.ErrFormat, "qcow2"},
@@ -48,7 +48,7 @@ func TestPullHostile(t *testing.T) {
 		}, oci.ErrFormat, "disk.raw"},
 		"name ..": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "a/..", []byte("a"))))
-		}, oci.ErrHostile, `"a/.."`},
+		}, oci.ErrInvalid, `"a/.."`},
 		"name of the store": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "image.json", []byte("a"))))
 		}, oci.ErrFormat, "image.json"},
@@ -71,26 +71,26 @@ func TestPullHostile(t *testing.T) {
 		}, oci.ErrFormat, "damaged layer"},
 		"decompression bomb": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", make([]byte, 128<<20))))
-		}, oci.ErrHostile, "unpacks to more"},
+		}, oci.ErrInvalid, "unpacks to more"},
 		"disk too large": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", make([]byte, 17<<20))))
-		}, oci.ErrHostile, "max_disk"},
+		}, oci.ErrInvalid, "max_disk"},
 		"wrong diff id": {func(l ocitest.TestLayout) oci.Reference {
 			config := `{"rootfs":{"diff_ids":["` + digest.FromString("").String() + `","` + digest.FromString("x").String() + `"]}}`
 			return l.Write(v1.Manifest{Config: l.Blob(v1.MediaTypeImageConfig, []byte(config)), Layers: []v1.Descriptor{
 				l.Blob("application/vnd.libvirt.domain.config+xml", []byte("<domain/>")), l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", []byte("\x00"))),
 			}})
-		}, oci.ErrHostile, "its image says"},
+		}, oci.ErrInvalid, "its image says"},
 		"size too large": {func(l ocitest.TestLayout) oci.Reference {
 			layer := l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", []byte("a")))
 			layer.Size++
 			return l.SardinecakeOf(layer)
-		}, oci.ErrHostile, "ends after"},
+		}, oci.ErrInvalid, "ends after"},
 		"size too small": {func(l ocitest.TestLayout) oci.Reference {
 			layer := l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", []byte("a")))
 			layer.Size--
 			return l.SardinecakeOf(layer)
-		}, oci.ErrHostile, "longer than"},
+		}, oci.ErrInvalid, "longer than"},
 		"bad VM config": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob("application/vnd.sardinecake.vm.config.v1+json", []byte(`{"users":[{}]}`)), l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", []byte("a"))))
 		}, oci.ErrFormat, "username"},

@@ -20,31 +20,29 @@ import (
 	"gitlab-sardine-executor/oci/space"
 )
 
-// A StoredImage is what a store holds of an image, and what it knows of its use.
+// A StoredImage is an image or an interrupted pull in the store.
 type StoredImage struct {
 	// Digest of the manifest.
 	Digest digest.Digest
-	// Image is nil if it is not complete: its pull was interrupted.
+	// Image is nil if the pull was interrupted.
 	Image *oci.Image
-	// References are the names that stood for the image when they were pulled last,
-	// in order. An image whose name stands for a newer one by now has none.
+	// References are sorted; each resolved to this image in its last pull. An image has
+	// none if its reference now resolves to a newer one.
 	References []string
-	// Usage is the space that the files take on the disk, in bytes.
+	// Usage is the disk usage, in bytes.
 	Usage int64
-	// LastUsed is when a job, or somebody by hand, pulled the image or found it
-	// there.
+	// LastUsed is the time of the last pull.
 	LastUsed time.Time
 
 	key  key
 	dir  string
-	lock string // its name
+	lock string // name of its lock
 }
 
-// Key names the image in the store, as [oci.Image.Key].
+// Key identifies the image in the store, like [oci.Image.Key].
 func (i StoredImage) Key() string { return i.key.String() }
 
-// Inventory lists what the store holds, images that are not complete included, in
-// the order of their digests.
+// Inventory lists the images in the store, including interrupted pulls, sorted by digest.
 func (s *Store) Inventory(ctx context.Context) ([]StoredImage, error) {
 	names, err := s.references()
 	if err != nil {
@@ -61,7 +59,7 @@ func (s *Store) Inventory(ctx context.Context) ([]StoredImage, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		image, ok, err := s.take(ctx, entry.Name())
+		image, ok, err := s.loadEntry(ctx, entry.Name())
 		if err != nil {
 			return nil, err
 		}
@@ -74,9 +72,9 @@ func (s *Store) Inventory(ctx context.Context) ([]StoredImage, error) {
 	return stored, nil
 }
 
-// take looks at one entry of the images' directory; ok is false if it is no
-// image, or is gone.
-func (s *Store) take(ctx context.Context, name string) (image StoredImage, ok bool, err error) {
+// loadEntry reads one entry of the directory images; ok is false if it is not an image or was
+// removed.
+func (s *Store) loadEntry(ctx context.Context, name string) (image StoredImage, ok bool, err error) {
 	image.lock = strings.TrimPrefix(name, space.PartialPrefix)
 	partial := image.lock != name
 	var rest string
@@ -94,14 +92,14 @@ func (s *Store) take(ctx context.Context, name string) (image StoredImage, ok bo
 	}
 	image.LastUsed = info.ModTime()
 	if !partial {
-		// A damaged image counts as incomplete: whoever wants it is told more.
+		// A damaged image counts as incomplete. Pull returns the error.
 		image.Image, _ = s.open(image.key)
 	}
 	image.Usage, err = diskusage.OfDir(ctx, image.dir)
 	return image, true, err
 }
 
-// references are the names of each image.
+// references returns the references of each image.
 func (s *Store) references() (map[key][]string, error) {
 	names := make(map[key][]string)
 	err := s.eachReference(func(_ string, record referenceRecord) error {
@@ -116,8 +114,8 @@ func (s *Store) references() (map[key][]string, error) {
 	return names, err
 }
 
-// eachReference calls do with each record and the path of its file. What cannot
-// be read is no name.
+// eachReference calls do with each record and the path of its file. It ignores unreadable
+// records.
 func (s *Store) eachReference(do func(path string, record referenceRecord) error) error {
 	dir := filepath.Join(s.root, referencesDir)
 	entries, err := os.ReadDir(dir)

@@ -12,16 +12,15 @@ import (
 	"gitlab-sardine-executor/oci/space"
 )
 
-// A key names an image in the store. It covers everything that decided how the bytes of the
-// image were read: the manifest, which names them, and what was made of it.
+// A key identifies an image in the store: by its manifest, and by how the manifest was read.
 type key struct {
 	digest digest.Digest // of the manifest
-	// reading is the fingerprint of the plan, see [format.Plan.Fingerprint]. It is empty for
-	// images that an older version stored, see upgrade.go.
+	// reading is the fingerprint of the plan ([format.Plan.Fingerprint]). It is empty for
+	// images of older versions, see upgrade.go.
 	reading string
 }
 
-// String is the name of the image's directory and of its lock.
+// String returns the name of the image's directory and lock.
 func (k key) String() string {
 	name := k.digest.Algorithm().String() + "-" + k.digest.Encoded()
 	if k.reading != "" {
@@ -32,8 +31,8 @@ func (k key) String() string {
 
 var readingPattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
-// parseKey reads the name of an image's directory. What follows the key in a longer name, as
-// in that of a [turn], is returned as rest.
+// parseKey parses the name of an image's directory. rest is the part after the key, such as in
+// the name of a turn.
 func parseKey(name string) (k key, rest string, ok bool) {
 	name, reading, hasReading := strings.Cut(name, ".")
 	algorithm, encoded, ok := strings.Cut(name, "-")
@@ -48,7 +47,7 @@ func parseKey(name string) (k key, rest string, ok bool) {
 	return k, rest, true
 }
 
-// keyOf is the key of an image that the store holds.
+// keyOf returns the key of an image in the store.
 func keyOf(image *oci.Image) key { return key{image.Digest, image.Reading} }
 
 func (s *Store) imageDir(k key) string { return filepath.Join(s.root, imagesDir, k.String()) }
@@ -56,12 +55,12 @@ func (s *Store) imageDir(k key) string { return filepath.Join(s.root, imagesDir,
 // removedPrefix marks directories of images that are being removed.
 const removedPrefix = ".removed-"
 
-// partialDir is the directory of an image that is pulled in a turn.
+// partialDir returns the directory of a turn's pull.
 func (s *Store) partialDir(turn string) string {
 	return filepath.Join(s.root, imagesDir, space.PartialPrefix+turn)
 }
 
-// notHeld is the error for an image that the store does not hold.
+// notHeld returns the error for an image that is not in the store.
 func (s *Store) notHeld(what fmt.Stringer) error {
 	return fmt.Errorf("%w: %s is not in the store %s", oci.ErrNotFound, what, s.root)
 }

@@ -17,20 +17,19 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// The store has two kinds of locks, all of them flocks of files in its directory of locks,
-// which the kernel drops with the process:
+// The store has two kinds of locks: flocks of files in its directory locks, which the kernel
+// releases when the process ends.
 //
-//   - one for each image, shared by those who are about to use it and held alone, for a moment,
-//     to remove it;
-//   - one for each turn, see turn.go, held alone to pull an image.
+//   - Each image has a lock: shared while processes use the image, exclusive during its removal.
+//   - Each turn has a lock (see turn.go): exclusive during a pull.
 //
-// No lock is needed to publish an image: a rename does that.
+// Publishing an image needs no lock: it is a rename.
 
 // tryLock locks a file. It returns nil if another process has the lock.
 func (s *Store) tryLock(name string, shared bool) (*flock.Flock, error) {
 	path := filepath.Join(s.root, locksDir, name)
 	for {
-		// Readable for all: a user who shares the store must be able to lock.
+		// Other users who share the store must be able to lock.
 		lock := flock.New(path, flock.SetPermissions(0o644))
 		try := lock.TryLock
 		if shared {
@@ -46,7 +45,7 @@ func (s *Store) tryLock(name string, shared bool) (*flock.Flock, error) {
 		if isCurrent(lock, path) {
 			return lock, nil
 		}
-		// The process that had the lock removed the file: no other asks for the one that we hold.
+		// The previous holder has removed the file, so this lock excludes no other process.
 		if err := lock.Close(); err != nil {
 			return nil, fmt.Errorf("locking %s: %w", path, err)
 		}
@@ -62,8 +61,8 @@ func isCurrent(lock *flock.Flock, path string) bool {
 	return err == nil && os.SameFile(have, is)
 }
 
-// dropLock gives up a lock that is held alone, and removes its file. It leaves the file of an
-// image that an older version stored: that version does not look whether it is still there.
+// dropLock releases an exclusive lock and removes its file. It keeps the file for images of
+// older versions, which do not check that it still exists.
 func dropLock(lock *flock.Flock) error {
 	if k, _, ok := parseKey(filepath.Base(lock.Path())); !ok || k.reading == "" {
 		return lock.Close()
@@ -75,12 +74,12 @@ func dropLock(lock *flock.Flock) error {
 	return errors.Join(err, lock.Close())
 }
 
-// removalPatience is how long an image is waited for that is locked alone: that is the time
-// of a rename, unless the process was stopped.
-const removalPatience = 10 * time.Second
+// removalTimeout is how long to wait for an exclusive lock of an image. It is only held for a
+// rename, unless the process was stopped.
+const removalTimeout = 10 * time.Second
 
-// hold opens the image k so that it is not removed before it is closed. The error is
-// [oci.ErrNotFound] if the store does not hold it.
+// hold opens and locks the image k. The error is [oci.ErrNotFound] if the store does not have
+// it.
 func (s *Store) hold(ctx context.Context, k key) (*oci.Image, error) {
 	for began := time.Now(); ; {
 		if !s.has(k) {
@@ -88,7 +87,7 @@ func (s *Store) hold(ctx context.Context, k key) (*oci.Image, error) {
 		}
 		lock, err := s.tryLock(k.String(), true)
 		if isUnwritable(err) {
-			return s.open(k) // images are not removed from a store that cannot be written
+			return s.open(k) // no image is removed from a read-only store
 		}
 		if err != nil {
 			return nil, err
@@ -102,10 +101,10 @@ func (s *Store) hold(ctx context.Context, k key) (*oci.Image, error) {
 			return image, nil
 		}
 		if k.reading == "" {
-			return nil, s.notHeld(k) // an older version locks the image as long as it pulls it
+			return nil, s.notHeld(k) // an older version locks the image during the pull
 		}
-		if time.Since(began) > removalPatience {
-			return nil, fmt.Errorf("image %s: another process is removing it and does not go on (lock %s)", k.digest, filepath.Join(s.root, locksDir, k.String()))
+		if time.Since(began) > removalTimeout {
+			return nil, fmt.Errorf("image %s: another process that removes it makes no progress (lock %s)", k.digest, filepath.Join(s.root, locksDir, k.String()))
 		}
 		if err := pause(ctx); err != nil {
 			return nil, fmt.Errorf("image %s: waiting for another process that removes it: %w", k.digest, err)
@@ -113,14 +112,14 @@ func (s *Store) hold(ctx context.Context, k key) (*oci.Image, error) {
 	}
 }
 
-// has reports whether the store holds the image k, complete.
+// has reports whether the store has the complete image k.
 func (s *Store) has(k key) bool {
 	_, err := os.Stat(filepath.Join(s.imageDir(k), oci.ImageFile))
 	return err == nil
 }
 
-// pause waits until a lock can be tried again, or the context ends. Its length varies, so that
-// those who wait do not try all at once.
+// pause waits until the next try of a lock, or until the context ends. Its length varies, so
+// that waiting processes do not try at the same time.
 func pause(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -132,7 +131,7 @@ func pause(ctx context.Context) error {
 
 func isReadOnly(err error) bool { return errors.Is(err, syscall.EROFS) }
 
-// isUnwritable: the store belongs to another user or lies on a read-only file
+// isUnwritable reports whether the store belongs to another user or is on a read-only file
 // system.
 func isUnwritable(err error) bool {
 	return isReadOnly(err) || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist)

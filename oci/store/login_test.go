@@ -33,7 +33,7 @@ func TestLoginTLS(t *testing.T) {
 		return err
 	}
 
-	if err := login(ocitest.RegistryPassword, creds); err == nil || oci.Final(err) {
+	if err := login(ocitest.RegistryPassword, creds); err == nil || oci.IsPermanent(err) {
 		t.Errorf("with a certificate that nobody vouches for: %v", err)
 	}
 	insecure := creds

@@ -12,12 +12,12 @@ import (
 	"gitlab-sardine-executor/oci/transport"
 )
 
-// A meter is a [oci.Progress] that knows how far the pull is.
+// A meter is an [oci.Progress] that measures a pull.
 type meter struct {
 	oci.Progress
 	received, total atomic.Int64 // bytes
-	awaited         atomic.Int64 // answers of the registry: requests and transfers under way
-	// known gets a value when the total is known.
+	awaited         atomic.Int64 // requests and transfers in progress
+	// known receives a value when the total is known.
 	known chan struct{}
 }
 
@@ -25,7 +25,7 @@ func (m *meter) state(beat int64) turnState {
 	return turnState{Received: m.received.Load(), Total: m.total.Load(), Local: m.awaited.Load() == 0, Beat: beat}
 }
 
-// Expect notes how much is to come.
+// Expect adds to the total.
 func (m *meter) Expect(size int64) {
 	m.total.Add(size)
 	select {
@@ -56,7 +56,7 @@ func (t *meteredTransfer) Done(err error) {
 	t.Transfer.Done(err)
 }
 
-// A meteredSource counts requests that wait for their answer.
+// A meteredSource counts requests in progress.
 type meteredSource struct {
 	transport.Source
 	m *meter

@@ -79,7 +79,7 @@ func TestBlocked(t *testing.T) {
 		return false
 	})
 	ref := ocitest.MustParse(t, "registry.example.com/vms/x:1")
-	if _, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: briefly}); !errors.Is(err, oci.ErrDenied) {
+	if _, err := newStore(t).Pull(t.Context(), ref, PullOptions{retries: shortRetries}); !errors.Is(err, oci.ErrDenied) {
 		t.Errorf("pull: %v", err)
 	}
 	if _, err := transfer.Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, transfer.Options{}); !errors.Is(err, oci.ErrDenied) {

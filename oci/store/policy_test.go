@@ -49,7 +49,7 @@ func TestPullPolicy(t *testing.T) {
 			m.Set(nil)
 			store := newStore(t)
 			pull := func(ref oci.Reference, p policies) error {
-				image, err := store.Pull(t.Context(), ref, PullOptions{Policies: p, patience: briefly})
+				image, err := store.Pull(t.Context(), ref, PullOptions{Policies: p, retries: shortRetries})
 				if err == nil {
 					err = image.Close()
 				}
@@ -67,7 +67,7 @@ func TestPullPolicy(t *testing.T) {
 			for ref, want := range map[oci.Reference]error{held: test.held, other: test.other} {
 				err := pull(ref, test.policies)
 				switch {
-				case want == passing && (err == nil || oci.Final(err)):
+				case want == passing && (err == nil || oci.IsPermanent(err)):
 					t.Errorf("%s: got %v, want an error that may pass", ref, err)
 				case want != passing && !errors.Is(err, want):
 					t.Errorf("%s: got %v, want %v", ref, err, want)

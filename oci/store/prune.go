@@ -16,22 +16,21 @@ import (
 
 // PruneOptions say what [Store.Prune] removes.
 type PruneOptions struct {
-	// UnusedSince spares images that were used after it. The zero value is a time
-	// before all others, so that none is old enough.
+	// UnusedSince selects images that were last used before it. The zero value selects
+	// none.
 	UnusedSince time.Time
-	// Keep stops the removal, which begins with what was not used for the longest
-	// time, as soon as the store takes no more than so many bytes.
+	// Keep stops the removal when the store is that small, in bytes. Least recently used
+	// images are removed first.
 	Keep int64
-	// InUse says whether some machine's disks stand on an image. It must not be nil.
+	// InUse reports whether a machine uses an image. It must not be nil.
 	InUse func(digest.Digest) bool
 	// DryRun removes nothing.
 	DryRun bool
 }
 
-// Prune removes images, and pulls that were interrupted, and returns what it
-// removed. It never removes an image in use: one of which o.InUse says so, or
-// that another process holds or makes. It goes on after an error, and returns all
-// of them.
+// Prune removes images and files of interrupted pulls, and returns what it removed. It never
+// removes an image in use: according to o.InUse, or because another process has locked it or
+// pulls it. It continues after errors, and returns all of them.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) ([]StoredImage, error) {
 	stored, err := s.Inventory(ctx)
 	if err != nil {
@@ -70,11 +69,11 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) ([]StoredImage, error
 	return removed, errors.Join(failed...)
 }
 
-// KeepNothing is for [PruneOptions.Keep]: everything that is old enough goes.
+// KeepNothing is a value of [PruneOptions.Keep]: remove everything that is old enough.
 const KeepNothing int64 = math.MinInt64
 
-// removeUnused removes an image if no process holds or pulls it, and none has used it since
-// it was listed: a job may have come that is in no list of machines yet.
+// removeUnused removes an image if no process has locked it or pulls it, and none has used it
+// since it was listed: a new job may not be in the list of machines yet.
 func (s *Store) removeUnused(image StoredImage, dryRun bool) (gone bool, err error) {
 	lock, err := s.tryLock(image.lock, false)
 	if lock == nil || err != nil {
@@ -95,14 +94,14 @@ func (s *Store) removeUnused(image StoredImage, dryRun bool) (gone bool, err err
 	if err = errors.Join(err, dropLock(lock)); err != nil {
 		return false, err
 	}
-	// The lock was held for a moment only: no pull waits for this.
+	// The lock is released already: no pull waits for this.
 	return true, os.RemoveAll(aside)
 }
 
-// moveAside gives an image a name under which nothing finds it, and removes its references. It
-// is complete or absent at every moment. Our caller has its lock.
+// moveAside renames an image so that it is not found, and removes its references. At any time
+// the image is complete or absent. The caller has its lock.
 func (s *Store) moveAside(image StoredImage) (aside string, err error) {
-	// What a killed prune left is in the way.
+	// A killed prune may have left this directory.
 	aside = filepath.Join(s.root, imagesDir, removedPrefix+filepath.Base(image.dir))
 	if err := os.RemoveAll(aside); err != nil {
 		return "", err
@@ -111,7 +110,7 @@ func (s *Store) moveAside(image StoredImage) (aside string, err error) {
 		return "", err
 	}
 	if image.Image == nil {
-		return aside, nil // an interrupted pull: the names are those of a complete image
+		return aside, nil // an interrupted pull has no references
 	}
 	return aside, s.eachReference(func(path string, record referenceRecord) error {
 		if k, err := record.key(); err != nil || k != image.key {
@@ -124,11 +123,11 @@ func (s *Store) moveAside(image StoredImage) (aside string, err error) {
 	})
 }
 
-// finishRemovals removes what a prune that was killed left.
+// finishRemovals removes the files of a killed prune.
 func (s *Store) finishRemovals() error {
 	left, err := filepath.Glob(filepath.Join(s.root, imagesDir, removedPrefix+"*"))
 	if err != nil {
-		return nil // the root's path holds a pattern: the next pull does not mind them
+		return nil // the root's path has meta characters; these files are harmless
 	}
 	var failed []error
 	for _, dir := range left {

@@ -12,8 +12,8 @@ import (
 	"gitlab-sardine-executor/oci"
 )
 
-// publish gives a complete image its final name. Of several pulls of one image, the first is
-// published; the others have made the same.
+// publish renames a complete image to its final name. If several processes pulled the image,
+// the first is published; the others are equal.
 func (s *Store) publish(image *oci.Image, k key, partial string) error {
 	if err := writeMetadata(image, partial); err != nil {
 		return err
@@ -30,7 +30,7 @@ func (s *Store) publish(image *oci.Image, k key, partial string) error {
 		err = fmt.Errorf("%w; remove the damaged image there", err)
 	}
 	if err != nil {
-		return fmt.Errorf("naming the finished image: %w", err)
+		return fmt.Errorf("renaming the complete image: %w", err)
 	}
 	return fileutil.SyncDir(filepath.Dir(image.Dir))
 }

@@ -24,36 +24,33 @@ import (
 	"gitlab-sardine-executor/oci/unpack"
 )
 
-// DefaultMaxDisk is the size of the largest disk that is accepted if nobody
-// says otherwise: 1 TiB.
+// DefaultMaxDisk is the default of [PullOptions.MaxDisk]: 1 TiB.
 const DefaultMaxDisk int64 = 1 << 40
 
-// PullOptions; the zero value is fine.
+// PullOptions of [Store.Pull]; the zero value is fine.
 type PullOptions struct {
-	// Policies are tried in order until one succeeds; none means [PullAlways].
+	// Policies are tried in order until one succeeds; none means [oci.PullAlways].
 	Policies []oci.PullPolicy
 	// Credentials for the registry.
 	Credentials registry.Credentials
-	// Architecture to choose from an index, in Go's words; empty means this
-	// machine's.
+	// Architecture to select from an index (Go's name); empty means that of this host.
 	Architecture string
-	// MaxDisk is the largest disk accepted, in bytes, by its virtual size and by
-	// the size of its file; 0 means [DefaultMaxDisk].
+	// MaxDisk is the maximum virtual size and file size of a disk, in bytes; 0 means
+	// [DefaultMaxDisk].
 	MaxDisk int64
-	// Reserve is what unpacking leaves free on the file system of the store.
+	// Reserve stays free on the file system of the store.
 	Reserve space.Reserve
-	// Check judges an image by what its manifest and its small layers say, before a
-	// disk is transferred. Its error ends the pull. It is not asked about images that
-	// the store holds. nil accepts all.
+	// Check is called with the description of an image before its disks are transferred. An
+	// error ends the pull. It is not called for images in the store. nil accepts all.
 	Check func(*oci.Inspection) error
 	// Progress may be nil.
 	Progress oci.Progress
-	// StallTimeout is how long a registry may make no progress worth the name: less
-	// than 1000 bytes for each second of it. 0 means a minute.
+	// StallTimeout is how long a registry may send less than 1000 bytes per second; 0 means
+	// a minute.
 	StallTimeout time.Duration
 
-	room     func(dir string) (space.Room, error) // nil means RoomOf
-	patience registry.Patience                    // the zero value means patienceFor(StallTimeout)
+	room    func(dir string) (space.Room, error) // nil means space.Of
+	retries registry.RetryPolicy                 // the zero value means the default
 }
 
 func (o PullOptions) ask() func(string) (space.Room, error) {
@@ -70,15 +67,13 @@ func (o PullOptions) maxDisk() int64 {
 	return o.MaxDisk
 }
 
-// Pull makes sure that the store holds the image ref, complete and verified, and
-// returns it. Of several processes that want one image from one repository, one pulls
-// and the others wait for as long as it makes progress. The image is held: nobody removes it from the store until [Image.Close] or
-// the end of this process. The sentinels of this package tell which errors are
-// final.
+// Pull returns the image ref, complete and verified. If the store does not have it, Pull
+// transfers it. If several processes pull the same image from the same repository, one pulls
+// and the others wait while it makes progress. The image is locked, and not removed, until
+// [oci.Image.Close] or the end of this process. [oci.IsPermanent] classifies errors.
 //
-// A registry that fails in a way that may pass is tried again, and a connection
-// that breaks is taken up where it broke. What a pull that was interrupted has
-// finished is kept for the next one, which verifies it.
+// Pull retries after transient failures, and resumes broken connections. An interrupted pull
+// leaves its files for the next one, which verifies them.
 func (s *Store) Pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oci.Image, error) {
 	policies := o.Policies
 	if len(policies) == 0 {
@@ -99,14 +94,13 @@ func (s *Store) Pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oc
 	return nil, failed
 }
 
-// joinPolicies adds the failure of the next policy. Both texts are kept, but only
-// one error: the whole is final only if both are, for a registry that is down
-// may come back.
+// joinPolicies combines the errors of two policies. It keeps both texts, but wraps only one:
+// the result is permanent only if both are, because a registry that is down may come back.
 func joinPolicies(failed error, policy oci.PullPolicy, err error) error {
 	switch {
 	case failed == nil:
 		return err
-	case oci.Final(failed) && !oci.Final(err):
+	case oci.IsPermanent(failed) && !oci.IsPermanent(err):
 		return fmt.Errorf("%v; with pull policy %s: %w", failed, policy, err)
 	}
 	return fmt.Errorf("%w; with pull policy %s: %v", failed, policy, err)
@@ -128,7 +122,7 @@ func (s *Store) pullBy(ctx context.Context, policy oci.PullPolicy, ref oci.Refer
 	return s.pull(ctx, ref, o)
 }
 
-// lookupHeld is Lookup for an image that is about to be used.
+// lookupHeld is Lookup, and locks the image.
 func (s *Store) lookupHeld(ctx context.Context, ref oci.Reference, o PullOptions) (*oci.Image, error) {
 	image, err := s.Lookup(ref, o.Architecture)
 	if err != nil {
@@ -138,12 +132,12 @@ func (s *Store) lookupHeld(ctx context.Context, ref oci.Reference, o PullOptions
 }
 
 func (s *Store) pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oci.Image, error) {
-	later := o.patience.OrFor(o.StallTimeout)
+	later := o.retries.OrDefault(o.StallTimeout)
 	src, err := source.Open(ctx, ref, o.Credentials, o.StallTimeout, later)
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)
 	}
-	src = registry.Patient(src, later)
+	src = registry.WithRetries(src, later)
 	defer src.Close()
 	image, err := s.pullFrom(ctx, src, ref, o)
 	if err != nil {
@@ -185,11 +179,11 @@ func (s *Store) pullFrom(ctx context.Context, src transport.Source, ref oci.Refe
 	return image, nil
 }
 
-// want is the image with manifest m and digest d, to be unpacked from src.
+// want describes the image with manifest m and digest d in src.
 func (s *Store) want(src transport.Source, m *format.Manifest, plan *format.Plan, d digest.Digest, ref oci.Reference, o PullOptions) want {
 	k := key{d, plan.Fingerprint()}
 	return want{
-		key: k, source: sourceOf(ref), stall: cmp.Or(o.StallTimeout, distribution.DefaultStallTimeout), progress: oci.ProgressOrSilent(o.Progress),
+		key: k, source: sourceOf(ref), stall: cmp.Or(o.StallTimeout, distribution.DefaultStallTimeout), progress: oci.ProgressOrDiscard(o.Progress),
 		pull: func(ctx context.Context, meter *meter, dir string) (*oci.Image, error) {
 			image, err := s.unpack(ctx, meteredSource{src, meter}, m, plan, unpack.Options{
 				Dir: dir, Images: filepath.Join(s.root, imagesDir), MaxDisk: o.maxDisk(), Reserve: o.Reserve, Ask: o.ask(), Progress: meter,
@@ -202,7 +196,7 @@ func (s *Store) want(src transport.Source, m *format.Manifest, plan *format.Plan
 	}
 }
 
-// judge is Check for the image with manifest digest d.
+// judge returns Check for the image with manifest digest d.
 func (o PullOptions) judge(ref oci.Reference, d digest.Digest) func(*oci.Inspection) error {
 	return func(i *oci.Inspection) error {
 		i.Reference, i.Digest = ref.String(), d
@@ -213,7 +207,7 @@ func (o PullOptions) judge(ref oci.Reference, d digest.Digest) func(*oci.Inspect
 	}
 }
 
-// unpack makes the files of an image, unless the plan or judge refuses it before.
+// unpack writes the files of an image, unless its plan is invalid or judge refuses it.
 func (s *Store) unpack(ctx context.Context, src transport.Source, m *format.Manifest, plan *format.Plan, o unpack.Options, judge func(*oci.Inspection) error) (*oci.Image, error) {
 	if err := unpack.CheckPlan(plan, o.MaxDisk); err != nil {
 		return nil, err
@@ -226,14 +220,14 @@ func (s *Store) unpack(ctx context.Context, src transport.Source, m *format.Mani
 		return nil, err
 	}
 	if err := os.Mkdir(o.Dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("making the image's directory: %w", err)
+		return nil, fmt.Errorf("creating the image's directory: %w", err)
 	}
 	o.DomainXML, o.Guest = i.DomainXML, i.Guest
 	return unpack.Run(ctx, src, plan, o)
 }
 
-// isResumable reports whether what was unpacked before a failure is of use to the
-// next pull. On a full disk it would only be in the way.
+// isResumable reports whether to keep the files for the next pull. On a full disk they would
+// only waste space.
 func isResumable(err error) bool {
-	return !oci.Final(err) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT)
+	return !oci.IsPermanent(err) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT)
 }

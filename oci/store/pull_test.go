@@ -183,7 +183,7 @@ func TestPullDamaged(t *testing.T) {
 				if err := os.CopyFS(layout, os.DirFS(source)); err != nil {
 					t.Fatal(err)
 				}
-				name, want := filepath.Join(layout, "blobs", "sha256", filepath.Base(blob)), oci.ErrHostile
+				name, want := filepath.Join(layout, "blobs", "sha256", filepath.Base(blob)), oci.ErrInvalid
 				if damaged == nil {
 					want, err = oci.ErrNotFound, os.Remove(name)
 				} else {
@@ -231,7 +231,7 @@ func TestPullOnce(t *testing.T) {
 type waitingFunc func()
 
 func (f waitingFunc) Waiting(string)                 { f() }
-func (waitingFunc) Start(string, int64) oci.Transfer { return oci.ProgressOrSilent(nil).Start("", 0) }
+func (waitingFunc) Start(string, int64) oci.Transfer { return oci.ProgressOrDiscard(nil).Start("", 0) }
 
 // TestPullLastOfTwo: of two entries with one tag, the last was meant.
 func TestPullLastOfTwo(t *testing.T) {

@@ -54,7 +54,7 @@ func TestStorageReserve(t *testing.T) {
 			store, ref := newStore(t), image(ocitest.NewLayout(t))
 			small := &smallFS{total: 100 * mib, free: 30 * mib}
 			_, err := store.Pull(t.Context(), ref, PullOptions{Architecture: "amd64", Reserve: space.Reserve{Bytes: mib, Percent: 10}, room: small.room})
-			if !errors.Is(err, syscall.ENOSPC) || oci.Final(err) || !strings.Contains(err.Error(), "storage_reserve: 10MiB must stay free on "+filepath.Join(store.Root(), imagesDir)) {
+			if !errors.Is(err, syscall.ENOSPC) || oci.IsPermanent(err) || !strings.Contains(err.Error(), "storage_reserve: 10MiB must stay free on "+filepath.Join(store.Root(), imagesDir)) {
 				t.Fatalf("got %v, want that the reserve is reached", err)
 			}
 			if small.asked.Load() < 3 {

@@ -32,7 +32,7 @@ func TestPullProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := waitingFunc(func() { fmt.Println("waiting") })
-	image, err := store.Pull(t.Context(), ocitest.MustParse(t, ref), PullOptions{Progress: told, patience: hasty})
+	image, err := store.Pull(t.Context(), ocitest.MustParse(t, ref), PullOptions{Progress: told, retries: fastRetries})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestPullResumes(t *testing.T) {
 			_ = cmd.Wait() // it was killed
 
 			f.Fault.Store(nil)
-			image, err := store.Pull(t.Context(), ref, PullOptions{patience: hasty})
+			image, err := store.Pull(t.Context(), ref, PullOptions{retries: fastRetries})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,7 +170,7 @@ func TestPullDistrustsPartial(t *testing.T) {
 				}
 				return false
 			})
-			if _, err := store.Pull(t.Context(), ref, PullOptions{patience: hasty}); err == nil || oci.Final(err) {
+			if _, err := store.Pull(t.Context(), ref, PullOptions{retries: fastRetries}); err == nil || oci.IsPermanent(err) {
 				t.Fatalf("the first pull: %v", err)
 			}
 			partial, err := filepath.Glob(filepath.Join(store.Root(), imagesDir, space.PartialPrefix+"*"))
@@ -181,7 +181,7 @@ func TestPullDistrustsPartial(t *testing.T) {
 				t.Fatal(err)
 			}
 			f.Fault.Store(nil)
-			image, err := store.Pull(t.Context(), ref, PullOptions{patience: hasty})
+			image, err := store.Pull(t.Context(), ref, PullOptions{retries: fastRetries})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -288,8 +288,8 @@ func TestPullDiskFull(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = store.Pull(t.Context(), ref, PullOptions{patience: hasty})
-			if !errors.Is(err, syscall.ENOSPC) || oci.Final(err) {
+			_, err = store.Pull(t.Context(), ref, PullOptions{retries: fastRetries})
+			if !errors.Is(err, syscall.ENOSPC) || oci.IsPermanent(err) {
 				t.Fatalf("got %v, want that the disk is full", err)
 			}
 			if name == "seen at once" && f.Sent.Load() > 100_000 {
@@ -333,7 +333,7 @@ func TestPullReadOnly(t *testing.T) {
 				}
 			}
 			_, err = opened.Pull(t.Context(), ocitest.FixtureRef(t, "chain", "latest"), PullOptions{})
-			if !errors.Is(err, syscall.EROFS) || oci.Final(err) {
+			if !errors.Is(err, syscall.EROFS) || oci.IsPermanent(err) {
 				t.Errorf("another image: %v, want that the store is read-only", err)
 			}
 		})

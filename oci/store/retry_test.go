@@ -19,8 +19,8 @@ import (
 	"gitlab-sardine-executor/oci/transfer"
 )
 
-// hasty does not make a test wait.
-var hasty = registry.Patience{First: time.Millisecond, Most: 10 * time.Millisecond, Total: 20 * time.Second, Stall: 10 * time.Second}
+// fastRetries does not make a test wait.
+var fastRetries = registry.RetryPolicy{InitialDelay: time.Millisecond, MaxDelay: 10 * time.Millisecond, Timeout: 20 * time.Second, StallTimeout: 10 * time.Second}
 
 // pushRaw puts an image with one raw disk into a registry, cut in pieces of a
 // size if that is not 0.
@@ -74,7 +74,7 @@ func TestPullThroughFaults(t *testing.T) {
 	for name, fault := range tests {
 		t.Run(name, func(t *testing.T) {
 			f.Fail(fault)
-			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: hasty})
+			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{retries: fastRetries})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -113,7 +113,7 @@ func TestRetryAfter(t *testing.T) {
 				w.WriteHeader(http.StatusTooManyRequests)
 				return true
 			})
-			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: hasty})
+			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{retries: fastRetries})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -172,11 +172,11 @@ func TestPullGoesOn(t *testing.T) {
 			const each = 1 << 20
 			f.Fail(cutAfter(each, 8, hang))
 			before := f.Sent.Load()
-			patient := hasty
+			patient := fastRetries
 			if hang {
-				patient.Stall = 300 * time.Millisecond
+				patient.StallTimeout = 300 * time.Millisecond
 			}
-			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{patience: patient})
+			image, err := newStore(t).Pull(t.Context(), ref, PullOptions{retries: patient})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -197,7 +197,7 @@ func TestPullGoesOn(t *testing.T) {
 func TestPullGivesUp(t *testing.T) {
 	f := ocitest.NewFaultyRegistry(t)
 	ref := pushRaw(t, f.Host, ocitest.Noise(1<<20), 0)
-	short := registry.Patience{First: time.Millisecond, Most: 5 * time.Millisecond, Total: 100 * time.Millisecond, Stall: 100 * time.Millisecond}
+	short := registry.RetryPolicy{InitialDelay: time.Millisecond, MaxDelay: 5 * time.Millisecond, Timeout: 100 * time.Millisecond, StallTimeout: 100 * time.Millisecond}
 	blobsOnly := func(fault func(w http.ResponseWriter)) func(http.ResponseWriter, *http.Request) bool {
 		return func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.Contains(r.URL.Path, "/blobs/") {
@@ -218,17 +218,17 @@ func TestPullGivesUp(t *testing.T) {
 		"401":        {func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(401); return true }, oci.ErrDenied},
 		"403 blobs":  {blobsOnly(func(w http.ResponseWriter) { w.WriteHeader(403) }), oci.ErrDenied},
 		"404 blobs":  {blobsOnly(func(w http.ResponseWriter) { w.WriteHeader(404) }), oci.ErrNotFound},
-		"empty blob": {blobsOnly(func(w http.ResponseWriter) { w.Header().Set("Content-Length", "0") }), oci.ErrHostile},
+		"empty blob": {blobsOnly(func(w http.ResponseWriter) { w.Header().Set("Content-Length", "0") }), oci.ErrInvalid},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			f.Fail(test.fault)
 			store := newStore(t)
-			_, err := store.Pull(t.Context(), ref, PullOptions{patience: short})
+			_, err := store.Pull(t.Context(), ref, PullOptions{retries: short})
 			switch {
 			case err == nil:
 				t.Error("no error")
-			case test.want == nil && oci.Final(err):
+			case test.want == nil && oci.IsPermanent(err):
 				t.Errorf("final: %v", err)
 			case test.want != nil && !errors.Is(err, test.want):
 				t.Errorf("got %v, want %v", err, test.want)
@@ -237,5 +237,5 @@ func TestPullGivesUp(t *testing.T) {
 	}
 }
 
-// briefly tries again at once and gives up soon.
-var briefly = registry.Patience{First: time.Millisecond, Most: 10 * time.Millisecond, Total: 250 * time.Millisecond, Stall: time.Second}
+// shortRetries tries again at once and gives up soon.
+var shortRetries = registry.RetryPolicy{InitialDelay: time.Millisecond, MaxDelay: 10 * time.Millisecond, Timeout: 250 * time.Millisecond, StallTimeout: time.Second}

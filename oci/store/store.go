@@ -19,18 +19,17 @@ import (
 // A Store is a directory of unpacked images:
 //
 //	images/<algorithm>-<hex of the manifest digest>.<fingerprint>/   image.json, domain.xml, disks
-//	references/<hash of the reference>.json   which image a name stood for
-//	locks/                                    of images, and of pulls under way
+//	references/<hash of the reference>.json   the image of the last pull of a reference
+//	locks/                                    of images, and of pulls in progress
 //
-// An image directory is complete or absent. It has a dash in its name because a
-// colon would make QEMU and others take a relative path for a URL. The time of
-// last use is the modification time of the directory: nothing in it changes.
+// An image directory is complete or absent. Its name has a dash, because QEMU and others
+// interpret a relative path with a colon as a URL. The modification time of the directory is
+// the time of last use.
 //
-// Several processes can use one store at once.
+// Several processes can use a store concurrently.
 type Store struct {
 	root string // absolute
-	// unwritable is why the store cannot be written; nil if it can, as far as is
-	// known.
+	// unwritable is the error of writing to the store, if it is read-only.
 	unwritable error
 }
 
@@ -40,9 +39,8 @@ const (
 	locksDir      = "locks"
 )
 
-// OpenStore opens the store in the directory root, and makes it if there is none.
-// A store that cannot be written can still be opened: images that it holds can
-// be used, others not pulled.
+// Open opens the store in the directory root, and creates it if necessary. From a read-only
+// store, images can be used, but none can be pulled.
 func Open(root string) (*Store, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -60,12 +58,12 @@ func Open(root string) (*Store, error) {
 	return s, nil
 }
 
-// Root is the store's absolute directory.
+// Root returns the store's absolute directory.
 func (s *Store) Root() string { return s.root }
 
-// Lookup finds the image that ref stood for when it was pulled last, or the image
-// with the digest that ref names. The error is [ErrNotFound] if the store does
-// not hold it. arch is Go's name of an architecture; empty means this machine's.
+// Lookup returns the image of the last pull of ref, or the image with the digest in ref. The
+// error is [oci.ErrNotFound] if the store does not have it. arch is Go's name of an
+// architecture; empty means that of this host.
 func (s *Store) Lookup(ref oci.Reference, arch string) (*oci.Image, error) {
 	record, err := s.readReference(ref, arch)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -86,8 +84,8 @@ func (s *Store) Lookup(ref oci.Reference, arch string) (*oci.Image, error) {
 	return s.open(k)
 }
 
-// ByDigest is the image with a manifest digest, and of several that versions of this driver
-// have made of it the newest. The error is [oci.ErrNotFound] if the store does not hold it.
+// ByDigest returns the image with a manifest digest. If different versions of this program
+// stored several, it returns the newest. The error is [oci.ErrNotFound] if there is none.
 func (s *Store) ByDigest(d digest.Digest) (*oci.Image, error) {
 	if err := d.Validate(); err != nil {
 		return nil, fmt.Errorf("%w: digest %q: %w", oci.ErrReference, d, err)
@@ -110,7 +108,7 @@ func (s *Store) ByDigest(d digest.Digest) (*oci.Image, error) {
 	return s.openPlain(found)
 }
 
-// List returns every image in the store, in the order of their digests.
+// List returns all images in the store, sorted by digest.
 func (s *Store) List(ctx context.Context) ([]*oci.Image, error) {
 	entries, err := os.ReadDir(filepath.Join(s.root, imagesDir))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -129,7 +127,7 @@ func (s *Store) List(ctx context.Context) ([]*oci.Image, error) {
 		}
 		image, err := s.open(k)
 		if errors.Is(err, oci.ErrNotFound) {
-			continue // removed since
+			continue // removed meanwhile
 		} else if err != nil {
 			return nil, err
 		}
@@ -161,15 +159,13 @@ func (s *Store) open(k key) (*oci.Image, error) {
 	return image, nil
 }
 
-// touch records that an image is used now. A store that cannot be written has
-// nobody who prunes it.
+// touch updates the time of last use. It ignores errors: a read-only store is not pruned.
 func (s *Store) touch(image *oci.Image) {
 	now := time.Now()
 	_ = os.Chtimes(image.Dir, now, now)
 }
 
-// LastUsed is when an image was pulled last, or asked for with [Store.Pull] while
-// it was there already.
+// LastUsed returns the time of the last [Store.Pull] of an image.
 func (s *Store) LastUsed(image *oci.Image) (time.Time, error) {
 	info, err := os.Stat(image.Dir)
 	if err != nil {
@@ -178,12 +174,12 @@ func (s *Store) LastUsed(image *oci.Image) (time.Time, error) {
 	return info.ModTime(), nil
 }
 
-// referenceRecord is what a reference stood for when it was pulled last.
+// A referenceRecord is the image of the last pull of a reference.
 type referenceRecord struct {
 	Reference    string `json:"reference"`
 	Architecture string `json:"architecture"`
-	// Top is what the registry has under the reference: the manifest itself, or an
-	// index that leads to it.
+	// Top is the digest of the reference in the registry: that of the manifest, or of an
+	// index.
 	Top      digest.Digest `json:"top"`
 	Manifest digest.Digest `json:"manifest"`
 	// Image is the key of the image. Older versions did not write it.
@@ -196,7 +192,7 @@ func (r referenceRecord) key() (key, error) {
 	}
 	k, rest, ok := parseKey(r.Image)
 	if !ok || rest != "" {
-		return key{}, fmt.Errorf("the record of the image reference %s names the image %q, which cannot be", r.Reference, r.Image)
+		return key{}, fmt.Errorf("the record of the image reference %s has the invalid image %q", r.Reference, r.Image)
 	}
 	return k, nil
 }

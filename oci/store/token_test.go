@@ -73,7 +73,7 @@ func TestToken(t *testing.T) {
 	}
 
 	stale := registry.Credentials{Accounts: []registry.Account{{Registry: m.Host, Username: "gitlab-ci-token", Password: "expired"}}}
-	if _, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: stale, patience: briefly}); !errors.Is(err, oci.ErrDenied) {
+	if _, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: stale, retries: shortRetries}); !errors.Is(err, oci.ErrDenied) {
 		t.Errorf("an expired password: %v", err)
 	} else if strings.Contains(err.Error(), "expired") {
 		t.Errorf("the error shows the password: %v", err)
@@ -83,8 +83,8 @@ func TestToken(t *testing.T) {
 		final  bool
 	}{{http.StatusForbidden, true}, {http.StatusServiceUnavailable, false}} {
 		status.Store(test.status)
-		_, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: job, patience: briefly})
-		if err == nil || oci.Final(err) != test.final {
+		_, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: job, retries: shortRetries})
+		if err == nil || oci.IsPermanent(err) != test.final {
 			t.Errorf("token service answers %d: %v", test.status, err)
 		}
 	}

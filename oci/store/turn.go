@@ -19,25 +19,25 @@ import (
 	"gitlab-sardine-executor/oci/space"
 )
 
-// Of the processes that want one image from one place, one pulls it and the others wait. Each
-// place, which is a repository of a registry or a layout, has a pull of its own: a registry
-// that was chosen by one job must not keep the image from the jobs of another.
+// If several processes pull the same image from the same place (a repository in a registry, or
+// a layout), one pulls and the others wait. There is one pull for each place: a slow registry
+// that one job chose must not delay the jobs of others.
 //
-// A pull that is slower than [distribution.MinRate] loses its privilege. Those who wait for it go on to the next turn,
-// where again one of them pulls, into a directory of its own. The first pull that is complete
-// is renamed to its final name, and ends all others.
+// If a pull is slower than [distribution.MinRate], the waiting processes start the next turn,
+// in which one of them pulls into another directory. The first pull that completes renames its
+// directory to the final name, and ends the others.
 
 const (
-	// maxBeat is the time between two notes of a pull on how far it is.
+	// maxBeat is the interval at which a pull writes its progress.
 	maxBeat = time.Second
-	// waitingInterval is the time between two lines about a pull that is waited for.
+	// waitingInterval is the interval of messages to waiting jobs.
 	waitingInterval = 30 * time.Second
 )
 
-// A pullSource is where an image comes from.
+// A pullSource is the place of an image.
 type pullSource struct {
 	id   string // a file name for registry and repository, or for a layout
-	name string // for people: the registry, for the repository may be another project's
+	name string // for people: only the registry, because the repository may belong to another project
 }
 
 func sourceOf(ref oci.Reference) pullSource {
@@ -48,33 +48,33 @@ func sourceOf(ref oci.Reference) pullSource {
 	return pullSource{digest.FromString(place).Encoded()[:16], name}
 }
 
-// turnName is the name of a turn's lock, and the last part of the name of its directory.
+// turnName returns the name of a turn's lock, which is a part of the name of its directory.
 func turnName(k key, source pullSource, n int) string {
 	return fmt.Sprintf("%s.%s.%d", k, source.id, n)
 }
 
-// A turnState is what a process that pulls notes in its lock file, for those who wait.
+// A turnState is the progress of a pull. It is stored in the lock file for waiting processes.
 type turnState struct {
 	Received int64 `json:"received"` // bytes of blobs
-	Total    int64 `json:"total"`    // bytes to be received; 0 if not known yet
-	// Local is true while no answer of the registry is awaited: hashing, syncing. Then Beat,
-	// which counts the notes, shows that the process goes on.
+	Total    int64 `json:"total"`    // bytes of blobs; 0 if not known yet
+	// Local is true while the pull does not wait for the registry: it hashes or syncs. Then
+	// Beat, which counts the writes, shows that it makes progress.
 	Local bool  `json:"local"`
 	Beat  int64 `json:"beat"`
 }
 
-// A want is an image that is to be pulled by one of those who want it.
+// A want is an image to pull or to wait for.
 type want struct {
 	key      key
 	source   pullSource
-	stall    time.Duration // without progress, after which a pull is not waited for any more
+	stall    time.Duration // time without progress after which to stop waiting for a pull
 	progress oci.Progress
-	// pull makes the image in a directory, where an interrupted pull may have left something.
+	// pull writes the image into a directory, which may have files of an interrupted pull.
 	pull func(ctx context.Context, m *meter, dir string) (*oci.Image, error)
 }
 
-// obtain returns the image, held. If the store does not hold it, this process pulls it or waits
-// for another that does.
+// obtain returns the locked image. If the store does not have it, it pulls the image or waits
+// for a process that pulls it.
 func (s *Store) obtain(ctx context.Context, w want, plan *format.Plan) (*oci.Image, error) {
 	for {
 		image, err := s.hold(ctx, w.key)
@@ -93,7 +93,7 @@ func (s *Store) obtain(ctx context.Context, w want, plan *format.Plan) (*oci.Ima
 	}
 }
 
-// takeTurns returns once the image was published, by this process or another.
+// takeTurns returns when this or another process has published the image.
 func (s *Store) takeTurns(ctx context.Context, w want) error {
 	for n := 0; ; n++ {
 		name := turnName(w.key, w.source, n)
@@ -110,8 +110,8 @@ func (s *Store) takeTurns(ctx context.Context, w want) error {
 	}
 }
 
-// awaitTurn waits until the turn is this process's, and returns its lock; or until the image was
-// published, and returns nil; or until the pull of the process that has the turn has stalled.
+// awaitTurn waits until this process gets the turn, and returns its lock; or until the image is
+// published, and returns nil; or until the pull of this turn stalls.
 func (s *Store) awaitTurn(ctx context.Context, w want, name string) (_ *flock.Flock, stalled bool, err error) {
 	watch := stallWatch{stall: w.stall}
 	var state turnState
@@ -136,7 +136,7 @@ func (s *Store) awaitTurn(ctx context.Context, w want, name string) (_ *flock.Fl
 			w.progress.Waiting(fmt.Sprintf("no longer, because the other pull from %s has made no progress for %s", w.source.name, w.stall))
 			return nil, true, nil
 		}
-		// The first line waits for the other process to know how much there is to do.
+		// Give the other process time to find out the total size.
 		if now.Sub(told) >= waitingInterval && (state.Total > 0 || now.Sub(began) > 2*maxBeat) {
 			told = now
 			w.progress.Waiting(fmt.Sprintf("another process pulls the same image (%s) from %s%s", w.key.digest, w.source.name, state.text()))
@@ -147,7 +147,7 @@ func (s *Store) awaitTurn(ctx context.Context, w want, name string) (_ *flock.Fl
 	}
 }
 
-// text tells people how far a pull is.
+// text describes the progress for people.
 func (t turnState) text() string {
 	if t.Total == 0 {
 		return ""
@@ -155,7 +155,7 @@ func (t turnState) text() string {
 	return fmt.Sprintf(": %s of %s", units.BytesSize(float64(min(t.Received, t.Total))), units.BytesSize(float64(t.Total)))
 }
 
-// A stallWatch tells whether a pull makes progress worth the name.
+// A stallWatch detects stalled pulls.
 type stallWatch struct {
 	stall    time.Duration
 	since    time.Time // of the last progress
@@ -173,8 +173,8 @@ func (w *stallWatch) stalled(state turnState, now time.Time) bool {
 	return now.Sub(w.since) > w.stall
 }
 
-// readTurn reads what the process that pulls has noted. The state stays as it is if there is
-// nothing, or only half of it.
+// readTurn reads the state of a turn. It does not change state if the file is missing or
+// incomplete.
 func (s *Store) readTurn(name string, state *turnState) {
 	var noted turnState
 	raw, err := os.ReadFile(filepath.Join(s.root, locksDir, name))
@@ -183,13 +183,13 @@ func (s *Store) readTurn(name string, state *turnState) {
 	}
 }
 
-// errPublished ends a pull of an image that another process has published.
+// errPublished ends a pull when another process has published the image.
 var errPublished = errors.New("another process has pulled the image")
 
-// pullInTurn pulls the image and publishes it. Our caller has the turn's lock.
+// pullInTurn pulls and publishes the image. The caller has the turn's lock.
 func (s *Store) pullInTurn(ctx context.Context, w want, name string) error {
 	if s.has(w.key) {
-		return nil // published between a look at the store and the lock
+		return nil // published before this process got the lock
 	}
 	dir := s.partialDir(name)
 	m := &meter{Progress: w.progress, known: make(chan struct{}, 1)}
@@ -217,16 +217,16 @@ func (s *Store) pullInTurn(ctx context.Context, w want, name string) error {
 	return err
 }
 
-// noteTurn notes how far the pull is until its context ends, and ends it as soon as another
-// has published the image.
+// noteTurn writes the state of the pull until its context ends. It cancels the pull when
+// another process has published the image.
 func (s *Store) noteTurn(ctx context.Context, w want, name string, m *meter, cancel context.CancelCauseFunc) {
 	ticker := time.NewTicker(min(maxBeat, w.stall/4+1))
 	defer ticker.Stop()
 	path := filepath.Join(s.root, locksDir, name)
 	for beat := int64(1); ; beat++ {
-		// Written in place, for the file is the lock.
-		raw, _ := json.Marshal(m.state(beat)) // numbers alone
-		_ = os.WriteFile(path, raw, 0o644)    // without notes, those who wait pull themselves
+		// Write in place: the file is the lock.
+		raw, _ := json.Marshal(m.state(beat)) // only numbers
+		_ = os.WriteFile(path, raw, 0o644)    // without a state, waiting processes start the next turn
 		if s.has(w.key) {
 			cancel(errPublished)
 		}
@@ -239,11 +239,11 @@ func (s *Store) noteTurn(ctx context.Context, w want, name string, m *meter, can
 	}
 }
 
-// dropPartials removes what other pulls of the image left, now that it is there. Those under
-// way end by themselves.
+// dropPartials removes the files of other pulls of the image, except for pulls in progress,
+// which end by themselves.
 func (s *Store) dropPartials(k key) {
 	older := key{digest: k.digest}
-	dirs, _ := filepath.Glob(s.partialDir(k.String() + ".*")) // a root with a pattern: prune removes them
+	dirs, _ := filepath.Glob(s.partialDir(k.String() + ".*")) // fails for a root with meta characters; prune removes them
 	for _, dir := range append(dirs, s.partialDir(older.String())) {
 		name := filepath.Base(dir)[len(space.PartialPrefix):]
 		if _, err := os.Stat(dir); err != nil {
@@ -253,7 +253,7 @@ func (s *Store) dropPartials(k key) {
 		if err != nil || lock == nil {
 			continue
 		}
-		_ = os.RemoveAll(dir) // else prune does
+		_ = os.RemoveAll(dir) // otherwise prune does
 		_ = dropLock(lock)
 	}
 }

@@ -42,7 +42,7 @@ func (p *told) all() []string {
 	return slices.Clone(p.reasons)
 }
 
-func (*told) Start(string, int64) oci.Transfer { return oci.ProgressOrSilent(nil).Start("", 0) }
+func (*told) Start(string, int64) oci.Transfer { return oci.ProgressOrDiscard(nil).Start("", 0) }
 
 // holdLayer makes a registry send the first bytes of a blob and then nothing, until the test
 // ends; only to the first request if once is true. reached is closed when it has.

@@ -10,26 +10,25 @@ import (
 	"gitlab-sardine-executor/oci/format"
 )
 
-// Versions before fingerprints named an image by its manifest alone, and read the manifest as
-// the index said through which it came: an index could say that the layer of a container image
-// is a raw disk. Such an image may not be what its manifest means.
+// Older versions identified an image by its manifest only, but an index could influence how
+// they read the manifest: it could declare that the layer of a container image is a raw disk.
+// So the image in the store may differ from its manifest.
 //
-// An index had a say in the formats below only; the name of the format was stored. All other
-// images are what their manifest means, and stay in use, under their old names, since disks of
-// machines may stand on them. One in such a format stays in use where the manifest is at hand
-// and means the same.
+// This is only possible for the formats below. All other images of older versions stay in use
+// under their old names, because disks of machines may use them as backing files. An image in
+// one of these formats stays in use if it matches the plan of its manifest.
 
-// formatsByIndex are the formats for which older versions heeded the index.
+// formatsByIndex are the formats for which older versions used the index.
 var formatsByIndex = []string{"machine-os", "diskimage", "kubevirt"}
 
-// isPlain reports whether an image is what its manifest means, as far as that can be told
-// without the manifest.
+// isPlain reports whether an image is known to match its manifest, without reading the
+// manifest.
 func isPlain(image *oci.Image) bool {
 	return image.Reading != "" || !slices.Contains(formatsByIndex, image.Format)
 }
 
-// adoptable reports whether an image of an older version is what its manifest's plan says.
-// In formatsByIndex, format and names of disks follow from all that decided how it was read.
+// adoptable reports whether an image of an older version matches the plan of its manifest. For
+// formatsByIndex, the format and the names of the disks are sufficient.
 func adoptable(image *oci.Image, plan *format.Plan) bool {
 	if image.Format != plan.Format || len(image.Disks) != len(plan.Disks) {
 		return false
@@ -39,8 +38,8 @@ func adoptable(image *oci.Image, plan *format.Plan) bool {
 	})
 }
 
-// holdOlder holds the image k as an older version stored it. The error is [oci.ErrNotFound] if
-// there is none, or one that is not what plan says.
+// holdOlder locks the image k of an older version. The error is [oci.ErrNotFound] if there is
+// none, or if it does not match plan.
 func (s *Store) holdOlder(ctx context.Context, k key, plan *format.Plan) (*oci.Image, error) {
 	image, err := s.hold(ctx, key{digest: k.digest})
 	if err != nil {
@@ -52,12 +51,11 @@ func (s *Store) holdOlder(ctx context.Context, k key, plan *format.Plan) (*oci.I
 	return image, nil
 }
 
-// openPlain opens the image k if it is what its manifest means, as far as that can be told
-// without the manifest.
+// openPlain opens the image k if it is known to match its manifest.
 func (s *Store) openPlain(k key) (*oci.Image, error) {
 	image, err := s.open(k)
 	if err == nil && !isPlain(image) {
-		return nil, fmt.Errorf("%w: %s was stored by an older version, which let an index decide how it is read: pull it again", oci.ErrNotFound, k.digest)
+		return nil, fmt.Errorf("%w: %s was stored by an older version, in which an index could change its content: pull it again", oci.ErrNotFound, k.digest)
 	}
 	return image, err
 }

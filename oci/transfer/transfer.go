@@ -30,7 +30,7 @@ type Options struct {
 	// StallTimeout is how long a registry may make no progress; 0 means the default.
 	StallTimeout time.Duration
 
-	retries registry.Patience // the zero value means patienceFor(StallTimeout)
+	retries registry.RetryPolicy // the zero value means the default
 }
 
 // Fetch copies an image from a registry into an OCI layout: every manifest and blob, verified
@@ -51,7 +51,7 @@ func Fetch(ctx context.Context, from, to oci.Reference, o Options) (digest.Diges
 	// Open the registry first, so that a missing image leaves no empty layout.
 	d, err := transfer(ctx, from, o, func() (transport.Destination, error) {
 		waiting := func() {
-			oci.ProgressOrSilent(o.Progress).Waiting("for another process that writes to " + to.LayoutDir())
+			oci.ProgressOrDiscard(o.Progress).Waiting("for another process that writes to " + to.LayoutDir())
 		}
 		return layout.OpenWriter(ctx, to.LayoutDir(), tag, waiting)
 	})
@@ -78,7 +78,7 @@ func Push(ctx context.Context, from, to oci.Reference, o Options) (digest.Digest
 
 // transfer copies the image from to the destination that open returns.
 func transfer(ctx context.Context, from oci.Reference, o Options, open func() (transport.Destination, error)) (_ digest.Digest, err error) {
-	later := o.retries.OrFor(o.StallTimeout)
+	later := o.retries.OrDefault(o.StallTimeout)
 	src, err := source.Open(ctx, from, o.Credentials, o.StallTimeout, later)
 	if err != nil {
 		return "", err
@@ -88,12 +88,12 @@ func transfer(ctx context.Context, from oci.Reference, o Options, open func() (t
 	if err := tree.walk(ctx, src, v1.Descriptor{Digest: from.Digest()}, 0); err != nil {
 		return "", err
 	}
-	dest, err := registry.Retry(ctx, later.Opening(), open)
+	dest, err := registry.Retry(ctx, later.FirstContact(), open)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, dest.Close()) }()
-	c := &copier{src: src, dest: dest, progress: oci.ProgressOrSilent(o.Progress), retries: later}
+	c := &copier{src: src, dest: dest, progress: oci.ProgressOrDiscard(o.Progress), retries: later}
 	if err := c.copy(ctx, tree); err != nil {
 		return "", err
 	}
@@ -173,7 +173,7 @@ type copier struct {
 	src      transport.Source
 	dest     transport.Destination
 	progress oci.Progress
-	retries  registry.Patience
+	retries  registry.RetryPolicy
 }
 
 func (c *copier) copy(ctx context.Context, tree *imageTree) error {

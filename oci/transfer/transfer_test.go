@@ -31,7 +31,7 @@ import (
 )
 
 // Impatient tries again at once and gives up soon.
-var Impatient = registry.Patience{First: time.Millisecond, Most: 10 * time.Millisecond, Total: 250 * time.Millisecond, Stall: time.Second}
+var Impatient = registry.RetryPolicy{InitialDelay: time.Millisecond, MaxDelay: 10 * time.Millisecond, Timeout: 250 * time.Millisecond, StallTimeout: time.Second}
 
 // TestTransferStatus answers each request of one kind with an HTTP status, or the
 // first few of them.
@@ -106,7 +106,7 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 		switch {
 		case want != nil && !errors.Is(err, want):
 			t.Errorf("%s: got %v, want %v", name, err, want)
-		case want == nil && (err == nil || oci.Final(err)):
+		case want == nil && (err == nil || oci.IsPermanent(err)):
 			t.Errorf("%s: got %v, want an error that may pass", name, err)
 		}
 		if m.Set(answer(2)); want != nil {
@@ -453,7 +453,7 @@ func TestFetchDiskFull(t *testing.T) {
 	}
 	small := ocitest.Mounted(t, "tmpfs", "size=512k")
 	_, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+filepath.Join(small, "layout")), Options{retries: Impatient})
-	if !errors.Is(err, syscall.ENOSPC) || oci.Final(err) || !strings.Contains(err.Error(), "1.004MiB needed") {
+	if !errors.Is(err, syscall.ENOSPC) || oci.IsPermanent(err) || !strings.Contains(err.Error(), "1.004MiB needed") {
 		t.Errorf("got %v, want that the disk is full", err)
 	}
 	ocitest.AssertEmpty(t, small)
@@ -504,8 +504,8 @@ func TestTransferHostile(t *testing.T) {
 		})
 		layout := filepath.Join(t.TempDir(), "layout")
 		pinned := ocitest.MustParse(t, ref.Repository()+"@"+ocitest.ReadExpected(t, "single").Manifests[0].Manifest.String())
-		if _, err := Fetch(t.Context(), pinned, ocitest.MustParse(t, "oci:"+layout), Options{retries: Impatient}); !errors.Is(err, oci.ErrHostile) {
-			t.Errorf("%s: got %v, want ErrHostile", what, err)
+		if _, err := Fetch(t.Context(), pinned, ocitest.MustParse(t, "oci:"+layout), Options{retries: Impatient}); !errors.Is(err, oci.ErrInvalid) {
+			t.Errorf("%s: got %v, want ErrInvalid", what, err)
 		}
 		if _, err := os.Stat(filepath.Join(layout, "index.json")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: left an index.json: %v", what, err)

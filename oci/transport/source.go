@@ -44,7 +44,7 @@ func ReadDocument(ctx context.Context, src Source, desc v1.Descriptor) (document
 		return document{}, err
 	}
 	if len(raw) > MaxManifest {
-		return document{}, fmt.Errorf("%w: a manifest of %d bytes, at most %d are accepted", oci.ErrHostile, len(raw), MaxManifest)
+		return document{}, fmt.Errorf("%w: a manifest of %d bytes, at most %d are accepted", oci.ErrInvalid, len(raw), MaxManifest)
 	}
 	algorithm := digest.Canonical
 	if desc.Digest != "" {
@@ -52,10 +52,10 @@ func ReadDocument(ctx context.Context, src Source, desc v1.Descriptor) (document
 	}
 	got := algorithm.FromBytes(raw)
 	if desc.Digest != "" && got != desc.Digest {
-		return document{}, fmt.Errorf("%w: manifest %s has digest %s", oci.ErrHostile, desc.Digest, got)
+		return document{}, fmt.Errorf("%w: manifest %s has digest %s", oci.ErrInvalid, desc.Digest, got)
 	}
 	if desc.Size != 0 && desc.Size != int64(len(raw)) {
-		return document{}, fmt.Errorf("%w: manifest %s has %d bytes, its index says %d", oci.ErrHostile, got, len(raw), desc.Size)
+		return document{}, fmt.Errorf("%w: manifest %s has %d bytes, its index says %d", oci.ErrInvalid, got, len(raw), desc.Size)
 	}
 	doc, err := format.Parse(raw, format.Claim{By: "its source", MediaType: mediaType}, format.Claim{By: "its index", MediaType: desc.MediaType})
 	if err != nil {
@@ -68,7 +68,7 @@ func ReadDocument(ctx context.Context, src Source, desc v1.Descriptor) (document
 // corresponds to.
 func FormatError(err error) error {
 	if errors.Is(err, format.ErrAmbiguous) {
-		return fmt.Errorf("%w: %w", oci.ErrHostile, err)
+		return fmt.Errorf("%w: %w", oci.ErrInvalid, err)
 	}
 	return fmt.Errorf("%w: %w", oci.ErrFormat, err)
 }
@@ -76,7 +76,7 @@ func FormatError(err error) error {
 // ReadBlob reads a blob of at most limit bytes into memory and checks it.
 func ReadBlob(ctx context.Context, src Source, desc v1.Descriptor, limit int64) ([]byte, error) {
 	if desc.Size > limit {
-		return nil, fmt.Errorf("%w: blob %s (%s) of %d bytes, at most %d are accepted", oci.ErrHostile, desc.Digest, desc.MediaType, desc.Size, limit)
+		return nil, fmt.Errorf("%w: blob %s (%s) of %d bytes, at most %d are accepted", oci.ErrInvalid, desc.Digest, desc.MediaType, desc.Size, limit)
 	}
 	blob, err := src.Blob(ctx, desc)
 	if err != nil {

@@ -34,7 +34,7 @@ func (v *Verifier) Read(p []byte) (int, error) {
 	}
 	n, err := v.blob.Read(p)
 	if int64(n) > v.left {
-		v.err = fmt.Errorf("%w: blob %s is longer than the %d bytes that its manifest says", oci.ErrHostile, v.desc.Digest, v.desc.Size)
+		v.err = fmt.Errorf("%w: blob %s is longer than the %d bytes that its manifest says", oci.ErrInvalid, v.desc.Digest, v.desc.Size)
 		return 0, v.err
 	}
 	v.hash.Write(p[:n])
@@ -51,9 +51,9 @@ func (v *Verifier) Read(p []byte) (int, error) {
 func (v *Verifier) finish() error {
 	switch {
 	case v.left > 0:
-		return fmt.Errorf("%w: blob %s ends after %d of the %d bytes that its manifest says", oci.ErrHostile, v.desc.Digest, v.desc.Size-v.left, v.desc.Size)
+		return fmt.Errorf("%w: blob %s ends after %d of the %d bytes that its manifest says", oci.ErrInvalid, v.desc.Digest, v.desc.Size-v.left, v.desc.Size)
 	case !v.hash.Verified():
-		return fmt.Errorf("%w: the content of blob %s does not have this digest", oci.ErrHostile, v.desc.Digest)
+		return fmt.Errorf("%w: the content of blob %s does not have this digest", oci.ErrInvalid, v.desc.Digest)
 	}
 	return io.EOF
 }

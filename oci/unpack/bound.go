@@ -55,7 +55,7 @@ func (b *bound) admit(p []byte, offset int64) error {
 
 func (b *bound) fits(size int64) error {
 	if size > b.limit {
-		return fmt.Errorf("%w: unpacks to more than %d bytes: %s", oci.ErrHostile, b.limit, b.why)
+		return fmt.Errorf("%w: unpacks to more than %d bytes: %s", oci.ErrInvalid, b.limit, b.why)
 	}
 	return nil
 }
@@ -123,7 +123,7 @@ func (b *bound) judge() error {
 func (b *bound) judgeQCOW2(head []byte, size int64) error {
 	h, err := qcow2.ReadPrefix(head)
 	if err != nil {
-		return fmt.Errorf("%w: %w", oci.ErrHostile, err)
+		return fmt.Errorf("%w: %w", oci.ErrInvalid, err)
 	}
 	if err := chain.CheckHeader(h); err != nil {
 		return err
@@ -133,7 +133,7 @@ func (b *bound) judgeQCOW2(head []byte, size int64) error {
 		return err
 	}
 	if h.VirtualSize > b.u.maxDisk {
-		return fmt.Errorf("%w: a disk of %d bytes, at most %d are allowed (max_disk)", oci.ErrHostile, h.VirtualSize, b.u.maxDisk)
+		return fmt.Errorf("%w: a disk of %d bytes, at most %d are allowed (max_disk)", oci.ErrInvalid, h.VirtualSize, b.u.maxDisk)
 	}
 	if most := h.MaxFileSize(); most < b.limit {
 		b.limit = most

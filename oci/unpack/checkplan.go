@@ -12,7 +12,7 @@ import (
 // change.
 func CheckPlan(plan *format.Plan, maxDisk int64) error {
 	if len(plan.Disks) > maxDisks {
-		return fmt.Errorf("%w: %d disks, at most %d are accepted", oci.ErrHostile, len(plan.Disks), maxDisks)
+		return fmt.Errorf("%w: %d disks, at most %d are accepted", oci.ErrInvalid, len(plan.Disks), maxDisks)
 	}
 	for i, disk := range plan.Disks {
 		if disk.Name != "" {
@@ -22,10 +22,10 @@ func CheckPlan(plan *format.Plan, maxDisk int64) error {
 		}
 		one := format.Plan{Disks: []format.Disk{disk}}
 		if size := one.TransferSize(); disk.ContainerDisk == nil && size > fileLimit(maxDisk) {
-			return fmt.Errorf("%w: the layers of disk %d have %d bytes, a disk at most %d (max_disk)", oci.ErrHostile, i, size, maxDisk)
+			return fmt.Errorf("%w: the layers of disk %d have %d bytes, a disk at most %d (max_disk)", oci.ErrInvalid, i, size, maxDisk)
 		}
 		if disk.Size > fileLimit(maxDisk) {
-			return fmt.Errorf("%w: disk %d has %d bytes, at most %d are allowed (max_disk)", oci.ErrHostile, i, disk.Size, maxDisk)
+			return fmt.Errorf("%w: disk %d has %d bytes, at most %d are allowed (max_disk)", oci.ErrInvalid, i, disk.Size, maxDisk)
 		}
 	}
 	return nil

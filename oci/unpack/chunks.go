@@ -68,12 +68,12 @@ func (u *unpacker) checkChunks(disk format.Disk) (int64, error) {
 		limit = u.fileLimit()
 	}
 	if limit > u.fileLimit() {
-		return 0, fmt.Errorf("%w: a disk of %d bytes, at most %d are allowed (max_disk)", oci.ErrHostile, disk.Size, u.maxDisk)
+		return 0, fmt.Errorf("%w: a disk of %d bytes, at most %d are allowed (max_disk)", oci.ErrInvalid, disk.Size, u.maxDisk)
 	}
 	end := int64(0)
 	for i, s := range disk.Streams {
 		if s.Offset < end || s.Size < 0 || s.Offset > limit || s.Size > limit-s.Offset {
-			return 0, fmt.Errorf("%w: chunk %d is at %d to %d, outside of %d to %d", oci.ErrHostile, i, s.Offset, s.Offset+s.Size, end, limit)
+			return 0, fmt.Errorf("%w: chunk %d is at %d to %d, outside of %d to %d", oci.ErrInvalid, i, s.Offset, s.Offset+s.Size, end, limit)
 		}
 		end = s.Offset + s.Size
 	}
@@ -209,13 +209,13 @@ func (u *unpacker) extend(f *os.File, size int64) error {
 
 func (p *chunk) check(size int64, h hash.Hash) error {
 	if size != p.stream.Size {
-		return fmt.Errorf("%w: the chunk at %d has %d bytes, its image says %d", oci.ErrHostile, p.stream.Offset, size, p.stream.Size)
+		return fmt.Errorf("%w: the chunk at %d has %d bytes, its image says %d", oci.ErrInvalid, p.stream.Offset, size, p.stream.Size)
 	}
 	if h == nil {
 		return nil
 	}
 	if got := digest.NewDigest(p.stream.Digest.Algorithm(), h); got != p.stream.Digest {
-		return fmt.Errorf("%w: the chunk at %d has digest %s, its image says %s", oci.ErrHostile, p.stream.Offset, got, p.stream.Digest)
+		return fmt.Errorf("%w: the chunk at %d has digest %s, its image says %s", oci.ErrInvalid, p.stream.Offset, got, p.stream.Digest)
 	}
 	return nil
 }

@@ -104,7 +104,7 @@ func (l *layerReader) readLayer(ctx context.Context, layer format.Stream) (err e
 		return blobs.Explain(err)
 	}
 	err = l.readTar(&boundedReader{r: plain, left: &l.other})
-	if final := oci.Final(err); final {
+	if final := oci.IsPermanent(err); final {
 		cancel()
 	}
 	if err := errors.Join(err, plain.Close()); err != nil {
@@ -125,7 +125,7 @@ func (l *layerReader) readTar(r io.Reader) error {
 			return tarError(err)
 		}
 		if l.entries++; l.entries > maxLayerEntries {
-			return fmt.Errorf("%w: more than %d files in the layers", oci.ErrHostile, maxLayerEntries)
+			return fmt.Errorf("%w: more than %d files in the layers", oci.ErrInvalid, maxLayerEntries)
 		}
 		name := strings.TrimPrefix(path.Clean("/"+header.Name), "/")
 		if !l.concerns(name) {
@@ -246,7 +246,7 @@ type boundedReader struct {
 func (b *boundedReader) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	if *b.left -= int64(n); *b.left < 0 {
-		return 0, fmt.Errorf("%w: the layers have too much content beside the disk", oci.ErrHostile)
+		return 0, fmt.Errorf("%w: the layers have too much content beside the disk", oci.ErrInvalid)
 	}
 	return n, err
 }

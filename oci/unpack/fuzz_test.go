@@ -63,8 +63,8 @@ func FuzzHead(f *testing.F) {
 			t.Fatal(err)
 		}
 		want := whole.finish(file)
-		if errors.Is(want, oci.ErrHostile) == errors.Is(want, oci.ErrFormat) && want != nil {
-			t.Errorf("got %v, want one of ErrHostile and ErrFormat", want)
+		if errors.Is(want, oci.ErrInvalid) == errors.Is(want, oci.ErrFormat) && want != nil {
+			t.Errorf("got %v, want one of ErrInvalid and ErrFormat", want)
 		}
 		var got error
 		parts := u.newBound(0)

@@ -54,7 +54,7 @@ func findChunks(images string, plan *format.Plan) *chunkIndex {
 		return nil
 	}
 	index := &chunkIndex{chunks: map[digest.Digest]storedChunk{}, files: map[string]*os.File{}}
-	tables, _ := filepath.Glob(filepath.Join(images, "*", oci.PieceFile))
+	tables, _ := filepath.Glob(filepath.Join(images, "*", oci.ChunkFile))
 	for _, table := range tables {
 		for _, p := range readChunkTable(table) {
 			if wanted[p.Digest] {
@@ -95,10 +95,10 @@ func (u *unpacker) writeChunkTable(disks []oci.Disk) error {
 	}
 	raw, err := json.Marshal(table)
 	if err == nil {
-		err = fileutil.WriteSynced(filepath.Join(u.dir, oci.PieceFile), raw)
+		err = fileutil.WriteSynced(filepath.Join(u.dir, oci.ChunkFile), raw)
 	}
 	if err != nil {
-		return fmt.Errorf("writing %s: %w", oci.PieceFile, err)
+		return fmt.Errorf("writing %s: %w", oci.ChunkFile, err)
 	}
 	return nil
 }

@@ -160,10 +160,10 @@ func (u *unpacker) unpackDisk(ctx context.Context, i int, disk format.Disk) (res
 		return oci.Disk{}, fmt.Errorf("disk %d: %w", i, err)
 	}
 	if disk.Digest != "" && disk.Digest != state.Digest {
-		return oci.Disk{}, fmt.Errorf("%w: disk %d has digest %s, its image says %s", oci.ErrHostile, i, state.Digest, disk.Digest)
+		return oci.Disk{}, fmt.Errorf("%w: disk %d has digest %s, its image says %s", oci.ErrInvalid, i, state.Digest, disk.Digest)
 	}
 	if disk.Size != 0 && disk.Size != state.Size {
-		return oci.Disk{}, fmt.Errorf("%w: disk %d has %d bytes, its image says %d", oci.ErrHostile, i, state.Size, disk.Size)
+		return oci.Disk{}, fmt.Errorf("%w: disk %d has %d bytes, its image says %d", oci.ErrInvalid, i, state.Size, disk.Size)
 	}
 	result = oci.Disk{Name: state.Name, Digest: state.Digest, Size: state.Size, CDROM: disk.Content == format.ISO, VirtualSize: state.Size}
 	if disk.Name != "" {

@@ -40,7 +40,7 @@ type Writer struct {
 
 func (w *Writer) Write(p []byte) (int, error) {
 	if int64(len(p)) > w.Limit-w.size {
-		return 0, fmt.Errorf("%w: unpacks to more than %d bytes, the maximum", oci.ErrHostile, w.Limit)
+		return 0, fmt.Errorf("%w: unpacks to more than %d bytes, the maximum", oci.ErrInvalid, w.Limit)
 	}
 	if w.Admit != nil {
 		if err := w.Admit(p, w.Offset); err != nil {

@@ -31,7 +31,7 @@ func TestSparseWriter(t *testing.T) {
 		if err != nil || !bytes.Equal(got, content) {
 			t.Errorf("steps of %d: content differs (%v)", step, err)
 		}
-		if _, err := w.Write([]byte{0}); !errors.Is(err, oci.ErrHostile) {
+		if _, err := w.Write([]byte{0}); !errors.Is(err, oci.ErrInvalid) {
 			t.Errorf("beyond the limit: %v", err)
 		}
 	}
