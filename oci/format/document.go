@@ -3,10 +3,13 @@ package format
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/internal/strictjson"
 )
 
 // A Document is a manifest or an index: one of the two is nil.
@@ -44,13 +47,25 @@ const (
 // 65536.
 const maxLayers = 100_000
 
+// ErrAmbiguous: two programs could read two different images from the document.
+var ErrAmbiguous = strictjson.ErrAmbiguous
+
+// checkJSON returns [ErrAmbiguous] or [ErrUnknown].
+func checkJSON(raw []byte, known *strictjson.Names) error {
+	err := strictjson.Check(raw, known)
+	if err == nil || errors.Is(err, ErrAmbiguous) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnknown, err)
+}
+
 // The known names in manifests and indexes.
 var (
-	descriptorNames = knownNames(map[string]*names{
+	descriptorNames = strictjson.Known(map[string]*strictjson.Names{
 		"mediaType": nil, "artifactType": nil, "digest": nil, "size": nil, "urls": nil, "data": nil, "annotations": nil,
-		"platform": knownNames(map[string]*names{"architecture": nil, "os": nil, "os.version": nil, "os.features": nil, "variant": nil}),
+		"platform": strictjson.Known(map[string]*strictjson.Names{"architecture": nil, "os": nil, "os.version": nil, "os.features": nil, "variant": nil}),
 	})
-	documentNames = knownNames(map[string]*names{
+	documentNames = strictjson.Known(map[string]*strictjson.Names{
 		"schemaVersion": nil, "mediaType": nil, "artifactType": nil, "annotations": nil,
 		"config": descriptorNames, "layers": descriptorNames, "manifests": descriptorNames, "subject": descriptorNames,
 		"fsLayers": nil, "history": nil,

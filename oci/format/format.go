@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
+
+	"gitlab-sardine-executor/internal/strictjson"
 )
 
 // ErrUnknown: the manifest is not of a known virtual machine image, or violates its format.
@@ -126,9 +128,9 @@ type config struct {
 }
 
 // configNames are the known names in configs.
-var configNames = knownNames(map[string]*names{
+var configNames = strictjson.Known(map[string]*strictjson.Names{
 	"architecture": nil, "os": nil, "created": nil,
-	"rootfs": knownNames(map[string]*names{"diff_ids": nil}), "config": knownNames(map[string]*names{"Labels": nil}),
+	"rootfs": strictjson.Known(map[string]*strictjson.Names{"diff_ids": nil}), "config": strictjson.Known(map[string]*strictjson.Names{"Labels": nil}),
 })
 
 func parseConfig(raw []byte) (config, error) {

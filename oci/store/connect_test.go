@@ -315,7 +315,7 @@ func TestRetryAfterInAll(t *testing.T) {
 		}
 		p := registry.DefaultRetries(0)
 		_, err := registry.Retry(t.Context(), p, asks)
-		if waited := time.Since(began); waited != 50*time.Second || tries != 3 || !strings.Contains(err.Error(), "one pull waits 1m0s in all") {
+		if waited := time.Since(began); waited != 50*time.Second || tries != 3 || !strings.Contains(err.Error(), "the limit for one pull is 1m0s in total") {
 			t.Errorf("%d tries in %v: %v", tries, waited, err)
 		}
 		if _, err := registry.Retry(t.Context(), p, asks); time.Since(began) != 50*time.Second || err == nil {

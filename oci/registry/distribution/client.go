@@ -14,6 +14,8 @@ import (
 	"github.com/containers/image/v5/types"
 	"github.com/sirupsen/logrus"
 	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"gitlab-sardine-executor/oci/registry/netaddr"
 )
 
 // DefaultStallTimeout is how long a client waits for progress worth the name.
@@ -78,7 +80,7 @@ func New(o Options) (*Client, error) {
 	if o.Push {
 		c.headerTimeout = commitTimeout // the meter has the shorter deadline
 	}
-	if !p.isInsecure(&url.URL{Scheme: "https", Host: hostOf(o.Registry)}) {
+	if !p.isInsecure(&url.URL{Scheme: "https", Host: netaddr.HostOf(o.Registry)}) {
 		c.scheme = "https"
 	}
 	c.transport = newTransport(c)
@@ -107,7 +109,7 @@ func (c *Client) Close() error {
 // credential is the account, for the registry's own host and port alone.
 func (c *Client) credential(_ context.Context, host string) (auth.Credential, error) {
 	scheme := c.scheme
-	if host == "" || canonicalHost(host, scheme) != canonicalHost(hostOf(c.options.Registry), scheme) {
+	if host == "" || netaddr.Canonical(host, scheme) != netaddr.Canonical(netaddr.HostOf(c.options.Registry), scheme) {
 		return auth.EmptyCredential, nil
 	}
 	a := c.options.Auth
@@ -155,12 +157,12 @@ func (c *Client) base(ctx context.Context) (*url.URL, error) {
 			return nil, err
 		}
 	}
-	return &url.URL{Scheme: c.scheme, Host: hostOf(c.options.Registry)}, nil
+	return &url.URL{Scheme: c.scheme, Host: netaddr.HostOf(c.options.Registry)}, nil
 }
 
 // ping finds out whether an insecure registry speaks a scheme.
 func (c *Client) ping(ctx context.Context, scheme string) error {
-	u := &url.URL{Scheme: scheme, Host: hostOf(c.options.Registry), Path: "/v2/"}
+	u := &url.URL{Scheme: scheme, Host: netaddr.HostOf(c.options.Registry), Path: "/v2/"}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return err
@@ -219,7 +221,7 @@ func (c *Client) do(ctx context.Context, call call) (*http.Response, error) {
 		req.ContentLength = call.size
 	}
 	req.Header.Set(apiHeader, "registry/2.0")
-	logrus.Debugf("%s %s%s", call.method, place(call.url), call.url.Path)
+	logrus.Debugf("%s %s%s", call.method, netaddr.Origin(call.url), call.url.Path)
 	w := &wait{place: c.policy.name}
 	if up, ok := call.body.(*upload); ok {
 		w.sending = true

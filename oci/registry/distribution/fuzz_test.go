@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 	"unicode"
+
+	"gitlab-sardine-executor/oci/registry/netaddr"
 )
 
 // FuzzAnswer: what a log may show of an answer is one short line.
@@ -47,6 +49,6 @@ func FuzzCheckURL(f *testing.F) {
 		if err != nil && strings.ContainsFunc(err.Error(), unicode.IsControl) {
 			t.Errorf("%q: %q", text, err)
 		}
-		reachOfName(u.Hostname())
+		netaddr.ReachOfName(u.Hostname())
 	})
 }

@@ -12,20 +12,22 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gitlab-sardine-executor/oci/registry/netaddr"
 )
 
 func TestReach(t *testing.T) {
 	own := netip.MustParseAddr("203.0.113.1")
-	for want, addrs := range map[reach]string{
-		public:   "8.8.8.8 203.0.113.2 2001:db8::1 2606:4700::1 64:ff9b::8.8.8.8 172.32.0.1 100.128.0.1",
-		private:  "10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 100.64.0.1 fc00::1 fd12::1 fec0::1 203.0.113.1 ::ffff:203.0.113.1 64:ff9b::10.0.0.1 2002:a00:1::1 2001::1 198.18.0.1",
-		loopback: "127.0.0.1 127.255.255.254 ::1 ::ffff:127.0.0.1 ::127.0.0.1 64:ff9b::127.0.0.1 2002:7f00:1::",
-		linkLocal: "169.254.169.254 169.254.0.1 fe80::1 fe80::1%eth0 ::ffff:169.254.169.254 64:ff9b::169.254.169.254 " +
+	for want, addrs := range map[netaddr.Reach]string{
+		netaddr.Public:   "8.8.8.8 203.0.113.2 2001:db8::1 2606:4700::1 64:ff9b::8.8.8.8 172.32.0.1 100.128.0.1",
+		netaddr.Private:  "10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 100.64.0.1 fc00::1 fd12::1 fec0::1 203.0.113.1 ::ffff:203.0.113.1 64:ff9b::10.0.0.1 2002:a00:1::1 2001::1 198.18.0.1",
+		netaddr.Loopback: "127.0.0.1 127.255.255.254 ::1 ::ffff:127.0.0.1 ::127.0.0.1 64:ff9b::127.0.0.1 2002:7f00:1::",
+		netaddr.LinkLocal: "169.254.169.254 169.254.0.1 fe80::1 fe80::1%eth0 ::ffff:169.254.169.254 64:ff9b::169.254.169.254 " +
 			"2002:a9fe:a9fe::",
-		nowhere: "0.0.0.0 0.1.2.3 :: ::ffff:0.0.0.0 224.0.0.1 255.255.255.255 240.0.0.1 ff02::1",
+		netaddr.Nowhere: "0.0.0.0 0.1.2.3 :: ::ffff:0.0.0.0 224.0.0.1 255.255.255.255 240.0.0.1 ff02::1",
 	} {
 		for addr := range strings.FieldsSeq(addrs) {
-			if got := reachOf(netip.MustParseAddr(addr), func(a netip.Addr) bool { return a == own }); got != want {
+			if got := netaddr.ReachOf(netip.MustParseAddr(addr), func(a netip.Addr) bool { return a == own }); got != want {
 				t.Errorf("%s is %s, want %s", addr, got, want)
 			}
 		}
@@ -33,15 +35,15 @@ func TestReach(t *testing.T) {
 }
 
 func TestReachOfName(t *testing.T) {
-	for want, names := range map[reach]string{
-		public:    "example.com example.com. 8.8.8.8 xn--0xa.example",
-		loopback:  "localhost LOCALHOST. a.localhost 127.0.0.1 ::1",
-		private:   "10.1.2.3",
-		linkLocal: "169.254.169.254 fe80::1",
-		nowhere:   "127.1 2130706433 0x7f000001 0x7f.1 017700000001 0.0.0.0 0",
+	for want, names := range map[netaddr.Reach]string{
+		netaddr.Public:    "example.com example.com. 8.8.8.8 xn--0xa.example",
+		netaddr.Loopback:  "localhost LOCALHOST. a.localhost 127.0.0.1 ::1",
+		netaddr.Private:   "10.1.2.3",
+		netaddr.LinkLocal: "169.254.169.254 fe80::1",
+		netaddr.Nowhere:   "127.1 2130706433 0x7f000001 0x7f.1 017700000001 0.0.0.0 0",
 	} {
 		for name := range strings.FieldsSeq(names) {
-			if got := reachOfName(name); got != want {
+			if got := netaddr.ReachOfName(name); got != want {
 				t.Errorf("%s is %s, want %s", name, got, want)
 			}
 		}

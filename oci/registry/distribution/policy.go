@@ -10,6 +10,8 @@ import (
 
 	"github.com/containers/image/v5/pkg/sysregistriesv2"
 	"github.com/containers/image/v5/types"
+
+	"gitlab-sardine-executor/oci/registry/netaddr"
 )
 
 // A RefusedError says that a registry named a place to which this host does not
@@ -50,9 +52,9 @@ type policy struct {
 func newPolicy(o Options) (*policy, error) {
 	p := &policy{
 		name: o.Registry, insecure: map[string]bool{}, named: map[string]bool{},
-		anyInsecure: o.System.DockerInsecureSkipTLSVerify == types.OptionalBoolTrue, own: isOwnAddress,
+		anyInsecure: o.System.DockerInsecureSkipTLSVerify == types.OptionalBoolTrue, own: netaddr.IsOwn,
 	}
-	p.registry = canonicalHost(hostOf(o.Registry), "https")
+	p.registry = netaddr.Canonical(netaddr.HostOf(o.Registry), "https")
 	registries, err := sysregistriesv2.GetRegistries(o.System)
 	if err != nil {
 		return nil, fmt.Errorf("reading registries.conf: %w", err)
@@ -65,7 +67,7 @@ func newPolicy(o Options) (*policy, error) {
 	}
 	// Of the registry itself, only the part in question may be insecure, or not.
 	for _, scheme := range []string{"https", "http"} {
-		p.insecure[canonicalHost(hostOf(o.Registry), scheme)] = o.Insecure
+		p.insecure[netaddr.Canonical(netaddr.HostOf(o.Registry), scheme)] = o.Insecure
 	}
 	return p, nil
 }
@@ -75,7 +77,7 @@ func (p *policy) add(e sysregistriesv2.Endpoint) {
 	if host == "" {
 		return // a wildcard, which names no port
 	}
-	p.named[canonicalHost(host, "https")] = true
+	p.named[netaddr.Canonical(host, "https")] = true
 	if e.Insecure {
 		p.markInsecure(host)
 	}
@@ -85,19 +87,19 @@ func (p *policy) add(e sysregistriesv2.Endpoint) {
 // port if host names none.
 func (p *policy) markInsecure(host string) {
 	for _, scheme := range []string{"https", "http"} {
-		p.insecure[canonicalHost(host, scheme)] = true
+		p.insecure[netaddr.Canonical(host, scheme)] = true
 	}
 }
 
 func (p *policy) isInsecure(u *url.URL) bool {
-	return p.anyInsecure || p.insecure[canonicalURL(u)]
+	return p.anyInsecure || p.insecure[netaddr.CanonicalURL(u)]
 }
 
 // isRegistry reports whether a URL is of the registry itself, host and port
 // exactly.
 func (p *policy) isRegistry(u *url.URL) bool {
-	at := canonicalURL(u)
-	return at == p.registry || u.Scheme == "http" && p.insecure[at] && canonicalHost(u.Hostname(), "https") == p.registry
+	at := netaddr.CanonicalURL(u)
+	return at == p.registry || u.Scheme == "http" && p.insecure[at] && netaddr.Canonical(u.Hostname(), "https") == p.registry
 }
 
 // checkURL decides by what a URL says; checkAddress has the second word, once the
@@ -118,11 +120,11 @@ func (p *policy) checkURL(u *url.URL) error {
 
 // checkProxied decides about a URL that a proxy is asked for.
 func (p *policy) checkProxied(u *url.URL) error {
-	r, home := reachOfName(u.Hostname()), p.homeReach()
-	if own := p.isRegistry(u); own && (r <= loopback || p.named[p.registry]) || !own && r <= home {
+	r, home := netaddr.ReachOfName(u.Hostname()), p.homeReach()
+	if own := p.isRegistry(u); own && (r <= netaddr.Loopback || p.named[p.registry]) || !own && r <= home {
 		return nil
 	}
-	return p.refuseReach(canonicalURL(u), r, home)
+	return p.refuseReach(netaddr.CanonicalURL(u), r, home)
 }
 
 // checkAddress decides whether to open a connection to an address that host, as
@@ -132,11 +134,11 @@ func (p *policy) checkAddress(host string, addr netip.Addr) error {
 	p.mu.Lock()
 	home := p.home
 	p.mu.Unlock()
-	r := reachOf(addr, p.own)
+	r := netaddr.ReachOf(addr, p.own)
 	switch {
-	case r == nowhere:
+	case r == netaddr.Nowhere:
 		return p.refuseReach(host, r, p.homeReach())
-	case r == linkLocal:
+	case r == netaddr.LinkLocal:
 		// 169.254.169.254 and its like never, unless the administrator named it.
 		if p.isHost(host) && p.named[p.registry] || addr == home {
 			return nil
@@ -151,7 +153,7 @@ func (p *policy) checkAddress(host string, addr netip.Addr) error {
 }
 
 func (p *policy) isHost(host string) bool {
-	return host == p.registry || p.insecure[host] && canonicalHost(hostname(host), "https") == p.registry
+	return host == p.registry || p.insecure[host] && netaddr.Canonical(netaddr.Hostname(host), "https") == p.registry
 }
 
 // answered remembers where the registry is: there it gave an answer, over TLS that
@@ -165,72 +167,29 @@ func (p *policy) answered(addr netip.Addr) {
 }
 
 // homeReach is how far the registry itself can be reached from.
-func (p *policy) homeReach() reach {
+func (p *policy) homeReach() netaddr.Reach {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.home.IsValid() {
-		return min(reachOfName(hostname(p.registry)), loopback)
+		return min(netaddr.ReachOfName(netaddr.Hostname(p.registry)), netaddr.Loopback)
 	}
-	return min(reachOf(p.home, p.own), loopback)
+	return min(netaddr.ReachOf(p.home, p.own), netaddr.Loopback)
 }
 
 func (p *policy) refuse(u *url.URL, reason string) error {
-	return &RefusedError{Registry: p.name, Place: place(u), Reason: reason}
+	return &RefusedError{Registry: p.name, Place: netaddr.Origin(u), Reason: reason}
 }
 
-func (p *policy) refuseReach(host string, r, home reach) error {
+func (p *policy) refuseReach(host string, r, home netaddr.Reach) error {
 	switch {
-	case r == nowhere:
+	case r == netaddr.Nowhere:
 		return &RefusedError{p.name, host, "this is no address that a host can have"}
-	case r == linkLocal:
+	case r == netaddr.LinkLocal:
 		return &RefusedError{p.name, host, "link-local addresses are not connected to, since credentials of this host may be served there"}
 	case p.isHost(host):
 		return &RefusedError{p.name, "", fmt.Sprintf("its name led to a %s address before, and leads to a %s one now", home, r)}
 	}
 	return &RefusedError{p.name, host, fmt.Sprintf("this name leads to a %s address, but the registry itself has a %s one", r, home)}
-}
-
-// canonicalHost is host:port in lower case, with the port that the scheme implies.
-func canonicalHost(host, scheme string) string {
-	u := url.URL{Scheme: scheme, Host: strings.ToLower(host)}
-	return canonicalURL(&u)
-}
-
-func canonicalURL(u *url.URL) string {
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
-	if strings.Contains(host, ":") {
-		host = "[" + host + "]"
-	}
-	return host + ":" + port
-}
-
-func hostname(hostport string) string {
-	u := url.URL{Host: hostport}
-	return u.Hostname()
-}
-
-// hostOf is the host that serves a registry.
-func hostOf(registry string) string {
-	if registry == "docker.io" {
-		return "registry-1.docker.io"
-	}
-	return registry
-}
-
-// place is what of a URL may be shown.
-func place(u *url.URL) string {
-	const most = 300
-	text := (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
-	return text[:min(len(text), most)]
-}
-
-// sameOrigin: credentials for one are good for the other.
-func sameOrigin(a, b *url.URL) bool {
-	return a.Scheme == b.Scheme && canonicalURL(a) == canonicalURL(b)
 }
 
 var errTooManyRedirects = errors.New("more than 10 redirects")

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpproxy"
+
+	"gitlab-sardine-executor/oci/registry/netaddr"
 )
 
 // How long the parts of a request may take. A body is watched by the meter.
@@ -119,7 +121,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // next is the transport for one host, with that host's certificates.
 func (t *transport) next(u, via *url.URL) (http.RoundTripper, error) {
-	key := u.Scheme + "://" + canonicalURL(u)
+	key := u.Scheme + "://" + netaddr.CanonicalURL(u)
 	if via != nil {
 		key = via.String() + " " + key
 	}
@@ -142,7 +144,7 @@ func (t *transport) next(u, via *url.URL) (http.RoundTripper, error) {
 		TLSClientConfig: config, TLSHandshakeTimeout: tlsTimeout, ResponseHeaderTimeout: c.headerTimeout, MaxResponseHeaderBytes: maxHeader,
 		MaxIdleConnsPerHost: 16, IdleConnTimeout: 90 * time.Second,
 		DisableCompression: true, // a digest is of what is sent
-		DialContext:        c.dialChecked(canonicalURL(u)),
+		DialContext:        c.dialChecked(netaddr.CanonicalURL(u)),
 	}
 	if via != nil {
 		next.Proxy, next.DialContext = http.ProxyURL(via), c.dialProxy(via.Host)
@@ -255,7 +257,7 @@ func (c *Client) checkRedirect(req *http.Request, via []*http.Request) error {
 	}
 	req.Header.Del("Referer")
 	for _, before := range via {
-		if sameOrigin(before.URL, req.URL) {
+		if netaddr.SameOrigin(before.URL, req.URL) {
 			continue
 		}
 		// A refresh token stands in the body.

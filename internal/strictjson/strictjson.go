@@ -1,4 +1,6 @@
-package format
+// Package strictjson refuses JSON documents that parsers read differently: with duplicate
+// names, or names that differ from known ones only in case.
+package strictjson
 
 import (
 	"bytes"
@@ -11,22 +13,25 @@ import (
 	"unicode/utf8"
 )
 
-// ErrAmbiguous: two programs could read two different images from the document
-// (CVE-2021-41190).
+// ErrAmbiguous: two programs could read the document differently (CVE-2021-41190).
 var ErrAmbiguous = errors.New("can be read in two ways")
+
+// errStructure: the syntax is valid, but the document is refused.
+var errStructure = errors.New("JSON refused")
 
 // maxDepth limits the nesting of JSON. A manifest needs five levels.
 const maxDepth = 64
 
-// names are the known names in a JSON object. nil means that all names are distinct.
-type names struct {
-	below map[string]*names // by name: the names in the object that is its value
+// Names are the known names in a JSON object. nil means that all names are distinct.
+type Names struct {
+	below map[string]*Names // by name: the names in the object that is its value
 	exact map[string]string // the name of each that [fold] makes equal
 }
 
-// knownNames returns names, each with the names below it.
-func knownNames(below map[string]*names) *names {
-	n := &names{below: below, exact: make(map[string]string, len(below))}
+// Known returns names, each with the names in the object that is its value; nil if it is no
+// object.
+func Known(below map[string]*Names) *Names {
+	n := &Names{below: below, exact: make(map[string]string, len(below))}
 	for name := range below {
 		n.exact[fold(name)] = name
 	}
@@ -35,7 +40,7 @@ func knownNames(below map[string]*names) *names {
 
 // inside returns the names in the object called name. The error is [ErrAmbiguous] if name
 // differs from a known one only in case.
-func (n *names) inside(name string) (*names, error) {
+func (n *Names) inside(name string) (*Names, error) {
 	if n == nil {
 		return nil, nil
 	}
@@ -48,12 +53,12 @@ func (n *names) inside(name string) (*names, error) {
 	return nil, nil
 }
 
-// checkJSON returns [ErrAmbiguous] for documents that JSON parsers read differently: with a
-// duplicate name, or a name that differs from a known one only in case, which encoding/json
-// accepts and most others ignore. For invalid JSON, it returns [ErrUnknown].
-func checkJSON(raw []byte, known *names) error {
+// Check returns [ErrAmbiguous] for a duplicate name, and for a name that differs from a known
+// one only in case, which encoding/json accepts and most others ignore. For invalid JSON, it
+// returns other errors.
+func Check(raw []byte, known *Names) error {
 	if !utf8.Valid(raw) {
-		return fmt.Errorf("%w: not valid JSON: not UTF-8", ErrUnknown)
+		return errors.New("not valid JSON: not UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber() // fields check their numbers themselves
@@ -61,20 +66,20 @@ func checkJSON(raw []byte, known *names) error {
 		return notJSON(err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: not valid JSON: more data after its end", ErrUnknown)
+		return errors.New("not valid JSON: more data after its end")
 	}
 	return nil
 }
 
 // notJSON returns the error for invalid syntax or a truncated document.
 func notJSON(err error) error {
-	if errors.Is(err, ErrAmbiguous) || errors.Is(err, ErrUnknown) {
+	if errors.Is(err, ErrAmbiguous) || errors.Is(err, errStructure) {
 		return err
 	}
-	return fmt.Errorf("%w: not valid JSON: %w", ErrUnknown, err)
+	return fmt.Errorf("not valid JSON: %w", err)
 }
 
-func checkValue(d *json.Decoder, known *names, depth int) error {
+func checkValue(d *json.Decoder, known *Names, depth int) error {
 	token, err := d.Token()
 	if err != nil {
 		return err
@@ -83,7 +88,7 @@ func checkValue(d *json.Decoder, known *names, depth int) error {
 		return nil
 	}
 	if depth++; depth > maxDepth {
-		return fmt.Errorf("%w: JSON nests deeper than %d", ErrUnknown, maxDepth)
+		return fmt.Errorf("%w: nested deeper than %d", errStructure, maxDepth)
 	}
 	if token == json.Delim('{') {
 		err = checkObject(d, known, depth)
@@ -99,7 +104,7 @@ func checkValue(d *json.Decoder, known *names, depth int) error {
 	return err
 }
 
-func checkObject(d *json.Decoder, known *names, depth int) error {
+func checkObject(d *json.Decoder, known *Names, depth int) error {
 	seen := make(map[string]bool)
 	for d.More() {
 		token, err := d.Token()
@@ -108,7 +113,7 @@ func checkObject(d *json.Decoder, known *names, depth int) error {
 		}
 		name, ok := token.(string)
 		if !ok {
-			return fmt.Errorf("%w: a name in an object is %v", ErrUnknown, token)
+			return fmt.Errorf("%w: a name in an object is %v", errStructure, token)
 		}
 		if seen[name] {
 			return fmt.Errorf("%w: %q occurs twice in one object", ErrAmbiguous, name)

@@ -1,4 +1,4 @@
-package distribution
+package netaddr
 
 import (
 	"net"
@@ -6,22 +6,21 @@ import (
 	"strings"
 )
 
-// A reach says from where an address can be reached. A registry may send a client
-// to addresses of its own reach and to wider ones.
-type reach int
+// Reach says from where an address can be reached. A registry may redirect clients to
+// addresses of its own reach and wider ones.
+type Reach int
 
 const (
-	public   reach = iota
-	private        // RFC 1918, 4193, 6598, and public addresses of this host
-	loopback       // this host alone
-	// link-local: on most clouds, credentials of the machine are served there.
-	linkLocal
-	// nowhere: addresses that are no host's, such as 0.0.0.0, which Linux takes for
-	// this host.
-	nowhere
+	Public   Reach = iota
+	Private        // RFC 1918, 4193, 6598, and public addresses of this host
+	Loopback       // this host only
+	// LinkLocal: most clouds serve credentials of the machine there.
+	LinkLocal
+	// Nowhere: addresses of no host, such as 0.0.0.0, which Linux interprets as this host.
+	Nowhere
 )
 
-func (r reach) String() string {
+func (r Reach) String() string {
 	return [...]string{"public", "private", "loopback", "link-local", "unusable"}[r]
 }
 
@@ -36,7 +35,7 @@ var (
 		"fec0::/10",      // site-local
 	)
 	unusableNetworks = prefixes("0.0.0.0/8", "224.0.0.0/3", "::/128", "ff00::/8")
-	// An IPv4 address stands in the last bytes of these, or behind the prefix.
+	// These have an IPv4 address in their last bytes or after the prefix.
 	nat64, ipv4Compatible, sixToFour = netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("::/96"), netip.MustParsePrefix("2002::/16")
 )
 
@@ -48,23 +47,23 @@ func prefixes(texts ...string) []netip.Prefix {
 	return all
 }
 
-// reachOf classifies an address. own reports whether it is one of this host.
-func reachOf(addr netip.Addr, own func(netip.Addr) bool) reach {
+// ReachOf classifies an address. own reports whether it belongs to this host.
+func ReachOf(addr netip.Addr, own func(netip.Addr) bool) Reach {
 	addr = embedded(addr.Unmap().WithZone(""))
 	switch {
 	case !addr.IsValid() || contains(unusableNetworks, addr):
-		return nowhere
+		return Nowhere
 	case addr.IsLoopback():
-		return loopback
+		return Loopback
 	case addr.IsLinkLocalUnicast():
-		return linkLocal
+		return LinkLocal
 	case contains(privateNetworks, addr) || own(addr):
-		return private
+		return Private
 	}
-	return public
+	return Public
 }
 
-// embedded is the IPv4 address that a translator would connect to.
+// embedded returns the IPv4 address that a translator would connect to.
 func embedded(addr netip.Addr) netip.Addr {
 	if !addr.Is6() || addr.IsLoopback() || addr.IsUnspecified() {
 		return addr
@@ -88,8 +87,8 @@ func contains(networks []netip.Prefix, addr netip.Addr) bool {
 	return false
 }
 
-// isOwnAddress reports whether an interface of this host has the address.
-func isOwnAddress(addr netip.Addr) bool {
+// IsOwn reports whether an interface of this host has the address.
+func IsOwn(addr netip.Addr) bool {
 	interfaces, err := net.InterfaceAddrs()
 	if err != nil {
 		return false
@@ -104,21 +103,20 @@ func isOwnAddress(addr netip.Addr) bool {
 	return false
 }
 
-// reachOfName is what a name alone says of its reach, without the DNS: for
-// connections through a proxy, which resolves names itself.
-func reachOfName(host string) reach {
+// ReachOfName classifies a name without the DNS, for connections through a proxy, which
+// resolves names itself.
+func ReachOfName(host string) Reach {
 	host = strings.TrimSuffix(strings.ToLower(host), ".")
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return reachOf(addr, isOwnAddress)
+		return ReachOf(addr, IsOwn)
 	}
 	last := host[strings.LastIndexByte(host, '.')+1:]
 	switch {
 	case last == "localhost":
-		return loopback
+		return Loopback
 	case last == "" || last[0] >= '0' && last[0] <= '9':
-		// 127.1, 0x7f000001, 2130706433: no name ends so, and inet_aton(3) takes it
-		// for an address.
-		return nowhere
+		// 127.1, 0x7f000001, 2130706433: inet_aton(3) interprets these as addresses.
+		return Nowhere
 	}
-	return public
+	return Public
 }

@@ -1,0 +1,3 @@
+// Package netaddr classifies the network addresses that a registry leads to, and compares
+// the origins of URLs.
+package netaddr
