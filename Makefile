@@ -111,7 +111,7 @@ bench: deps build guest ## measure against virsh, ssh, skopeo
 	go test -tags boot -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
 bench-oci: deps ## measure pulls of a gigabyte against skopeo and gzip
-	go run ./oci/bench
+	go run ./test/bench
 
 lint: ## gofmt, go vet, staticcheck, go.mod, licences
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }

@@ -3,7 +3,7 @@
 // run in turn, against Debian's docker-registry on 127.0.0.1, with the same
 // generated disk: half of it random, half text.
 //
-//	go run ./oci/bench [-size 1024] [-rounds 3] [-dir DIR]
+//	go run ./test/bench [-size 1024] [-rounds 3] [-dir DIR]
 //
 // It prints medians and ratios and fails if a goal is missed. It is not part of
 // `go test ./...`: it takes minutes and several gigabytes.
