@@ -32,7 +32,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-race test-faults test-soak fuzz bench bench-oci lint check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-race test-faults test-soak fuzz bench bench-oci lint architecture check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,12 +113,16 @@ bench: deps build guest ## measure against virsh, ssh, skopeo
 bench-oci: deps ## measure pulls of a gigabyte against skopeo and gzip
 	go run ./test/bench
 
-lint: ## gofmt, go vet, staticcheck, go.mod, licences
+lint: ## gofmt, go vet, staticcheck, architecture, go.mod, licences
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
 	go vet -tags $(TAGS),boot,nightly ./...
+	go run ./internal/arch/draw -check .
 	$(STATICCHECK) -tags boot,nightly ./...
 	scripts/check-modules.sh
 	go run ./scripts/licences -tags $(TAGS) $(PACKAGE)
+
+architecture: ## draw docs/architecture.svg and the table of packages in docs/architecture.md
+	go generate ./internal/arch
 
 check-binary: ## build twice in two directories; compare; check size and C libraries
 	scripts/check-binary.sh

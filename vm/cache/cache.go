@@ -1,3 +1,4 @@
+// Package cache keeps disks and directories that jobs leave to later jobs of their owner.
 package cache
 
 import (

@@ -1,3 +1,4 @@
+// Package define defines, clones and captures the domains that administrators keep.
 package define
 
 import (

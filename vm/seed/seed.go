@@ -1,3 +1,4 @@
+// Package seed makes the NoCloud seed by which cloud-init sets up a guest, and its SSH keys.
 package seed
 
 import (

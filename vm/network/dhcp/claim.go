@@ -1,3 +1,4 @@
+// Package dhcp reserves addresses at libvirt's DHCP server and releases them.
 package dhcp
 
 import (

@@ -1,3 +1,4 @@
+// Package passt runs passt, which connects a guest to a user network.
 package passt
 
 import (
