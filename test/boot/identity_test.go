@@ -321,7 +321,7 @@ func TestNoAddressLeft(t *testing.T) {
 			if err := <-results; err != nil {
 				failed++
 				t.Log(err)
-				if !strings.Contains(err.Error(), "network narrow has no address left") || !strings.Contains(err.Error(), "of the 3 that its DHCP server hands out, machines of jobs have 3,") {
+				if !strings.Contains(err.Error(), "network narrow has no address left") || !strings.Contains(err.Error(), "of the 3 that its DHCP server assigns, machines of jobs have 3,") {
 					t.Errorf("a machine too many: %v", err)
 				}
 			}

@@ -11,18 +11,17 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// addressFinder finds the address of a guest on a libvirt network. Of the
-// sources that know one, the first counts: the lease that the network's own DHCP
-// server gave, what the guest's agent says, and the host's table of neighbours
-// (ARP, NDP). The latter two serve networks whose addresses somebody else hands
-// out.
+// addressFinder finds the address of a guest on a libvirt network. It uses the first of these
+// sources that has one: the leases of the network's own DHCP server, the guest agent, and
+// the host's neighbour table (ARP, NDP). The last two are for networks on which another
+// server assigns addresses.
 type addressFinder struct {
 	mu     sync.Mutex
-	asking bool   // the agent
-	agent  string // its last answer
+	asking bool   // a query to the agent is running
+	agent  string // the last answer of the agent
 }
 
-// find returns host:port; empty if no source knows an address.
+// find returns host:port; empty if no source has an address.
 func (f *addressFinder) find(ctx context.Context, dom *virt.Domain, port int) (string, error) {
 	address, err := interfaceAddress(ctx, dom, virt.FromLease)
 	if err != nil {
@@ -42,9 +41,9 @@ func (f *addressFinder) find(ctx context.Context, dom *virt.Domain, port int) (s
 	return net.JoinHostPort(address, strconv.Itoa(port)), nil
 }
 
-// agentAddress is what the guest's agent last said. libvirt waits 5 s for an
-// agent that does not answer, as none does while a guest boots; so it is asked on
-// the side, one question at a time.
+// agentAddress returns the last answer of the guest agent. libvirt waits 5 s for an agent that
+// does not answer, such as that of a booting guest. Queries therefore run in the
+// background, one at a time.
 func (f *addressFinder) agentAddress(ctx context.Context, dom *virt.Domain) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -60,16 +59,15 @@ func (f *addressFinder) agentAddress(ctx context.Context, dom *virt.Domain) stri
 	return f.agent
 }
 
-// interfaceAddress asks one source; empty if it knows none.
+// interfaceAddress queries one source; the result is empty if it has no address.
 func interfaceAddress(ctx context.Context, dom *virt.Domain, source virt.AddressSource) (string, error) {
 	nics, err := dom.Interfaces(ctx, source)
 	return bestAddress(nics), err
 }
 
-// bestAddress is the address of the first interface that has one which others can
-// reach: IPv4 if it has both. An agent tells of every interface of its guest,
-// also of bridges for containers; those have MAC addresses of their own making,
-// which do not begin as libvirt's do.
+// bestAddress returns the first address that is reachable from outside the guest, IPv4
+// preferred. An agent reports all interfaces of its guest, also container bridges, which do
+// not have MAC addresses with libvirt's prefix.
 func bestAddress(nics []virt.Interface) string {
 	var ipv6 string
 	for _, nic := range nics {
@@ -90,6 +88,6 @@ func bestAddress(nics []virt.Interface) string {
 	return ipv6
 }
 
-// libvirtMACPrefix begins the MAC addresses that libvirt makes for QEMU's guests
-// (its virDomainNetGenerateMAC): every machine of ours gets a new one.
+// libvirtMACPrefix is the prefix of the MAC addresses that libvirt generates for QEMU
+// (virDomainNetGenerateMAC). All machines of jobs have it.
 const libvirtMACPrefix = "52:54:00:"

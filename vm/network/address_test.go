@@ -51,7 +51,7 @@ func TestFilterFor(t *testing.T) {
 		{"IPv6 only", mac, []libvirtxml.NetworkIP{v6}, nil},
 		{"no DHCP", mac, []libvirtxml.NetworkIP{{Address: "192.168.122.1", Prefix: 24}}, nil},
 		{"two networks", mac, []libvirtxml.NetworkIP{{Address: "10.1.0.1", Prefix: 24, DHCP: dhcp}, {Address: "10.2.0.1", Prefix: 24}}, nil},
-		{"somebody else's bridge", nil, nil, nil},
+		{"another program's bridge", nil, nil, nil},
 	} {
 		got := filterFor(&libvirtxml.Network{MAC: test.mac, IPs: test.ips})
 		if (got == nil) != (test.want == nil) || got != nil && *got != *test.want {

@@ -14,28 +14,27 @@ import (
 )
 
 const (
-	// guestFilterName is the name of our filter in libvirt: one for all machines,
-	// defined when the first one starts and gone with the last.
+	// guestFilterName is the name of the network filter in libvirt. All machines share it:
+	// it is defined when the first one starts and removed after the last.
 	guestFilterName = "gitlab-sardine-executor"
-	// filterTries bounds how often it is defined again for one machine.
+	// filterTries is how often it is defined again for one machine.
 	filterTries = 5
 )
 
-// guestFilterXML is the filter: what clean-traffic, which comes with libvirt,
-// keeps a guest from, and talking to other guests.
+// guestFilterXML is the filter. It prevents what libvirt's clean-traffic prevents, and traffic
+// to other guests.
 //
 //go:embed guestfilter.xml
 var guestFilterXML string
 
-// A guestFilter holds the values of the filter's variables on one network.
+// A guestFilter holds the variables of the filter for one network.
 type guestFilter struct {
 	gateway, mac  string
 	network, mask string
 }
 
-// filterFor is the filter for guests of a network; nil if there is none, because
-// libvirt does not hand out its addresses: then nobody here knows which address
-// is whose.
+// filterFor returns the filter for the guests of a network; nil if libvirt does not assign the
+// addresses of the network, so that those of the guests are not known.
 func filterFor(n *libvirtxml.Network) *guestFilter {
 	if n.MAC == nil {
 		return nil
@@ -47,7 +46,7 @@ func filterFor(n *libvirtxml.Network) *guestFilter {
 			continue
 		}
 		if found != nil || ip.DHCP == nil {
-			return nil // several IPv4 networks on one bridge: the filter knows one
+			return nil // the filter supports one IPv4 network on a bridge
 		}
 		prefix, err := gateway.Prefix(prefixLength(ip))
 		if err != nil {
@@ -59,7 +58,7 @@ func filterFor(n *libvirtxml.Network) *guestFilter {
 	return found
 }
 
-// prefixLength of an IPv4 network, which libvirt writes in one of two ways.
+// prefixLength of an IPv4 network. libvirt has two formats for it.
 func prefixLength(ip libvirtxml.NetworkIP) int {
 	mask, err := netip.ParseAddr(ip.Netmask)
 	if err != nil {
@@ -79,9 +78,9 @@ func netmask(bits int) string {
 	return netip.AddrFrom4([4]byte{byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}).String()
 }
 
-// ref is the filter as a NIC refers to it. A guest's address is the one that is
-// reserved for it or, without a reservation, what the network's own DHCP server gave it:
-// one that a guest chooses may be another's.
+// ref returns the reference of a NIC to the filter. The allowed address is the one that is
+// reserved or, without a reservation, the one that the network's DHCP server assigns: an
+// address that the guest chooses may belong to another machine.
 func (f *guestFilter) ref(reserved *dhcp.Reservation) *libvirtxml.DomainInterfaceFilterRef {
 	if f == nil {
 		return nil
@@ -104,11 +103,10 @@ func (f *guestFilter) ref(reserved *dhcp.Reservation) *libvirtxml.DomainInterfac
 	}
 }
 
-// RemoveFilter removes the filter when no machine has it any more; while one does, libvirt
-// refuses.
+// RemoveFilter removes the filter unless a machine uses it.
 func RemoveFilter(ctx context.Context, h *virt.Host) error {
 	if !h.System() {
-		return nil // users' daemons have no filters
+		return nil // the daemons of users have no filters
 	}
 	err := h.UndefineFilter(ctx, guestFilterName)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {

@@ -17,27 +17,26 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// libvirtNetwork is one of libvirt's networks. Its guests reach what is behind
-// the network's gateway and not each other: the bridge does not forward between
-// their ports, and a filter keeps them from going round by the gateway, which
-// routes, and from speaking with another's address. Where libvirt hands out the
-// network's addresses, each machine has its own before it starts.
+// libvirtNetwork is a libvirt network. Its guests reach hosts behind the gateway, but not each
+// other: the bridge does not forward between their ports, and a filter prevents traffic
+// through the gateway and from the address of another guest. If libvirt assigns the
+// addresses, each machine has a reserved one before it starts.
 type libvirtNetwork struct {
 	host   *virt.Host
 	name   string
 	port   int
-	filter *guestFilter // nil: none can be had on this network
-	tries  int          // times that the filter was gone when the machine started
+	filter *guestFilter // nil: not possible on this network
+	tries  int          // how often the filter did not exist at the start
 	finder addressFinder
 	nics   []string            // MAC addresses
-	claims []*dhcp.Reservation // addresses of the NICs; none where libvirt reserves none
-	// noIsolation says, if there is such a note, why the kernel's bridge cannot
-	// isolate ports: a start that fails because of it costs half a second.
+	claims []*dhcp.Reservation // of the NICs; none if libvirt has no reservations here
+	// noIsolation caches why the kernel's bridge cannot isolate ports: a failed start takes
+	// half a second.
 	noIsolation perboot.Cache
 }
 
-// newLibvirtNetwork looks the network up; the error is [errdefs.ErrInvalid] if libvirt has
-// none of that name. The warnings say what the guest's network lacks here.
+// newLibvirtNetwork looks up the network. The error is [errdefs.ErrInvalid] if libvirt has none
+// of that name. The warnings are about missing features.
 func newLibvirtNetwork(ctx context.Context, h *virt.Host, o Options) (n *libvirtNetwork, warnings []string, err error) {
 	described, err := h.Network(ctx, o.Network)
 	if err != nil {
@@ -66,8 +65,8 @@ func newLibvirtNetwork(ctx context.Context, h *virt.Host, o Options) (n *libvirt
 	return n, warnings, nil
 }
 
-// claimAddresses takes an address for each NIC, if there is a plan of addresses; else a
-// MAC address alone.
+// claimAddresses reserves an address for each NIC if libvirt assigns the addresses. Otherwise
+// the NIC only gets a MAC address.
 func (n *libvirtNetwork) claimAddresses(ctx context.Context, plan *dhcp.Plan, machine string, nics int) (err error) {
 	for range nics {
 		var c *dhcp.Reservation
@@ -100,8 +99,8 @@ func (n *libvirtNetwork) Attach(d *libvirtxml.Domain) error {
 	return nil
 }
 
-// Retry gives up what this host cannot do: isolated ports, which some kernels'
-// bridges lack, or filters, which need ebtables.
+// Retry removes features that this host lacks: isolated ports, which some kernels do not
+// support, or filters, which need ebtables.
 func (n *libvirtNetwork) Retry(ctx context.Context, err error, d *libvirtxml.Domain) (string, bool) {
 	nics := d.Devices.Interfaces
 	switch {
@@ -114,7 +113,7 @@ func (n *libvirtNetwork) Retry(ctx context.Context, err error, d *libvirtxml.Dom
 		n.noIsolation.Write(err.Error())
 		return n.unisolated(err.Error()), true
 	case n.filter != nil && isFilterGone(err) && n.tries < filterTries:
-		// The last other machine that had it ended since we made sure of it.
+		// The last machine that used it has ended since it was defined.
 		n.tries++
 		return "", n.host.DefineFilter(ctx, guestFilterName, guestFilterXML) == nil
 	case n.filter != nil && virt.IsFilterError(err):
@@ -127,21 +126,21 @@ func (n *libvirtNetwork) Retry(ctx context.Context, err error, d *libvirtxml.Dom
 	return "", false
 }
 
-// unisolated says what guests can do on a bridge whose ports are not isolated;
-// nothing if the filter keeps them from it.
+// unisolated returns the warning for a bridge without isolated ports; empty if the filter
+// isolates the guests.
 func (n *libvirtNetwork) unisolated(why string) string {
 	if n.filter != nil {
 		return ""
 	}
-	return fmt.Sprintf("the guests of network %s are not isolated from each other: the kernel's bridge cannot do it (%s)", n.name, why)
+	return fmt.Sprintf("the guests of network %s are not isolated from each other: the kernel's bridge does not support it (%s)", n.name, why)
 }
 
 func (n *libvirtNetwork) unfiltered(err error) string {
-	return fmt.Sprintf("the guests of network %s can take each other's addresses, and reach each other by way of the gateway: "+
+	return fmt.Sprintf("the guests of network %s can use each other's addresses and reach each other through the gateway: "+
 		"libvirt cannot filter here (%v)", n.name, err)
 }
 
-// claimOf is the address of a NIC; nil if it has none of its own.
+// claimOf returns the reservation of a NIC; nil if it has none.
 func (n *libvirtNetwork) claimOf(nic int) *dhcp.Reservation {
 	if len(n.claims) != len(n.nics) || nic >= len(n.claims) {
 		return nil
@@ -149,7 +148,7 @@ func (n *libvirtNetwork) claimOf(nic int) *dhcp.Reservation {
 	return n.claims[nic]
 }
 
-// Started lets go of the addresses' locks: the domain has the MAC addresses now.
+// Started releases the locks on the addresses: the domain has the MAC addresses now.
 func (n *libvirtNetwork) Started(context.Context) error { return n.Stop() }
 
 func (n *libvirtNetwork) MACs() []string { return n.nics }
@@ -161,7 +160,7 @@ func (n *libvirtNetwork) Address(ctx context.Context, dom *virt.Domain) (string,
 	return n.finder.find(ctx, dom, n.port)
 }
 
-// Absent asks the network's DHCP server what became of the address.
+// Absent looks for the lease of the address.
 func (n *libvirtNetwork) Absent(ctx context.Context) error {
 	only := n.claimOf(0)
 	if only == nil {
@@ -169,7 +168,7 @@ func (n *libvirtNetwork) Absent(ctx context.Context) error {
 	}
 	leases, err := n.host.Leases(ctx, n.name)
 	if err != nil {
-		return nil // that of the caller is worth more
+		return nil // the caller has a better error
 	}
 	switch other, leased := dhcp.Holders(leases)[only.Address]; {
 	case !leased:
@@ -180,7 +179,7 @@ func (n *libvirtNetwork) Absent(ctx context.Context) error {
 	return nil
 }
 
-// ErrNoLease: the network's DHCP server has given the guest no address.
+// ErrNoLease: the guest has not got an address from the network's DHCP server.
 var ErrNoLease = errors.New("got no address from the network (does it use DHCP?)")
 
 func (n *libvirtNetwork) Ended() error { return nil }

@@ -1,5 +1,5 @@
-// Package network connects guests: on a private user network (passt or slirp) or on one of
-// libvirt's networks, with an address of their own and a filter.
+// Package network connects guests to a private user network (passt or slirp), or to a libvirt
+// network with a reserved address and a filter.
 package network
 
 import (
@@ -11,56 +11,51 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// User is the name of the network that needs no privileges and no set-up.
+// User is the name of the user network, which needs neither privileges nor setup.
 const User = "user"
 
-// A Network is how one guest reaches the world, and we reach the guest.
+// A Network connects one guest, and makes it reachable from this host.
 type Network interface {
-	// Attach gives the domain its NICs. It is called once, before the domain
-	// starts, after whatever the network needs on the host is up.
+	// Attach connects the NICs of the domain. It is called once, before the domain starts.
 	Attach(domain *libvirtxml.Domain) error
-	// Retry changes the domain, which libvirt did not start because of err, so that
-	// another try may succeed, and says what the guest has less by it; false if
+	// Retry changes the domain after libvirt failed to start it with err, so that the next
+	// attempt may succeed. The warning says what the guest then lacks. again is false if
 	// there is nothing to change.
 	Retry(ctx context.Context, err error, domain *libvirtxml.Domain) (warning string, again bool)
-	// Started waits until the machine, which has just started, is connected to what
-	// was started on the host for it.
+	// Started waits until the machine, which has just started, is connected.
 	Started(ctx context.Context) error
-	// MACs are the MAC addresses of its NICs; none if the guest is reached by a port of
-	// this host.
+	// MACs returns the MAC addresses of its NICs; none if the guest is reached through a
+	// port of this host.
 	MACs() []string
-	// Address is host:port of the guest's SSH server, seen from here; empty while
-	// that is not known. It can change while the guest boots.
+	// Address returns host:port of the guest's SSH server as seen from this host; empty
+	// while it is not known. It can change while the guest boots.
 	Address(ctx context.Context, dom *virt.Domain) (string, error)
-	// Absent says what is known of why nobody answers at the address; nil for nothing.
+	// Absent returns the reason why no guest answers at the address; nil if it is not known.
 	Absent(ctx context.Context) error
-	// Ended says why the network can serve its guest no more; nil as long as it can.
+	// Ended returns the reason why the network does not work any more; nil while it works.
 	Ended() error
-	// Stop ends what was started on the host for a domain that did not come up, and
-	// gives up what was taken for it.
+	// Stop stops and releases everything on the host for a domain that did not start.
 	Stop() error
 }
 
-// ErrContested: another machine than this one answers at the address of its guest, or
-// it is not known which one does. What is for a guest, be it a password, is given to
-// no other.
+// ErrContested: another machine answers at the guest's address, or it is not known which one
+// does. Credentials are only sent to the guest itself.
 var ErrContested = errors.New("the guest's address is contested")
 
 // Options describe the network of a machine.
 type Options struct {
 	// Network is [User] or the name of a libvirt network.
 	Network string
-	// Machine is the name of the machine, and NICs how many it has.
+	// Machine is the name of the machine, and NICs the number of its NICs.
 	Machine string
 	NICs    int
 	// SSHPort is the port of the guest's SSH server.
 	SSHPort int
-	// OverlayDir is the directory of the overlays of all machines, and JobDir that of
-	// this machine's job.
+	// OverlayDir is the directory for the overlays of all machines, JobDir that of the job.
 	OverlayDir, JobDir string
 }
 
-// New readies the network of a machine. The warnings say what it lacks on this host.
+// New prepares the network of a machine. The warnings are about missing features.
 func New(ctx context.Context, h *virt.Host, o Options) (Network, []string, error) {
 	if o.Network == User {
 		return newUserNetwork(ctx, h, o)
@@ -68,7 +63,7 @@ func New(ctx context.Context, h *virt.Host, o Options) (Network, []string, error
 	return newLibvirtNetwork(ctx, h, o)
 }
 
-// Check says why machines cannot be connected to a libvirt network; nil if they can.
+// Check makes sure that machines can be connected to a libvirt network.
 func Check(ctx context.Context, h *virt.Host, name string) error {
 	_, err := h.Network(ctx, name)
 	return err

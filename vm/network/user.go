@@ -20,27 +20,26 @@ import (
 )
 
 const (
-	// userNetdev is the QEMU id of the network back end that we add.
+	// userNetdev is the ID of the network back end in QEMU.
 	userNetdev = "sardine0"
-	// userNIC is the alias of the network card that it belongs to.
+	// userNIC is the alias of the NIC that it belongs to.
 	userNIC = "ua-sardine-nic"
-	// portTries is how often a port that somebody else was faster to take is
-	// replaced by another.
+	// portTries is how often another port is tried if one is taken.
 	portTries = 5
 )
 
-// slirpWarning is for the log of a job whose guest has QEMU's own user network.
+// slirpWarning is the warning for a guest on QEMU's own user network.
 const slirpWarning = "passt is not in use: QEMU's built-in user network lets the guest reach services " +
 	"on this host's loopback address"
 
-// userNetwork gives one guest a private network without any privileges: passt,
-// or QEMU's built-in slirp where there is no passt, translates to sockets of
-// ordinary processes. A port on 127.0.0.1 leads to the guest's SSH server.
+// userNetwork is a private network for one guest, without privileges: passt, or QEMU's built-in
+// slirp if there is no passt, translates to sockets of ordinary processes. A port on
+// 127.0.0.1 is forwarded to the guest's SSH server.
 type userNetwork struct {
 	port  int // on 127.0.0.1
 	guest int
 	passt *passt.Passt // nil: slirp
-	tries int          // ports that slirp could not have
+	tries int          // number of ports that were taken (slirp)
 }
 
 func newUserNetwork(ctx context.Context, h *virt.Host, o Options) (*userNetwork, []string, error) {
@@ -57,7 +56,7 @@ func newUserNetwork(ctx context.Context, h *virt.Host, o Options) (*userNetwork,
 		return nil, nil, err
 	}
 	if owner.UID != os.Geteuid() && os.Geteuid() != 0 {
-		return slirp("only root can start passt for the user as whom the system's libvirt runs QEMU")
+		return slirp("only root can start passt as the user of the system's QEMU")
 	}
 	p := passt.New(h, o.Machine, o.OverlayDir, o.JobDir)
 	for range portTries {
@@ -79,7 +78,7 @@ func newUserNetwork(ctx context.Context, h *virt.Host, o Options) (*userNetwork,
 	return nil, nil, err
 }
 
-// freePort is a TCP port that was free on 127.0.0.1 a moment ago.
+// freePort returns a TCP port on 127.0.0.1 that was free a moment ago.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -89,16 +88,15 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-// Attach connects the first NIC to the network. The others, which have nothing
-// to be connected to, go.
+// Attach connects the first NIC to the network and removes the others.
 //
-// libvirt 9.0 knows neither passt nor forwarded ports, so the back end goes to
-// QEMU directly, and the NIC is told to use that one in place of libvirt's:
-// like this libvirt still places the NIC, and a guest that knows its interface
-// by the place (enp1s0) finds it there.
+// libvirt 9.0 supports neither passt nor forwarded ports. The back end is therefore added to
+// the command line of QEMU, and the NIC is changed to use it instead of libvirt's. libvirt
+// still assigns the slot of the NIC, so that a guest finds an interface that is named after
+// the slot (enp1s0).
 func (n *userNetwork) Attach(d *libvirtxml.Domain) error {
 	if len(d.Devices.Interfaces) == 0 {
-		return fmt.Errorf("%w: the domain has no network interface, so that no job could run in it", errdefs.ErrInvalid)
+		return fmt.Errorf("%w: the domain has no network interface, and so cannot run jobs", errdefs.ErrInvalid)
 	}
 	d.Devices.Interfaces = d.Devices.Interfaces[:1]
 	nic := &d.Devices.Interfaces[0]
@@ -123,8 +121,7 @@ func (n *userNetwork) Attach(d *libvirtxml.Domain) error {
 	return nil
 }
 
-// DetachUser takes back what attach did to a domain, which was that of another
-// machine.
+// DetachUser undoes Attach in a domain that was saved from another machine.
 func DetachUser(d *libvirtxml.Domain) {
 	if d.QEMUCommandline != nil {
 		args := d.QEMUCommandline.Args
@@ -144,7 +141,7 @@ func DetachUser(d *libvirtxml.Domain) {
 
 func (n *userNetwork) netdev() string {
 	if n.passt != nil {
-		// A comma in a value of a QEMU option is written twice.
+		// QEMU requires two commas for each comma in a value.
 		socket := strings.ReplaceAll(n.passt.Socket, ",", ",,")
 		return "stream,id=" + userNetdev + ",server=off,addr.type=unix,addr.path=" + socket
 	}
@@ -155,8 +152,7 @@ func (n *userNetwork) Address(context.Context, *virt.Domain) (string, error) {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)), nil
 }
 
-// Retry takes another port when somebody was faster to take slirp's: QEMU binds
-// it only when it starts.
+// Retry chooses another port if slirp's is taken: QEMU binds it at its start.
 func (n *userNetwork) Retry(_ context.Context, err error, d *libvirtxml.Domain) (string, bool) {
 	if n.passt != nil || n.tries >= portTries || !strings.Contains(err.Error(), "host forwarding rule") {
 		return "", false

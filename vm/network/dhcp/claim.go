@@ -17,34 +17,33 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// leaseHours is how long a lease of a reserved address is good for: no guest lives long
-// enough to have to ask again, and what a host that lost power has left is gone some day.
+// leaseHours is the duration of a lease of a reserved address. It is longer than guests live,
+// and bounded for leases that remain after a power loss.
 const leaseHours = 14 * 24
 
-// errNoReservation: libvirt does not let this user reserve addresses, or cannot.
+// ErrNoReservation: libvirt does not support reservations, or denies them to this user.
 var ErrNoReservation = errors.New("libvirt reserves no addresses")
 
-// A Reservation is an address of a libvirt network that one machine alone has: libvirt's DHCP
-// server has it reserved for the machine's MAC address.
+// A Reservation is an address of a libvirt network that only one machine has: libvirt's DHCP
+// server reserves it for the MAC address of the machine.
 //
-// libvirt takes the firewall rules of a network down and sets them up again for each
-// reservation that is added or removed (networkUpdate of its network driver), which
-// costs a second, and for that time the network's guests are cut off. So reservations stay
-// when their machine goes, for the next one.
+// When a reservation is added or removed, libvirt removes the firewall rules of the network
+// and adds them again (networkUpdate of its network driver). That takes a second, in which
+// the guests are disconnected. Reservations are therefore kept for later machines.
 type Reservation struct {
 	Address netip.Addr
 	MAC     string
-	lock    *addressLock // until the machine runs, which speaks for itself then
+	lock    *addressLock // until the machine runs, and so is known by its domain
 }
 
-// Claim finds an address for a machine on a network, and has it reserved. The
-// error is an [ErrNoReservation] if that cannot be had here.
+// Claim finds and reserves an address for a machine. The error is an [ErrNoReservation] if
+// there are no reservations on this host.
 func Claim(ctx context.Context, h *virt.Host, plan *Plan, machine string) (*Reservation, error) {
 	use, err := currentUse(ctx, h, plan)
 	if err != nil {
 		return nil, err
 	}
-	// The order of the candidates is fixed now; use goes on to say who has them.
+	// The order of the candidates does not change; use is updated.
 	for _, address := range plan.candidates(machine, use) {
 		mac := plan.macOf(address)
 		lock, err := newLock(plan.uuid, mac)
@@ -52,14 +51,14 @@ func Claim(ctx context.Context, h *virt.Host, plan *Plan, machine string) (*Rese
 			return nil, err
 		}
 		if lock == nil {
-			use.running[mac] = true // or will soon
+			use.running[mac] = true // its machine is about to start
 			continue
 		}
 		got, err := reserve(ctx, h, plan, address)
 		if got {
 			return &Reservation{address, mac, lock}, nil
 		}
-		use.running[mac] = true // since it was asked for, or it is leased to another
+		use.running[mac] = true // a machine has taken it, or it is leased to another client
 		if err = errors.Join(err, lock.unlock()); err != nil {
 			return nil, err
 		}
@@ -67,11 +66,11 @@ func Claim(ctx context.Context, h *virt.Host, plan *Plan, machine string) (*Rese
 	return nil, plan.full(use)
 }
 
-// Unlock lets other machines see the address as theirs to take, once libvirt knows the
-// machine or nothing comes of it.
+// Unlock releases the lock on the address, when libvirt knows the machine or its start has
+// failed.
 func (r *Reservation) Unlock() error { return r.lock.unlock() }
 
-// full says that there is no address left, and why.
+// full returns the error for a network without a free address.
 func (p *Plan) full(use addressUse) error {
 	var jobs, reserved, leased int
 	for n := range p.size() {
@@ -88,16 +87,16 @@ func (p *Plan) full(use addressUse) error {
 			leased++
 		}
 	}
-	return fmt.Errorf("network %s has no address left for another machine: of the %d that its DHCP server hands out, "+
+	return fmt.Errorf("network %s has no address left for another machine: of the %d that its DHCP server assigns, "+
 		"machines of jobs have %d, %d are reserved for others and %d are leased to others "+
 		"(virsh net-dhcp-leases %s; a wider <range> in virsh net-edit %s takes more machines)",
 		p.network, p.size(), jobs, reserved, leased, p.network, p.network)
 }
 
-// reserve makes sure that an address, which is locked, is reserved for its MAC address and
-// that no other machine has it; false if it cannot be had.
+// reserve reserves a locked address for its MAC address, and checks that no other machine has
+// it; false if one has.
 func reserve(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) (bool, error) {
-	// Asked with the lock held: whoever had it before is known by its domain now.
+	// Checked with the lock held: a machine that had it before is known by its domain now.
 	running, err := h.RunningMACs(ctx)
 	if err != nil || running[plan.macOf(address)] {
 		return false, err
@@ -107,7 +106,7 @@ func reserve(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) 
 			return false, err
 		}
 	}
-	// Another may have been given it before it was reserved.
+	// The address may have been leased to another client before it was reserved.
 	leases, err := h.Leases(ctx, plan.network)
 	if err != nil {
 		return false, err
@@ -118,7 +117,7 @@ func reserve(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) 
 	return true, nil
 }
 
-// addReservation reserves an address; false if it is reserved for another.
+// addReservation reserves an address; false if it is reserved for another MAC address.
 func addReservation(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) (bool, error) {
 	err := h.AddReservation(ctx, plan.network, plan.index, plan.reservation(address))
 	if errors.Is(err, virt.ErrUnsupported) {
@@ -127,7 +126,7 @@ func addReservation(ctx context.Context, h *virt.Host, plan *Plan, address netip
 	if !virt.IsOperationInvalid(err) {
 		return err == nil, err
 	}
-	// There is one by now: an earlier machine's, perhaps.
+	// There is a reservation by now, possibly that of an earlier machine.
 	described, derr := h.Network(ctx, plan.network)
 	if derr != nil {
 		return false, derr
@@ -143,7 +142,7 @@ func dropReservation(ctx context.Context, h *virt.Host, plan *Plan, address neti
 	return h.DropReservation(ctx, plan.network, plan.index, plan.reservation(address))
 }
 
-// reservation is the reservation of an address for its MAC address.
+// reservation returns the reservation of an address for its MAC address.
 func (p *Plan) reservation(address netip.Addr) *libvirtxml.NetworkDHCPHost {
 	return &libvirtxml.NetworkDHCPHost{
 		MAC: p.macOf(address), IP: address.String(),
@@ -151,7 +150,7 @@ func (p *Plan) reservation(address netip.Addr) *libvirtxml.NetworkDHCPHost {
 	}
 }
 
-// currentUse asks who has which address.
+// currentUse returns the current use of the addresses.
 func currentUse(ctx context.Context, h *virt.Host, plan *Plan) (use addressUse, err error) {
 	leases, err := h.Leases(ctx, plan.network)
 	if err != nil {
@@ -165,10 +164,10 @@ func currentUse(ctx context.Context, h *virt.Host, plan *Plan) (use addressUse, 
 	return use, nil
 }
 
-// A NIC is a network card of a domain on a libvirt network.
+// A NIC is a network interface of a domain on a libvirt network.
 type NIC struct{ Network, MAC string }
 
-// NICs are the network cards of a domain that are on libvirt networks.
+// NICs returns the network interfaces of a domain that are on libvirt networks.
 func NICs(ctx context.Context, dom *virt.Domain) ([]NIC, error) {
 	doc, err := dom.XML(ctx)
 	if err != nil {
@@ -176,7 +175,7 @@ func NICs(ctx context.Context, dom *virt.Domain) ([]NIC, error) {
 	}
 	d := &libvirtxml.Domain{}
 	if err := d.Unmarshal(doc); err != nil {
-		return nil, fmt.Errorf("read the domain's network cards: %w", err)
+		return nil, fmt.Errorf("read the network interfaces of the domain: %w", err)
 	}
 	var nics []NIC
 	for _, i := range d.Devices.Interfaces {
@@ -187,9 +186,8 @@ func NICs(ctx context.Context, dom *virt.Domain) ([]NIC, error) {
 	return nics, nil
 }
 
-// GiveBack gives back the addresses of a machine that is gone. Where it fails, the
-// next machine of that address finds the lease, and can do with it; so it is no reason
-// to fail.
+// GiveBack releases the addresses of a machine that has ended. It ignores errors: the next
+// machine with the address can use the lease.
 func GiveBack(ctx context.Context, h *virt.Host, nics []NIC) {
 	for _, nic := range nics {
 		described, err := h.Network(ctx, nic.Network)
@@ -218,8 +216,7 @@ func GiveBack(ctx context.Context, h *virt.Host, nics []NIC) {
 	}
 }
 
-// dropIdle removes the reservation of an address that no machine has; false if one
-// has it.
+// dropIdle removes the reservation of an address unless a machine has it.
 func dropIdle(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) (bool, error) {
 	lock, err := newLock(plan.uuid, plan.macOf(address))
 	if err != nil || lock == nil {
@@ -233,17 +230,15 @@ func dropIdle(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr)
 	return true, dropReservation(ctx, h, plan, address)
 }
 
-// An IdleAddress is one of a libvirt network that is reserved for machines of jobs, and
-// that none has.
+// An IdleAddress is an address that is reserved for machines of jobs, and that no machine has.
 type IdleAddress struct {
 	Network string
 	Address netip.Addr
 }
 
-// Sweep gives back the addresses of libvirt networks that are reserved for
-// machines of jobs and that none has now. With dryRun it only reports them, and those
-// of the machines in going. It goes on after an error. An administrator's own
-// reservations stay.
+// Sweep releases the idle addresses of all libvirt networks and returns them. With dryRun it
+// only reports them, and those of the machines in going. It continues after an error. It
+// does not remove reservations of the administrator.
 func Sweep(ctx context.Context, h *virt.Host, dryRun bool, going []record.InstanceInfo) ([]IdleAddress, error) {
 	if !h.System() {
 		return nil, nil
@@ -286,7 +281,7 @@ func sweepNetwork(ctx context.Context, h *virt.Host, network string, dryRun bool
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range leases { // of machines that were not ended by us
+	for _, l := range leases { // of machines that ended by themselves
 		a, err := netip.ParseAddr(l.IP)
 		if mac := strings.ToLower(l.MAC); err == nil && a.Is4() && mac == plan.macOf(a) && !running[mac] && !dryRun {
 			_ = releaseLease(plan, l)
@@ -310,13 +305,12 @@ func sweepNetwork(ctx context.Context, h *virt.Host, network string, dryRun bool
 	return idle, nil
 }
 
-// An addressLock is held by a process that is about to start a machine with an
-// address, from when it chose it until libvirt knows the machine. It is an abstract
-// socket (unix(7)): all users of the host see it, and it goes with its process,
-// however that ends.
+// An addressLock is held by a process that starts a machine, from its choice of the address
+// until libvirt knows the machine. It is an abstract socket (unix(7)): all users of the host
+// see it, and it disappears with its process.
 type addressLock struct{ fd int }
 
-// newLock locks a MAC address of a network; nil if another has it.
+// newLock locks a MAC address of a network; nil if another process holds the lock.
 func newLock(network, mac string) (*addressLock, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

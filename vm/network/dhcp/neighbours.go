@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// heardOf are the states in which an entry of the table of neighbours has an
-// address that was true not long ago (NUD_VALID of the kernel, without NOARP).
+// heardOf are the states of entries in the neighbour table with a recently valid MAC address
+// (NUD_VALID of the kernel without NOARP).
 const heardOf = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE | netlink.NUD_PERMANENT
 
-// Neighbour is the MAC address that the kernel has for an address; onLink is false if
-// the way there leads over a router. Every user may ask.
+// Neighbour returns the MAC address that the kernel knows for an address. onLink is false if
+// the route leads through a router. It needs no privileges.
 func Neighbour(address netip.Addr) (mac string, onLink bool, err error) {
 	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -40,10 +40,10 @@ func Neighbour(address netip.Addr) (mac string, onLink bool, err error) {
 	if n, ok := known[address.Unmap()]; ok {
 		return n, true, nil
 	}
-	return "", true, errors.New("the kernel has no entry in its table of neighbours (ip neigh)")
+	return "", true, errors.New("the kernel has no entry in its neighbour table (ip neigh)")
 }
 
-// neighbours are the MAC addresses that the kernel has heard of on a device.
+// neighbours returns the MAC addresses that the kernel knows on a device.
 func neighbours(kernel *netlink.Handle, device int, ipv6 bool) (map[netip.Addr]string, error) {
 	family := netlink.FAMILY_V4
 	if ipv6 {
@@ -65,8 +65,8 @@ func neighbours(kernel *netlink.Handle, device int, ipv6 bool) (map[netip.Addr]s
 // netlinkTimeout bounds each exchange with the kernel.
 const netlinkTimeout = time.Second
 
-// bridgeNeighbours are the machines that this host has heard of on a bridge: none if
-// it cannot be known, since it only is a hint.
+// bridgeNeighbours returns the machines that this host knows on a bridge. It is only a hint:
+// without it, the result is nil.
 func bridgeNeighbours(bridge string) map[netip.Addr]string {
 	device, err := net.InterfaceByName(bridge)
 	if err != nil {

@@ -16,23 +16,23 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// candidatesMax bounds how many free addresses are looked at for one machine: the
-// range of a network can have millions.
+// candidatesMax is the maximum number of free addresses to consider for one machine: a network
+// can have millions.
 const candidatesMax = 1024
 
-// A Plan is what libvirt's own DHCP server hands out by IPv4 on one network.
+// A Plan describes the IPv4 addresses that libvirt's DHCP server assigns on a network.
 type Plan struct {
 	network, uuid, bridge string
 	gateway               netip.Addr
 	gatewayMAC            string
-	index                 int // of the <ip> in the network's definition
+	index                 int // of the <ip> element in the network's definition
 	ranges                []addressRange
-	hosts                 map[netip.Addr]string // MAC addresses for which addresses are reserved
+	hosts                 map[netip.Addr]string // reserved addresses, with their MAC addresses
 }
 
 type addressRange struct{ first, last netip.Addr }
 
-// PlanOf reads a network's definition; nil if libvirt hands out no IPv4 addresses there.
+// PlanOf reads the definition of a network; nil if libvirt assigns no IPv4 addresses on it.
 func PlanOf(n *libvirtxml.Network) *Plan {
 	for i, ip := range n.IPs {
 		gateway, err := netip.ParseAddr(ip.Address)
@@ -65,32 +65,32 @@ func PlanOf(n *libvirtxml.Network) *Plan {
 	return nil
 }
 
-// macOf is the MAC address of every machine that has this address. dnsmasq gives an
-// address that is reserved for a MAC address also to a client that names itself
-// otherwise than the last one of that MAC address did (config_has_mac in its
-// rfc2131.c): so a lease that outlives its machine is in the way of none. It also is
-// how a reservation is known to be ours.
+// macOf returns the MAC address for an address: all machines that get the address have it.
+// dnsmasq assigns an address that is reserved for a MAC address also to a client with
+// another client identifier than that in the current lease (config_has_mac in its
+// rfc2131.c). A lease that outlives its machine therefore does not block the address. The MAC
+// address also marks reservations of this program.
 func (p *Plan) macOf(address netip.Addr) string {
 	salt, a := sha256.Sum256([]byte(p.uuid)), address.As4()
-	// QEMU's prefix, then 24 bits in which the addresses of a network differ.
+	// QEMU's prefix and the low 24 bits of the address, changed for each network.
 	return net.HardwareAddr{0x52, 0x54, 0x00, a[1] ^ salt[0], a[2] ^ salt[1], a[3] ^ salt[2]}.String()
 }
 
-// RandomMAC is a MAC address for a machine that has no address of its own.
+// RandomMAC returns a MAC address for a machine without a reserved address.
 func RandomMAC() string {
 	mac := net.HardwareAddr{0x52, 0x54, 0x00, 0, 0, 0}
 	rand.Read(mac[3:]) // never fails (crypto/rand)
 	return mac.String()
 }
 
-// isOurs says whether a reservation was made by this program.
+// isOurs reports whether a reservation was made by this program.
 func (p *Plan) isOurs(address netip.Addr) bool { return p.hosts[address] == p.macOf(address) }
 
 func (r addressRange) size() uint64 {
 	return uint64(number(r.last)) - uint64(number(r.first)) + 1
 }
 
-// size is how many addresses the plan has.
+// size returns the number of addresses.
 func (p *Plan) size() (n uint64) {
 	for _, r := range p.ranges {
 		n += r.size()
@@ -98,7 +98,7 @@ func (p *Plan) size() (n uint64) {
 	return n
 }
 
-// at is the address of that number, of those that the plan has.
+// at returns the n-th address.
 func (p *Plan) at(n uint64) netip.Addr {
 	for _, r := range p.ranges {
 		if n < r.size() {
@@ -118,17 +118,17 @@ func address4(n uint32) netip.Addr {
 	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, n)))
 }
 
-// addressUse is who has which address of a network.
+// addressUse describes the use of the addresses of a network.
 type addressUse struct {
-	leases     map[netip.Addr]string // MAC addresses that have a lease
-	neighbours map[netip.Addr]string // MAC addresses that this host has heard of
-	running    map[string]bool       // MAC addresses of the domains that run
+	leases     map[netip.Addr]string // MAC addresses with a lease
+	neighbours map[netip.Addr]string // MAC addresses that this host knows
+	running    map[string]bool       // MAC addresses of running domains
 }
 
-// candidates are the addresses that a machine can have, the best first: those that are
-// reserved for machines of jobs already, and have none; those that the last machine did
-// not give back; then free ones, first those of which this host has heard nothing. The
-// order differs from machine to machine: of two that start at once, each has its own.
+// candidates returns the addresses that a machine can have, the best first: idle reservations
+// of this program, then addresses that the last machine did not release, then free ones,
+// first those that are not in the neighbour table. The order depends on the name of the
+// machine, so that concurrent starts try different addresses first.
 func (p *Plan) candidates(machine string, use addressUse) []netip.Addr {
 	const reserved, leased, free, heard = 0, 1, 2, 3
 	rank := make(map[netip.Addr]int)
@@ -173,15 +173,15 @@ func (p *Plan) candidates(machine string, use addressUse) []netip.Addr {
 	return found
 }
 
-// offset spreads machines by their names.
+// offset distributes machines by their names.
 func offset(machine string) uint64 {
 	h := fnv.New32a()
 	h.Write([]byte(machine))
 	return uint64(h.Sum32())
 }
 
-// isScarce says whether half of the addresses are taken, so that a reservation is
-// better given back at once.
+// isScarce reports whether half of the addresses are taken. Reservations are then removed with
+// their machines.
 func (p *Plan) isScarce(use addressUse) bool {
 	taken := make(map[netip.Addr]bool)
 	for _, set := range []map[netip.Addr]string{p.hosts, use.leases} {
@@ -198,7 +198,7 @@ func (p *Plan) has(a netip.Addr) bool {
 	return slices.ContainsFunc(p.ranges, func(r addressRange) bool { return !a.Less(r.first) && !r.last.Less(a) })
 }
 
-// Holders are the MAC addresses of the leases of IPv4 addresses.
+// Holders returns the MAC addresses of the IPv4 leases.
 func Holders(leases []virt.Lease) map[netip.Addr]string {
 	holders := make(map[netip.Addr]string)
 	for _, l := range leases {

@@ -13,7 +13,7 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// planIn is the plan of a network with such a <dhcp>.
+// planIn returns the plan of a network with that <dhcp>.
 func planIn(t *testing.T, dhcp string) *Plan {
 	t.Helper()
 	n := &libvirtxml.Network{}
@@ -49,8 +49,8 @@ func TestPlanOf(t *testing.T) {
 	}
 }
 
-// Each address of a network has a MAC address of its own, which begins as QEMU's
-// do, and differs between networks.
+// Each address of a network has its own MAC address, which has QEMU's prefix and differs
+// between networks.
 func TestMACOfAnAddress(t *testing.T) {
 	p := planIn(t, `<dhcp><range start="192.168.0.0" end="192.168.255.255"/></dhcp>`)
 	seen := map[string]bool{}
@@ -85,7 +85,7 @@ func TestCandidates(t *testing.T) {
 		}
 	}
 	err := p.full(use).Error()
-	if want := "of the 9 that its DHCP server hands out, machines of jobs have 3, 1 are reserved for others and 1 are leased to others"; !strings.Contains(err, want) {
+	if want := "of the 9 that its DHCP server assigns, machines of jobs have 3, 1 are reserved for others and 1 are leased to others"; !strings.Contains(err, want) {
 		t.Errorf("%q does not say %q", err, want)
 	}
 
@@ -94,7 +94,7 @@ func TestCandidates(t *testing.T) {
 	if len(one) != candidatesMax || one[0] == two[0] {
 		t.Errorf("two machines begin with %s and %s of %d", one[0], two[0], len(one))
 	}
-	// An address that is reserved already is found wherever it is.
+	// A reserved address is always found.
 	far := wide.at((offset("one") + wide.size()/2) % wide.size())
 	wide.hosts[far] = wide.macOf(far)
 	if got := wide.candidates("one", addressUse{}); got[0] != far {
@@ -116,8 +116,8 @@ func TestIsScarce(t *testing.T) {
 	}
 }
 
-// An address is locked by one process at a time, also for another user, and not for
-// another network.
+// One process at a time can lock an address. The lock is valid for all users, and for one
+// network only.
 func TestLockAddress(t *testing.T) {
 	network := t.Name()
 	first, err := newLock(network, "52:54:00:00:00:01")

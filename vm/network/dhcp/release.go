@@ -14,15 +14,15 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// releaseLease tells a network's DHCP server that a lease is not needed any more, as
-// its client would (DHCPRELEASE, RFC 2131). It does not wait: there is no answer.
+// releaseLease releases a lease as its client would (DHCPRELEASE, RFC 2131). The DHCP server
+// sends no answer.
 func releaseLease(plan *Plan, lease virt.Lease) error {
 	message, err := releaseMessage(plan.gateway, lease)
 	if err != nil {
 		return err
 	}
-	// The server is on this host. Bound to the bridge, what we send comes from there
-	// for it, and not from the loopback device, on which it does not listen.
+	// The server is on this host and does not listen on the loopback device. Through a socket
+	// bound to the bridge, the message arrives on the bridge.
 	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 		var failed error
 		err := c.Control(func(fd uintptr) { failed = unix.BindToDevice(int(fd), plan.bridge) })
@@ -33,23 +33,23 @@ func releaseLease(plan *Plan, lease virt.Lease) error {
 	}}
 	conn, err := dialer.DialContext(context.Background(), "udp4", netip.AddrPortFrom(plan.gateway, 67).String())
 	if err != nil {
-		return fmt.Errorf("give the lease of %s back: %w", lease.IP, err)
+		return fmt.Errorf("release the lease of %s: %w", lease.IP, err)
 	}
 	defer conn.Close()
 	if _, err := conn.Write(message); err != nil {
-		return fmt.Errorf("give the lease of %s back: %w", lease.IP, err)
+		return fmt.Errorf("release the lease of %s: %w", lease.IP, err)
 	}
 	return nil
 }
 
-// releaseMessage is the message of a client that gives up its lease (RFC 2131, 2 and
-// 4.4.6; options of RFC 2132).
+// releaseMessage returns the DHCPRELEASE message (RFC 2131, sections 2 and 4.4.6; options of
+// RFC 2132).
 func releaseMessage(server netip.Addr, lease virt.Lease) ([]byte, error) {
 	const request, ethernet, release = 1, 1, 7
 	const optionType, optionServer, optionClient, optionEnd = 53, 54, 61, 255
 	address, err := netip.ParseAddr(lease.IP)
 	if err != nil || !address.Is4() {
-		return nil, fmt.Errorf("a lease of %q cannot be given back: it is no IPv4 address", lease.IP)
+		return nil, fmt.Errorf("a lease of %q cannot be released: it is not an IPv4 address", lease.IP)
 	}
 	mac, err := net.ParseMAC(lease.MAC)
 	if err != nil || len(mac) != 6 {
@@ -69,5 +69,5 @@ func releaseMessage(server netip.Addr, lease virt.Lease) ([]byte, error) {
 		message = append(append(message, optionClient, byte(len(client))), client...)
 	}
 	message = append(message, optionEnd)
-	return append(message, make([]byte, max(0, 300-len(message)))...), nil // as long as BOOTP's
+	return append(message, make([]byte, max(0, 300-len(message)))...), nil // the minimum length of BOOTP
 }

@@ -20,57 +20,61 @@ import (
 )
 
 const (
-	// timeout bounds the start of passt, which is ready when it forks, and
-	// the time until QEMU has connected to it.
+	// timeout bounds the start of passt, which is ready when it forks, and the connection of
+	// QEMU to it.
 	timeout = 10 * time.Second
 	poll    = 10 * time.Millisecond
-	// socketPathMax is what fits into sockaddr_un.sun_path on Linux, with its NUL.
+	// socketPathMax is the maximum length of a socket path on Linux (sockaddr_un.sun_path).
 	socketPathMax = 107
 )
 
 var (
+	// ErrPortTaken: another process listens on the port.
 	ErrPortTaken = errors.New("the port is taken")
-	// ErrEnded: QEMU does not connect to another one.
-	ErrEnded   = errors.New("passt, the guest's network, has ended (did the kernel kill it for want of memory? see dmesg)")
+	// ErrEnded: the process has ended, and QEMU does not connect to another one.
+	ErrEnded = errors.New("passt, the guest's network, has ended (did the kernel kill it for lack of memory? see dmesg)")
+	// ErrNoRoute: the host has no default route.
 	ErrNoRoute = errors.New("passt finds no interface with a default route")
 )
 
 // A Passt is one passt process: it serves one guest and ends with it.
 type Passt struct {
-	note     string // path of the file where we note which process it is: in the job's directory
-	pid      string // path of its own pid file
-	Socket   string // for QEMU
-	dir      string // where passt starts, from which
-	bound    string // is the path of the socket that it is given, and that the kernel shows
-	nameless bool   // the guest cannot ask any DNS server
-	// owner asks that it runs as.
+	// Socket is the path of the socket for QEMU.
+	Socket string
+
+	note     string // path of the file that identifies the process
+	pid      string // path of passt's pid file
+	dir      string // working directory of passt
+	bound    string // path of the socket, relative to dir; the kernel shows this path
+	nameless bool   // the guest reaches no DNS server
+	// owner returns the user that it runs as.
 	owner func(context.Context) (virt.User, error)
 }
 
-// New are where a machine's passt keeps its socket, and where we keep its
-// pid. The socket is needed only until QEMU has connected, so it lies among the
-// overlays, which go when the machine runs, and to which QEMU's user has a way;
-// the job's directory is open to nobody else.
+// New returns the passt of the machine of that name, which may not run. Its socket is needed
+// only until QEMU has connected. It is therefore in the directory of the overlays, which is
+// removed when the machine runs, and which the user of QEMU can search. The note on the
+// process is in the job directory, which is private.
 //
-// passt of Debian 12 cuts a path off after 98 bytes, without a word, and listens
-// elsewhere: it gets a relative one, which always fits. Machines of one name in
-// several storages have sockets of different names: the kernel shows no more of them.
-func New(h *virt.Host, name, cloneDir, jobDir string) *Passt {
-	storage := sha256.Sum256([]byte(cloneDir))
+// The passt of Debian 12 silently truncates a socket path to 98 bytes. It therefore gets a
+// short relative path. The path differs between storages, since the kernel shows only the
+// relative path and machines in several storages can have the same name.
+func New(h *virt.Host, name, overlayDir, jobDir string) *Passt {
+	storage := sha256.Sum256([]byte(overlayDir))
 	dir := filepath.Join(name, "passt")
 	bound := filepath.Join(dir, hex.EncodeToString(storage[:4]))
 	return &Passt{
 		note:   notePath(jobDir),
-		pid:    filepath.Join(cloneDir, dir, "pid"),
-		Socket: filepath.Join(cloneDir, bound),
-		dir:    cloneDir,
+		pid:    filepath.Join(overlayDir, dir, "pid"),
+		Socket: filepath.Join(overlayDir, bound),
+		dir:    overlayDir,
 		bound:  bound,
 		owner:  h.QEMUUser,
 	}
 }
 
-// Start starts the passt: it forwards 127.0.0.1:port to the guest's guestPort.
-// It returns when passt listens on both sides.
+// Start starts passt, which forwards 127.0.0.1:port to guestPort of the guest. It returns when
+// passt listens on both sides.
 func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port, guestPort int) (err error) {
 	if len(p.Socket) > socketPathMax {
 		return fmt.Errorf("%w: the path of a socket may have %d bytes, %s has more: choose a shorter storage or overlay_dir", errdefs.ErrInvalid, socketPathMax, p.Socket)
@@ -79,9 +83,9 @@ func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port
 	if err := makeOwned(dir, owner); err != nil {
 		return fmt.Errorf("make the directory for the socket of passt: %w", err)
 	}
-	// Ends by itself after its one client (-1); does not map the gateway to this
-	// host's loopback; goes into the background once it is ready, with file
-	// descriptors of its own: a stage's pipes do not stay open because of it.
+	// passt ends after its only client (--one-off) and does not map the gateway's address to
+	// the host's loopback address. It goes to the background when it is ready and closes
+	// inherited file descriptors, so that it does not keep the pipes of a stage open.
 	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.bound, "--pid", p.pid,
 		"--tcp-ports", fmt.Sprintf("127.0.0.1/%d:%d", port, guestPort)}
 	if os.Geteuid() == 0 {
@@ -91,7 +95,7 @@ func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port
 	p.nameless = !ok
 	args = append(args, resolvers...)
 	defer func() {
-		if err != nil { // it may be in the background already
+		if err != nil { // passt may already be in the background
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
@@ -99,13 +103,13 @@ func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port
 		return err
 	}
 	if err := p.writeNote(owner); err != nil {
-		return fmt.Errorf("note the process of passt: %w", err)
+		return fmt.Errorf("record the process of passt: %w", err)
 	}
 	return nil
 }
 
-// makeOwned makes a directory that is the owner's alone, anew: passt does not
-// bind a socket that is there.
+// makeOwned creates a private directory of the owner, and removes an existing one: passt does
+// not bind an existing socket.
 func makeOwned(dir string, owner virt.User) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
@@ -127,7 +131,7 @@ func run(ctx context.Context, program, dir string, args []string, port int) erro
 	cmd.Dir = dir
 	var said bytes.Buffer
 	cmd.Stderr = &said
-	// The daemon lets go of our pipe when it is ready, and only then.
+	// passt closes the pipe when it is ready.
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	text := said.String()
@@ -142,7 +146,7 @@ func run(ctx context.Context, program, dir string, args []string, port int) erro
 	return fmt.Errorf("start passt: %w: %s", err, lastLine(text))
 }
 
-// Warnings are for the log of the job.
+// Warnings returns the warnings for the job log.
 func (p *Passt) Warnings() []string {
 	if p.nameless {
 		return []string{resolverWarning}
@@ -150,15 +154,15 @@ func (p *Passt) Warnings() []string {
 	return nil
 }
 
-// Connected waits until QEMU has connected. QEMU 7.2 does that on the side and
-// starts the guest also if it fails.
+// Connected waits until QEMU has connected. QEMU 7.2 connects asynchronously and starts the
+// guest even if that fails.
 func (p *Passt) Connected(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
 		sockets, err := os.ReadFile("/proc/net/unix")
 		if err != nil {
-			return fmt.Errorf("see whether QEMU has connected to passt: %w", err)
+			return fmt.Errorf("check whether QEMU has connected to passt: %w", err)
 		}
 		if hasConnection(string(sockets), p.bound) {
 			return nil
@@ -166,13 +170,13 @@ func (p *Passt) Connected(ctx context.Context) error {
 		select {
 		case <-time.After(poll):
 		case <-ctx.Done():
-			return fmt.Errorf("QEMU did not connect to passt's socket %s within %s (does AppArmor or SELinux keep it from that? a libvirt network needs no such socket)", p.Socket, timeout)
+			return fmt.Errorf("QEMU did not connect to passt's socket %s within %s (does AppArmor or SELinux prevent it? a libvirt network needs no such socket)", p.Socket, timeout)
 		}
 	}
 }
 
-// hasConnection says whether somebody is connected to the socket of that path:
-// a line of /proc/net/unix whose state, the sixth field, is SS_CONNECTED.
+// hasConnection reports whether a process is connected to the socket with that path: a line of
+// /proc/net/unix with the state (sixth field) SS_CONNECTED.
 func hasConnection(table, path string) bool {
 	for line := range strings.Lines(table) {
 		field := strings.Fields(line)

@@ -39,14 +39,13 @@ func TestHasConnection(t *testing.T) {
 	}
 }
 
-// passt listens where QEMU looks for it, also where the path is as long as the
-// kernel takes one.
+// passt listens on the socket that QEMU opens, also if its path has the maximum length.
 func TestPasstListensAtALongPath(t *testing.T) {
 	program, err := exec.LookPath("passt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// As root, passt becomes another user, which has no way to a test's directory.
+	// Started by root, passt becomes another user, which cannot search a test's directory.
 	base, err := os.MkdirTemp("/tmp", "p")
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +90,7 @@ func TestPasstListensAtALongPath(t *testing.T) {
 	if !p.Runs() {
 		t.Error("the process is not found by its note")
 	}
-	// A driver that was killed before it could note the number.
+	// The driver was killed before it wrote the note.
 	if err := os.Remove(p.note); err != nil {
 		t.Fatal(err)
 	}
@@ -109,12 +108,12 @@ func TestPasstListensAtALongPath(t *testing.T) {
 	}
 }
 
-// A passt is known by its number, when it started, its user and a whole path on its
-// command line. Any of these alone another process can have.
+// A passt is identified by its PID, start time, user and the absolute path on its command line.
+// Another process can have any of these alone.
 func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 	dir := t.TempDir()
 	p := New(virttest.Open(t), "name", filepath.Join(dir, "clones"), dir)
-	// Machines of one name, in the storage of somebody else.
+	// A machine with the same name in the storage of another user.
 	stranger := New(virttest.Open(t), "name", filepath.Join(dir, "others"), dir)
 	self := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
 	right := func(note *note) string { return noteText(t, *note) }
@@ -174,8 +173,8 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 	}
 }
 
-// imitation is what there is to see of a process that looks like passt. Its command line
-// appears a moment after it was started. (Another program's has no pid file.)
+// imitation starts a process that looks like passt and returns what /proc shows of it. Its
+// command line appears a moment after the start. (Other programs have no pid file.)
 func imitation(t *testing.T, cmd *exec.Cmd) *note {
 	t.Helper()
 	for range 1000 {

@@ -18,20 +18,20 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// A note is what is kept of a machine's passt: enough to know it again among all
-// processes of the host, whoever's, and after its number was given to another.
+// A note identifies the passt of a machine among all processes of the host, also if its PID
+// was reused.
 type note struct {
 	PID   int
 	Start uint64 // when it started, in clock ticks since the host booted (proc(5))
-	UID   int    // as whom it runs
-	Pid   string // path of its own pid file, which stands on its command line
+	UID   int    // user that it runs as
+	Pid   string // path of its pid file, which is on its command line
 	path  string
 }
 
-// notePath is where the note lies in the directory of a machine.
+// notePath returns the path of the note in a job directory.
 func notePath(jobDir string) string { return filepath.Join(jobDir, "passt.json") }
 
-// readNote reads a note; nil if there is none.
+// readNote reads a note; the result is nil if there is none.
 func readNote(path string) (*note, error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -55,7 +55,7 @@ func (n *note) write() error {
 	return renameio.WriteFile(n.path, text, 0o600)
 }
 
-// runs says whether the process is still there.
+// runs reports whether the process still runs.
 func (n *note) runs() bool {
 	process := n.process()
 	if process != nil {
@@ -64,10 +64,10 @@ func (n *note) runs() bool {
 	return process != nil
 }
 
-// process is the process of the note; nil if it has ended.
+// process returns the process of the note; nil if it has ended.
 func (n *note) process() *os.Process {
-	// Found before it is looked at: the handle stays with this very process,
-	// whoever gets its number next.
+	// The handle is opened before the check, and refers to this process also if its PID is
+	// reused.
 	process, err := os.FindProcess(n.PID)
 	if err != nil {
 		return nil
@@ -80,9 +80,8 @@ func (n *note) process() *os.Process {
 	return process
 }
 
-// lookAt is what /proc says of a process, if that is a passt. passt hides what
-// else there is (prctl(2), PR_SET_DUMPABLE); its command line, its user and when it
-// started everybody may read.
+// lookAt reads from /proc what identifies a passt process. All users can read its command
+// line, its user and its start time; passt hides the rest (prctl(2), PR_SET_DUMPABLE).
 func lookAt(pid int) (*note, error) {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
@@ -91,7 +90,7 @@ func lookAt(pid int) (*note, error) {
 	}
 	seen := &note{PID: pid, Pid: pidFileOf(cmdline)}
 	if seen.Pid == "" {
-		return nil, fmt.Errorf("process %d is no passt of ours", pid)
+		return nil, fmt.Errorf("process %d is not a passt of this program", pid)
 	}
 	status, err := os.ReadFile(filepath.Join(dir, "status"))
 	if err != nil {
@@ -110,8 +109,8 @@ func lookAt(pid int) (*note, error) {
 	return seen, nil
 }
 
-// pidFileOf is the path of the pid file on a command line of passt, which is the whole
-// path, as that of the socket is not; empty if it is another program's.
+// pidFileOf returns the path of the pid file on the command line of a passt; empty for other
+// programs. Unlike that of the socket, it is absolute.
 func pidFileOf(cmdline []byte) string {
 	args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
 	if !strings.HasPrefix(filepath.Base(args[0]), "passt") { // passt.avx2
@@ -125,7 +124,7 @@ func pidFileOf(cmdline []byte) string {
 	return ""
 }
 
-// uidIn is the effective user in /proc/PID/status.
+// uidIn returns the effective user in /proc/PID/status.
 func uidIn(status string) (int, error) {
 	for line := range strings.Lines(status) {
 		if field := strings.Fields(line); len(field) > 2 && field[0] == "Uid:" {
@@ -135,8 +134,8 @@ func uidIn(status string) (int, error) {
 	return 0, errors.New("its status names no user")
 }
 
-// startIn is the time of start in /proc/PID/stat: the 22nd field, where the second, the
-// program's name in brackets, may hold anything.
+// startIn returns the start time in /proc/PID/stat: field 22. Field 2, the name of the program
+// in parentheses, can contain anything.
 func startIn(stat string) (uint64, error) {
 	field := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(field) < 20 {
@@ -145,7 +144,7 @@ func startIn(stat string) (uint64, error) {
 	return strconv.ParseUint(field[19], 10, 64)
 }
 
-// writeNote notes the process that passt has become, by its own pid file.
+// writeNote records the background process of passt, which its pid file names.
 func (p *Passt) writeNote(owner virt.User) error {
 	text, err := os.ReadFile(p.pid)
 	if err != nil {
@@ -155,7 +154,7 @@ func (p *Passt) writeNote(owner virt.User) error {
 	if err != nil {
 		return err
 	}
-	// QEMU's user could have written the file.
+	// The user of QEMU could have written the file.
 	seen, err := lookAt(pid)
 	switch {
 	case err != nil:
@@ -167,8 +166,8 @@ func (p *Passt) writeNote(owner virt.User) error {
 	return seen.write()
 }
 
-// Stop ends the passt. One that no note names, since whoever started it was killed or the
-// disk was full, is looked for among all processes.
+// Stop ends passt. If there is no note, because the process that started it was killed or the
+// disk was full, it searches all processes.
 func (p *Passt) Stop(ctx context.Context) error {
 	known, _ := readNote(p.note)
 	if known == nil {
@@ -188,14 +187,14 @@ func (p *Passt) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Runs says whether it still runs; also if that cannot be known.
+// Runs reports whether passt still runs, or its state is not known.
 func (p *Passt) Runs() bool {
 	known, err := readNote(p.note)
 	return err != nil || known != nil && known.runs()
 }
 
-// Check makes sure that the passt of the machine with that directory runs. Without a note
-// of one, the machine has none. The error is an [ErrEnded], or says why it is not known.
+// Check makes sure that the passt of the machine with that job directory runs. It returns nil
+// if the machine has no passt. The error is [ErrEnded], or that its state is not known.
 func Check(jobDir string) error {
 	known, err := readNote(notePath(jobDir))
 	if err == nil && known != nil && !known.runs() {
@@ -204,7 +203,7 @@ func Check(jobDir string) error {
 	return err
 }
 
-// search looks for it among all processes; nil if there is none.
+// search searches all processes for this passt; the result is nil if there is none.
 func (p *Passt) search(ctx context.Context) (*note, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -223,8 +222,8 @@ func (p *Passt) search(ctx context.Context) (*note, error) {
 		if err != nil || seen.Pid != p.pid {
 			continue
 		}
-		// Somebody else can have a process that looks like it. libvirt says who QEMU's
-		// user is: it is asked only now.
+		// Another user can start a process that looks like it. Only now ask libvirt for the
+		// user of QEMU.
 		owner, err := p.owner(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("find passt: %w", err)

@@ -10,26 +10,26 @@ import (
 
 const (
 	resolvConf = "/etc/resolv.conf"
-	// uplinkResolvConf is where systemd-resolved lists the servers that it asks
-	// itself (systemd-resolved.service(8)); podman and Docker read it as well.
+	// uplinkResolvConf lists the servers that systemd-resolved queries
+	// (systemd-resolved.service(8)). podman and Docker read it, too.
 	uplinkResolvConf = "/run/systemd/resolve/resolv.conf"
 
-	// resolversMax is how many servers a resolver asks (MAXNS, resolv.conf(5)).
+	// resolversMax is the number of servers that a resolver uses (MAXNS, resolv.conf(5)).
 	resolversMax = 3
 )
 
-// resolverWarning is for the log of a job whose guest finds no names.
-const resolverWarning = "the guest finds no names: this host's resolver listens on the loopback address, which no guest reaches, " +
+// resolverWarning is the warning for a guest that cannot resolve names.
+const resolverWarning = "the guest cannot resolve names: this host's resolver listens on the loopback address, which guests do not reach, " +
 	"and systemd-resolved, which would say whom it asks, does not run here"
 
-// resolverOptions are passt's options by which a guest finds names; false if it
-// cannot. passt itself hands on the servers of resolv.conf, but leaves out those
-// on the loopback address, which a guest cannot reach: with systemd-resolved
-// (127.0.0.53) none is left, and the guest gets the servers behind it.
+// resolverOptions returns the options of passt for the guest's DNS servers; ok is false if
+// there are none. passt uses the servers in resolv.conf except those on the loopback
+// address, which guests do not reach. With systemd-resolved (127.0.0.53) none is left, and
+// the guest gets the servers that systemd-resolved queries.
 //
-// passt can also forward queries to the host's resolver (--dns-forward, which
-// podman uses); but the version of Debian 12 tells the guest of that address only
-// if it is given by --dns as well, and then forwards elsewhere.
+// passt can also forward queries to the host's resolver (--dns-forward, which podman uses).
+// But the version of Debian 12 announces that address to the guest only with --dns, and
+// then forwards to another server.
 func resolverOptions(conf, uplinks string) (options []string, ok bool) {
 	configured := nameservers(conf)
 	if len(configured) == 0 || hasRemote(configured) {
@@ -52,8 +52,8 @@ func hasRemote(servers []netip.Addr) bool {
 	return false
 }
 
-// nameservers are those of a resolv.conf; none if it cannot be read. One with a
-// zone is of no use to anybody else.
+// nameservers returns the servers in a resolv.conf; none if it cannot be read. It omits
+// addresses with a zone, which are valid on this host only.
 func nameservers(path string) []netip.Addr {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -72,7 +72,7 @@ func nameservers(path string) []netip.Addr {
 	return servers
 }
 
-// ResolverFiles are what tells passt which name servers to give to its guests.
+// ResolverFiles returns the contents of the files that determine the guests' DNS servers.
 func ResolverFiles() []string {
 	var files []string
 	for _, path := range []string{resolvConf, uplinkResolvConf} {
@@ -88,14 +88,14 @@ func Installed() bool {
 	return err == nil
 }
 
-// HostAddresses are the addresses from which this host speaks to the world, as
-// passt gives them to its guests. Nothing is sent.
+// HostAddresses returns the host's source addresses for outgoing connections, which passt
+// gives to its guests. It sends nothing.
 func HostAddresses() []string {
 	var addresses []string
 	for _, somewhere := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} { // RFC 5737, RFC 3849
 		conn, err := net.Dial("udp", somewhere)
 		if err != nil {
-			continue // it has none of this family
+			continue // no address of this family
 		}
 		addresses = append(addresses, conn.LocalAddr().(*net.UDPAddr).IP.String())
 		conn.Close()
