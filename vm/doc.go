@@ -1,7 +1,7 @@
-// Package vm is everything between a base disk and a guest that answers:
-// libvirt, overlays, the network of a guest, and SSH.
+// Package vm starts the machines of jobs: a [Spec] describes a machine, [Start] starts it,
+// [Started.WaitReady] waits for its guest, and [Instance.Run] runs commands there.
 //
-// It knows nothing of registries: whoever calls it describes a machine in a
-// [Spec]. libvirt is its only database: what has to be known of a running
-// machine stands in the metadata of its domain (see [record.Record]).
+// The packages below it do the parts: libvirt, disks, domain, network, SSH. None of them
+// imports vm, and none knows about registries. libvirt is the only database: what is
+// known of a running machine is in the metadata of its domain (see [record.Record]).
 package vm

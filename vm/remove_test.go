@@ -51,7 +51,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 func TestFindKnowsWhatIsNotOurs(t *testing.T) {
 	h := virttest.Open(t)
 	virttest.Start(t, h, &libvirtxml.Domain{Name: "foreign"})
-	for name, want := range map[string]error{"foreign": record.ErrNotOurs, "nobody": virt.ErrNoDomain} {
+	for name, want := range map[string]error{"foreign": record.ErrNotOurs, "none": virt.ErrNoDomain} {
 		if _, err := Find(t.Context(), h, name, t.TempDir()); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", name, err, want)
 		}

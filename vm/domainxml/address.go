@@ -6,8 +6,8 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// Bounds on addresses. libvirt adds the controllers that an address implies: a
-// disk on controller 4294967295 would make it add four thousand million.
+// Limits of addresses. libvirt adds the controllers that an address implies: for a disk on
+// controller 4294967295, it would add four billion.
 const (
 	maxControllerIndex = 31
 	maxPCIBus          = 255
@@ -17,8 +17,8 @@ const (
 // usbPort is a path through hubs: 1, or 1.4.2.
 var usbPort = regexp.MustCompile(`^[1-9][0-9]?(\.[1-9][0-9]?){0,3}$`)
 
-// address keeps where in the guest a device sits. A number that cannot be is
-// refused, not dropped: the device would land elsewhere, and so would its name.
+// address keeps the address of a device. An invalid one is refused, not dropped: the device
+// would get another address, and so another name in the guest.
 func address(element string, in *libvirtxml.DomainAddress) (*libvirtxml.DomainAddress, error) {
 	element += "/address"
 	switch {
@@ -91,7 +91,7 @@ func inRange(element string, bounds ...bound) error {
 	return nil
 }
 
-// bootOrder is the place of a device among those to boot from.
+// bootOrder keeps the position of a device in the boot order.
 func bootOrder(in *libvirtxml.DomainDeviceBoot) *libvirtxml.DomainDeviceBoot {
 	if in == nil || in.Order < 1 || in.Order > maxBootOrder {
 		return nil
@@ -99,7 +99,7 @@ func bootOrder(in *libvirtxml.DomainDeviceBoot) *libvirtxml.DomainDeviceBoot {
 	return &libvirtxml.DomainDeviceBoot{Order: in.Order}
 }
 
-// acpiIndex is kept because guests name network cards after it (eno1).
+// acpiIndex is kept: guests name network cards after it (eno1).
 func acpiIndex(in *libvirtxml.DomainDeviceACPI) *libvirtxml.DomainDeviceACPI {
 	if in == nil || in.Index < 1 || in.Index > 16383 { // QEMU's ACPI_PCIHP limit
 		return nil
@@ -107,7 +107,7 @@ func acpiIndex(in *libvirtxml.DomainDeviceACPI) *libvirtxml.DomainDeviceACPI {
 	return &libvirtxml.DomainDeviceACPI{Index: in.Index}
 }
 
-// alias is kept for trusted documents, whose qemu:override refers to it.
+// alias is kept in trusted documents: qemu:override refers to it.
 func (r *rebuilder) alias(in *libvirtxml.DomainAlias) *libvirtxml.DomainAlias {
 	if in == nil || !r.trusted {
 		return nil

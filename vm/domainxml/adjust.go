@@ -7,8 +7,8 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// SetCPUs gives a domain n vCPUs. A topology that says otherwise goes: libvirt
-// accepts none that does not multiply to n.
+// SetCPUs gives a domain n vCPUs. It removes a topology with another number, which libvirt
+// would reject.
 func SetCPUs(d *libvirtxml.Domain, n uint) {
 	d.VCPU = &libvirtxml.DomainVCPU{Placement: "static", Value: n}
 	d.VCPUs = nil
@@ -18,8 +18,7 @@ func SetCPUs(d *libvirtxml.Domain, n uint) {
 	}
 }
 
-// SetMemory gives a domain so many bytes of memory, all of it at once. They are
-// rounded down to KiB, which is what libvirt counts in.
+// SetMemory gives a domain that many bytes of memory, rounded down to KiB.
 func SetMemory(d *libvirtxml.Domain, bytes uint64) {
 	kib := uint(bytes >> 10)
 	d.Memory = &libvirtxml.DomainMemory{Value: kib, Unit: "KiB"}
@@ -30,8 +29,7 @@ func SetMemory(d *libvirtxml.Domain, bytes uint64) {
 	}
 }
 
-// UseKVM runs a domain on the host's processor. A domain without a CPU gets the
-// host's.
+// UseKVM makes a domain run on KVM. A domain without a CPU model gets the host's.
 func UseKVM(d *libvirtxml.Domain) {
 	d.Type = "kvm"
 	if d.CPU == nil {
@@ -42,9 +40,8 @@ func UseKVM(d *libvirtxml.Domain) {
 	}
 }
 
-// UseTCG runs a domain without KVM, on QEMU's emulated processor. What only KVM
-// can do, or libvirt accepts only with it, goes: the host's CPU in a guest,
-// Hyper-V enlightenments, KVM's features and clocks.
+// UseTCG makes a domain run without KVM, on an emulated CPU. It removes what needs KVM: the
+// host's CPU model, Hyper-V enlightenments, KVM's features and clocks.
 func UseTCG(d *libvirtxml.Domain) {
 	d.Type = "qemu"
 	if !emulates(d.CPU) {
@@ -57,7 +54,7 @@ func UseTCG(d *libvirtxml.Domain) {
 		}
 	}
 	if d.Devices != nil && d.Devices.IOMMU != nil && d.Devices.IOMMU.Driver != nil {
-		// Both need the split I/O APIC, which is KVM's.
+		// Both need KVM's split I/O APIC.
 		d.Devices.IOMMU.Driver.IntRemap, d.Devices.IOMMU.Driver.EIM = "", ""
 	}
 	if d.Clock != nil {
@@ -67,8 +64,8 @@ func UseTCG(d *libvirtxml.Domain) {
 	}
 }
 
-// emulates says whether QEMU has all of a CPU without the host's help. Of the
-// models that bear a vendor's name it has not, and libvirt would refuse to start.
+// emulates reports whether QEMU can emulate a CPU model completely. It cannot emulate vendors'
+// models, and libvirt would refuse to start them.
 func emulates(cpu *libvirtxml.DomainCPU) bool {
 	if cpu == nil {
 		return false
@@ -83,10 +80,9 @@ func emulates(cpu *libvirtxml.DomainCPU) bool {
 		cpu.Model.Value == "max")
 }
 
-// emulatedCPU is the CPU of a guest that was made for a real one. On amd64 it is
-// QEMU's own model plus what x86-64-v2 adds, below which the C library of RHEL 9
-// and its kin does not start. Mode maximum would do as well, but a guest that has
-// it cannot be saved. On arm64 QEMU's default would be a 32-bit CPU.
+// emulatedCPU is the replacement for a real CPU model. On amd64 it is QEMU's own model with the
+// features of x86-64-v2, which RHEL 9 and its derivatives require. Mode maximum would also
+// work, but such a guest cannot be saved. On arm64 QEMU's default is a 32-bit CPU.
 func emulatedCPU(d *libvirtxml.Domain) *libvirtxml.DomainCPU {
 	cpu := &libvirtxml.DomainCPU{Mode: "custom", Match: "exact", Check: "none"}
 	if d.CPU != nil {
@@ -104,7 +100,7 @@ func emulatedCPU(d *libvirtxml.Domain) *libvirtxml.DomainCPU {
 		}
 	case "aarch64":
 		cpu.Model = &libvirtxml.DomainCPUModel{Fallback: "forbid", Value: "cortex-a57"}
-	default: // QEMU's default serves
+	default: // QEMU's default works
 		if cpu.Topology == nil {
 			return nil
 		}

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// oneOf is v if it is among the allowed values, otherwise empty: the attribute is
-// left out, and libvirt's default holds.
+// oneOf returns v if it is among the allowed values, and otherwise the empty string: the
+// attribute is omitted, and libvirt uses its default.
 func oneOf(v string, allowed ...string) string {
 	if slices.Contains(allowed, v) {
 		return v
@@ -18,7 +18,7 @@ func oneOf(v string, allowed ...string) string {
 func onOff(v string) string { return oneOf(v, "on", "off") }
 func yesNo(v string) string { return oneOf(v, "yes", "no") }
 
-// matching is v if it has the form of pattern, otherwise empty.
+// matching returns v if it matches pattern, and otherwise the empty string.
 func matching(pattern *regexp.Regexp, v string) string {
 	if pattern.MatchString(v) {
 		return v
@@ -26,7 +26,7 @@ func matching(pattern *regexp.Regexp, v string) string {
 	return ""
 }
 
-// upTo is n if it is set and not above the limit, otherwise nil.
+// upTo returns n if it is set and not above the limit, and otherwise nil.
 func upTo(n *uint, limit uint) *uint {
 	if n == nil || *n > limit {
 		return nil
@@ -36,7 +36,7 @@ func upTo(n *uint, limit uint) *uint {
 
 func ptr[T any](v T) *T { return &v }
 
-// text is v as it may be repeated in an error.
+// text returns v in a form that is safe in an error message.
 func text(v string) string {
 	if len(v) > 80 {
 		v = strings.ToValidUTF8(v[:80], "") + "…"

@@ -35,9 +35,9 @@ var pciModels = []string{
 
 var nvmeSerial = regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`)
 
-// controller keeps the topology of the guest's buses exactly: what cannot be
-// kept is refused, since the devices behind it would move. Controllers of
-// devices that are dropped themselves are nil.
+// controller keeps the topology of the buses exactly. A controller that cannot be kept is
+// refused, since the addresses of its devices would change. The result is nil for
+// controllers of devices that are dropped.
 func (r *rebuilder) controller(element string, in *libvirtxml.DomainController) (*libvirtxml.DomainController, error) {
 	switch in.Type {
 	case "ccid", "xenbus", "isa":
@@ -99,7 +99,7 @@ func pciController(element string, in *libvirtxml.DomainControllerPCI) (*libvirt
 			Hotplug: onOff(t.Hotplug),
 		}
 	}
-	if h := in.Hole64; h != nil { // guest-physical addresses, no memory of the host
+	if h := in.Hole64; h != nil { // guest-physical addresses, not memory of the host
 		kib, err := kibibytes(element+"/pcihole64", uint(h.Size), h.Unit)
 		if h.Size == 0 {
 			kib, err = 0, nil

@@ -10,14 +10,14 @@ import (
 	"gitlab-sardine-executor/internal/defaultmachine"
 )
 
-// DefaultOptions describe the machine of an image that brings no domain XML.
+// DefaultOptions describe the machine of an image without domain XML.
 type DefaultOptions struct {
 	// Arch is Go's (amd64, arm64) or libvirt's (x86_64, aarch64) name; empty is
 	// amd64.
 	Arch string
-	// UEFI asks for UEFI firmware. arm64 has no other.
+	// UEFI requests UEFI firmware, which arm64 always has.
 	UEFI bool
-	// Disks in order: the first is booted from. ISO images are CD-ROM drives.
+	// Disks in boot order. ISO images are CD-ROM drives.
 	Disks []DefaultDisk
 }
 
@@ -27,10 +27,9 @@ type DefaultDisk struct {
 	CDROM bool
 }
 
-// Default is the domain of an image that brings none: q35 (virt for arm64),
-// virtio disks and network card, random number generator, guest agent channel,
-// serial console. Name, UUID, MAC address, network and CPU model are the
-// caller's, as with [Rebuild].
+// Default returns the domain of an image without domain XML: q35 (virt for arm64), virtio disks
+// and network card, random number generator, guest agent channel, serial console. As with
+// [Rebuild], the caller sets name, UUID, MAC address, network and CPU model.
 func Default(opts DefaultOptions) (*libvirtxml.Domain, error) {
 	board, ok := defaultmachine.BoardFor(cmp.Or(opts.Arch, "amd64"))
 	if !ok {
@@ -93,13 +92,13 @@ func defaultDevices(arch string) *libvirtxml.DomainDeviceList {
 		MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio"},
 		RNGs:       []libvirtxml.DomainRNG{*randomness("virtio")},
 	}
-	if arch == "x86_64" { // many boot loaders draw their menu before they look for a serial port
+	if arch == "x86_64" { // many boot loaders need a display before they use a serial port
 		d.Videos = []libvirtxml.DomainVideo{{Model: libvirtxml.DomainVideoModel{Type: "vga"}}}
 	}
 	return d
 }
 
-// cdromBus is SATA on q35; virt has no such controller.
+// cdromBus is SATA on q35; virt has no SATA controller.
 func cdromBus(arch string) string {
 	if arch == "aarch64" {
 		return "scsi"

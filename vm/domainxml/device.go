@@ -6,12 +6,12 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// Bounds on how many devices a machine has.
+// Limits of the number of devices.
 const (
-	maxControllers = 128 // virt-install makes fourteen PCIe ports in advance
+	maxControllers = 128 // virt-install adds fourteen spare PCIe ports
 	maxDisks       = 32
 	maxNICs        = 16
-	maxSmall       = 16 // of everything that a machine has one or two of
+	maxSmall       = 16 // of devices that a machine has one or two of
 )
 
 // devices rebuilds <devices> kind by kind.
@@ -50,8 +50,7 @@ func (r *rebuilder) devices(in, out *libvirtxml.Domain) error {
 	return nil
 }
 
-// rebuildEach rebuilds the devices of one kind. A nil result is a device that is
-// left out.
+// rebuildEach rebuilds the devices of one kind. A nil result drops the device.
 func rebuildEach[T any](out *[]T, kind string, in []T, limit int, rebuild func(string, *T) (*T, error)) error {
 	if len(in) > limit {
 		return refuse("devices/"+kind, "there are %d of them, at most %d are accepted", len(in), limit)
@@ -68,7 +67,7 @@ func rebuildEach[T any](out *[]T, kind string, in []T, limit int, rebuild func(s
 	return nil
 }
 
-// rebuildOne is the same for a device of which there is one.
+// rebuildOne is the same for a device that exists once.
 func rebuildOne[T any](out **T, kind string, in *T, rebuild func(string, *T) (*T, error)) (err error) {
 	if in == nil {
 		return nil
@@ -92,7 +91,7 @@ func pty() *libvirtxml.DomainChardevSource {
 	return &libvirtxml.DomainChardevSource{Pty: &libvirtxml.DomainChardevSourcePty{}}
 }
 
-// serial keeps a port with its host end cut off: a pty, made by QEMU.
+// serial keeps a port and replaces its back end by a pty.
 func (r *rebuilder) serial(element string, in *libvirtxml.DomainSerial) (_ *libvirtxml.DomainSerial, err error) {
 	out := &libvirtxml.DomainSerial{Source: pty(), Alias: r.alias(in.Alias)}
 	if t := in.Target; t != nil {
@@ -116,8 +115,8 @@ func (r *rebuilder) console(element string, in *libvirtxml.DomainConsole) (_ *li
 	return out, err
 }
 
-// guestAgent is the one channel with somebody at both ends: QEMU's agent in the
-// guest, libvirt on the host, which chooses the socket.
+// guestAgent keeps the channel of the QEMU guest agent, the only one that the driver uses.
+// libvirt chooses its socket.
 const guestAgent = "org.qemu.guest_agent.0"
 
 func (r *rebuilder) channel(element string, in *libvirtxml.DomainChannel) (_ *libvirtxml.DomainChannel, err error) {
@@ -137,7 +136,7 @@ func agentChannel() *libvirtxml.DomainChannel {
 	}
 }
 
-// input keeps emulated devices; passthrough and evdev read those of the host.
+// input keeps emulated devices. Passthrough and evdev read devices of the host.
 func (r *rebuilder) input(element string, in *libvirtxml.DomainInput) (_ *libvirtxml.DomainInput, err error) {
 	if oneOf(in.Type, "mouse", "tablet", "keyboard") == "" {
 		return nil, nil
@@ -153,8 +152,8 @@ func (r *rebuilder) input(element string, in *libvirtxml.DomainInput) (_ *libvir
 	return out, err
 }
 
-// tpm keeps the guest's side. Its backend is always an emulator (swtpm), new for
-// each machine: a TPM of the host, or the state of another, is not the image's.
+// tpm keeps the front end. The back end is always a new emulator (swtpm): an image cannot use
+// the TPM of the host or the state of another machine.
 func (r *rebuilder) tpm(element string, in *libvirtxml.DomainTPM) (_ *libvirtxml.DomainTPM, err error) {
 	version := "2.0"
 	if in.Backend != nil && in.Backend.Emulator != nil && in.Backend.Emulator.Version == "1.2" {
@@ -172,7 +171,7 @@ func (r *rebuilder) tpm(element string, in *libvirtxml.DomainTPM) (_ *libvirtxml
 	return out, err
 }
 
-// sound keeps the card: programs want one. It plays into nothing (audio none).
+// sound keeps the card, since programs may need one. Its output is discarded (audio none).
 func (r *rebuilder) sound(element string, in *libvirtxml.DomainSound) (_ *libvirtxml.DomainSound, err error) {
 	if oneOf(in.Model, "ac97", "es1370", "ich6", "ich7", "ich9", "sb16", "usb") == "" {
 		return nil, nil
@@ -187,12 +186,12 @@ func (r *rebuilder) sound(element string, in *libvirtxml.DomainSound) (_ *libvir
 	return out, err
 }
 
-// maxVideoMemory in KiB is what a card with two large screens needs.
+// maxVideoMemory is the maximum video memory in KiB, enough for two large screens.
 const maxVideoMemory = 256 << 10
 
-// video keeps the first card, of which a headless guest still draws its console
-// and desktop. qxl and vmvga become plain VGA: without spice they are no more
-// than that, and not every host has them.
+// video keeps the first card: a headless guest still uses it for its console and desktop. qxl
+// and vmvga become VGA: they have no advantage without SPICE, and not all hosts support
+// them.
 func (r *rebuilder) video(element string, in *libvirtxml.DomainVideo) (_ *libvirtxml.DomainVideo, err error) {
 	if element != "devices/video[1]" {
 		return nil, nil
@@ -228,9 +227,9 @@ func (r *rebuilder) hub(element string, in *libvirtxml.DomainHub) (_ *libvirtxml
 	return out, err
 }
 
-// watchdog never pauses a guest, which would hang its job, nor dumps it, which
-// would write to the host. itco is part of every q35 and needs no device; libvirt
-// writes it since 9.1.0, and refuses it before.
+// watchdog keeps the device. Its action is never pause, which would hang the job, nor dump,
+// which would write to the host. itco is part of every q35 and needs no element; libvirt
+// before 9.1.0 rejects the element.
 func (r *rebuilder) watchdog(element string, in *libvirtxml.DomainWatchdog) (_ *libvirtxml.DomainWatchdog, err error) {
 	if oneOf(in.Model, "i6300esb", "ib700", "diag288") == "" {
 		return nil, nil
@@ -260,7 +259,7 @@ func (r *rebuilder) balloon(element string, in *libvirtxml.DomainMemBalloon) (_ 
 	return out, err
 }
 
-// entropy is the only file of the host that a domain names.
+// entropy is the only file of the host in a domain.
 const entropy = "/dev/urandom"
 
 func (r *rebuilder) rng(element string, in *libvirtxml.DomainRNG) (_ *libvirtxml.DomainRNG, err error) {
@@ -309,8 +308,8 @@ func (r *rebuilder) iommu(element string, in *libvirtxml.DomainIOMMU) (_ *libvir
 	return out, err
 }
 
-// memoryDevices refuses those that hold a guest's data in a file of the host.
-// The size of the others is part of <memory>, and stays there.
+// memoryDevices refuses devices with data in a file of the host. The others are dropped: their
+// size is part of <memory>.
 func (r *rebuilder) memoryDevices(in []libvirtxml.DomainMemorydev) error {
 	if r.trusted {
 		return nil

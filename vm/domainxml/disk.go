@@ -12,15 +12,15 @@ import (
 var (
 	layerName  = regexp.MustCompile(`^[^/\x00-\x1f\x7f]{1,255}$`)
 	diskTarget = regexp.MustCompile(`^(fd[ab]|hd[a-z]|(sd|vd)a?[a-z])$`)
-	// diskSerial is what libvirt lets through to QEMU (virDomainDiskDefValidate),
-	// without the characters of paths and URLs.
+	// diskSerial matches what libvirt accepts (virDomainDiskDefValidate), without characters
+	// of paths and URLs.
 	diskSerial  = regexp.MustCompile(`^[A-Za-z0-9 _.+-]{1,36}$`)
 	diskWWN     = regexp.MustCompile(`^[0-9a-fA-F]{16}$`)
 	scsiVendor  = regexp.MustCompile(`^[A-Za-z0-9 ._-]{1,8}$`)
 	scsiProduct = regexp.MustCompile(`^[A-Za-z0-9 ._-]{1,16}$`)
 )
 
-// check keeps the caller from putting a path into a domain.
+// check prevents paths in a domain.
 func (d Disk) check() error {
 	if matching(layerName, d.Name) == "" || d.Name == "." || d.Name == ".." {
 		return refuse("", "the layer %.80q has no base name of a file", d.Name)
@@ -99,8 +99,8 @@ func blockIO(in *libvirtxml.DomainDiskBlockIO) *libvirtxml.DomainDiskBlockIO {
 	}
 }
 
-// medium puts the layer into a drive. A drive whose medium stayed behind on
-// another host is empty; a disk that stayed behind is a guest without its data.
+// medium sets the layer of a drive. If the medium of a CD-ROM or floppy drive is not in the
+// image, the drive is empty. If a disk is not in the image, the domain is refused.
 func (r *rebuilder) medium(element string, in, out *libvirtxml.DomainDisk) error {
 	if err := refuseContent(element, in); err != nil {
 		return err
@@ -133,8 +133,8 @@ func (r *rebuilder) medium(element string, in, out *libvirtxml.DomainDisk) error
 	return nil
 }
 
-// refuseContent names what changes the meaning of the bytes of a layer, or
-// points from it to other files.
+// refuseContent refuses elements that change the meaning of a layer's bytes, or refer to other
+// files.
 func refuseContent(element string, in *libvirtxml.DomainDisk) error {
 	if in.Encryption != nil {
 		return refuse(element+"/encryption", "the key of an encrypted disk is not in an image")

@@ -1,11 +1,9 @@
-// Package domainxml turns the libvirt domain XML of an image, which anybody may
-// have written, into a domain that can do no harm to the host.
+// Package domainxml turns the untrusted libvirt domain XML of an image into a domain that
+// cannot harm the host.
 //
-// [Rebuild] never edits what it was given. It reads the document, takes from it
-// the facts that it knows to be harmless, checks each against a list, a pattern
-// or a range, and writes a new domain from them. What is not on the list is not
-// in the result: an element that libvirt learns next year is dropped until
-// somebody puts it here.
+// [Rebuild] does not edit the document. It reads the facts that it knows to be harmless,
+// checks each against a list, a pattern or a range, and writes a new domain with them.
+// Everything else is dropped, also elements that future versions of libvirt add.
 //
 // # What a guest keeps
 //
@@ -13,7 +11,7 @@
 //     features, memory, clock and timers, features, firmware by name, boot order;
 //   - every PCI, USB, SATA, SCSI, IDE and virtio-serial controller with its
 //     address, and the address of every device: the names of network cards in
-//     the guest (enp1s0) follow from them;
+//     the guest (enp1s0) depend on them;
 //   - disks that are layers of the image, network cards without their host side,
 //     random number generator (always /dev/urandom), emulated TPM, first video
 //     card, sound card (connected to nothing), input devices, guest agent
@@ -27,11 +25,11 @@
 // resource, sysinfo, SMBIOS of the host, ACPI tables, numatune, cputune,
 // memtune, blkiotune, I/O threads, memoryBacking, guest NUMA, launchSecurity,
 // idmap, everything of another namespace, media of CD-ROM and floppy drives that
-// are no layers, the file of a recognised UEFI firmware and its variable store.
+// are not layers, the file of a recognised UEFI firmware and its variable store.
 //
 // # What is refused
 //
-// Whatever a guest cannot do without, with a [RefusedError] that names the
+// What a guest cannot do without, with a [RefusedError] that names the
 // element: a disk that is not a layer or is encrypted, direct kernel boot,
 // qemu:commandline, unknown firmware, a persistent memory device, an unknown model
 // of network card or controller, numbers out of range, and every document that is

@@ -6,13 +6,13 @@ import (
 	"unicode"
 )
 
-// A RefusedError says why the domain of an image cannot be used. It is final:
-// the same document will be refused again.
+// A RefusedError is the reason why the domain of an image cannot be used. Retrying does not
+// help.
 type RefusedError struct {
 	// Element is the path of the element below <domain>, such as "os/kernel" or
-	// "devices/disk[2]/source"; empty if the document as a whole is meant.
+	// "devices/disk[2]/source"; empty for the whole document.
 	Element string
-	// Reason is what is wrong with it, and what would be accepted.
+	// Reason describes what is wrong and what is accepted.
 	Reason string
 }
 
@@ -23,7 +23,7 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("domain XML of the image refused: %s: %s", e.Element, e.Reason)
 }
 
-// maxReason bounds what an error repeats of a stranger's document.
+// maxReason is the maximum length of untrusted text in an error.
 const maxReason = 300
 
 func refuse(element, format string, args ...any) error {
@@ -34,8 +34,8 @@ func refuse(element, format string, args ...any) error {
 	return &RefusedError{Element: element, Reason: reason}
 }
 
-// printable keeps a stranger's text from steering the terminal of whoever reads
-// the job log.
+// printable removes control characters from untrusted text, which could control the terminal
+// of a reader of the job log.
 func printable(r rune) rune {
 	if unicode.IsPrint(r) {
 		return r

@@ -2,8 +2,8 @@ package domainxml
 
 import "libvirt.org/go/libvirtxml"
 
-// features keeps what the guest sees of its machine. All of it is emulated by
-// QEMU or KVM; none of it names anything of the host.
+// features keeps the features of the machine. QEMU or KVM emulates all of them, and none refers
+// to the host.
 func (r *rebuilder) features(in, out *libvirtxml.Domain) error {
 	if in.Features == nil || r.trusted {
 		return nil
@@ -46,7 +46,7 @@ func flag(in *libvirtxml.DomainFeature) *libvirtxml.DomainFeature {
 	return &libvirtxml.DomainFeature{}
 }
 
-// state keeps a switch. Some of libvirt's are on when they have no state.
+// state keeps a switch. In libvirt, some are on without a state.
 func state(in *libvirtxml.DomainFeatureState) *libvirtxml.DomainFeatureState {
 	if in == nil || (in.State != "" && onOff(in.State) == "") {
 		return nil

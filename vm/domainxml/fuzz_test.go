@@ -7,8 +7,8 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-// FuzzRebuild looks for a document of which something survives that must not, or
-// that is not the same when rebuilt twice.
+// FuzzRebuild searches for a document with a harmful result, or one that changes when it is
+// rebuilt again.
 func FuzzRebuild(f *testing.F) {
 	for _, file := range documents(f) {
 		f.Add(read(f, file))
@@ -40,8 +40,8 @@ func FuzzRebuild(f *testing.F) {
 	})
 }
 
-// FuzzRebuildTrusted looks for a document that makes the parser itself fail where
-// little is screened out.
+// FuzzRebuildTrusted searches for a trusted document, of which little is screened out, that
+// makes the parser fail.
 func FuzzRebuildTrusted(f *testing.F) {
 	for _, file := range documents(f) {
 		f.Add(read(f, file))

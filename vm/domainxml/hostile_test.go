@@ -13,20 +13,19 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-// A hostile is a document of somebody who wants more than a guest. Every one
-// names canaries: /etc/canary for a file of the host, canary.example for a host
-// of the network, "canary" in whatever else must not get through.
+// A hostile is a malicious document. It contains canaries: /etc/canary for a file of the host,
+// canary.example for a host of the network, "canary" in other values that must not be kept.
 type hostile struct {
 	name string
 	doc  string
-	// What must happen, one of the three:
+	// The expected result, one of the three:
 	refused string // the element that a refusal names
 	whole   bool   // the document is refused as such
 	dropped string // what Dropped lists; "silently" for what belongs to one machine alone
 }
 
-// TestHostile shows for each that it is refused by name, or that nothing of what
-// it wanted is left.
+// TestHostile checks that each document is refused with the name of the element, or that its
+// harmful parts are dropped.
 func TestHostile(t *testing.T) {
 	all := hostiles()
 	if len(all) < 60 {
@@ -58,9 +57,8 @@ func TestHostile(t *testing.T) {
 	}
 }
 
-// harmless holds a marshalled result against what no result may have: a path or
-// URL other than the source of randomness, an element that reaches for the host,
-// a namespace.
+// harmless checks that a marshalled result has no path or URL except the source of randomness,
+// no element that refers to the host, and no namespace.
 func harmless(t testing.TB, doc string) {
 	t.Helper()
 	forbidden := []string{
@@ -112,7 +110,7 @@ func hostiles() []hostile {
 const billionLaughs = `<!DOCTYPE domain [<!ENTITY a "canary"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;&b;&b;">]>
 <domain type="qemu"><name>&c;</name></domain>`
 
-// hostileDocuments attack whoever parses them.
+// hostileDocuments attack the parser.
 func hostileDocuments() []hostile {
 	utf16le := func(s string) string {
 		b := []byte{0xff, 0xfe}
@@ -239,7 +237,7 @@ func hostileMachines() []hostile {
 		{name: "translation cache of the host's memory", doc: domain{top: `<features><tcg><tb-cache unit="GiB">1024</tb-cache></tcg></features>`}.String(), dropped: "features/tcg"},
 		{name: "time zone as a path", doc: domain{top: `<clock offset="timezone" timezone="../../../etc/canary"/>`}.String(), dropped: "clock/@timezone"},
 		{name: "dump on crash", doc: domain{top: `<on_crash>coredump-restart</on_crash>`}.String(), dropped: "on_crash (destroy instead of coredump-restart)"},
-		{name: "restart for ever", doc: domain{top: `<on_poweroff>restart</on_poweroff>`}.String(), dropped: "on_poweroff (destroy instead of restart)"},
+		{name: "restart loop", doc: domain{top: `<on_poweroff>restart</on_poweroff>`}.String(), dropped: "on_poweroff (destroy instead of restart)"},
 		{name: "unknown action", doc: domain{top: `<on_crash>canary</on_crash>`}.String(), dropped: "on_crash (destroy instead of an unknown action)"},
 		{name: "SMBIOS strings", doc: domain{top: `<sysinfo type="smbios"><system><entry name="serial">canary</entry></system></sysinfo>`}.String(), dropped: "sysinfo"},
 		{name: "firmware configuration from a file", doc: domain{top: `<sysinfo type="fwcfg"><entry name="opt/x" file="/etc/canary"/></sysinfo>`}.String(), dropped: "sysinfo"},
@@ -391,7 +389,7 @@ func hostileDevices() []hostile {
 		{name: "lease", doc: dev(`<lease><lockspace>canary</lockspace><key>canary</key><target path="/etc/canary"/></lease>`), dropped: "devices/lease"},
 		{name: "crypto device", doc: dev(`<crypto model="virtio" type="qemu"><backend model="lkcf" queues="1"/></crypto>`), dropped: "devices/crypto"},
 		{name: "crash records in a file", doc: dev(`<pstore backend="acpi-erst"><path>/etc/canary</path><size unit="KiB">8</size></pstore>`), dropped: "devices/pstore"},
-		{name: "device that nobody knows", doc: dev(`<canary path="/etc/canary"/>`), dropped: "devices/canary"},
+		{name: "unknown device", doc: dev(`<canary path="/etc/canary"/>`), dropped: "devices/canary"},
 		{name: "alias", doc: domain{disk: strings.Replace(ordinaryDisk, "</disk>", `<alias name="ua-canary"/></disk>`, 1)}.String(), dropped: "silently"},
 		{name: "unknown controller", doc: dev(`<controller type="canary"/>`), refused: "devices/controller[1]/@type"},
 		{name: "unknown model of a controller", doc: dev(`<controller type="scsi" model="canary"/>`), refused: "devices/controller[1]/@model"},
@@ -404,7 +402,7 @@ func hostileDevices() []hostile {
 	}
 }
 
-// TestHugeDocument shows that what is too large costs nothing but its length.
+// TestHugeDocument: a document that is too large is not parsed.
 func TestHugeDocument(t *testing.T) {
 	doc := []byte(`<domain type="qemu"><name>` + strings.Repeat("x", 100<<20) + `</name></domain>`)
 	var before, after runtime.MemStats
@@ -417,7 +415,7 @@ func TestHugeDocument(t *testing.T) {
 	}
 }
 
-// TestWorstDocument bounds what a document within the bounds can cost.
+// TestWorstDocument measures the most expensive document within the limits.
 func TestWorstDocument(t *testing.T) {
 	for name, fill := range map[string]string{
 		"elements":   strings.Repeat("<a b='c'/>", 19_000),

@@ -8,8 +8,8 @@ import (
 
 // An inventory counts the elements, attributes and texts of a document by their
 // path below <domain>: "devices/disk", "devices/disk/target/@dev", "os/type/text()".
-// The difference of two inventories is what was lost between them, also of things
-// that nobody thought of.
+// The difference between two inventories shows everything that was lost, also unknown
+// elements.
 type inventory struct {
 	count map[string]int
 	order []string // of first appearance
@@ -24,11 +24,11 @@ func (i *inventory) add(path string) {
 	i.count[path]++
 }
 
-// maxMissing bounds the list that ends in somebody's job log.
+// maxMissing is the maximum length of the list, which is written to the job log.
 const maxMissing = 60
 
-// missing lists the paths of which kept has fewer. The content of something that
-// is missing altogether is not listed again.
+// missing lists the paths that occur less often in kept. It omits the content of elements that
+// are missing completely.
 func (i *inventory) missing(kept *inventory) []string {
 	var lost []string
 	for _, path := range i.order {
@@ -51,8 +51,8 @@ func (i *inventory) missing(kept *inventory) []string {
 	return lost
 }
 
-// ordinaryPaths are never taken from an image, because they belong to one machine
-// or one host alone; to list them for each image would hide what matters.
+// ordinaryPaths are specific to one machine or one host and never taken from an image. They are
+// not listed: the list would hide what matters.
 var ordinaryPaths = []string{
 	"@id", "name", "uuid", "title", "description", "metadata", "memory/@dumpCore", "vcpu/@placement",
 	"devices/emulator", "devices/interface/@type", "devices/interface/mac", "devices/interface/source",
@@ -84,8 +84,8 @@ func parentOf(path string) string {
 	return ""
 }
 
-// label is a name as people write it. The URI of a strange namespace is not
-// repeated: it is a stranger's text, and could hold anything.
+// label returns the readable name of an element. It omits the URI of an unknown namespace, which
+// is untrusted text.
 func label(n xml.Name) string {
 	local := n.Local
 	if len(local) > 64 {

@@ -19,8 +19,8 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-// TestSchema has libvirt check every result against its own schema, and define
-// it, on the driver that keeps machines in memory.
+// TestSchema validates every result against libvirt's schema and defines it on the in-memory
+// driver.
 func TestSchema(t *testing.T) {
 	conn, err := libvirt.NewConnect("test:///default")
 	if err != nil {
@@ -39,10 +39,9 @@ func TestSchema(t *testing.T) {
 	}
 }
 
-// TestQEMUDriver has libvirt's QEMU driver define every amd64 result, emulated:
-// it checks PCI topology, device models and machine against the QEMU of this
-// host. The driver runs inside a virsh without privileges, with a root directory
-// of its own.
+// TestQEMUDriver defines every amd64 result, emulated, with libvirt's QEMU driver. It checks PCI
+// topology, device models and machine type against the QEMU of this host. The driver runs in
+// an unprivileged virsh with its own root directory.
 func TestQEMUDriver(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip("no QEMU on this machine")
@@ -74,8 +73,8 @@ func TestQEMUDriver(t *testing.T) {
 	}
 }
 
-// TestCommandLine has libvirt say how it would start QEMU for every hostile
-// domain that was not refused. No argument may name a file or a host but ours.
+// TestCommandLine checks the QEMU command line that libvirt generates for every hostile domain
+// that was not refused. No argument may name another file or host.
 func TestCommandLine(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip("no QEMU on this machine")
@@ -125,12 +124,11 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// absolutePath finds a path in a command line, after the character that ends the
-// word before.
+// absolutePath matches a path in a command line, with the character before it.
 var absolutePath = regexp.MustCompile(`[^A-Za-z0-9_./-]/[A-Za-z0-9_./-]+`)
 
-// ours says whether a path is a layer, the source of randomness, firmware that
-// libvirt chose, or the driver's own.
+// ours reports whether a path is a layer, the source of randomness, firmware that libvirt
+// selected, or a file of the driver.
 func ours(path, dir string) bool {
 	return path == "/dev/urandom" || strings.HasPrefix(path, "/nowhere/") || strings.HasPrefix(path, "/usr/share/") ||
 		strings.HasPrefix(path, dir)
@@ -156,7 +154,7 @@ func results(t *testing.T) map[string]*libvirtxml.Domain {
 	return all
 }
 
-// dress adds what a caller adds before libvirt sees a domain.
+// dress adds what callers set in a domain.
 func dress(name string, d *libvirtxml.Domain) {
 	d.Name = name
 	for n := range d.Devices.Disks {
@@ -171,11 +169,11 @@ func dress(name string, d *libvirtxml.Domain) {
 	}
 }
 
-// nobody is the user of libvirt's embedded driver when the tests run as root: as
-// root it would start QEMU with KVM, which it must not touch here.
+// nobody is the user of the embedded driver if the tests run as root: as root, it would start
+// QEMU with KVM.
 const nobody = 65534
 
-// scratch is a short directory (UNIX sockets lie in it) of the driver's user.
+// scratch creates a directory of the driver's user, with a short path for UNIX sockets.
 func scratch(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "domainxml")
@@ -191,7 +189,7 @@ func scratch(t *testing.T) string {
 	return dir
 }
 
-// virsh runs commands on a QEMU driver embedded in virsh itself.
+// virsh runs commands with the QEMU driver embedded in virsh.
 func virsh(t *testing.T, dir, commands string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

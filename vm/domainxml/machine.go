@@ -9,19 +9,17 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// Sizes above which a document is nonsense. What a job really gets is capped by
-// the administrator; these keep the arithmetic honest.
+// Limits of sizes. They prevent overflows; the administrator's limits are lower.
 const (
 	maxVCPUs     = 1024
 	maxMemoryKiB = 16 << 30 // 16 TiB
 )
 
-// architectures are libvirt's names of those that QEMU emulates and people run
-// jobs on.
+// architectures are libvirt's names of the supported architectures.
 var architectures = []string{"x86_64", "i686", "aarch64", "armv7l", "riscv64", "ppc64le", "s390x"}
 
-// machineName covers QEMU's general-purpose boards with their versions and
-// distributions' variants: pc-q35-7.2, pc-i440fx-jammy, virt-8.1, pc-q35-rhel9.4.0.
+// machineName matches QEMU's general-purpose boards with their versions and the variants of
+// distributions: pc-q35-7.2, pc-i440fx-jammy, virt-8.1, pc-q35-rhel9.4.0.
 var machineName = regexp.MustCompile(`^(pc|q35|virt|microvm|pseries|s390-ccw-virtio|pc-(q35|i440fx)|(pc-q35|pc-i440fx|virt|pseries|s390-ccw-virtio)-[a-z]{0,12}[0-9]{0,3}(\.[0-9]{1,3}){0,2}(-hpb|-sxxm|-v[0-9])?)$`)
 
 func (r *rebuilder) domainType(in, out *libvirtxml.Domain) error {
@@ -35,7 +33,7 @@ func (r *rebuilder) domainType(in, out *libvirtxml.Domain) error {
 		return refuse("@type", "%q is not a QEMU machine; kvm and qemu are", text(in.Type))
 	}
 	if in.GenID != nil {
-		out.GenID = &libvirtxml.DomainGenID{} // libvirt makes a new one for each machine
+		out.GenID = &libvirtxml.DomainGenID{} // libvirt generates a new one for each machine
 	}
 	return nil
 }
@@ -61,7 +59,7 @@ func (r *rebuilder) system(in, out *libvirtxml.Domain) error {
 	}
 	out.OS = &libvirtxml.DomainOS{Type: t}
 	if r.trusted {
-		return nil // trust takes the rest
+		return nil // trust keeps the rest
 	}
 	if err := refuseKernel(in.OS); err != nil {
 		return err
@@ -73,8 +71,8 @@ func (r *rebuilder) system(in, out *libvirtxml.Domain) error {
 	return nil
 }
 
-// refuseKernel keeps libvirt from reading kernels of the host. Without its kernel
-// a guest does not start, so there is nothing to drop.
+// refuseKernel refuses direct kernel boot, which reads files of the host. Dropping it would
+// leave a guest that does not start.
 func refuseKernel(os *libvirtxml.DomainOS) error {
 	for _, k := range []struct{ element, value string }{
 		{"kernel", os.Kernel}, {"initrd", os.Initrd}, {"cmdline", os.Cmdline}, {"dtb", os.DTB}, {"shim", os.Shim},
@@ -86,8 +84,8 @@ func refuseKernel(os *libvirtxml.DomainOS) error {
 	return nil
 }
 
-// firmware keeps which firmware a guest wants, and leaves it to libvirt where
-// that lies on this host. A variable store is made from libvirt's template.
+// firmware keeps the kind of firmware. libvirt selects the file on this host, and creates the
+// variable store from its template.
 func firmware(in, out *libvirtxml.DomainOS) error {
 	switch in.Firmware {
 	case "", "bios", "efi":
@@ -133,7 +131,7 @@ func firmwareFeatures(in *libvirtxml.DomainOSFirmwareInfo) *libvirtxml.DomainOSF
 	return out
 }
 
-// isUEFI knows the file names under which distributions ship edk2.
+// isUEFI recognizes the file names of edk2 in distributions.
 func isUEFI(name string) bool {
 	name = strings.ToLower(name)
 	for _, part := range []string{"ovmf", "aavmf", "edk2", "qemu_efi", "uefi", "riscv_virt"} {
@@ -144,7 +142,7 @@ func isUEFI(name string) bool {
 	return false
 }
 
-// isBIOS knows SeaBIOS, which QEMU takes by itself.
+// isBIOS recognizes SeaBIOS, the default of QEMU.
 func isBIOS(name string) bool {
 	return oneOf(name, "bios.bin", "bios-256k.bin", "bios-microvm.bin") != ""
 }
@@ -155,7 +153,7 @@ func boot(in, out *libvirtxml.DomainOS) {
 			out.BootDevices = append(out.BootDevices, libvirtxml.DomainBootDevice{Dev: b.Dev})
 		}
 	}
-	// A menu waits for a person: only its absence is kept.
+	// A boot menu waits for input: it can only be disabled.
 	if in.BootMenu != nil && in.BootMenu.Enable == "no" {
 		out.BootMenu = &libvirtxml.DomainBootMenu{Enable: "no"}
 	}
@@ -285,8 +283,7 @@ func rebuildCPU(in *libvirtxml.DomainCPU) (*libvirtxml.DomainCPU, error) {
 	return out, nil
 }
 
-// topology is kept if it describes exactly the vCPUs that there are: libvirt
-// accepts no other.
+// topology is kept if it has the right number of vCPUs. libvirt rejects others.
 func topology(in *libvirtxml.DomainCPUTopology, vcpus uint) *libvirtxml.DomainCPUTopology {
 	if in == nil {
 		return nil
@@ -337,8 +334,8 @@ func (r *rebuilder) clock(in, out *libvirtxml.Domain) error {
 	return nil
 }
 
-// lifecycle makes a machine end when its guest ends. A crash is never restarted
-// or dumped: the dump would lie on the host.
+// lifecycle makes a machine stop when its guest stops. After a crash it is neither restarted
+// nor dumped: a dump would be a file on the host.
 func (r *rebuilder) lifecycle(in, out *libvirtxml.Domain) error {
 	out.OnPoweroff = r.action("on_poweroff", in.OnPoweroff, "destroy")
 	out.OnReboot = r.action("on_reboot", in.OnReboot, "restart", "destroy")
@@ -352,7 +349,7 @@ func (r *rebuilder) lifecycle(in, out *libvirtxml.Domain) error {
 	return nil
 }
 
-// action is the wanted one if allowed, otherwise the first of those allowed.
+// action returns the requested action if it is allowed, and otherwise the first allowed one.
 func (r *rebuilder) action(element, wanted string, allowed ...string) string {
 	if oneOf(wanted, allowed...) != "" || wanted == "" {
 		return wanted

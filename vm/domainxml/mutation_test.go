@@ -14,18 +14,18 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-// nasty are the values that are put into each place of each document.
+// nasty are the values for each place of each document.
 var nasty = []string{
 	"/etc/canary", "canary.example", "qemu64,canary=on", "canary\n-drive", "", "-1", "4294967296", "18446744073709551616",
 	"unix", "network", "passthrough", "yes", "disk.qcow2",
 }
 
-// guestStrings are the places where a stranger's text goes to the guest and
-// nowhere else: a text of harmless characters stays.
+// guestStrings are the places with text that is passed to the guest only. Harmless characters
+// are kept.
 var guestStrings = []string{"disk/serial", "disk/vendor", "disk/product"}
 
-// TestEveryValue puts each nasty value into each attribute and each text of each
-// realistic document: whatever the place, it is refused, or it is harmless.
+// TestEveryValue replaces each attribute and each text of each realistic document by each nasty
+// value. The mutant is refused, or the result is harmless.
 func TestEveryValue(t *testing.T) {
 	forEachDocument(t, func(t *testing.T, doc []byte) {
 		for place := range count(t, doc) {
@@ -37,7 +37,7 @@ func TestEveryValue(t *testing.T) {
 	})
 }
 
-// intruders are elements that are put into each element of each document.
+// intruders are elements to insert into each element of each document.
 var intruders = []string{
 	`<source file="/etc/canary" dev="/etc/canary" path="/etc/canary" dir="/etc/canary" network="canary"/>`,
 	`<source type="unix" mode="connect" path="/etc/canary"/>`,
@@ -54,7 +54,7 @@ var intruders = []string{
 	`<commandline xmlns="urn:x"><arg value="/etc/canary"/></commandline>`,
 }
 
-// TestEveryElement puts each intruder into each element that has an end tag.
+// TestEveryElement inserts each intruder into each element with an end tag.
 func TestEveryElement(t *testing.T) {
 	forEachDocument(t, func(t *testing.T, doc []byte) {
 		for _, intruder := range intruders {
@@ -85,7 +85,7 @@ func forEachDocument(t *testing.T, f func(t *testing.T, doc []byte)) {
 // checked are the domains that check has found harmless.
 var checked sync.Map
 
-// check holds a mutant against what must be true of every document.
+// check checks that a mutant is refused, or its result is harmless.
 func check(t *testing.T, doc []byte, what string) {
 	result, err := domainxml.Rebuild(doc, domainxml.Options{Disks: layers})
 	var refused *domainxml.RefusedError
@@ -96,7 +96,7 @@ func check(t *testing.T, doc []byte, what string) {
 		t.Fatalf("%s: %v is not a refusal", what, err)
 	}
 	out := marshal(t, result.Domain)
-	// Most mutants lose what was changed: their domain has been checked before.
+	// Many mutants have the same result.
 	if _, seen := checked.LoadOrStore(out, true); !seen {
 		harmless(t, out)
 		again(t, result, domainxml.Options{Disks: layers})
@@ -118,15 +118,14 @@ func toGuest(what string) bool {
 	return false
 }
 
-// count is the number of attributes and texts of a document.
+// count returns the number of attributes and texts of a document.
 func count(t *testing.T, doc []byte) int {
 	n := 0
 	rewrite(t, doc, func(string, string) (string, bool) { n++; return "", false })
 	return n
 }
 
-// mutate gives the place-th attribute or text of a document another value, and
-// says which that was.
+// mutate replaces the attribute or text with that number, and returns its path.
 func mutate(t *testing.T, doc []byte, place int, value string) (mutant []byte, where string) {
 	n := 0
 	mutant = rewrite(t, doc, func(path, _ string) (string, bool) {
@@ -140,8 +139,8 @@ func mutate(t *testing.T, doc []byte, place int, value string) (mutant []byte, w
 	return mutant, where
 }
 
-// rewrite copies a document, asking for each attribute and text whether it is to
-// have another value.
+// rewrite copies a document. value returns a new value for an attribute or text, and whether to
+// use it.
 func rewrite(t *testing.T, doc []byte, value func(path, old string) (string, bool)) []byte {
 	var out bytes.Buffer
 	var path []string

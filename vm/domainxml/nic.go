@@ -6,16 +6,16 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// nicModels are the network cards that QEMU emulates. libvirt hands any other
-// text to QEMU as the name of a device.
+// nicModels are the network cards that QEMU emulates. libvirt passes any other text to QEMU as
+// the name of a device.
 var nicModels = []string{
 	"virtio", "virtio-transitional", "virtio-non-transitional", "e1000", "e1000e", "igb", "rtl8139", "ne2k_pci",
 	"pcnet", "vmxnet3", "i82551", "i82557b", "i82559er", "usb-net", "spapr-vlan",
 }
 
-// nic keeps the guest's side of a network card. The host's side (source, MAC
-// address, MTU of the tap device, filters, scripts) is the caller's: an MTU alone
-// would already be felt by every guest on the bridge.
+// nic keeps the front end of a network card. The caller sets the back end (source, MAC address,
+// MTU of the tap device, filters, scripts): even an MTU would affect all guests on the
+// bridge.
 func (r *rebuilder) nic(element string, in *libvirtxml.DomainInterface) (*libvirtxml.DomainInterface, error) {
 	out := &libvirtxml.DomainInterface{
 		Source: unplugged(), Boot: bootOrder(in.Boot), ACPI: acpiIndex(in.ACPI), Alias: r.alias(in.Alias),
@@ -38,8 +38,8 @@ func (r *rebuilder) nic(element string, in *libvirtxml.DomainInterface) (*libvir
 	return out, err
 }
 
-// unplugged is the host's side of a network card until the caller chooses one:
-// connected to nothing, so that to forget it harms nobody.
+// unplugged is the back end of a network card until the caller sets one: it is not connected,
+// which is harmless if the caller forgets.
 func unplugged() *libvirtxml.DomainInterfaceSource {
 	return &libvirtxml.DomainInterfaceSource{Null: &libvirtxml.DomainInterfaceSourceNull{}}
 }

@@ -8,75 +8,69 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// MaxSize is the size in bytes up to which a document is looked at. Real domains
-// have less than 20 KiB.
+// MaxSize is the maximum size of a document in bytes. Real domains have less than 20 KiB.
 const MaxSize = 1 << 20
 
-// A Disk is a layer of the image: the only thing on which a disk of the domain
-// can lie.
+// A Disk is a layer of the image. The disks of the domain must be layers.
 type Disk struct {
-	// Name is the base name by which the domain XML knows the disk.
+	// Name is the base name of the disk in the domain XML.
 	Name string
-	// Format is "qcow2" or "raw". It comes from whoever read the file's header;
-	// what the domain XML says about it is ignored.
+	// Format is "qcow2" or "raw", from the header of the file. The format in the domain XML
+	// is ignored.
 	Format string
 }
 
-// Options say what a domain may use.
+// Options define what a domain may use.
 type Options struct {
-	// Disks are the layers of the image. Those that the domain does not mention
-	// (the bases of a backing chain) are not attached.
+	// Disks are the layers of the image. Those that the domain does not name (backing files)
+	// are not attached.
 	Disks []Disk
 
-	// Trusted is the administrator's word that the author of the document may do
-	// what the administrator may. It keeps, unchecked, in addition to what every
-	// image may have:
+	// Trusted: the administrator trusts the author of the document. In addition to what every
+	// image may have, it keeps without checks:
 	//
 	//   - qemu:commandline, qemu:capabilities, qemu:override, qemu:deprecation and
 	//     the device aliases that they refer to;
 	//   - the emulator;
-	//   - the whole of <os>: loader and nvram by path, direct kernel boot, ACPI
+	//   - all of <os>: loader and nvram by path, direct kernel boot, ACPI
 	//     tables, smbios;
-	//   - the whole of <cpu> and <features>;
+	//   - all of <cpu> and <features>;
 	//   - sysinfo with fw_cfg, memoryBacking, maxMemory and memory devices, vcpu
 	//     placement and pinning, iothreads, cputune, numatune, memtune, blkiotune,
 	//     launchSecurity;
 	//   - hostdev, filesystem, shmem, vsock, and the MTU and driver tuning of
 	//     network cards.
 	//
-	// Even then disks are layers, network cards have no host side, serial ports
-	// are ptys, and graphics, seclabel, resource, name, UUID and metadata are
-	// gone: they belong to whoever starts the machine. The bounds on size and
-	// depth of the document hold, too.
+	// Disks must still be layers, network cards are not connected, serial ports are ptys, and
+	// graphics, seclabel, resource, name, UUID and metadata are dropped: the caller sets
+	// them. The limits of the size and depth of the document also apply.
 	Trusted bool
-	// AnyDisk takes every file that a disk names for a layer, of the format raw: for a
-	// document that is judged before the layers have names. The result is no machine.
+	// AnyDisk accepts every file of a disk as a raw layer, to check a document before the
+	// names of the layers are known. The result cannot be started.
 	AnyDisk bool
 }
 
-// A Result is a domain that harms nobody.
+// A Result is a harmless domain.
 type Result struct {
-	// Domain has OS.Type, Memory, VCPU and Devices, and no name, UUID or metadata.
-	// Its disks are in the order of the
-	// document with the layer's base name as Source.File.File, which is empty for a
-	// drive without medium. Its network cards have no MAC address and
-	// are connected to nothing (type null); serial ports and consoles are ptys.
-	// Type is "kvm" or "qemu" as the image had it.
+	// Domain has OS.Type, Memory, VCPU and Devices, and no name, UUID or metadata. Its disks
+	// are in the order of the document. Source.File.File is the base name of the layer, and
+	// empty for an empty drive. Network cards have no MAC address and are not connected
+	// (type null); serial ports and consoles are ptys. Type is "kvm" or "qemu" as in the
+	// image.
 	Domain *libvirtxml.Domain
-	// Dropped lists what the image asked for and does not get, as paths below
-	// <domain>: "devices/hostdev", "devices/disk/driver/@io". What belongs to
-	// every machine alone, and is therefore never taken from an image, is not
-	// listed: name, UUID, title, description, metadata, MAC addresses, the host
-	// side of network cards and consoles, emulator, aliases, disk drivers and backing
-	// stores, security labels.
+	// Dropped lists what was dropped from the image's domain, as paths below <domain>:
+	// "devices/hostdev", "devices/disk/driver/@io". It omits what is specific to a machine
+	// and never taken from an image: name, UUID, title, description, metadata, MAC
+	// addresses, the back ends of network cards and consoles, emulator, aliases, disk
+	// drivers and backing stores, security labels.
 	Dropped []string
 }
 
-// Rebuild makes a domain from the domain XML of an image; the package comment
-// says what is kept. Every error is a [*RefusedError].
+// Rebuild builds a domain from the domain XML of an image. The package comment lists what is
+// kept. All errors are [*RefusedError].
 //
-// Rebuild is idempotent: the result, marshalled and rebuilt with the same
-// options, is the result.
+// Rebuild is idempotent: rebuilding the marshalled result with the same options returns the
+// same result.
 func Rebuild(doc []byte, opts Options) (*Result, error) {
 	r, err := newRebuilder(opts)
 	if err != nil {
@@ -101,14 +95,13 @@ func Rebuild(doc []byte, opts Options) (*Result, error) {
 	return &Result{Domain: out, Dropped: append(screened.inventory.missing(kept), r.replaced...)}, nil
 }
 
-// A rebuilder carries what the parts of a domain have in common while they are
-// rebuilt.
+// A rebuilder holds the state of a rebuild.
 type rebuilder struct {
 	formats  map[string]string // of the layers, by base name
 	used     map[string]bool   // layers that a disk has claimed
 	trusted  bool
 	anyDisk  bool
-	replaced []string // values that became others: Result.Dropped cannot see them missing
+	replaced []string // values that were replaced, for Result.Dropped
 }
 
 func newRebuilder(opts Options) (*rebuilder, error) {
@@ -122,7 +115,7 @@ func newRebuilder(opts Options) (*rebuilder, error) {
 	return r, nil
 }
 
-// replace notes that the image does not get the value it asked for, but another.
+// replace records that a value was replaced.
 func (r *rebuilder) replace(path, was, is string) {
 	r.replaced = append(r.replaced, fmt.Sprintf("%s (%s instead of %s)", path, is, was))
 }
@@ -154,7 +147,7 @@ func marshalledInventory(d *libvirtxml.Domain) (*inventory, error) {
 	if err := xml.NewEncoder(&buf).Encode(d); err != nil {
 		return nil, refuse("", "cannot be written again: %v", err)
 	}
-	// The document is ours: everything in it counts as kept.
+	// Everything in the new document counts as kept.
 	s, err := screen(buf.Bytes(), true)
 	if err != nil {
 		return nil, err

@@ -16,7 +16,7 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "update the golden files")
 
 // layers are the disks of every image in testdata.
 var layers = []domainxml.Disk{
@@ -32,9 +32,9 @@ var layers = []domainxml.Disk{
 	{Name: "tiny.qcow2", Format: "qcow2"},
 }
 
-// TestRebuild compares domains of images that the Python tool exported (fixture)
-// and of the kind that virt-manager, virt-install, vagrant-libvirt and GNOME Boxes
-// write (realistic) with what becomes of them.
+// TestRebuild compares the results for domains of images that the Python tool exported (fixture),
+// and for domains like those of virt-manager, virt-install, vagrant-libvirt and GNOME Boxes
+// (realistic), with golden files.
 func TestRebuild(t *testing.T) {
 	for _, file := range documents(t) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".xml"), func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestTrusted(t *testing.T) {
 	again(t, result, opts)
 }
 
-// TestTrustedKeepsWhatItSays keeps Options.Trusted and the code together.
+// TestTrustedKeepsWhatItSays checks the documentation of Options.Trusted.
 func TestTrustedKeepsWhatItSays(t *testing.T) {
 	doc := domain{
 		attrs: `xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0"`,
@@ -95,16 +95,16 @@ func TestTrustedKeepsWhatItSays(t *testing.T) {
 	}
 }
 
-// TestTrustedDisksAreLayers holds what even an administrator's word does not
-// change: the file of a disk would be written to by every job.
+// TestTrustedDisksAreLayers: also in trusted documents, disks must be layers. Every job would
+// write to another file.
 func TestTrustedDisksAreLayers(t *testing.T) {
 	doc := domain{devices: `<disk type="file"><source file="/srv/shared.qcow2"/><target dev="vdb"/></disk>`}.String()
 	_, err := domainxml.Rebuild([]byte(doc), domainxml.Options{Disks: layers, Trusted: true})
 	wantRefused(t, err, "devices/disk[2]/source")
 }
 
-// TestAddressesSurvive shows for each device with an address that it is where it
-// was, since the names of network cards in the guest depend on it.
+// TestAddressesSurvive: each device keeps its address. The names of network cards in the guest
+// depend on it.
 func TestAddressesSurvive(t *testing.T) {
 	in := &libvirtxml.Domain{}
 	if err := in.Unmarshal(string(read(t, "testdata/realistic/linux-bios.xml"))); err != nil {

@@ -10,7 +10,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// Bounds on a document, all far above what libvirt writes.
+// Limits of a document, far above what libvirt writes.
 const (
 	maxDepth      = 100 // a long backing chain nests
 	maxElements   = 20_000
@@ -18,12 +18,11 @@ const (
 	maxValue      = 64 << 10
 )
 
-// qemuNamespace is the one namespace beside its own from which libvirt's QEMU
-// driver takes orders.
+// qemuNamespace is the additional namespace that libvirt's QEMU driver reads.
 const qemuNamespace = "http://libvirt.org/schemas/domain/qemu/1.0"
 
-// rebuiltElements are the children of <domain> that a rebuilder reads; those of
-// an untrusted document that are not here do not even reach the parser.
+// rebuiltElements are the children of <domain> that a rebuilder reads. Others in an untrusted
+// document are not even parsed.
 var rebuiltElements = set(
 	"genid", "memory", "currentMemory", "vcpu", "os", "features", "cpu", "clock",
 	"on_poweroff", "on_reboot", "on_crash", "pm", "devices",
@@ -36,8 +35,8 @@ var rebuiltDevices = set(
 	"iommu",
 )
 
-// knownTypes are those that libvirtxml reads: at others it fails without a word
-// on where.
+// knownTypes are the types that libvirtxml supports. Its errors for others do not name the
+// element.
 var knownTypes = map[string]map[string]bool{
 	"disk": set("file", "block", "dir", "network", "volume", "nvme", "vhostuser", "vhostvdpa"),
 	"interface": set("user", "ethernet", "vhostuser", "server", "client", "mcast", "network", "bridge", "internal",
@@ -60,15 +59,15 @@ func set(names ...string) map[string]bool {
 	return m
 }
 
-// screened is a document that is safe to parse: well-formed, bounded, without
-// declarations, comments, namespaces and elements that nobody reads.
+// screened is a document that is safe to parse: well-formed, of limited size, without
+// declarations, comments, namespaces and unused elements.
 type screened struct {
 	tokens    []xml.Token
 	inventory *inventory // of the whole document, screened out or not
 }
 
-// screen reads a document into tokens. A trusted document keeps every element of
-// libvirt's own and of QEMU's namespace.
+// screen reads a document into tokens. It keeps all elements of libvirt's and QEMU's namespaces
+// of a trusted document.
 func screen(doc []byte, trusted bool) (*screened, error) {
 	if len(doc) > MaxSize {
 		return nil, refuse("", "it has %d bytes, at most %d are read", len(doc), MaxSize)
@@ -96,7 +95,7 @@ func screen(doc []byte, trusted bool) (*screened, error) {
 	return sc.out, nil
 }
 
-// A screener is the state of one screen.
+// A screener holds the state of screen.
 type screener struct {
 	dec        *xml.Decoder
 	trusted    bool
@@ -118,7 +117,7 @@ func (s *screener) token(tok xml.Token) error {
 		s.end(t)
 	case xml.CharData:
 		return s.text(t)
-	case xml.ProcInst, xml.Comment: // say nothing about a machine
+	case xml.ProcInst, xml.Comment: // not part of the domain
 	}
 	return nil
 }
@@ -177,7 +176,7 @@ func (s *screener) knownType(name string, attrs []xml.Attr) error {
 	return nil
 }
 
-// attributes are those of libvirt's: none with a namespace, and no declarations.
+// attributes returns the attributes without a namespace and without declarations.
 func (s *screener) attributes(t xml.StartElement) ([]xml.Attr, error) {
 	var own []xml.Attr
 	for _, a := range t.Attr {
@@ -197,9 +196,8 @@ func (s *screener) attributes(t xml.StartElement) ([]xml.Attr, error) {
 	return own, nil
 }
 
-// wanted says whether an element goes to the parser. Below the elements that
-// were chosen by name everything of libvirt's namespace goes: what becomes of it
-// is decided where it is rebuilt.
+// wanted reports whether an element is passed to the parser. Below the elements that are
+// selected by name, everything in libvirt's namespace is: the rebuilder decides.
 func (s *screener) wanted(name xml.Name) bool {
 	switch {
 	case name.Space == qemuNamespace:
@@ -254,8 +252,8 @@ func (s *screener) at(name xml.Name) string {
 	return join(s.path, label(name))
 }
 
-// decode parses a screened document. libvirtxml's own errors name attributes and
-// values, and their text is bounded by [refuse].
+// decode parses a screened document. Errors of libvirtxml contain names and values; [refuse]
+// limits their length.
 func (s *screened) decode() (*libvirtxml.Domain, error) {
 	d := &libvirtxml.Domain{}
 	if err := xml.NewTokenDecoder(&tokenReader{s.tokens}).Decode(d); err != nil {

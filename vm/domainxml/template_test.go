@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// A domain is a document with holes: an ordinary machine that boots, and what a
-// test puts into it. An empty hole is filled with what is ordinary there.
+// A domain is an ordinary machine with the additions of a test. Empty fields have ordinary
+// defaults.
 type domain struct {
 	attrs   string // of <domain>
 	vcpu    string // <vcpu>…</vcpu>

@@ -2,7 +2,7 @@ package domainxml
 
 import "libvirt.org/go/libvirtxml"
 
-// trust adds to a rebuilt domain what an administrator's word is needed for; see
+// trust adds to a rebuilt domain what only a trusted document may have: see
 // [Options].Trusted.
 func trust(in, out *libvirtxml.Domain) {
 	out.QEMUCommandline = in.QEMUCommandline

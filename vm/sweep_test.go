@@ -16,8 +16,7 @@ import (
 
 const someMachine = "sardine-0123abcd-4711"
 
-// A sweep that comes upon a machine which is being made, again and again, removes
-// nothing of it, and no prepare is refused.
+// Concurrent sweeps do not remove a machine that is being started, and no prepare fails.
 func TestSweepBesidePrepare(t *testing.T) {
 	h := virttest.Open(t)
 	root := t.TempDir()
@@ -70,8 +69,8 @@ func TestSweepBesidePrepare(t *testing.T) {
 	t.Logf("%d machines were made, %d sweeps removed something", made, <-swept)
 }
 
-// The directory of a machine that another process makes is not taken away from it, and
-// what a dead one left there goes.
+// The directory of a machine that another process starts is not removed. What a process that
+// died has left there is.
 func TestJobDir(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "jobs", someMachine)
 	first, err := createJobDir(t.Context(), dir)
@@ -104,8 +103,7 @@ func TestJobDir(t *testing.T) {
 	}
 }
 
-// A sweep that comes upon a machine while its own cleanup removes it, at whatever
-// moment, leaves it to that, and reports nothing.
+// A sweep neither removes nor reports a machine that its own cleanup is removing.
 func TestSweepBesideCleanup(t *testing.T) {
 	h := virttest.Open(t)
 	root := t.TempDir()
@@ -141,8 +139,7 @@ func TestSweepBesideCleanup(t *testing.T) {
 	}
 }
 
-// A machine that has expired, and that its job removes at this moment, is not swept, and
-// one that the job has removed was not.
+// A sweep does not remove an expired machine that its job is removing or has removed.
 func TestRemoveExpired(t *testing.T) {
 	h := virttest.Open(t)
 	root := t.TempDir()
@@ -184,7 +181,7 @@ func TestRemoveExpired(t *testing.T) {
 	sweep("with all others", RemoveRule{Force: true}, true)
 }
 
-// expired is the record of a machine that nobody needs any more.
+// expired returns the metadata of an expired machine.
 func expired(t *testing.T) *libvirtxml.DomainMetadata {
 	t.Helper()
 	metadata, err := record.Record{Job: "4711", Expires: time.Unix(1600000000, 0)}.Metadata()
