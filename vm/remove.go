@@ -30,8 +30,8 @@ const (
 // helper processes, job directory. A machine that does not exist is no error. If a domain
 // of that name is not a job's, the error is [record.ErrNotOurs] and nothing is touched.
 //
-// If ctx ends while libvirt destroys the domain, the error is [ErrEnding]: libvirt
-// continues, and the files are removed without waiting for it.
+// If ctx ends while libvirt destroys the domain, Remove returns an error: libvirt continues,
+// and the files are removed without waiting for it.
 func Remove(ctx context.Context, h *virt.Host, name string, place Place) error {
 	locked, err := lockToRemove(name, place)
 	if err != nil {
@@ -47,7 +47,7 @@ func Remove(ctx context.Context, h *virt.Host, name string, place Place) error {
 func remove(ctx context.Context, h *virt.Host, name string, place Place) error {
 	err := destroy(ctx, h, name)
 	switch {
-	case errors.Is(err, ErrEnding):
+	case errors.Is(err, errEnding):
 		return errors.Join(err, removeFiles(ctx, h, name, place))
 	case err != nil:
 		return err
@@ -151,7 +151,7 @@ func RemoveAbandoned(ctx context.Context, h *virt.Host, name string, place Place
 }
 
 // destroy destroys the domain if it exists and is a job's, and releases its addresses. The
-// error is [ErrEnding] if ctx ended first.
+// error is errEnding if ctx ended first.
 func destroy(ctx context.Context, h *virt.Host, name string) error {
 	dom, err := h.Domain(ctx, name)
 	if errors.Is(err, virt.ErrNoDomain) {
@@ -165,7 +165,7 @@ func destroy(ctx context.Context, h *virt.Host, name string) error {
 	if _, err = record.Read(ctx, dom); err == nil {
 		nics, _ = dhcp.NICs(ctx, dom)
 		if err = dom.Destroy(ctx); err != nil && ctx.Err() != nil {
-			return fmt.Errorf("%w: %w", ErrEnding, err)
+			return fmt.Errorf("%w: %w", errEnding, err)
 		}
 	}
 	if errors.Is(err, virt.ErrNoDomain) {

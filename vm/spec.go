@@ -74,6 +74,6 @@ var (
 	ErrGuestStopped = errors.New("the guest stopped")
 	// ErrNoAnswer: the guest is running, but its SSH server did not answer in time.
 	ErrNoAnswer = errors.New("the guest does not answer")
-	// ErrEnding: libvirt was asked to destroy the machine and is still doing so.
-	ErrEnding = errors.New("the machine is still ending")
+	// errEnding: libvirt was asked to destroy the machine and is still doing so.
+	errEnding = errors.New("the machine is still ending")
 )

@@ -27,8 +27,8 @@ const (
 	holdersShown = 5
 )
 
-// ErrQueue: the host had no room for the machine within the timeout.
-var ErrQueue = errors.New("no room on this host")
+// errNoRoom: the host had no room for the machine within the timeout.
+var errNoRoom = errors.New("no room on this host")
 
 // A Policy limits the number of machines on a host. The zero value has no limit but the
 // memory of the host.
@@ -149,7 +149,7 @@ func (q *queue) say(reason string) {
 // queueError describes what the machine waited for.
 func queueError(ctx context.Context, reason string, err error) error {
 	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) && reason != "" {
-		return fmt.Errorf("%w in time (queue_timeout): %s", ErrQueue, reason)
+		return fmt.Errorf("%w in time (queue_timeout): %s", errNoRoom, reason)
 	}
 	return fmt.Errorf("wait for room on this host: %w", err)
 }

@@ -33,7 +33,7 @@ func TestAdmissionByMemory(t *testing.T) {
 		{name: "fits exactly"},
 		{name: "a byte too little", reserve: 1, ends: true, waits: "job 42 of group/project"},
 		{name: "beside a machine of no job", reserve: 1, foreign: true, ends: true, waits: "none is a job's"},
-		{name: "until the timeout", reserve: 1, waits: "job 42 of group/project", err: ErrQueue},
+		{name: "until the timeout", reserve: 1, waits: "job 42 of group/project", err: errNoRoom},
 		{name: "memory is not counted", reserve: -4 << 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -233,8 +233,8 @@ func TestTurnIsNotMissed(t *testing.T) {
 			break
 		}
 	}
-	if release, err := admit(Policy{Timeout: 500 * time.Millisecond}); !errors.Is(err, ErrQueue) {
-		t.Errorf("a machine that came later: %v, want %v", err, ErrQueue)
+	if release, err := admit(Policy{Timeout: 500 * time.Millisecond}); !errors.Is(err, errNoRoom) {
+		t.Errorf("a machine that came later: %v, want %v", err, errNoRoom)
 		if err == nil {
 			release()
 		}

@@ -96,7 +96,7 @@ func capture(doc string) (*Captured, error) {
 func sanitize(d *libvirtxml.Domain) {
 	d.ID, d.UUID = nil, ""
 	d.SecLabel, d.Resource, d.GenID = nil, nil, nil
-	if d.Metadata != nil && (strings.Contains(d.Metadata.XML, Namespace) || strings.Contains(d.Metadata.XML, record.Namespace)) {
+	if d.Metadata != nil && (strings.Contains(d.Metadata.XML, originNamespace) || strings.Contains(d.Metadata.XML, record.Namespace)) {
 		d.Metadata = nil
 	}
 	if d.OS != nil {

@@ -36,8 +36,8 @@ const (
 	ClonePersistent StartMode = "persistent"
 )
 
-// StartModes lists all start modes, the default first.
-var StartModes = []StartMode{CloneDefine, ClonePrint, CloneEphemeral, ClonePersistent}
+// startModes lists all start modes, the default first.
+var startModes = []StartMode{CloneDefine, ClonePrint, CloneEphemeral, ClonePersistent}
 
 // CloneOptions configure [Clone].
 type CloneOptions struct {
@@ -111,8 +111,8 @@ func (o *CloneOptions) complete() (err error) {
 	if o.Start == "" {
 		o.Start = CloneDefine
 	}
-	if !slices.Contains(StartModes, o.Start) {
-		return fmt.Errorf("%w: start mode %q: want one of %q", errdefs.ErrInvalid, o.Start, StartModes)
+	if !slices.Contains(startModes, o.Start) {
+		return fmt.Errorf("%w: start mode %q: want one of %q", errdefs.ErrInvalid, o.Start, startModes)
 	}
 	if o.MAC != "" {
 		if o.MAC, err = parseMAC(o.MAC); err != nil {

@@ -18,9 +18,9 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// Namespace is the XML namespace of an [Origin] in the metadata of a domain. It differs from
+// originNamespace is the XML namespace of an [Origin] in the metadata of a domain. It differs from
 // that of a job's record, so that sweep does not take the domain for a machine of a job.
-const Namespace = "urn:gitlab-sardine-executor:base:1"
+const originNamespace = "urn:gitlab-sardine-executor:base:1"
 
 // An Origin identifies the image of a domain that [Define] defined.
 type Origin struct {
@@ -170,7 +170,7 @@ func List(ctx context.Context, h *virt.Host) ([]TemplateDomain, error) {
 }
 
 func templateDomain(ctx context.Context, dom *virt.Domain) (TemplateDomain, error) {
-	text, err := dom.Metadata(ctx, "the origin", Namespace)
+	text, err := dom.Metadata(ctx, "the origin", originNamespace)
 	if errors.Is(err, virt.ErrNoMetadata) {
 		return TemplateDomain{}, errNoOrigin
 	} else if err != nil {

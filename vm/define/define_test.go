@@ -34,7 +34,7 @@ func defined(t *testing.T, h *virt.Host, name, elements string) {
 }
 
 const capturedDevices = `
-<metadata><b:image xmlns:b="` + Namespace + `"><reference>r.example/x:1</reference><digest>sha256:aa</digest></b:image></metadata>
+<metadata><b:image xmlns:b="` + originNamespace + `"><reference>r.example/x:1</reference><digest>sha256:aa</digest></b:image></metadata>
 <devices>
   <disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/srv/a/disk.qcow2"/><target dev="vda" bus="virtio"/></disk>
   <disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/srv/b/disk.qcow2"/><target dev="vdb" bus="virtio"/></disk>
@@ -72,7 +72,7 @@ func TestCapture(t *testing.T) {
 			t.Errorf("no %s in\n%s", must, doc)
 		}
 	}
-	for _, mustNot := range []string{"uuid", "52:54", "/srv", "vnet7", "/var/log", "s3cret", "seclabel", Namespace} {
+	for _, mustNot := range []string{"uuid", "52:54", "/srv", "vnet7", "/var/log", "s3cret", "seclabel", originNamespace} {
 		if strings.Contains(doc, mustNot) {
 			t.Errorf("%s in\n%s", mustNot, doc)
 		}
