@@ -84,7 +84,7 @@ SOAK ?= -soak 200 -soak-at-once 40
 test-soak: deps guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
 	$(GONIGHT) ./test/e2e -run TestSoak $(SOAK) -timeout 2h -v
 
-test-nightly: deps guest full-guest ## run every row of every test in both modes, the faults and a short soak: hours
+test-nightly: deps guest full-guest ## run every row of every test in both modes, and the faults: hours
 	@$(MAKE) --no-print-directory --keep-going -j2 nightly-session nightly-boot nightly-system test-unit nightly-host
 
 nightly-session nightly-system: nightly-%:
