@@ -1,4 +1,3 @@
-// Package dhcp reserves addresses at libvirt's DHCP server and releases them.
 package dhcp
 
 import (

@@ -1,4 +1,3 @@
-// Package passt runs passt, which connects a guest to a user network.
 package passt
 
 import (
