@@ -57,7 +57,7 @@ func TestAmbiguousManifests(t *testing.T) {
 		"neither":                             {manifest, `{"schemaVersion":2}`, oci.ErrFormat, "neither"},
 		"schema 1":                            {manifest, `{"schemaVersion":1,"fsLayers":[],"history":[]}`, oci.ErrFormat, ""},
 		"without an end":                      {manifest, strings.Repeat(`{"a":`, 100_000), oci.ErrFormat, ""},
-		"deep":                                {manifest, `{` + layers + `,"x":` + strings.Repeat(`[`, 5000) + strings.Repeat(`]`, 5000) + `}`, oci.ErrFormat, "nests deeper"},
+		"deep":                                {manifest, `{` + layers + `,"x":` + strings.Repeat(`[`, 5000) + strings.Repeat(`]`, 5000) + `}`, oci.ErrFormat, "nested deeper"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
