@@ -4,10 +4,12 @@ package boot
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -122,11 +124,15 @@ func ownTime(t *testing.T) time.Duration {
 // passtTime is how long the machine's passt has had a processor.
 func passtTime(t *testing.T, spec vm.Spec) time.Duration {
 	t.Helper()
-	pid, err := os.ReadFile(filepath.Join(spec.JobDir, "passt.pid"))
+	text, err := os.ReadFile(filepath.Join(spec.JobDir, "passt.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	stat, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(string(pid)), "stat"))
+	var note struct{ PID int }
+	if err := json.Unmarshal(text, &note); err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(note.PID), "stat"))
 	if err != nil {
 		t.Fatal(err)
 	}
