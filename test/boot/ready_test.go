@@ -128,7 +128,10 @@ func passtTime(t *testing.T, spec vm.Spec) time.Duration {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var note struct{ PID int }
+	var note struct {
+		PID int
+		Pid string // else the path of the pid file would match PID
+	}
 	if err := json.Unmarshal(text, &note); err != nil {
 		t.Fatal(err)
 	}
