@@ -83,7 +83,7 @@ func (i *Instance) Connect(ctx context.Context, login guestssh.Login) error {
 	if err != nil {
 		return fmt.Errorf("machine %s: %w", i.name, err)
 	}
-	conn, err := guestssh.Dial(ctx, i.record.Address)
+	conn, err := guestssh.Dial(ctx, i.record.Address, network.StalledIn(i.jobDir))
 	if err != nil {
 		return fmt.Errorf("%w: connect to %s: %w", guestssh.ErrLost, i.record.Address, err)
 	}

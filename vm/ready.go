@@ -171,7 +171,7 @@ func (s *Started) waitSSH(ctx context.Context) (net.Conn, error) {
 		s.record.Address = addr
 		here, leave := context.WithCancelCause(ctx)
 		go s.watchAddress(here, addr, leave)
-		conn, err := guestssh.Dial(here, addr)
+		conn, err := guestssh.Dial(here, addr, s.network.Stalled)
 		leave(nil)
 		if !errors.Is(err, errMoved) {
 			return conn, err

@@ -187,6 +187,12 @@ func (s *haltSite) runs(name string) bool {
 // orphanTime is what the processes of a machine get to end after it.
 const orphanTime = 15 * time.Second
 
+// passtDirs is the pattern of the directories for sockets of passt (docs/network.md).
+func (s *haltSite) passtDirs() string {
+	storage := sha256.Sum256([]byte(filepath.Join(s.storage, "clones")))
+	return fmt.Sprintf("/tmp/sardine-*.%x.*", storage[:4])
+}
+
 // left is what there is of the machines of jobs: "nothing", or a list of "machine"
 // (a domain), "process" (QEMU or passt) and "files".
 func (s *haltSite) left(t testing.TB) string {
@@ -212,6 +218,9 @@ func (s *haltSite) left(t testing.TB) string {
 			left = append(left, "files")
 			break
 		}
+	}
+	if found, _ := filepath.Glob(s.passtDirs()); len(found) > 0 {
+		left = append(left, "passt's directory")
 	}
 	if len(left) == 0 {
 		return "nothing"

@@ -38,8 +38,15 @@ const (
 // Each attempt uses a new connection and sends our version line at once: the passt of
 // Debian 12 forwards nothing from the guest before the client has sent something, so a
 // client that waits for the banner first waits forever.
-func Dial(ctx context.Context, addr string) (net.Conn, error) {
-	return newDialer(addr, !isLoopback(addr)).dialSSH(ctx)
+//
+// No attempt is made while stalled reports that the guest takes no packets; nil if that is
+// not known.
+func Dial(ctx context.Context, addr string, stalled func() bool) (net.Conn, error) {
+	d := newDialer(addr, !isLoopback(addr))
+	if stalled != nil {
+		d.stalled = stalled
+	}
+	return d.dialSSH(ctx)
 }
 
 // isLoopback reports whether addr is a port that a process on this host forwards.
@@ -53,6 +60,7 @@ type dialer struct {
 	addr string
 	// direct: the guest itself accepts connections, not a forwarder.
 	direct   bool
+	stalled  func() bool
 	results  chan result
 	accepted chan int // numbers of attempts that the guest has accepted
 
@@ -72,6 +80,7 @@ type result struct {
 func newDialer(addr string, direct bool) *dialer {
 	return &dialer{
 		addr: addr, direct: direct,
+		stalled:  func() bool { return false },
 		results:  make(chan result, maxPending),
 		accepted: make(chan int),
 		pending:  map[int]time.Time{},
@@ -87,7 +96,7 @@ func (d *dialer) dialSSH(ctx context.Context) (net.Conn, error) {
 	for attempt := 0; ; attempt++ {
 		interval := max(minInterval, time.Since(began)/intervalPart)
 		unaccepted, wait := d.count(max(bannerInterval, interval))
-		if unaccepted < maxPending && !wait {
+		if unaccepted < maxPending && !wait && !d.stalled() {
 			if d.direct && unaccepted > 0 {
 				d.forgetNeighbour()
 			}

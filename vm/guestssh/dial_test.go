@@ -2,6 +2,7 @@ package guestssh
 
 import (
 	"context"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -129,7 +130,7 @@ func BenchmarkDial(b *testing.B) {
 				for range 20 {
 					addr, ready, end := boot(b, 2*time.Second+rand.N(500*time.Millisecond))
 					ctx, cancel := context.WithTimeout(b.Context(), patience)
-					conn, err := Dial(ctx, addr)
+					conn, err := Dial(ctx, addr, nil)
 					found := time.Now()
 					cancel()
 					if err != nil {
@@ -188,4 +189,39 @@ func bootLosing(b *testing.B, after time.Duration) (string, <-chan time.Time, fu
 		}
 	}()
 	return l.Addr().String(), ready, func() { l.Close() }
+}
+
+// A guest that takes no packets is not called: what it does not take stays on the host.
+func TestDialWaitsForAStalledGuest(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var calls atomic.Int32
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			calls.Add(1)
+			conn.Write([]byte("SSH-2.0-test\r\n"))
+			conn.Close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*minInterval)
+	defer cancel()
+	if _, err := Dial(ctx, l.Addr().String(), func() bool { return true }); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if n := calls.Load(); n > 0 {
+		t.Errorf("the guest was called %d times", n)
+	}
+	asked := 0
+	conn, err := Dial(t.Context(), l.Addr().String(), func() bool { asked++; return asked < 3 })
+	if err != nil || asked < 3 {
+		t.Fatalf("%v after %d questions", err, asked)
+	}
+	conn.Close()
 }

@@ -38,7 +38,7 @@ var goodLogin = Login{User: "ci", Password: "secret"}
 func logIn(t *testing.T, s *sshServer, login Login, pinned ssh.PublicKey) (*Client, error) {
 	t.Helper()
 	ctx := testContext(t)
-	conn, err := Dial(ctx, s.addr())
+	conn, err := Dial(ctx, s.addr(), nil)
 	if err != nil {
 		t.Fatalf("dial: %v", err)
 	}
@@ -164,7 +164,7 @@ func TestDialWaitsForTheServer(t *testing.T) {
 	ctx := testContext(t)
 	found := make(chan error, 1)
 	go func() {
-		conn, err := Dial(ctx, addr)
+		conn, err := Dial(ctx, addr, nil)
 		if err == nil {
 			conn.Close()
 		}
@@ -231,7 +231,7 @@ func TestDialGivesUpAtTheDeadline(t *testing.T) {
 	defer l.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := Dial(ctx, l.Addr().String()); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Dial(ctx, l.Addr().String(), nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want the deadline", err)
 	}
 }

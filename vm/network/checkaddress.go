@@ -33,6 +33,10 @@ func CheckAddress(ctx context.Context, dom *virt.Domain, jobDir, address string,
 	return checkNeighbour(ctx, dom, at.Addr(), macs)
 }
 
+// StalledIn returns [Network.Stalled] for a machine that another process has started; nil if
+// that is not known. jobDir is the directory of its job.
+func StalledIn(jobDir string) func() bool { return passt.StalledIn(jobDir) }
+
 // checkNeighbour makes sure that the address belongs to a NIC of the machine.
 func checkNeighbour(ctx context.Context, dom *virt.Domain, address netip.Addr, macs []string) error {
 	if len(macs) == 0 { // started by an older version of this program

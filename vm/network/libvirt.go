@@ -182,6 +182,8 @@ func (n *libvirtNetwork) Absent(ctx context.Context) error {
 // ErrNoLease: the guest has not got an address from the network's DHCP server.
 var ErrNoLease = errors.New("got no address from the network (does it use DHCP?)")
 
+func (n *libvirtNetwork) Stalled() bool { return false }
+
 func (n *libvirtNetwork) Ended() error { return nil }
 
 func (n *libvirtNetwork) Stop() error {

@@ -32,6 +32,9 @@ type Network interface {
 	Address(ctx context.Context, dom *virt.Domain) (string, error)
 	// Absent returns the reason why no guest answers at the address; nil if it is not known.
 	Absent(ctx context.Context) error
+	// Stalled reports whether the guest takes no packets: attempts to connect to it would only
+	// fill a queue on the host. It compares with the last call, and is false if that is not known.
+	Stalled() bool
 	// Ended returns the reason why the network does not work any more; nil while it works.
 	Ended() error
 	// Stop stops and releases everything on the host for a domain that did not start.

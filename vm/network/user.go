@@ -181,6 +181,8 @@ func (n *userNetwork) MACs() []string { return nil }
 
 func (n *userNetwork) Absent(context.Context) error { return nil }
 
+func (n *userNetwork) Stalled() bool { return n.passt != nil && n.passt.Stalled() }
+
 func (n *userNetwork) Ended() error {
 	if n.passt == nil || n.passt.Runs() {
 		return nil

@@ -3,13 +3,16 @@ package passt
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -24,81 +27,84 @@ const (
 	timeout = 10 * time.Second
 	poll    = 10 * time.Millisecond
 	// socketPathMax is the maximum length of a socket path on Linux (sockaddr_un.sun_path).
+	// passt may need one more byte for the end of the string.
 	socketPathMax = 107
+	// parent is the directory for the sockets. Debian's AppArmor profile of passt allows
+	// sockets in /tmp and home directories, not in /var/lib. os.TempDir can be elsewhere.
+	parent = "/tmp"
+	// dirTries is how often another random name is tried.
+	dirTries = 5
 )
 
 var (
 	// ErrPortTaken: another process listens on the port.
 	ErrPortTaken = errors.New("the port is taken")
+	// ErrDenied: passt may not create its socket or its pid file.
+	ErrDenied = errors.New("passt may not create its socket (is it AppArmor or SELinux? journalctl --dmesg shows what they deny)")
 	// ErrEnded: the process has ended, and QEMU does not connect to another one.
-	ErrEnded = errors.New("passt, the guest's network, has ended (did the kernel kill it for lack of memory? see dmesg)")
+	ErrEnded = errors.New("passt, the guest's network, has ended (did it crash, or did the kernel kill it for lack of memory? see dmesg)")
 	// ErrNoRoute: the host has no default route.
 	ErrNoRoute = errors.New("passt finds no interface with a default route")
 )
 
 // A Passt is one passt process: it serves one guest and ends with it.
 type Passt struct {
-	// Socket is the path of the socket for QEMU.
+	// Socket is the path of the socket for QEMU; empty before Start.
 	Socket string
 
 	note     string // path of the file that identifies the process
+	prefix   string // of the path of its directory; the rest is random
 	pid      string // path of passt's pid file
-	dir      string // working directory of passt
-	bound    string // path of the socket, relative to dir; the kernel shows this path
 	nameless bool   // the guest reaches no DNS server
 	// owner returns the user that it runs as.
 	owner func(context.Context) (virt.User, error)
+	queue queue
 }
 
-// New returns the passt of the machine of that name, which may not run. Its socket is needed
-// only until QEMU has connected. It is therefore in the directory of the overlays, which is
-// removed when the machine runs, and which the user of QEMU can search. The note on the
+// New returns the passt of the machine of that name, which may not run. The note on the
 // process is in the job directory, which is private.
 //
-// The passt of Debian 12 silently truncates a socket path to 98 bytes. It therefore gets a
-// short relative path. The path differs between storages, since the kernel shows only the
-// relative path and machines in several storages can have the same name.
+// Socket and pid file are in a private directory of QEMU's user below /tmp, which is needed
+// only until QEMU has connected. Its name begins with that of the machine, and with a hash of
+// the storage, since machines in several storages can have the same name. The rest is random:
+// nobody can create the directory first.
 func New(h *virt.Host, name, overlayDir, jobDir string) *Passt {
+	return &Passt{note: notePath(jobDir), prefix: dirPrefix(name, overlayDir), owner: h.QEMUUser}
+}
+
+func dirPrefix(name, overlayDir string) string {
 	storage := sha256.Sum256([]byte(overlayDir))
-	dir := filepath.Join(name, "passt")
-	bound := filepath.Join(dir, hex.EncodeToString(storage[:4]))
-	return &Passt{
-		note:   notePath(jobDir),
-		pid:    filepath.Join(overlayDir, dir, "pid"),
-		Socket: filepath.Join(overlayDir, bound),
-		dir:    overlayDir,
-		bound:  bound,
-		owner:  h.QEMUUser,
-	}
+	return filepath.Join(parent, name+"."+hex.EncodeToString(storage[:4])+".")
 }
 
 // Start starts passt, which forwards 127.0.0.1:port to guestPort of the guest. It returns when
 // passt listens on both sides.
 func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port, guestPort int) (err error) {
-	if len(p.Socket) > socketPathMax {
-		return fmt.Errorf("%w: the path of a socket may have %d bytes, %s has more: choose a shorter storage or overlay_dir", errdefs.ErrInvalid, socketPathMax, p.Socket)
-	}
-	dir := filepath.Dir(p.Socket)
-	if err := makeOwned(dir, owner); err != nil {
-		return fmt.Errorf("make the directory for the socket of passt: %w", err)
-	}
-	// passt ends after its only client (--one-off) and does not map the gateway's address to
-	// the host's loopback address. It goes to the background when it is ready and closes
-	// inherited file descriptors, so that it does not keep the pipes of a stage open.
-	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.bound, "--pid", p.pid,
-		"--tcp-ports", fmt.Sprintf("127.0.0.1/%d:%d", port, guestPort)}
-	if os.Geteuid() == 0 {
-		args = append(args, "--runas", fmt.Sprintf("%d:%d", owner.UID, owner.GID))
-	}
-	resolvers, ok := resolverOptions(resolvConf, uplinkResolvConf)
-	p.nameless = !ok
-	args = append(args, resolvers...)
 	defer func() {
 		if err != nil { // passt may already be in the background
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := run(ctx, program, p.dir, args, port); err != nil {
+	dir, err := makeOwned(p.prefix, owner)
+	if err != nil {
+		return fmt.Errorf("make the directory for the socket of passt: %w", err)
+	}
+	p.Socket, p.pid = filepath.Join(dir, "socket"), filepath.Join(dir, "pid")
+	if len(p.Socket) > socketPathMax {
+		return fmt.Errorf("%w: the path of a socket may have %d bytes, %s has more: choose a shorter name of the machine", errdefs.ErrInvalid, socketPathMax, p.Socket)
+	}
+	// passt ends after its only client (--one-off) and does not map the gateway's address to
+	// the host's loopback address. It goes to the background when it is ready and closes
+	// inherited file descriptors, so that it does not keep the pipes of a stage open.
+	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.Socket, "--pid", p.pid,
+		"--tcp-ports", fmt.Sprintf("127.0.0.1/%d:%d", port, guestPort)}
+	if os.Geteuid() == 0 && owner.UID == 0 {
+		args = append(args, "--runas", "0:0") // else it runs as nobody
+	}
+	resolvers, ok := resolverOptions(resolvConf, uplinkResolvConf)
+	p.nameless = !ok
+	args = append(args, resolvers...)
+	if err := run(ctx, program, args, owner, p.Socket, port); err != nil {
 		return err
 	}
 	if err := p.writeNote(owner); err != nil {
@@ -107,42 +113,57 @@ func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port
 	return nil
 }
 
-// makeOwned creates a private directory of the owner, and removes an existing one: passt does
-// not bind an existing socket.
-func makeOwned(dir string, owner virt.User) error {
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+// makeOwned creates a private directory of the owner: prefix and random letters.
+func makeOwned(prefix string, owner virt.User) (dir string, err error) {
+	for range dirTries {
+		dir = prefix + rand.Text()[:10]
+		if err = os.Mkdir(dir, 0o700); !errors.Is(err, fs.ErrExist) {
+			break
+		}
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
+	if err != nil || owner.UID == os.Geteuid() {
+		return dir, err
 	}
-	if owner.UID == os.Geteuid() {
-		return nil
-	}
-	return os.Chown(dir, owner.UID, owner.GID)
+	return dir, os.Chown(dir, owner.UID, owner.GID)
 }
 
-func run(ctx context.Context, program, dir string, args []string, port int) error {
+// run starts passt as the owner. With --runas, passt would drop its capabilities first, then
+// create the socket as root, and only then change its user (2024 and later): in a directory of
+// the owner it could not.
+func run(ctx context.Context, program string, args []string, owner virt.User, socket string, port int) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	cmd.Dir = dir
+	if os.Geteuid() == 0 && owner.UID != 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(owner.UID), Gid: uint32(owner.GID)}
+	}
+	cmd.Dir = "/"
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	// passt closes the pipe when it is ready.
 	cmd.WaitDelay = time.Second
-	err := cmd.Run()
-	text := said.String()
-	switch {
-	case err == nil:
-		return nil
-	case strings.Contains(text, "Failed to bind"):
-		return fmt.Errorf("start passt: %w: 127.0.0.1:%d", ErrPortTaken, port)
-	case strings.Contains(text, "interface not usable"):
-		return ErrNoRoute
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("start passt: %w", reason(err, said.String(), socket, port))
 	}
-	return fmt.Errorf("start passt: %w: %s", err, lastLine(text))
+	return nil
+}
+
+// reason returns why passt did not start. It exits with the same status for every reason.
+func reason(err error, text, socket string, port int) error {
+	last := lastLine(text)
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		switch {
+		case isDenied(line):
+			return fmt.Errorf("%w: %s: %s", ErrDenied, socket, line)
+		case strings.Contains(line, "Failed to bind port"), strings.Contains(line, "Failed to bind any port"):
+			return fmt.Errorf("%w: 127.0.0.1:%d", ErrPortTaken, port)
+		case strings.Contains(line, "interface not usable"):
+			return ErrNoRoute
+		}
+	}
+	return fmt.Errorf("%w: %s", err, last)
 }
 
 // Warnings returns the warnings for the job log.
@@ -153,8 +174,8 @@ func (p *Passt) Warnings() []string {
 	return nil
 }
 
-// Connected waits until QEMU has connected. QEMU 7.2 connects asynchronously and starts the
-// guest even if that fails.
+// Connected waits until QEMU has connected, and removes the socket. QEMU 7.2 connects
+// asynchronously and starts the guest even if that fails.
 func (p *Passt) Connected(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -163,27 +184,52 @@ func (p *Passt) Connected(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("check whether QEMU has connected to passt: %w", err)
 		}
-		if hasConnection(string(sockets), p.bound) {
-			return nil
+		if inode, ok := connection(string(sockets), p.Socket); ok {
+			return errors.Join(p.connected(inode), p.removeDirs(ctx))
+		}
+		if !p.Runs() {
+			return ErrEnded
 		}
 		select {
 		case <-time.After(poll):
 		case <-ctx.Done():
-			return fmt.Errorf("QEMU did not connect to passt's socket %s within %s (does AppArmor or SELinux prevent it? a libvirt network needs no such socket)", p.Socket, timeout)
+			return fmt.Errorf("QEMU did not connect to passt's socket %s within %s "+
+				"(does AppArmor or SELinux prevent it, or has this service a /tmp of its own, PrivateTmp=? a libvirt network needs no such socket)", p.Socket, timeout)
 		}
 	}
 }
 
-// hasConnection reports whether a process is connected to the socket with that path: a line of
-// /proc/net/unix with the state (sixth field) SS_CONNECTED.
-func hasConnection(table, path string) bool {
+// connected records the socket that passt has accepted.
+func (p *Passt) connected(inode uint32) error {
+	p.queue.inode = inode
+	known, err := readNote(p.note)
+	if known == nil {
+		return err
+	}
+	known.Socket = inode
+	if err := known.write(); err != nil {
+		return fmt.Errorf("record the socket of passt: %w", err)
+	}
+	return nil
+}
+
+// connection looks for a connected socket with that path, which is the one of passt: a line of
+// /proc/net/unix with the state (sixth field) SS_CONNECTED. It returns the inode of the socket.
+func connection(table, path string) (inode uint32, ok bool) {
 	for line := range strings.Lines(table) {
 		field := strings.Fields(line)
 		if len(field) > 7 && field[5] == "03" && strings.HasSuffix(strings.TrimRight(line, "\n"), " "+path) {
-			return true
+			number, err := strconv.ParseUint(field[6], 10, 32)
+			return uint32(number), err == nil
 		}
 	}
-	return false
+	return 0, false
+}
+
+// isDenied reports whether a message of passt says that the kernel refused to create its
+// socket or its pid file.
+func isDenied(line string) bool {
+	return strings.Contains(line, "Permission denied") && (strings.Contains(line, "UNIX") || strings.Contains(line, "PID file"))
 }
 
 func lastLine(text string) string {

@@ -7,88 +7,134 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
-	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
-func TestHasConnection(t *testing.T) {
+func TestConnection(t *testing.T) {
 	const head = "Num       RefCount Protocol Flags    Type St Inode Path\n"
-	const path = "/run/clones/sardine-1 2/passt/socket"
+	const path = "/tmp/sardine-1 2.01234567.ABC/socket"
 	for _, test := range []struct {
 		name, table string
-		want        bool
+		want        uint32
 	}{
-		{"nothing", head, false},
-		{"listens", head + "0000000000000000: 00000002 00000000 00010000 0001 01 40000 " + path + "\n", false},
-		{"connected", head + "0000000000000000: 00000003 00000000 00000000 0001 03 40001 " + path + "\n", true},
-		{"another's", head + "0000000000000000: 00000003 00000000 00000000 0001 03 40001 " + path + "2\n", false},
-		{"without a path", head + "0000000000000000: 00000003 00000000 00000000 0001 03 40001\n", false},
+		{"nothing", head, 0},
+		{"listens", head + "0000000000000000: 00000002 00000000 00010000 0001 01 40000 " + path + "\n", 0},
+		{"connected", head + "0000000000000000: 00000003 00000000 00000000 0001 03 40001 " + path + "\n", 40001},
+		{"another's", head + "0000000000000000: 00000003 00000000 00000000 0001 03 40001 " + path + "2\n", 0},
+		{"without a path", head + "0000000000000000: 00000003 00000000 00000000 0001 03 40001\n", 0},
 	} {
-		if got := hasConnection(test.table, path); got != test.want {
-			t.Errorf("%s: got %t", test.name, got)
+		if got, ok := connection(test.table, path); got != test.want || ok != (test.want != 0) {
+			t.Errorf("%s: got %d, %t", test.name, got, ok)
 		}
 	}
 }
 
-// passt listens on the socket that QEMU opens, also if its path has the maximum length.
-func TestPasstListensAtALongPath(t *testing.T) {
+// Messages of passt in Debian 12 (2023-03-09) and Debian 13 (2025-05-03). Where there is no
+// syslog, lines about that are between them.
+func TestReason(t *testing.T) {
+	const noise = "Failed to send 47 bytes to syslog\n"
+	for _, test := range []struct {
+		text string
+		want error
+	}{
+		{"Failed to bind any port for '-t 127.0.0.1/33059:22', exiting", ErrPortTaken},
+		{"Failed to bind port 33059 (Address already in use) for option '-t 127.0.0.1/33059:22'", ErrPortTaken},
+		{"UNIX socket bind: Permission denied", ErrDenied},
+		{"Failed to bind UNIX domain socket: Permission denied", ErrDenied},
+		{"PID file open: Permission denied", ErrDenied},
+		{"Couldn't open PID file /tmp/x/pid: Permission denied", ErrDenied},
+		{"External interface not usable", ErrNoRoute},
+		{"Multiple default IPv4 routes, picked first\nsegmentation fault", nil},
+	} {
+		err := reason(errors.New("exit status 1"), noise+test.text+"\n"+noise, "/tmp/x/socket", 33059)
+		for _, kind := range []error{ErrPortTaken, ErrDenied, ErrNoRoute} {
+			if errors.Is(err, kind) != (kind == test.want) {
+				t.Errorf("%s: got %v", test.text, err)
+			}
+		}
+	}
+}
+
+// A started passt is one whose socket a test has opened in place of QEMU.
+type started struct {
+	*Passt
+	addr string // that it forwards
+	qemu *net.UnixConn
+	// again starts another one, for a machine of that name in another storage.
+	again func(port int) (*Passt, error)
+}
+
+func start(t *testing.T) started {
+	t.Helper()
 	program, err := exec.LookPath("passt")
 	if err != nil {
 		t.Fatal(err)
-	}
-	// Started by root, passt becomes another user, which cannot search a test's directory.
-	base, err := os.MkdirTemp("/tmp", "p")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(base) })
-	if err := os.Chmod(base, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	const name = "sardine-0123abcd-12345678901"
-	h := virttest.Open(t)
-	clones := filepath.Join(base, strings.Repeat("c", socketPathMax-len(New(h, name, base+"/", base).Socket)-1))
-	if err := os.MkdirAll(filepath.Join(clones, name), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	p := New(h, name, clones, base)
-	if len(p.Socket) != socketPathMax {
-		t.Fatalf("the path has %d bytes, want %d", len(p.Socket), socketPathMax)
 	}
 	owner := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
 	if owner.UID == 0 {
 		owner = virt.User{UID: 65534, GID: 65534}
 	}
-	p.owner = func(context.Context) (virt.User, error) { return owner, nil }
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	port := listener.Addr().(*net.TCPAddr).Port
 	listener.Close()
-	if err := p.Start(t.Context(), program, owner, port, 22); err != nil {
-		t.Fatal(err)
+	h := virttest.Open(t)
+	again := func(port int) (*Passt, error) {
+		p := New(h, "sardine-0123abcd-12345678901", t.TempDir(), t.TempDir())
+		p.owner = func(context.Context) (virt.User, error) { return owner, nil }
+		return p, p.Start(t.Context(), program, owner, port, 22)
 	}
-	defer p.Stop(context.WithoutCancel(t.Context()))
-	conn, err := net.Dial("unix", p.Socket)
+	p, err := again(port)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { p.Stop(context.WithoutCancel(t.Context())) })
+	qemu, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: p.Socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { qemu.Close() })
+	return started{p, fmt.Sprintf("127.0.0.1:%d", port), qemu, again}
+}
+
+// The socket is in a directory that only QEMU's user can search, where AppArmor's profile of
+// passt allows it, and only until QEMU has connected.
+func TestStart(t *testing.T) {
+	p := start(t)
+	dir := filepath.Dir(p.Socket)
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode() != fs.ModeDir|0o700 || filepath.Dir(dir) != "/tmp" {
+		t.Errorf("directory %s: %v, %v", dir, info, err)
+	}
+	if uid := int(info.Sys().(*syscall.Stat_t).Uid); os.Geteuid() == 0 && uid != 65534 {
+		t.Errorf("it belongs to user %d", uid)
+	}
 	if err := p.Connected(t.Context()); err != nil {
-		t.Error(err)
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory is still there: %v", err)
 	}
 	if !p.Runs() {
 		t.Error("the process is not found by its note")
+	}
+	other := filepath.Dir(p.Socket) + "x" // its start was interrupted
+	if err := os.Mkdir(other, 0o700); err != nil {
+		t.Fatal(err)
 	}
 	// The driver was killed before it wrote the note.
 	if err := os.Remove(p.note); err != nil {
@@ -97,14 +143,119 @@ func TestPasstListensAtALongPath(t *testing.T) {
 	if err := p.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	conn.SetReadDeadline(time.Now().Add(timeout))
-	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+	p.qemu.SetReadDeadline(time.Now().Add(timeout))
+	if _, err := p.qemu.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("passt is not ended without its note: %v", err)
 	}
+	if _, err := os.Lstat(other); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the other directory is still there: %v", err)
+	}
+}
 
-	longer := New(h, name, clones+"c", base)
-	if err := longer.Start(t.Context(), program, owner, port, 22); !errors.Is(err, errdefs.ErrInvalid) || !strings.Contains(err.Error(), "shorter storage") {
-		t.Errorf("a byte more: %v", err)
+func TestStartOnTakenPort(t *testing.T) {
+	p := start(t)
+	other, err := p.again(port(t, p.addr))
+	if !errors.Is(err, ErrPortTaken) || errors.Is(err, ErrDenied) {
+		t.Errorf("got %v", err)
+	}
+	if dirs, _ := filepath.Glob(other.prefix + "*"); len(dirs) != 0 {
+		t.Errorf("left: %q", dirs)
+	}
+}
+
+func TestStartDenied(t *testing.T) {
+	program, err := exec.LookPath("passt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	owner := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
+	if owner.UID == 0 {
+		owner = virt.User{UID: 65534, GID: 65534}
+	}
+	socket := filepath.Join(dir, "socket")
+	// That of Debian 12 only notices it with the pid file.
+	err = run(t.Context(), program, []string{"--quiet", "--one-off", "--socket", socket, "--pid", filepath.Join(dir, "pid")}, owner, socket, 0)
+	if !errors.Is(err, ErrDenied) || errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), socket) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func port(t *testing.T, addr string) int {
+	t.Helper()
+	at, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(at.Port())
+}
+
+// A guest that takes no packets is known before what is sent to it fills the queue: the
+// passt of Debian 13 crashes then.
+func TestStalled(t *testing.T) {
+	p := start(t)
+	if err := p.Connected(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	later := StalledIn(filepath.Dir(p.note)) // as another process knows it
+	// knock connects to the guest, and gives up at once.
+	knock := func() {
+		conn, err := net.Dial("tcp", p.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.(*net.TCPConn).SetLinger(0)
+		conn.Close()
+	}
+	stalled := func() bool { return p.Stalled() && later() }
+	if stalled() {
+		t.Error("it is stalled with an empty queue")
+	}
+	deadline := time.Now().Add(timeout)
+	for knock(); !stalled(); time.Sleep(poll) {
+		if time.Now().After(deadline) {
+			t.Fatal("the kernel shows no data in the queue")
+		}
+	}
+	if !stalled() {
+		t.Error("it is stalled no more, and nothing was read")
+	}
+	// The guest reads slower than it gets packets.
+	for range 5 {
+		knock()
+	}
+	settle(t, p.Passt)
+	if _, err := p.qemu.Read(make([]byte, 256)); err != nil {
+		t.Fatal(err)
+	}
+	if p.Stalled() {
+		t.Error("it is stalled after a packet was read")
+	}
+	go io.Copy(io.Discard, p.qemu)
+	for p.Stalled() || p.queue.last > 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes are in the queue of a guest that reads", p.queue.last)
+		}
+		time.Sleep(poll)
+	}
+}
+
+// settle waits until the queue does not grow any more.
+func settle(t *testing.T, p *Passt) {
+	t.Helper()
+	deadline := time.Now().Add(timeout)
+	for same, last := 0, uint32(0); same < 10; time.Sleep(poll) {
+		if p.Stalled(); p.queue.last == last {
+			same++
+		} else {
+			same, last = 0, p.queue.last
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the queue grows without end")
+		}
 	}
 }
 
@@ -113,8 +264,10 @@ func TestPasstListensAtALongPath(t *testing.T) {
 func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 	dir := t.TempDir()
 	p := New(virttest.Open(t), "name", filepath.Join(dir, "clones"), dir)
+	p.pid = p.prefix + "random/pid"
 	// A machine with the same name in the storage of another user.
 	stranger := New(virttest.Open(t), "name", filepath.Join(dir, "others"), dir)
+	stranger.pid = stranger.prefix + "random/pid"
 	self := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
 	right := func(note *note) string { return noteText(t, *note) }
 	for _, test := range []struct {
@@ -142,7 +295,7 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p.owner = func(context.Context) (virt.User, error) { return test.owner, nil }
-			cmd := exec.Command("sh", "-c", "read x", "--socket", test.of.bound, "--pid", test.of.pid, "x")
+			cmd := exec.Command("sh", "-c", "read x", "--pid", test.of.pid, "x")
 			cmd.Args[0] = cmp.Or(test.program, "passt")
 			stdin, err := cmd.StdinPipe()
 			if err != nil {

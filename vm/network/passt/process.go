@@ -25,7 +25,10 @@ type note struct {
 	Start uint64 // when it started, in clock ticks since the host booted (proc(5))
 	UID   int    // user that it runs as
 	Pid   string // path of its pid file, which is on its command line
-	path  string
+	// Socket is the inode of its connection with QEMU; 0 if it is not known.
+	Socket uint32 `json:",omitempty"`
+
+	path string
 }
 
 // notePath returns the path of the note in a job directory.
@@ -110,7 +113,7 @@ func lookAt(pid int) (*note, error) {
 }
 
 // pidFileOf returns the path of the pid file on the command line of a passt; empty for other
-// programs. Unlike that of the socket, it is absolute.
+// programs.
 func pidFileOf(cmdline []byte) string {
 	args := strings.Split(strings.TrimSuffix(string(cmdline), "\x00"), "\x00")
 	if !strings.HasPrefix(filepath.Base(args[0]), "passt") { // passt.avx2
@@ -166,9 +169,13 @@ func (p *Passt) writeNote(owner virt.User) error {
 	return seen.write()
 }
 
-// Stop ends passt. If there is no note, because the process that started it was killed or the
-// disk was full, it searches all processes.
+// Stop ends passt and removes its directory. If there is no note, because the process that
+// started it was killed or the disk was full, it searches all processes.
 func (p *Passt) Stop(ctx context.Context) error {
+	return errors.Join(p.end(ctx), p.removeDirs(ctx))
+}
+
+func (p *Passt) end(ctx context.Context) error {
 	known, _ := readNote(p.note)
 	if known == nil {
 		var err error
@@ -187,6 +194,37 @@ func (p *Passt) Stop(ctx context.Context) error {
 	return nil
 }
 
+// removeDirs removes the directories of this passt: one, unless its start was interrupted. All
+// users can create a directory of such a name; those of others stay.
+func (p *Passt) removeDirs(ctx context.Context) error {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return fmt.Errorf("find the directory for the socket of passt: %w", err)
+	}
+	var failed []error
+	for _, entry := range entries {
+		path := filepath.Join(parent, entry.Name())
+		if !strings.HasPrefix(path, p.prefix) || !entry.IsDir() {
+			continue
+		}
+		owner, err := p.owner(ctx)
+		if err != nil {
+			return fmt.Errorf("remove %s: %w", path, err)
+		}
+		info, err := entry.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid == owner.UID || uid == os.Geteuid() {
+			failed = append(failed, os.RemoveAll(path))
+		}
+	}
+	return errors.Join(failed...)
+}
+
 // Runs reports whether passt still runs, or its state is not known.
 func (p *Passt) Runs() bool {
 	known, err := readNote(p.note)
@@ -203,6 +241,17 @@ func Check(jobDir string) error {
 	return err
 }
 
+// StalledIn returns [Passt.Stalled] of the machine with that job directory; nil if it has no
+// passt.
+func StalledIn(jobDir string) func() bool {
+	known, err := readNote(notePath(jobDir))
+	if err != nil || known == nil {
+		return nil
+	}
+	q := &queue{inode: known.Socket}
+	return q.stalled
+}
+
 // search searches all processes for this passt; the result is nil if there is none.
 func (p *Passt) search(ctx context.Context) (*note, error) {
 	entries, err := os.ReadDir("/proc")
@@ -215,11 +264,11 @@ func (p *Passt) search(ctx context.Context) (*note, error) {
 			continue
 		}
 		cmdline, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
-		if err != nil || !bytes.Contains(cmdline, []byte(p.pid)) {
+		if err != nil || !bytes.Contains(cmdline, []byte(p.prefix)) {
 			continue
 		}
 		seen, err := lookAt(pid)
-		if err != nil || seen.Pid != p.pid {
+		if err != nil || !strings.HasPrefix(seen.Pid, p.prefix) {
 			continue
 		}
 		// Another user can start a process that looks like it. Only now ask libvirt for the
