@@ -80,8 +80,11 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	}()
 	defer d.updateGauges(ctx, host)
 	err = d.prepareMachine(ctx, host, p)
-	if errors.Is(err, errNotResumed) {
+	switch {
+	case errors.Is(err, errNotResumed):
 		err = d.retryWithColdBoot(ctx, host, p, err)
+	case errors.Is(err, errNetworkLost):
+		err = d.retryOnNewNetwork(ctx, host, p, err)
 	}
 	return err
 }
@@ -90,10 +93,32 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 func (d *Driver) prepareMachine(ctx context.Context, host machineHost, p plan) error {
 	machine, err := d.start(ctx, host, p)
 	if err != nil {
-		return err
+		return beforeReady(err)
 	}
 	defer machine.Close()
 	return d.finishPrepare(ctx, machine, p)
+}
+
+// errNetworkLost says that the guest's user network ended before the guest was ready.
+var errNetworkLost = errors.New("the machine lost its network before its guest was ready")
+
+// beforeReady marks the error of a machine whose guest is not ready yet.
+func beforeReady(err error) error {
+	if errors.Is(err, vm.ErrNetworkEnded) {
+		return fmt.Errorf("%w: %w", errNetworkLost, err)
+	}
+	return err
+}
+
+// retryOnNewNetwork replaces a machine that lost its network because of cause. It is called
+// once for a job. Nothing of the job has run yet.
+func (d *Driver) retryOnNewNetwork(ctx context.Context, host machineHost, p plan, cause error) error {
+	d.Log.Warn("%s: starting the machine once more", joblog.OneLine(cause.Error()))
+	d.admin().Warn("started a machine once more", "reason", cause)
+	if err := d.removeStale(ctx, host); err != nil {
+		return err
+	}
+	return d.prepareMachine(ctx, host, p)
 }
 
 // start creates and starts the job's machine.
@@ -160,7 +185,7 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 		err = d.mountCache(ctx, machine, p.settings.GuestCacheDir)
 	}
 	if err != nil {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !errors.Is(err, errNetworkLost) {
 			d.dropCache(machine)
 		}
 		return err
@@ -252,7 +277,7 @@ func (d *Driver) waitReady(ctx context.Context, machine instance, timeout time.D
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	err := machine.WaitReady(ctx, info.Login)
+	err := beforeReady(machine.WaitReady(ctx, info.Login))
 	if errors.Is(err, vm.ErrNoAnswer) {
 		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
 	}

@@ -176,6 +176,46 @@ func TestPrepareRetriesWithColdBoot(t *testing.T) {
 	}
 }
 
+// A machine that loses its network before its guest is ready is started once more, and only
+// once. Its cache is not to blame.
+func TestPrepareRetriesOnNewNetwork(t *testing.T) {
+	lost := fmt.Errorf("watch: %w", vm.ErrNetworkEnded)
+	for _, test := range []struct {
+		name  string
+		call  string
+		fails int // how often
+		want  []string
+	}{
+		{"while the guest boots", "ready", 1, []string{"open", "sweep", "remove", "cpus", "start", "ready", "log out", "remove",
+			"cpus", "start", "ready", "run sh", "log out", "gauges", "close"}},
+		{"while the machine starts", "start", 1, []string{"open", "sweep", "remove", "cpus", "start", "remove",
+			"cpus", "start", "ready", "run sh", "log out", "gauges", "close"}},
+		{"twice", "ready", 2, []string{"open", "sweep", "remove", "cpus", "start", "ready", "log out", "remove",
+			"cpus", "start", "ready", "log out", "gauges", "remove", "close"}},
+		{"in a ready guest", "run sh", 1, []string{"open", "sweep", "remove", "cpus", "start", "ready", "run sh", "log out", "gauges", "remove", "close"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newStageBed(t, "")
+			b.host.fail[test.call] = lost
+			calls := 0
+			b.host.called[test.call] = func() {
+				if calls++; calls >= test.fails {
+					delete(b.host.fail, test.call)
+				}
+			}
+			err := b.Prepare(t.Context())
+			again := test.call != "run sh"
+			if succeeds := again && test.fails == 1; (err == nil) != succeeds || err != nil && failure.Classify(err) != failure.System {
+				t.Errorf("prepare: %v", err)
+			}
+			b.wantCalls(t, test.want...)
+			if strings.Contains(b.log.String(), "starting the machine once more") != again {
+				t.Errorf("log:\n%s", b.log.String())
+			}
+		})
+	}
+}
+
 // A guest that does not become ready may have a damaged cache: no other job gets it. After
 // a signal the cache is not to blame.
 func TestPrepareDropsCache(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
+	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/seed"
 )
@@ -74,6 +75,8 @@ var (
 	ErrGuestStopped = errors.New("the guest stopped")
 	// ErrNoAnswer: the guest is running, but its SSH server did not answer in time.
 	ErrNoAnswer = errors.New("the guest does not answer")
+	// ErrNetworkEnded: the process that is the guest's user network has ended.
+	ErrNetworkEnded = passt.ErrEnded
 	// errEnding: libvirt was asked to destroy the machine and is still doing so.
 	errEnding = errors.New("the machine is still ending")
 )
