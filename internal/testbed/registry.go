@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"math/big"
@@ -85,6 +86,26 @@ func StartRegistry(t testing.TB, options ...RegistryOption) *Registry {
 
 // Image is the reference of an image in the registry.
 func (r *Registry) Image(nameAndTag string) string { return r.Host + "/" + nameAndTag }
+
+// Config is the digest of an image's config, for a registry without a login.
+func (r *Registry) Config(t testing.TB, name, tag string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.Host+"/v2/"+name+"/manifests/"+tag, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Accept", "application/vnd.oci.image.manifest.v1+json")
+	response, err := r.client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var manifest struct{ Config struct{ Digest string } }
+	if err := json.NewDecoder(response.Body).Decode(&manifest); err != nil || manifest.Config.Digest == "" {
+		t.Fatalf("the manifest of %s:%s: %s, %v", name, tag, response.Status, err)
+	}
+	return manifest.Config.Digest
+}
 
 // Log is what the registry wrote: a line for each request, among others.
 func (r *Registry) Log(t testing.TB) string {
