@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/agext/levenshtein"
@@ -78,7 +79,9 @@ func describeTOML(err error) error {
 		row, _ := unknown.Position()
 		key := unknown.Key()
 		text := fmt.Sprintf("line %d: unknown key %q", row, strings.Join(key, "."))
-		if nearest := nearestKey(key); nearest != "" {
+		if misplaced(key) {
+			text += " (it belongs in [defaults])"
+		} else if nearest := nearestKey(key); nearest != "" {
 			text += fmt.Sprintf(" (did you mean %q?)", nearest)
 		}
 		return errors.New(text)
@@ -89,6 +92,11 @@ func describeTOML(err error) error {
 		return fmt.Errorf("line %d: %w", row, err)
 	}
 	return err
+}
+
+// misplaced reports whether a key that is unknown where it stands is one of [defaults].
+func misplaced(key []string) bool {
+	return len(key) > 0 && key[0] != "defaults" && slices.Contains(tomlKeys(reflect.TypeFor[Defaults]()), key[len(key)-1])
 }
 
 // nearestKey is the known key with the smallest edit distance; empty if none is near.

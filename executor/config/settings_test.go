@@ -107,6 +107,8 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"unknown key", "[defaults]\nconect = 'x'", `line 2: unknown key "defaults.conect" (did you mean "connect"?)`},
 		{"unknown table", "[default]\nconnect = 'x'", `line 1: unknown key "default" (did you mean "defaults"?)`},
 		{"key outside of a table", "timeout = '5m'", `line 1: unknown key "timeout"`},
+		{"key outside [defaults]", "storage = '/srv'", `line 1: unknown key "storage" (it belongs in [defaults])`},
+		{"key of the host in an image's section", "[[image]]\nmatch = 'x'\nslots = 2", `line 3: unknown key "image.slots" (it belongs in [defaults])`},
 		{"unknown key of an image", "[[image]]\nmatch = 'x'\ntrustd = true", `line 3: unknown key "image.trustd" (did you mean "trusted"?)`},
 		{"no similar key", "[defaults]\nzzzzzzzz = 1", `line 2: unknown key "defaults.zzzzzzzz"`},
 		{"not TOML", "[defaults]\nconnect = ", "line 2: "},

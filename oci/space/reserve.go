@@ -147,8 +147,28 @@ func (a *Announcement) End() error {
 	return err
 }
 
+const (
+	// paceAfter is how long a pull counts with all that it announces. Then its pace counts: a
+	// registry that sends next to nothing, of a disk as large as it likes to say, must not
+	// make the pulls of others fail.
+	paceAfter = time.Minute
+	// paceFor is how far ahead the pace is followed.
+	paceFor = 10 * time.Minute
+)
+
+// due is the space, in bytes, that other pulls have to leave to a pull which has written
+// allocated bytes by now.
+func (a *Announcement) due(now time.Time, allocated int64) int64 {
+	due := max(0, a.Needed-allocated)
+	elapsed := now.Sub(a.Since)
+	if elapsed < paceAfter {
+		return due
+	}
+	return min(due, int64(float64(allocated)*float64(paceFor)/float64(elapsed)))
+}
+
 // Earlier returns how many bytes pulls that started before this one still need in the same
-// store. If two pulls do not both fit, the earlier one proceeds.
+// store. If two pulls do not both fit, the earlier one proceeds, unless it hardly proceeds.
 func (a *Announcement) Earlier() int64 {
 	own := filepath.Dir(a.Lock.Path())
 	others, _ := filepath.Glob(filepath.Join(filepath.Dir(own), PartialPrefix+"*", PullFile))
@@ -161,7 +181,7 @@ func (a *Announcement) Earlier() int64 {
 		var other Announcement
 		raw, err := os.ReadFile(path)
 		if err == nil && json.Unmarshal(raw, &other) == nil && other.Since.Before(a.Since) {
-			sum += max(0, other.Needed-Allocated(dir))
+			sum += other.due(time.Now(), Allocated(dir))
 		}
 	}
 	return sum
