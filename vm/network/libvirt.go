@@ -148,8 +148,16 @@ func (n *libvirtNetwork) claimOf(nic int) *dhcp.Reservation {
 	return n.claims[nic]
 }
 
-// Started releases the locks on the addresses: the domain has the MAC addresses now.
-func (n *libvirtNetwork) Started(context.Context) error { return n.Stop() }
+// Started checks that no other machine has the addresses, and releases the locks on them: the
+// domain has the MAC addresses now.
+func (n *libvirtNetwork) Started(ctx context.Context) error {
+	for _, c := range n.claims {
+		if err := c.CheckSole(ctx, n.host); err != nil {
+			return err
+		}
+	}
+	return n.Stop()
+}
 
 func (n *libvirtNetwork) MACs() []string { return n.nics }
 

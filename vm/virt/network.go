@@ -150,14 +150,15 @@ func onNetwork[T any](ctx context.Context, h *Host, network, what string, ask fu
 
 var macElement = regexp.MustCompile(`<mac address=['"]([0-9A-Fa-f:]{17})['"]`)
 
-// RunningMACs returns the MAC addresses of all running domains.
-func (h *Host) RunningMACs(ctx context.Context) (map[string]bool, error) {
-	return await(ctx, "ask for the MAC addresses of the domains", func() (map[string]bool, error) {
+// RunningMACs returns the MAC addresses of all running domains, in lower case, with the number of
+// network interfaces that have each.
+func (h *Host) RunningMACs(ctx context.Context) (map[string]int, error) {
+	return await(ctx, "ask for the MAC addresses of the domains", func() (map[string]int, error) {
 		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
 		if err != nil {
 			return nil, err
 		}
-		macs := make(map[string]bool)
+		macs := make(map[string]int)
 		for i := range domains {
 			doc, xmlErr := domains[i].GetXMLDesc(0)
 			domains[i].Free()
@@ -165,7 +166,7 @@ func (h *Host) RunningMACs(ctx context.Context) (map[string]bool, error) {
 				err = errors.Join(err, xmlErr)
 			}
 			for _, found := range macElement.FindAllStringSubmatch(doc, -1) {
-				macs[strings.ToLower(found[1])] = true
+				macs[strings.ToLower(found[1])]++
 			}
 		}
 		return macs, err

@@ -50,14 +50,14 @@ func Claim(ctx context.Context, h *virt.Host, plan *Plan, machine string) (*Rese
 			return nil, err
 		}
 		if lock == nil {
-			use.running[mac] = true // its machine is about to start
+			use.running[mac]++ // its machine is about to start
 			continue
 		}
 		got, err := reserve(ctx, h, plan, address)
 		if got {
 			return &Reservation{address, mac, lock}, nil
 		}
-		use.running[mac] = true // a machine has taken it, or it is leased to another client
+		use.running[mac]++ // a machine has taken it, or it is leased to another client
 		if err = errors.Join(err, lock.unlock()); err != nil {
 			return nil, err
 		}
@@ -69,6 +69,17 @@ func Claim(ctx context.Context, h *virt.Host, plan *Plan, machine string) (*Rese
 // failed.
 func (r *Reservation) Unlock() error { return r.lock.unlock() }
 
+// CheckSole returns an error if another running machine has the MAC address, and with it the
+// IP address. The lock prevents that, unless the other machine was started by a driver in
+// another network namespace, which does not see it.
+func (r *Reservation) CheckSole(ctx context.Context, h *virt.Host) error {
+	running, err := h.RunningMACs(ctx)
+	if err == nil && running[r.MAC] > 1 {
+		err = fmt.Errorf("two machines were started at once with the address %s (%s): do drivers in different network namespaces use this libvirt?", r.Address, r.MAC)
+	}
+	return err
+}
+
 // full returns the error for a network without a free address.
 func (p *Plan) full(use addressUse) error {
 	var jobs, reserved, leased int
@@ -78,7 +89,7 @@ func (p *Plan) full(use addressUse) error {
 		_, isReserved := p.hosts[a]
 		lease, isLeased := use.leases[a]
 		switch {
-		case use.running[mac], p.isOurs(a):
+		case use.running[mac] > 0, p.isOurs(a):
 			jobs++
 		case isReserved:
 			reserved++
@@ -97,7 +108,7 @@ func (p *Plan) full(use addressUse) error {
 func reserve(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) (bool, error) {
 	// Checked with the lock held: a machine that had it before is known by its domain now.
 	running, err := h.RunningMACs(ctx)
-	if err != nil || running[plan.macOf(address)] {
+	if err != nil || running[plan.macOf(address)] > 0 {
 		return false, err
 	}
 	if !plan.isOurs(address) {
@@ -223,7 +234,7 @@ func dropIdle(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr)
 	}
 	defer lock.unlock()
 	running, err := h.RunningMACs(ctx)
-	if err != nil || running[plan.macOf(address)] {
+	if err != nil || running[plan.macOf(address)] > 0 {
 		return false, err
 	}
 	return true, dropReservation(ctx, h, plan, address)
@@ -282,12 +293,12 @@ func sweepNetwork(ctx context.Context, h *virt.Host, network string, dryRun bool
 	}
 	for _, l := range leases { // of machines that ended by themselves
 		a, err := netip.ParseAddr(l.IP)
-		if mac := strings.ToLower(l.MAC); err == nil && a.Is4() && mac == plan.macOf(a) && !running[mac] && !dryRun {
+		if mac := strings.ToLower(l.MAC); err == nil && a.Is4() && mac == plan.macOf(a) && running[mac] == 0 && !dryRun {
 			_ = releaseLease(plan, l)
 		}
 	}
 	for address := range plan.hosts {
-		if !plan.isOurs(address) || running[plan.macOf(address)] {
+		if !plan.isOurs(address) || running[plan.macOf(address)] > 0 {
 			continue
 		}
 		dropped := dryRun

@@ -122,7 +122,7 @@ func address4(n uint32) netip.Addr {
 type addressUse struct {
 	leases     map[netip.Addr]string // MAC addresses with a lease
 	neighbours map[netip.Addr]string // MAC addresses that this host knows
-	running    map[string]bool       // MAC addresses of running domains
+	running    map[string]int        // MAC addresses of running domains
 }
 
 // candidates returns the addresses that a machine can have, the best first: idle reservations
@@ -138,7 +138,7 @@ func (p *Plan) candidates(machine string, use addressUse) []netip.Addr {
 		lease, isLeased := use.leases[a]
 		neighbour, isHeard := use.neighbours[a]
 		switch {
-		case use.running[mac], mac == p.gatewayMAC, a == p.gateway:
+		case use.running[mac] > 0, mac == p.gatewayMAC, a == p.gateway:
 		case isReserved && holder != mac, isLeased && lease != mac:
 		case isReserved:
 			rank[a] = reserved

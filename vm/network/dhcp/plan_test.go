@@ -76,7 +76,7 @@ func TestCandidates(t *testing.T) {
 	use := addressUse{
 		leases:     map[netip.Addr]string{at(4): foreign, at(5): p.macOf(at(5)), at(6): foreign},
 		neighbours: map[netip.Addr]string{at(7): foreign, at(8): p.macOf(at(8))},
-		running:    map[string]bool{p.macOf(at(9)): true},
+		running:    map[string]int{p.macOf(at(9)): 1},
 	}
 	for _, machine := range []string{"one", "two", "three", "sardine-0123abcd-1"} {
 		got := p.candidates(machine, use)
