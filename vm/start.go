@@ -167,7 +167,7 @@ func (s *starter) prepareBoot(ctx context.Context, d *libvirtxml.Domain, undo *r
 // run.
 func (s *starter) start(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack,
 	run func(context.Context, *libvirtxml.Domain) error) error {
-	release, err := s.spec.Admission.Admit(ctx, s.host, domain.Memory(d), s.spec.storage())
+	release, err := s.spec.Admission.Admit(ctx, s.host, s.spec.Name, domain.Memory(d), s.spec.storage())
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -21,10 +22,18 @@ import (
 const (
 	// pollInterval is how often a waiting machine checks for room.
 	pollInterval = time.Second
-	// turnPause is how long a machine waits for its turn before it reports that.
+	// turnPause is how long a machine waits for its turn before it looks why.
 	turnPause = 200 * time.Millisecond
 	// holdersShown is the number of running machines that a message names.
 	holdersShown = 5
+)
+
+const (
+	// lockFile is locked by the first machine in the queue. It is empty unless that machine
+	// waits for room.
+	lockFile = ".admission"
+	// reservationDir is the directory of the reservations.
+	reservationDir = ".admitted"
 )
 
 // errNoRoom: the host had no room for the machine within the timeout.
@@ -46,10 +55,12 @@ type Policy struct {
 	Waiting func(reason string)
 }
 
-// Admit waits until the host has room for a machine that needs that much memory, in bytes.
-// It returns with a lock in dir, which prevents other admissions. Call release when the
-// machine runs, and so is counted.
-func (a Policy) Admit(ctx context.Context, h *virt.Host, need uint64, dir string) (release func() error, err error) {
+// Admit waits until the host has room for the machine of that name, which needs that much
+// memory, in bytes, and reserves the room: admissions of other machines count it from now
+// on. Call release when the machine runs, and so is counted by libvirt, or when its start
+// has failed. The reservation of a process that dies ends with it. The state of the
+// admissions is in dir.
+func (a Policy) Admit(ctx context.Context, h *virt.Host, name string, need uint64, dir string) (release func() error, err error) {
 	if a.Slots == 0 && a.Reserve < 0 {
 		return func() error { return nil }, nil
 	}
@@ -66,52 +77,73 @@ func (a Policy) Admit(ctx context.Context, h *virt.Host, need uint64, dir string
 		ctx, cancel = context.WithTimeout(ctx, a.Timeout)
 		defer cancel()
 	}
-	q := &queue{h: h, a: a, need: need, size: size, lock: flock.New(filepath.Join(dir, ".admission"))}
-	if err := q.wait(ctx); err != nil {
+	path := filepath.Join(dir, lockFile)
+	q := &queue{h: h, a: a, name: name, need: need, size: size, lock: flock.New(path), reservations: reservations(filepath.Join(dir, reservationDir))}
+	reserved, err := q.wait(ctx)
+	if err != nil {
 		return nil, queueError(ctx, q.said, err)
 	}
-	return q.lock.Close, nil
+	return reserved.release, nil
 }
 
-// A queue is the wait of one machine for room. One machine at a time holds the lock, from
-// its first check until it runs and libvirt counts it. If it released the lock between
+// A queue is the wait of one machine for room. One machine at a time holds the lock: the
+// first one in the queue, until it has reserved its room. If it released the lock between
 // checks, a large machine would wait as long as small ones come and go. The kernel
 // releases the lock of a process that dies.
+//
+// libvirt is asked before the lock is taken: while it starts a machine, it can take long to
+// list it. With the lock held, only files are read, unless there is no room.
 type queue struct {
-	h    *virt.Host
-	a    Policy
-	need uint64
-	size virt.HostSize
-	lock *flock.Flock
-	said string // the last reason that was reported
+	h            *virt.Host
+	a            Policy
+	name         string
+	need         uint64
+	size         virt.HostSize
+	lock         *flock.Flock
+	reservations reservations
+	said         string // the last reason that was reported
 }
 
-// wait returns when it holds the lock and there is room.
-func (q *queue) wait(ctx context.Context) error {
-	if err := q.takeTurn(ctx); err != nil {
-		return err
+// wait returns when room is reserved.
+func (q *queue) wait(ctx context.Context) (_ *reservation, err error) {
+	now, err := q.look(ctx)
+	if err != nil {
+		return nil, err
 	}
-	for {
-		reason, err := noRoom(ctx, q.h, q.a, q.need, q.size)
-		if err == nil && reason == "" {
-			return nil
-		}
+	if now, err = q.takeTurn(ctx, now); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, q.blocks(false), q.lock.Close()) }()
+	for asked := false; ; asked = true {
+		reason, err := q.noRoom(now)
 		if err != nil {
-			return errors.Join(err, q.lock.Close())
+			return nil, err
 		}
-		q.say(reason)
-		select {
-		case <-time.After(pollInterval):
-		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), q.lock.Close())
+		if reason == "" && now.isRecent() {
+			return q.reservations.add(q.name, q.need)
+		}
+		if reason != "" && asked {
+			if err := q.blocks(true); err != nil {
+				return nil, err
+			}
+			q.say(reason)
+			select {
+			case <-time.After(pollInterval):
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		// Machines may have ended since libvirt was asked.
+		if now, err = q.look(ctx); err != nil {
+			return nil, err
 		}
 	}
 }
 
 // takeTurn waits for the lock. The kernel gives it to waiting processes roughly in order. A
 // process that polled the lock, and asked libvirt in between, could miss its turn for
-// minutes on a busy host.
-func (q *queue) takeTurn(ctx context.Context) error {
+// minutes on a busy host. It returns the latest observation.
+func (q *queue) takeTurn(ctx context.Context, now observation) (observation, error) {
 	got := make(chan error, 1)
 	go func() { got <- q.lock.Lock() }()
 	// Waiting for the lock cannot be cancelled: release it when it comes.
@@ -120,22 +152,55 @@ func (q *queue) takeTurn(ctx context.Context) error {
 			q.lock.Close()
 		}
 	}
-	for pause := turnPause; ; pause = pollInterval { // the other machine may be about to start
+	for pause := turnPause; ; pause = pollInterval {
 		select {
 		case err := <-got:
-			return err
+			if err == nil { // a process may have died
+				err = q.blocks(false)
+			}
+			return now, err
 		case <-time.After(pause):
 		case <-ctx.Done():
 			go leave()
-			return context.Cause(ctx)
+			return now, context.Cause(ctx)
 		}
-		reason, err := noRoom(ctx, q.h, q.a, q.need, q.size)
+		if !q.blocked() {
+			continue // the first in the queue is about to start
+		}
+		var reason string
+		latest, err := q.look(ctx)
+		if err == nil {
+			now = latest
+			reason, err = q.noRoom(now)
+		}
 		if err != nil {
 			go leave()
-			return err
+			return now, err
 		}
 		q.say(cmp.Or(reason, "a machine that came earlier waits for room"))
 	}
+}
+
+// blocks writes to the lock file whether the first machine in the queue waits for room. The
+// caller holds the lock.
+func (q *queue) blocks(waits bool) error {
+	if waits == q.blocked() {
+		return nil
+	}
+	text := ""
+	if waits {
+		text = q.name + "\n"
+	}
+	if err := os.WriteFile(q.lock.Path(), []byte(text), 0o600); err != nil {
+		return fmt.Errorf("wait for room on this host: %w", err)
+	}
+	return nil
+}
+
+// blocked reports whether the first machine in the queue waits for room.
+func (q *queue) blocked() bool {
+	info, err := os.Stat(q.lock.Path())
+	return err == nil && info.Size() > 0
 }
 
 // say reports why the machine waits, unless it was reported already.
@@ -154,26 +219,56 @@ func queueError(ctx context.Context, reason string, err error) error {
 	return fmt.Errorf("wait for room on this host: %w", err)
 }
 
-// noRoom describes why there is no room for a machine that needs that much memory; empty if
-// there is.
-func noRoom(ctx context.Context, h *virt.Host, a Policy, need uint64, size virt.HostSize) (string, error) {
-	machines, err := record.List(ctx, h)
+// An observation is what libvirt knew at a time.
+type observation struct {
+	at       uint64 // when it was asked: see uptime
+	machines []record.InstanceInfo
+	domains  map[string]uint64 // memory of all running domains, in bytes, by name
+}
+
+// isRecent reports whether all reservations that the observation may lack still have files.
+func (o observation) isRecent() bool {
+	now, err := uptime()
+	return err == nil && now-o.at < uint64(releasedMax/2)
+}
+
+// look asks libvirt for what the policy counts.
+func (q *queue) look(ctx context.Context) (now observation, err error) {
+	if now.at, err = uptime(); err != nil {
+		return now, err
+	}
+	if now.machines, err = record.List(ctx, q.h); err == nil && q.a.Reserve >= 0 {
+		now.domains, err = q.h.Memories(ctx)
+	}
+	return now, err
+}
+
+// noRoom describes why there is no room for the machine; empty if there is. Machines that
+// are starting are counted by their reservations.
+func (q *queue) noRoom(now observation) (string, error) {
+	starting, err := q.reservations.since(now.at)
 	if err != nil {
 		return "", err
 	}
-	if a.Slots > 0 && uint(len(machines)) >= a.Slots {
-		return fmt.Sprintf("%d of %d machines are running: %s", len(machines), a.Slots, holders(machines)), nil
+	delete(starting, q.name) // of an earlier attempt
+	count, used := len(now.machines), uint64(0)
+	for _, m := range now.machines {
+		delete(starting, m.Name)
 	}
-	if a.Reserve < 0 {
-		return "", nil
+	for name, memory := range now.domains {
+		used += memory
+		delete(starting, name)
 	}
-	used, err := h.MemoryInUse(ctx)
-	if err != nil {
-		return "", err
+	for _, memory := range starting {
+		used += memory
 	}
-	if used+need+uint64(a.Reserve) > size.Memory {
+	count += len(starting)
+	if q.a.Slots > 0 && uint(count) >= q.a.Slots {
+		return fmt.Sprintf("%d of %d machines are running: %s", count, q.a.Slots, holders(now.machines)), nil
+	}
+	if q.a.Reserve >= 0 && used+q.need+uint64(q.a.Reserve) > q.size.Memory {
 		return fmt.Sprintf("%s of memory are needed, and of the host's %s, running machines use %s: %s",
-			units.BytesSize(float64(need)), units.BytesSize(float64(size.Memory)), units.BytesSize(float64(used)), holders(machines)), nil
+			units.BytesSize(float64(q.need)), units.BytesSize(float64(q.size.Memory)), units.BytesSize(float64(used)), holders(now.machines)), nil
 	}
 	return "", nil
 }

@@ -1,12 +1,19 @@
 package admission
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,7 +65,7 @@ func TestAdmissionByMemory(t *testing.T) {
 					}
 				}()
 			}
-			release, err := policy.Admit(t.Context(), h, newcomer, dir)
+			release, err := policy.Admit(t.Context(), h, "newcomer", newcomer, dir)
 			if !errors.Is(err, test.err) {
 				t.Fatalf("got %v, want %v", err, test.err)
 			}
@@ -88,7 +95,7 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	dir := t.TempDir()
 	policy := Policy{Slots: 1, Reserve: -1, Timeout: time.Minute}
-	release, err := policy.Admit(t.Context(), h, 0, dir)
+	release, err := policy.Admit(t.Context(), h, "sardine-0-1", 0, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +103,7 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 	go func() {
 		second := policy
 		second.Waiting = func(reason string) { said <- reason }
-		release, err := second.Admit(t.Context(), h, 0, dir)
+		release, err := second.Admit(t.Context(), h, "second", 0, dir)
 		if err == nil {
 			err = release()
 		}
@@ -104,28 +111,186 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 	}()
 	await := func(want string) {
 		t.Helper()
-		for {
-			select {
-			case reason := <-said:
-				if strings.Contains(reason, want) {
-					return
-				}
-			case err := <-admitted:
-				t.Fatalf("a second machine was admitted (%v), and did not wait for %q", err, want)
+		select {
+		case reason := <-said:
+			if !strings.Contains(reason, want) {
+				t.Errorf("it waits for %q, want …%s…", reason, want)
 			}
+		case err := <-admitted:
+			t.Fatalf("a second machine was admitted (%v), and did not wait for %q", err, want)
 		}
 	}
-	await("") // whatever it calls a machine that starts
+	await("1 of 1 machines are running") // or starting
 	first := startTestMachine(t, h, false)
 	if err := release(); err != nil {
 		t.Fatal(err)
 	}
-	await("1 of 1 machines are running")
+	await("job 42 of group/project")
 	if err := first.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-admitted; err != nil {
 		t.Error(err)
+	}
+}
+
+// No machine waits for another that merely starts, and none is told that it waits for room.
+func TestStartsAreSideBySide(t *testing.T) {
+	h := virttest.OpenEmpty(t)
+	dir := t.TempDir()
+	policy := Policy{
+		Slots: 8, Reserve: -1, Timeout: 10 * time.Second,
+		Waiting: func(reason string) { t.Errorf("a machine waits: %s", reason) },
+	}
+	for n := range policy.Slots {
+		name := fmt.Sprint("starts-", n)
+		release, err := policy.Admit(t.Context(), h, name, 1<<20, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+		if n%2 == 0 { // libvirt knows it, before the reservation is released
+			startMachine(t, h, name, false)
+		}
+	}
+	policy.Timeout, policy.Waiting = time.Second, nil
+	if _, err := policy.Admit(t.Context(), h, "one-too-many", 0, dir); !errors.Is(err, errNoRoom) {
+		t.Errorf("got %v, want %v", err, errNoRoom)
+	}
+}
+
+// However machines come, start and end, there are never more than the policy allows.
+func TestAdmissionIsExact(t *testing.T) {
+	const machines, slots = 12, 3
+	h := virttest.OpenEmpty(t)
+	size, err := h.Size(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, policy := range []Policy{
+		{Slots: slots, Reserve: -1, Timeout: time.Minute},
+		{Reserve: int64(size.Memory) - slots<<30, Timeout: time.Minute},
+	} {
+		var there, most atomic.Int64
+		var all sync.WaitGroup
+		for n := range machines {
+			all.Go(func() {
+				name := fmt.Sprint("sardine-0-", n)
+				release, err := policy.Admit(t.Context(), h, name, 1<<30, dir)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				now := there.Add(1)
+				for seen := most.Load(); seen < now && !most.CompareAndSwap(seen, now); seen = most.Load() {
+				}
+				dom := startMachine(t, h, name, false)
+				if err := release(); err != nil {
+					t.Error(err)
+				}
+				there.Add(-1)
+				if err := dom.Destroy(context.Background()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if got := most.Load(); got > slots {
+			t.Errorf("%d machines at once, want at most %d", got, slots)
+		}
+	}
+}
+
+// The room of a process that was killed is free at once.
+func TestKilledStart(t *testing.T) {
+	const dirVariable = "ADMISSION_TEST_DIR"
+	policy := Policy{Slots: 1, Reserve: -1, Timeout: time.Minute}
+	if dir := os.Getenv(dirVariable); dir != "" {
+		if _, err := policy.Admit(t.Context(), virttest.OpenEmpty(t), "killed", 0, dir); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("admitted")
+		io.Copy(io.Discard, os.Stdin) // until it is killed
+		return
+	}
+	h, dir := virttest.OpenEmpty(t), t.TempDir()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledStart$")
+	cmd.Env = append(os.Environ(), dirVariable+"="+dir)
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	for lines.Scan() && lines.Text() != "admitted" {
+		t.Log(lines.Text())
+	}
+	brief := policy
+	brief.Timeout = time.Second
+	if _, err := brief.Admit(t.Context(), h, "second", 0, dir); !errors.Is(err, errNoRoom) {
+		t.Errorf("beside a machine that starts: %v, want %v", err, errNoRoom)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	release, err := brief.Admit(t.Context(), h, "second", 0, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(release(), release()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, reservationDir, "killed")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the reservation of the killed process: %v", err)
+	}
+}
+
+// A machine that was released counts for those who asked libvirt before, and no more for
+// those who ask later. Files of an earlier boot of the host do not count.
+func TestReservationsSince(t *testing.T) {
+	dir := reservations(filepath.Join(t.TempDir(), "new"))
+	moment := func() uint64 {
+		t.Helper()
+		at, err := uptime()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	r, err := dir.add("machine", 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := moment()
+	if err := r.release(); err != nil {
+		t.Fatal(err)
+	}
+	after := moment()
+	for _, test := range []struct {
+		at   uint64
+		want int
+	}{{before, 1}, {after, 0}} {
+		if got, err := dir.since(test.at); err != nil || len(got) != test.want {
+			t.Errorf("%d machines, %v, want %d", len(got), err, test.want)
+		}
+	}
+	for name, text := range map[string]string{
+		"earlier-boot": fmt.Sprintf(note, 7, uint64(1)<<62), "damaged": "seven", "empty": "", "long-ago": fmt.Sprintf(note, 7, 1),
+	} {
+		if err := os.WriteFile(filepath.Join(string(dir), name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := dir.clear(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := dir.since(before); err != nil || len(got) != 1 || got["machine"] != 7 {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 
@@ -146,7 +311,7 @@ func TestAdmissionIsFair(t *testing.T) {
 			once := sync.OnceFunc(waits)
 			policy.Waiting = func(string) { once() }
 		}
-		release, err := policy.Admit(t.Context(), h, mib<<20, dir)
+		release, err := policy.Admit(t.Context(), h, name, mib<<20, dir)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			return nil
@@ -200,51 +365,63 @@ func TestAdmissionIsFair(t *testing.T) {
 func TestTurnIsNotMissed(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	dir := t.TempDir()
-	admit := func(a Policy) (func() error, error) {
+	admit := func(name string, a Policy) (func() error, error) {
 		a.Slots, a.Reserve = 1, -1
-		return a.Admit(t.Context(), h, 0, dir)
+		return a.Admit(t.Context(), h, name, 0, dir)
 	}
-	leave, err := admit(Policy{Timeout: time.Minute})
+	leave, err := admit("first", Policy{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	waits, goOn, ended := make(chan bool), make(chan bool), make(chan bool)
-	var first sync.WaitGroup
-	first.Go(func() {
-		defer close(ended)
-		release, err := admit(Policy{Timeout: time.Minute, Waiting: func(string) { close(waits); <-goOn }})
-		if err != nil {
-			t.Error(err)
-			return
+	// The second has its turn and no room. The third waits for its turn.
+	waits := make(chan string)
+	goOn := map[string]chan bool{"second": make(chan bool), "third": make(chan bool)}
+	ended := map[string]chan bool{"second": make(chan bool), "third": make(chan bool)}
+	for _, name := range []string{"second", "third"} {
+		once := sync.OnceFunc(func() { waits <- name; <-goOn[name] })
+		go func() {
+			defer close(ended[name])
+			release, err := admit(name, Policy{Timeout: time.Minute, Waiting: func(string) { once() }})
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				return
+			}
+			release()
+		}()
+		select {
+		case <-waits:
+		case <-ended[name]:
+			t.Fatalf("the %s machine did not wait", name)
 		}
-		release()
-	})
-	select {
-	case <-waits:
-	case <-ended:
-		t.Fatal("a second machine did not wait for the first")
 	}
 	leave()
-	// The kernel gives the lock to the machine that waits for it.
-	for probe := flock.New(filepath.Join(dir, ".admission")); ; probe.Unlock() {
+	close(goOn["second"])
+	<-ended["second"]
+	// The kernel gives the lock to the third, which is still reporting.
+	for probe := flock.New(filepath.Join(dir, lockFile)); ; probe.Unlock() {
 		if free, err := probe.TryLock(); err != nil {
 			t.Fatal(err)
 		} else if !free {
 			break
 		}
 	}
-	if release, err := admit(Policy{Timeout: 500 * time.Millisecond}); !errors.Is(err, errNoRoom) {
-		t.Errorf("a machine that came later: %v, want %v", err, errNoRoom)
+	if release, err := admit("fourth", Policy{Timeout: 500 * time.Millisecond}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a machine that came later: %v, want %v", err, context.DeadlineExceeded)
 		if err == nil {
 			release()
 		}
 	}
-	close(goOn)
-	first.Wait()
+	close(goOn["third"])
+	<-ended["third"]
 }
 
 // startTestMachine starts a machine of 1 GiB, of a job or not.
 func startTestMachine(t *testing.T, h *virt.Host, foreign bool) *virt.Domain {
+	t.Helper()
+	return startMachine(t, h, "sardine-0-1", foreign)
+}
+
+func startMachine(t *testing.T, h *virt.Host, name string, foreign bool) *virt.Domain {
 	t.Helper()
 	metadata := ""
 	if !foreign {
@@ -254,10 +431,11 @@ func startTestMachine(t *testing.T, h *virt.Host, foreign bool) *virt.Domain {
 		}
 		metadata = "<metadata>" + record.XML + "</metadata>"
 	}
-	dom, err := h.Start(t.Context(), "sardine-0-1", fmt.Sprintf(
-		"<domain type='test'><name>sardine-0-1</name>%s<memory unit='MiB'>1024</memory><os><type>hvm</type></os></domain>", metadata))
+	dom, err := h.Start(t.Context(), name, fmt.Sprintf(
+		"<domain type='test'><name>%s</name>%s<memory unit='MiB'>1024</memory><os><type>hvm</type></os></domain>", name, metadata))
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		runtime.Goexit()
 	}
 	t.Cleanup(func() { dom.Free() })
 	return dom

@@ -91,23 +91,24 @@ func (h *Host) Size(ctx context.Context) (HostSize, error) {
 	return HostSize{CPUs: info.Cpus, Memory: info.Memory << 10}, nil
 }
 
-// MemoryInUse is the memory, in bytes, of all running domains, also those that are not a
-// job's.
-func (h *Host) MemoryInUse(ctx context.Context) (uint64, error) {
-	return await(ctx, "add up the memory of the domains", func() (uint64, error) {
+// Memories returns the memory, in bytes, of all running domains by their names, also of those
+// that are not a job's.
+func (h *Host) Memories(ctx context.Context) (map[string]uint64, error) {
+	return await(ctx, "add up the memory of the domains", func() (map[string]uint64, error) {
 		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		var sum uint64
+		memories := make(map[string]uint64, len(domains))
 		for i := range domains {
+			name, nameErr := domains[i].GetName()
 			info, err := domains[i].GetInfo()
 			domains[i].Free()
-			if err == nil { // otherwise the domain has just ended
-				sum += info.MaxMem << 10
+			if nameErr == nil && err == nil { // otherwise the domain has just ended
+				memories[name] = info.MaxMem << 10
 			}
 		}
-		return sum, nil
+		return memories, nil
 	})
 }
 
