@@ -41,7 +41,7 @@ var Packages = []Package{
 	{Path: "oci/format", Imports: "internal/strictjson"},
 	{Path: "oci/internal/ocitest", Imports: "oci"},
 	{Path: "oci/internal/readers", Imports: "oci"},
-	{Path: "oci/layout", Imports: "internal/fileutil oci oci/format oci/internal/readers oci/transport"},
+	{Path: "oci/layout", Imports: "internal/dirlock internal/fileutil oci oci/format oci/internal/readers oci/transport"},
 	{Path: "oci/registry", Imports: "oci oci/internal/readers oci/registry/distribution oci/transport"},
 	{Path: "oci/registry/distribution", Imports: "oci/registry/netaddr"},
 	{Path: "oci/registry/netaddr"},

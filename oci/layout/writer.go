@@ -11,13 +11,14 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
-	"github.com/gofrs/flock"
 	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 
+	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/internal/fileutil"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/internal/readers"
@@ -30,7 +31,7 @@ import (
 type Writer struct {
 	dir  string
 	tag  string
-	lock *flock.Flock // of the directory itself
+	lock *dirlock.Lock // of the directory itself
 
 	mu      sync.Mutex
 	written []string // paths of new blobs that no tag refers to yet
@@ -54,38 +55,32 @@ func OpenWriter(ctx context.Context, dir, tag string, waiting func()) (_ *Writer
 	}
 	w := &Writer{dir: dir, tag: tag, lock: lock}
 	if err := w.prepare(); err != nil {
-		return nil, errors.Join(err, w.lock.Close())
+		return nil, errors.Join(err, w.lock.Unlock())
 	}
 	return w, nil
 }
 
-// lockDir makes the directory if there is none, and locks it.
-func lockDir(ctx context.Context, dir string, waiting func()) (*flock.Flock, error) {
+// lockDir creates the directory if there is none, and locks it. Another process may have
+// removed it meanwhile: see [Writer.Discard].
+func lockDir(ctx context.Context, dir string, waiting func()) (*dirlock.Lock, error) {
 	for {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
 		}
-		lock := flock.New(dir, flock.SetFlag(os.O_RDONLY))
-		locked, err := lock.TryLock()
-		if err == nil && !locked {
-			if waiting != nil {
-				waiting()
-				waiting = nil
-			}
-			_, err = lock.TryLockContext(ctx, fileutil.LockPoll)
+		lock, err := dirlock.Try(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case lock != nil || err != nil:
+			return lock, err
+		case waiting != nil:
+			waiting()
+			waiting = nil
 		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, errors.Join(err, lock.Close())
-		}
-		// Whoever had the lock may have removed the directory, see [Writer.Discard],
-		// and somebody else made a new one: then we hold what nobody else asks for.
-		if is, err := os.Stat(dir); err == nil {
-			if have, err := lock.Stat(); err == nil && lock.Locked() && os.SameFile(have, is) {
-				return lock, nil
-			}
-		}
-		if err := errors.Join(lock.Close(), ctx.Err()); err != nil {
-			return nil, err
+		select {
+		case <-time.After(fileutil.LockPoll):
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -306,7 +301,7 @@ func (w *Writer) blobPath(d digest.Digest) (string, error) {
 // Close unlocks the layout.
 func (w *Writer) Close() error {
 	if w.gone {
-		return w.lock.Close()
+		return w.lock.Unlock()
 	}
-	return errors.Join(os.RemoveAll(filepath.Join(w.dir, partialBlobs)), w.lock.Close())
+	return errors.Join(os.RemoveAll(filepath.Join(w.dir, partialBlobs)), w.lock.Unlock())
 }

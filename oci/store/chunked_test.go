@@ -8,13 +8,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 
+	"gitlab-sardine-executor/internal/diskusage"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/export"
 	"gitlab-sardine-executor/oci/format"
@@ -52,7 +52,7 @@ func TestChunkedRoundTrip(t *testing.T) {
 	ref, layout := exportRaw(t, content, export.Options{Format: format.Chunked, ChunkSize: 256 << 10, Guest: guest})
 	copied := filepath.Join(t.TempDir(), "copied")
 	ocitest.Command(t, "", "skopeo", "--insecure-policy", "copy", "-q", "oci:"+layout+":1", "oci:"+copied+":1")
-	host, _ := ocitest.TestRegistry(t)
+	host := ocitest.NewFaultyRegistry(t).Host
 	pushed := ocitest.MustParse(t, host+"/vms/chunked:1")
 	if _, err := transfer.Push(t.Context(), ref, pushed, transfer.Options{}); err != nil {
 		t.Fatal(err)
@@ -70,20 +70,28 @@ func TestChunkedRoundTrip(t *testing.T) {
 		if image.Format != format.Chunked || image.Disks[0].Format != "raw" || len(image.DomainXML) == 0 || len(image.Guest.Users) != 1 || image.Architecture == "" || image.Created.IsZero() {
 			t.Errorf("%s: %+v", ref, image)
 		}
-		var stat = blocksOf(t, filepath.Join(image.Dir, "disk.raw"))
+		stat := usageOf(t, filepath.Join(image.Dir, "disk.raw"))
 		if most := int64(len(content)) - 1<<20 - 90_000; stat > most {
 			t.Errorf("%s takes %d bytes, want at most %d: its zeroes are holes", ref, stat, most)
 		}
 	}
 }
 
-func blocksOf(t *testing.T, path string) int64 {
+// usageOf returns the space that a file or directory takes, in bytes.
+func usageOf(t *testing.T, path string) int64 {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.Link(path, filepath.Join(dir, "x")); err != nil {
+	info, err := os.Stat(path)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return blocksIn(dir)
+	if !info.IsDir() {
+		return diskusage.Of(info)
+	}
+	used, err := diskusage.OfDir(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return used
 }
 
 func TestChunkedChain(t *testing.T) {
@@ -176,12 +184,12 @@ func TestChunkedResumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-reached
-	waitForPartial(t, store, func(partial string) bool { return blocksIn(partial) >= 34*128<<10 })
+	waitForPartial(t, store, func(partial string) bool { return usageOf(t, partial) >= 34*128<<10 })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // it was killed
-	f.Fault.Store(nil)
+	f.Fail(nil)
 	image, err := store.Pull(t.Context(), to, PullOptions{retries: fastRetries})
 	if err != nil {
 		t.Fatal(err)
@@ -370,15 +378,4 @@ func TestChunkedDeterministic(t *testing.T) {
 			t.Errorf("layer %d: %s and %s", i, layer.Digest, other.Digest)
 		}
 	}
-}
-
-// blocksIn is what the files of a directory take, in bytes.
-func blocksIn(dir string) (sum int64) {
-	entries, _ := os.ReadDir(dir)
-	for _, entry := range entries {
-		if info, err := entry.Info(); err == nil && info.Mode().IsRegular() {
-			sum += info.Sys().(*syscall.Stat_t).Blocks * 512
-		}
-	}
-	return sum
 }

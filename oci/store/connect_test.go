@@ -68,7 +68,7 @@ func trustAllInsecure(t *testing.T, hosts ...string) {
 }
 
 // pushSingle puts an image into a registry.
-func pushSingle(t *testing.T, m *ocitest.Meddler) oci.Reference {
+func pushSingle(t *testing.T, m *ocitest.FaultyRegistry) oci.Reference {
 	t.Helper()
 	ref := ocitest.MustParse(t, m.Host+"/group/vm:1")
 	if _, err := transfer.Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, transfer.Options{}); err != nil {
@@ -80,11 +80,11 @@ func pushSingle(t *testing.T, m *ocitest.Meddler) oci.Reference {
 // TestPullSecretStaysOnItsPort pulls from a registry that redirects its blobs to
 // another port of its host. Package distribution tests every other way.
 func TestPullSecretStaysOnItsPort(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := pushSingle(t, m)
 	storage := newAskedServer(t, m.Registry.ServeHTTP)
 	trustAllInsecure(t, m.Host, storage.host)
-	m.Set(func(w http.ResponseWriter, r *http.Request) bool {
+	m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 		if user, _, _ := r.BasicAuth(); user != "alice" {
 			w.Header().Set("WWW-Authenticate", "Basic realm=x")
 			w.WriteHeader(http.StatusUnauthorized)
@@ -114,7 +114,7 @@ func TestPullSecretStaysOnItsPort(t *testing.T) {
 func TestPullRefusesPlainHTTP(t *testing.T) {
 	for _, what := range []string{"/v2/", "/manifests/", "/blobs/", "realm"} {
 		t.Run(what, func(t *testing.T) {
-			m := ocitest.NewMeddler(t)
+			m := ocitest.NewFaultyRegistry(t)
 			ref := pushSingle(t, m)
 			victim := newAskedServer(t, func(w http.ResponseWriter, r *http.Request) {
 				if what == "realm" {
@@ -123,7 +123,7 @@ func TestPullRefusesPlainHTTP(t *testing.T) {
 				}
 				http.Error(w, "t0p-secret", http.StatusForbidden)
 			})
-			m.Set(func(w http.ResponseWriter, r *http.Request) bool {
+			m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 				if strings.Contains(r.Header.Get("Authorization"), "t0p-secret") {
 					t.Error("the registry was given what the other place answered")
 				}
@@ -158,9 +158,9 @@ func TestRetryAfterWithoutEnd(t *testing.T) {
 	for _, after := range []string{"3600", "99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"} {
 		for _, what := range []string{"/manifests/", "/blobs/"} {
 			t.Run(what+after, func(t *testing.T) {
-				m := ocitest.NewMeddler(t)
+				m := ocitest.NewFaultyRegistry(t)
 				ref := pushSingle(t, m)
-				m.Set(func(w http.ResponseWriter, r *http.Request) bool {
+				m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 					if !strings.Contains(r.URL.Path, what) {
 						return false
 					}
@@ -181,9 +181,9 @@ func TestRetryAfterWithoutEnd(t *testing.T) {
 
 // TestOldPassword: the text says who was refused, and where that password is.
 func TestOldPassword(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := pushSingle(t, m)
-	m.Set(func(w http.ResponseWriter, _ *http.Request) bool {
+	m.Fail(func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("WWW-Authenticate", "Basic realm=x")
 		w.WriteHeader(http.StatusForbidden)
 		return true
@@ -224,9 +224,9 @@ func TestManifestType(t *testing.T) {
 	for served, ok := range map[string]bool{
 		"text/plain": true, "text/plain; charset=utf-8": true, "application/octet-stream": true, "application/json": true, "": true, "text/html": true,
 	} {
-		m := ocitest.NewMeddler(t)
+		m := ocitest.NewFaultyRegistry(t)
 		ref := pushSingle(t, m)
-		m.Set(func(w http.ResponseWriter, r *http.Request) bool {
+		m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 			if strings.Contains(r.URL.Path, "/manifests/") {
 				w.Header()["Content-Type"] = []string{served}
 				m.Registry.ServeHTTP(fixedType{w, served}, r)
@@ -243,8 +243,8 @@ func TestManifestType(t *testing.T) {
 		}
 	}
 	for _, content := range []string{"<html>Log in</html>", ""} {
-		m := ocitest.NewMeddler(t)
-		m.Set(func(w http.ResponseWriter, r *http.Request) bool {
+		m := ocitest.NewFaultyRegistry(t)
+		m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 			if strings.Contains(r.URL.Path, "/manifests/") {
 				w.Header().Set("Content-Type", "text/html")
 				_, _ = io.WriteString(w, content)

@@ -28,14 +28,14 @@ func writeRegistriesConf(t *testing.T, location, mirror, more string) {
 // TestMirror: registries.conf says where an image comes from; it keeps its name,
 // and a job's password goes to no other host than the one that it is for.
 func TestMirror(t *testing.T) {
-	origin, mirror := ocitest.NewMeddler(t), ocitest.NewMeddler(t)
-	for fixture, m := range map[string]*ocitest.Meddler{"single": mirror, "chain": origin} {
+	origin, mirror := ocitest.NewFaultyRegistry(t), ocitest.NewFaultyRegistry(t)
+	for fixture, m := range map[string]*ocitest.FaultyRegistry{"single": mirror, "chain": origin} {
 		ocitest.TrustInsecure(t, m.Host)
 		if _, err := transfer.Push(t.Context(), ocitest.FixtureRef(t, fixture, "latest"), ocitest.MustParse(t, m.Host+"/vms/"+fixture+":1"), transfer.Options{}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	mirror.Set(func(_ http.ResponseWriter, r *http.Request) bool {
+	mirror.Fail(func(_ http.ResponseWriter, r *http.Request) bool {
 		if _, _, ok := r.BasicAuth(); ok || r.Header.Get("Authorization") != "" {
 			t.Error("the mirror was given a password")
 		}
@@ -45,7 +45,7 @@ func TestMirror(t *testing.T) {
 	creds := registry.Credentials{Accounts: []registry.Account{{Registry: "registry.example.com", Username: "job", Password: "token"}}}
 
 	store := newStore(t)
-	for fixture, want := range map[string]*ocitest.Meddler{"single": mirror, "chain": origin} {
+	for fixture, want := range map[string]*ocitest.FaultyRegistry{"single": mirror, "chain": origin} {
 		originBefore, mirrorBefore := origin.Blobs.Load(), mirror.Blobs.Load()
 		ref := ocitest.MustParse(t, "registry.example.com/vms/"+fixture+":1")
 		image, err := store.Pull(t.Context(), ref, PullOptions{Credentials: creds})
@@ -72,9 +72,9 @@ func TestMirror(t *testing.T) {
 
 // TestBlocked: a registry that the administrator has blocked is not asked.
 func TestBlocked(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	writeRegistriesConf(t, m.Host, m.Host, "blocked = true")
-	m.Set(func(http.ResponseWriter, *http.Request) bool {
+	m.Fail(func(http.ResponseWriter, *http.Request) bool {
 		t.Error("it was asked")
 		return false
 	})

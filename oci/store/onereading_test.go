@@ -18,7 +18,7 @@ import (
 // nothing of it is transferred.
 func TestAmbiguousManifests(t *testing.T) {
 	p := ocitest.NewPlainRegistry(t)
-	ocitest.SetAllInsecure(t, p)
+	ocitest.TrustInsecure(t, p.Host)
 	disk := p.Blob("application/vnd.qemu.qcow2", ocitest.Qcow2File(t))
 	config := p.Blob(v1.MediaTypeEmptyJSON, []byte("{}"))
 	child, _ := ocitest.ContainerDisk(t, []byte("other"), p)
@@ -87,7 +87,7 @@ func TestAmbiguousManifests(t *testing.T) {
 // TestUnambiguousManifests: what real registries and tools do is no second meaning.
 func TestUnambiguousManifests(t *testing.T) {
 	p := ocitest.NewPlainRegistry(t)
-	ocitest.SetAllInsecure(t, p)
+	ocitest.TrustInsecure(t, p.Host)
 	disk := p.Blob("application/vnd.qemu.qcow2", ocitest.Qcow2File(t))
 	config := p.Blob(v1.MediaTypeEmptyJSON, []byte("{}"))
 	layers := `"config":` + ocitest.Quote(config, "") + `,"layers":[` + ocitest.Quote(disk, `,"Unknown":1,"annotations":{"Digest":"x","digest":"y"}`) + `]`
@@ -125,7 +125,7 @@ func TestUnambiguousManifests(t *testing.T) {
 // manifest is the same image.
 func TestDigestIsOneImage(t *testing.T) {
 	honest, evil := ocitest.NewPlainRegistry(t), ocitest.NewPlainRegistry(t)
-	ocitest.SetAllInsecure(t, honest, evil)
+	ocitest.TrustInsecure(t, honest.Host, evil.Host)
 	content := append([]byte("boot"), make([]byte, 70_000)...)
 	m, _ := ocitest.ContainerDisk(t, content, honest, evil)
 	tests := map[string]string{

@@ -30,7 +30,7 @@ func TestOras(t *testing.T) {
 	}
 	disks := []export.Disk{{Path: filepath.Join(dir, "top.qcow2")}, {Path: filepath.Join(dir, "data.raw"), Format: "raw"}}
 	guest := oci.GuestConfig{Users: []oci.User{{Username: "vagrant", Password: "secret"}}}
-	host, _ := ocitest.TestRegistry(t)
+	host := ocitest.NewFaultyRegistry(t).Host
 
 	for name, o := range map[string]export.Options{
 		"sardinecake":          {},

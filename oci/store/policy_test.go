@@ -14,7 +14,7 @@ import (
 // not, while the registry answers, refuses, or is out of order. always uses the
 // copy in the store only where the list of policies says so.
 func TestPullPolicy(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	held, other := ocitest.MustParse(t, m.Host+"/vms/held:1"), ocitest.MustParse(t, m.Host+"/vms/other:1")
 	for _, ref := range []oci.Reference{held, other} {
 		if _, err := transfer.Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, transfer.Options{}); err != nil {
@@ -46,7 +46,7 @@ func TestPullPolicy(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			m.Set(nil)
+			m.Fail(nil)
 			store := newStore(t)
 			pull := func(ref oci.Reference, p policies) error {
 				image, err := store.Pull(t.Context(), ref, PullOptions{Policies: p, retries: shortRetries})
@@ -59,7 +59,7 @@ func TestPullPolicy(t *testing.T) {
 				t.Fatal(err)
 			}
 			if test.status != 0 {
-				m.Set(func(w http.ResponseWriter, _ *http.Request) bool {
+				m.Fail(func(w http.ResponseWriter, _ *http.Request) bool {
 					w.WriteHeader(test.status)
 					return true
 				})

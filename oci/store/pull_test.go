@@ -81,8 +81,8 @@ func checkFiles(t *testing.T, image *oci.Image, want ocitest.Expected, tag strin
 }
 
 func TestPushPullFetch(t *testing.T) {
-	host, requests := ocitest.TestRegistry(t)
-	ref := ocitest.MustParse(t, host+"/vms/chain:1")
+	f := ocitest.NewFaultyRegistry(t)
+	ref := ocitest.MustParse(t, f.Host+"/vms/chain:1")
 	d, err := transfer.Push(t.Context(), ocitest.FixtureRef(t, "chain", "latest"), ref, transfer.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -103,12 +103,12 @@ func TestPushPullFetch(t *testing.T) {
 
 	// Nothing new: two requests when asked, none otherwise.
 	for policy, most := range map[oci.PullPolicy]int64{oci.PullAlways: 2, oci.PullIfNotPresent: 0, oci.PullNever: 0} {
-		before := requests.Load()
+		before := f.Requests.Load()
 		again, err := store.Pull(t.Context(), ref, PullOptions{Policies: []oci.PullPolicy{policy}})
 		if err != nil || again.Digest != image.Digest || again.Dir != image.Dir {
 			t.Errorf("%s again: %+v, %v", policy, again, err)
 		}
-		if n := requests.Load() - before; n > most {
+		if n := f.Requests.Load() - before; n > most {
 			t.Errorf("%s made %d requests, want at most %d", policy, n, most)
 		}
 	}
@@ -116,7 +116,7 @@ func TestPushPullFetch(t *testing.T) {
 	if err != nil || len(images) != 1 || images[0].Digest != image.Digest || !bytes.Equal(images[0].DomainXML, image.DomainXML) {
 		t.Errorf("list: %v, %v", images, err)
 	}
-	byDigest := ocitest.MustParse(t, host+"/vms/chain@"+d.String())
+	byDigest := ocitest.MustParse(t, f.Host+"/vms/chain@"+d.String())
 	if _, err := store.Lookup(byDigest, ""); err != nil {
 		t.Error(err)
 	}
@@ -133,7 +133,7 @@ func TestPushPullFetch(t *testing.T) {
 }
 
 func TestPullErrors(t *testing.T) {
-	host, _ := ocitest.TestRegistry(t)
+	host := ocitest.NewFaultyRegistry(t).Host
 	store := newStore(t)
 	tests := map[string]struct {
 		ref      oci.Reference
@@ -204,13 +204,13 @@ func TestPullDamaged(t *testing.T) {
 
 // TestPullOnce lets many pull one image into one store at the same time.
 func TestPullOnce(t *testing.T) {
-	host, requests := ocitest.TestRegistry(t)
-	ref := ocitest.MustParse(t, host+"/vms/single:1")
+	f := ocitest.NewFaultyRegistry(t)
+	ref := ocitest.MustParse(t, f.Host+"/vms/single:1")
 	if _, err := transfer.Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, transfer.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	store := newStore(t)
-	before := requests.Load()
+	before := f.Requests.Load()
 	var group sync.WaitGroup
 	for range 10 {
 		group.Go(func() {
@@ -222,7 +222,7 @@ func TestPullOnce(t *testing.T) {
 	group.Wait()
 	// Each asks for the manifest (two requests) and for the config, by which the image is
 	// known; one gets three layers.
-	if n := requests.Load() - before; n > 10*3+3 {
+	if n := f.Requests.Load() - before; n > 10*3+3 {
 		t.Errorf("%d requests for ten pulls of one image", n)
 	}
 }

@@ -85,7 +85,7 @@ func TestPullResumes(t *testing.T) {
 			}
 			_ = cmd.Wait() // it was killed
 
-			f.Fault.Store(nil)
+			f.Fail(nil)
 			image, err := store.Pull(t.Context(), ref, PullOptions{retries: fastRetries})
 			if err != nil {
 				t.Fatal(err)
@@ -180,7 +180,7 @@ func TestPullDistrustsPartial(t *testing.T) {
 			if err := damage(filepath.Join(partial[0], ".disk-0")); err != nil {
 				t.Fatal(err)
 			}
-			f.Fault.Store(nil)
+			f.Fail(nil)
 			image, err := store.Pull(t.Context(), ref, PullOptions{retries: fastRetries})
 			if err != nil {
 				t.Fatal(err)

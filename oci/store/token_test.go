@@ -20,10 +20,10 @@ import (
 // TestToken talks to a registry as GitLab runs one: passwords go to a token
 // service alone, and the registry wants its tokens.
 func TestToken(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	var tokens atomic.Int64
 	status := atomic.Int64{}
-	m.Set(func(w http.ResponseWriter, r *http.Request) bool {
+	m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 		user, password, hasPassword := r.BasicAuth()
 		if r.URL.Path == "/jwt/auth" {
 			if status.Load() != 0 {

@@ -119,7 +119,7 @@ func (p pulling) wait(t *testing.T) error {
 // still keeps its own jobs waiting, and no job of another registry.
 func TestSlowRegistryDelaysNoOther(t *testing.T) {
 	honest, evil := ocitest.NewPlainRegistry(t), ocitest.NewPlainRegistry(t)
-	ocitest.SetAllInsecure(t, honest, evil)
+	ocitest.TrustInsecure(t, honest.Host, evil.Host)
 	content := ocitest.Noise(100_000)
 	m, layer := ocitest.ContainerDisk(t, content, honest, evil)
 	reached := holdLayer(t, evil, layer.Digest, false)
@@ -151,7 +151,7 @@ func TestSlowRegistryDelaysNoOther(t *testing.T) {
 // waits, and no longer than the first makes progress.
 func TestStalledPullIsOvertaken(t *testing.T) {
 	p := ocitest.NewPlainRegistry(t)
-	ocitest.SetAllInsecure(t, p)
+	ocitest.TrustInsecure(t, p.Host)
 	content := ocitest.Noise(100_000)
 	_, layer := ocitest.ContainerDisk(t, content, p)
 	reached := holdLayer(t, p, layer.Digest, true)
@@ -201,7 +201,7 @@ func checkTidy(t *testing.T, s *Store) {
 // TestManyOvertake: of those who wait for a pull that has stalled, one pulls.
 func TestManyOvertake(t *testing.T) {
 	p := ocitest.NewPlainRegistry(t)
-	ocitest.SetAllInsecure(t, p)
+	ocitest.TrustInsecure(t, p.Host)
 	_, layer := ocitest.ContainerDisk(t, ocitest.Noise(100_000), p)
 	reached := holdLayer(t, p, layer.Digest, true)
 	s := newStore(t)
@@ -264,7 +264,7 @@ func TestStallWatch(t *testing.T) {
 // TestWaitingEnds: those who wait for a turn end with their context.
 func TestWaitingEnds(t *testing.T) {
 	p := ocitest.NewPlainRegistry(t)
-	ocitest.SetAllInsecure(t, p)
+	ocitest.TrustInsecure(t, p.Host)
 	_, layer := ocitest.ContainerDisk(t, ocitest.Noise(10_000), p)
 	reached := holdLayer(t, p, layer.Digest, false)
 	s := newStore(t)
@@ -283,7 +283,7 @@ func TestWaitingEnds(t *testing.T) {
 // TestPartialOfAPullStays: prune leaves what a process pulls, and removes what it left.
 func TestPartialOfAPullStays(t *testing.T) {
 	p := ocitest.NewPlainRegistry(t)
-	ocitest.SetAllInsecure(t, p)
+	ocitest.TrustInsecure(t, p.Host)
 	_, layer := ocitest.ContainerDisk(t, ocitest.Noise(10_000), p)
 	reached := holdLayer(t, p, layer.Digest, false)
 	s := newStore(t)

@@ -100,7 +100,7 @@ func TestUpgrade(t *testing.T) {
 		for _, by := range []string{"tag", "digest"} {
 			t.Run(fmt.Sprintf("%s, by %s", name, by), func(t *testing.T) {
 				p := ocitest.NewPlainRegistry(t)
-				ocitest.SetAllInsecure(t, p)
+				ocitest.TrustInsecure(t, p.Host)
 				m := test.put(t, p)
 				text := p.Host + "/vms/x:1"
 				if by == "digest" {

@@ -17,7 +17,7 @@ import (
 // copied as both, in whatever order they come, with all that it names.
 func TestManifestAsLayer(t *testing.T) {
 	for _, layerFirst := range []bool{true, false} {
-		m := ocitest.NewMeddler(t)
+		m := ocitest.NewFaultyRegistry(t)
 		l := ocitest.NewLayout(t)
 		inner := l.Manifest("inner")
 		asLayer := inner
@@ -50,7 +50,7 @@ func TestManyManifests(t *testing.T) {
 		layer.Annotations = map[string]string{"x": strings.Repeat(string(rune('a'+i)), transport.MaxManifest-2000)}
 		children = append(children, l.Manifest("", layer))
 	}
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	_, err := Push(t.Context(), l.Index(children...), ocitest.MustParse(t, m.Host+"/vms/index:1"), Options{retries: Impatient})
 	if !errors.Is(err, oci.ErrFormat) || !strings.Contains(err.Error(), "67108864") {
 		t.Errorf("got %v, want that the manifests are too large", err)

@@ -73,7 +73,7 @@ func TestTransferStatus(t *testing.T) {
 }
 
 func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body string, want error) {
-	m := ocitest.NewQuietMeddler(t)
+	m := ocitest.StartFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	creds := registry.Credentials{Insecure: true}
 	push := func() error {
@@ -101,7 +101,7 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 	// Push first, that there is something to fetch.
 	for i, op := range []func() error{push, fetch} {
 		name := []string{"push", "fetch"}[i]
-		m.Set(answer(1 << 62))
+		m.Fail(answer(1 << 62))
 		err := op()
 		switch {
 		case want != nil && !errors.Is(err, want):
@@ -109,8 +109,8 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 		case want == nil && (err == nil || oci.IsPermanent(err)):
 			t.Errorf("%s: got %v, want an error that may pass", name, err)
 		}
-		if m.Set(answer(2)); want != nil {
-			m.Set(nil)
+		if m.Fail(answer(2)); want != nil {
+			m.Fail(nil)
 		}
 		if err := op(); err != nil {
 			t.Errorf("%s, once the registry has recovered: %v", name, err)
@@ -120,11 +120,11 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 
 // TestTransferDropped hangs up in the midst of each blob, once.
 func TestTransferDropped(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/chunked:1")
 	var uploads atomic.Int64
 	var fetched sync.Map
-	m.Set(func(w http.ResponseWriter, r *http.Request) bool {
+	m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 		switch {
 		case r.Method == http.MethodPatch && uploads.Add(1) <= 3:
 			io.CopyN(io.Discard, r.Body, 1000)
@@ -160,7 +160,7 @@ func (c *cutter) Write(p []byte) (int, error) {
 	if _, err := c.ResponseWriter.Write(p[:n]); err != nil {
 		return 0, err
 	}
-	c.ResponseWriter.(http.Flusher).Flush()
+	_ = http.NewResponseController(c.ResponseWriter).Flush()
 	if n < len(p) {
 		return n, io.ErrShortWrite
 	}
@@ -169,7 +169,7 @@ func (c *cutter) Write(p []byte) (int, error) {
 
 // TestPushTwice: what is there is not sent again.
 func TestPushTwice(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	for _, tag := range []string{"1", "2"} {
 		if _, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ocitest.MustParse(t, m.Host+"/vms/single:"+tag), Options{}); err != nil {
 			t.Fatal(err)
@@ -182,7 +182,7 @@ func TestPushTwice(t *testing.T) {
 
 // TestPushDigest: a reference by digest holds nothing else.
 func TestPushDigest(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	d := ocitest.ReadExpected(t, "single").Manifests[0].Manifest
 	for name, want := range map[digest.Digest]error{d: nil, digest.FromString(""): oci.ErrReference} {
 		ref := ocitest.MustParse(t, m.Host+"/vms/single@"+name.String())
@@ -195,7 +195,7 @@ func TestPushDigest(t *testing.T) {
 // TestTransferIndex copies an index in an index, with a container image, an
 // attestation and a child that is named twice.
 func TestTransferIndex(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	l := ocitest.NewLayout(t)
 	put := func(v any, mediaType string) v1.Descriptor {
 		raw, err := json.Marshal(v)
@@ -249,7 +249,7 @@ func TestTransferIndex(t *testing.T) {
 // TestFetchMends fetches into a layout in which blobs are damaged or missing; the
 // others are not asked for again.
 func TestFetchMends(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/chunked:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "chunked", "latest"), ref, Options{}); err != nil {
 		t.Fatal(err)
@@ -303,7 +303,7 @@ func TestFetchMends(t *testing.T) {
 
 // TestFetchInterrupted: what was there stays, and a second try goes on.
 func TestFetchInterrupted(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	first, second := ocitest.MustParse(t, m.Host+"/vms/a:1"), ocitest.MustParse(t, m.Host+"/vms/b:1")
 	for ref, fixture := range map[oci.Reference]string{first: "single", second: "chunked"} {
 		if _, err := Push(t.Context(), ocitest.FixtureRef(t, fixture, "latest"), ref, Options{}); err != nil {
@@ -319,7 +319,7 @@ func TestFetchInterrupted(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var served atomic.Int64
-	m.Set(func(_ http.ResponseWriter, r *http.Request) bool {
+	m.Fail(func(_ http.ResponseWriter, r *http.Request) bool {
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && served.Add(1) == 6 {
 			cancel()
 		}
@@ -328,7 +328,7 @@ func TestFetchInterrupted(t *testing.T) {
 	if _, err := Fetch(ctx, second, to, Options{}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v, want that it was cancelled", err)
 	}
-	m.Set(nil)
+	m.Fail(nil)
 	checkLayout(t, layout, "x", was)
 	kept := len(ocitest.BlobNames(t, layout))
 	before := m.Blobs.Load()
@@ -346,7 +346,7 @@ func TestFetchInterrupted(t *testing.T) {
 // TestFetchIndexJSON: entries with other tags stay, of those with ours one is
 // left, which every tool finds.
 func TestFetchIndexJSON(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{}); err != nil {
 		t.Fatal(err)
@@ -374,7 +374,7 @@ func TestFetchIndexJSON(t *testing.T) {
 
 // TestFetchRefuses finds a bad destination before it moves a byte.
 func TestFetchRefuses(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{}); err != nil {
 		t.Fatal(err)
@@ -415,7 +415,7 @@ func TestFetchRefuses(t *testing.T) {
 // TestFetchGarbage: what a tag stood for before can be freed by umoci. (Not in a
 // layout with an image of the Python tool, whose times it cannot read.)
 func TestFetchGarbage(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	layout := filepath.Join(t.TempDir(), "layout")
 	var d digest.Digest
 	for _, size := range []int{1 << 20, 2 << 20} {
@@ -446,7 +446,7 @@ func TestFetchGarbage(t *testing.T) {
 // TestFetchDiskFull: where there is no room nothing is left, and it is said how
 // much there should be.
 func TestFetchDiskFull(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/twodisk:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "twodisk", "latest"), ref, Options{}); err != nil {
 		t.Fatal(err)
@@ -484,13 +484,13 @@ func TestFetchAlone(t *testing.T) {
 
 // TestTransferHostile: a registry that gives other bytes than it should.
 func TestTransferHostile(t *testing.T) {
-	m := ocitest.NewMeddler(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, what := range []string{"/manifests/", "/blobs/"} {
-		m.Set(func(w http.ResponseWriter, r *http.Request) bool {
+		m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, what) {
 				return false
 			}

@@ -1,6 +1,7 @@
 package ocitest
 
 import (
+	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -15,47 +16,87 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 )
 
-// A FaultyRegistry is a real registry behind a door that a test keeps.
+// A FaultyRegistry is a real registry in this process, over plain HTTP, that answers what
+// the test's fault does not answer before.
 type FaultyRegistry struct {
 	Host string
-	// fault may answer in place of the registry, and says whether it did; nil means
-	// that all is well.
-	Fault atomic.Pointer[func(w http.ResponseWriter, r *http.Request) bool]
+	// Registry is the registry without faults, which a fault may call.
+	Registry http.Handler
 
+	fault atomic.Pointer[func(w http.ResponseWriter, r *http.Request) bool]
+
+	// Requests for blobs, whether or not a fault answers.
 	mu     sync.Mutex
-	Gets   map[string]int // of blobs, by digest
-	Ranges int            // requests for a part of a blob
+	Gets   map[string]int // by digest
+	Ranges int            // for a part of a blob
 	Sent   atomic.Int64   // bytes of blobs
+
+	// What no fault answered: all requests, uploads that began, and requests for blobs.
+	Requests, Uploads, Blobs atomic.Int64
 }
 
+// NewFaultyRegistry starts a registry, and names it insecure for this test.
 func NewFaultyRegistry(t *testing.T) *FaultyRegistry {
 	t.Helper()
-	f := &FaultyRegistry{Gets: map[string]int{}}
-	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") {
-			f.count(r)
-			w = &CountingWriter{w, &f.Sent}
-		}
-		if fault := f.Fault.Load(); fault == nil || !(*fault)(w, r) {
-			handler.ServeHTTP(w, r)
-		}
-	}))
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
-	t.Cleanup(server.Close)
-	f.Host = strings.TrimPrefix(server.URL, "http://")
-	setInsecure(t, f.Host)
+	f := StartFaultyRegistry(t)
+	TrustInsecure(t, f.Host)
 	return f
 }
 
-// setInsecure names a registry as one of plain HTTP, for this test.
-func setInsecure(t *testing.T, host string) {
+// StartFaultyRegistry starts a registry in a parallel test, which cannot name it insecure:
+// that takes an environment variable.
+func StartFaultyRegistry(t *testing.T) *FaultyRegistry {
 	t.Helper()
+	quiet := log.New(io.Discard, "", 0)
+	f := &FaultyRegistry{Gets: map[string]int{}, Registry: registry.New(registry.Logger(quiet))}
+	server := httptest.NewUnstartedServer(f)
+	server.Config.ErrorLog = quiet
+	server.Start()
+	t.Cleanup(server.Close)
+	f.Host = strings.TrimPrefix(server.URL, "http://")
+	return f
+}
+
+// TrustInsecure names hosts, and no others, as registries of plain HTTP for this test.
+func TrustInsecure(t *testing.T, hosts ...string) {
+	t.Helper()
+	var text strings.Builder
+	for _, host := range hosts {
+		fmt.Fprintf(&text, "[[registry]]\nlocation = %q\ninsecure = true\n", host)
+	}
 	conf := filepath.Join(t.TempDir(), "registries.conf")
-	if err := os.WriteFile(conf, []byte("[[registry]]\nlocation = \""+host+"\"\ninsecure = true\n"), 0o644); err != nil {
+	if err := os.WriteFile(conf, []byte(text.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
+}
+
+// Fail sets what may answer requests before the registry, and reports whether it did. With
+// nil there are no faults.
+func (f *FaultyRegistry) Fail(fault func(w http.ResponseWriter, r *http.Request) bool) {
+	if fault == nil {
+		f.fault.Store(nil)
+		return
+	}
+	f.fault.Store(&fault)
+}
+
+func (f *FaultyRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	isBlob := r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/")
+	if isBlob {
+		f.count(r)
+		w = &CountingWriter{w, &f.Sent}
+	}
+	if fault := f.fault.Load(); fault != nil && (*fault)(w, r) {
+		return
+	}
+	f.Requests.Add(1)
+	if r.Method == http.MethodPost {
+		f.Uploads.Add(1)
+	} else if isBlob {
+		f.Blobs.Add(1)
+	}
+	f.Registry.ServeHTTP(w, r)
 }
 
 func (f *FaultyRegistry) count(r *http.Request) {
@@ -67,10 +108,7 @@ func (f *FaultyRegistry) count(r *http.Request) {
 	}
 }
 
-func (f *FaultyRegistry) Fail(fault func(w http.ResponseWriter, r *http.Request) bool) {
-	f.Fault.Store(&fault)
-}
-
+// A CountingWriter counts what is sent of blobs.
 type CountingWriter struct {
 	http.ResponseWriter
 	sent *atomic.Int64
@@ -81,3 +119,6 @@ func (w *CountingWriter) Write(p []byte) (int, error) {
 	w.sent.Add(int64(n))
 	return n, err
 }
+
+// Unwrap is for [http.NewResponseController].
+func (w *CountingWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -6,8 +6,6 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -33,7 +31,7 @@ type ServedManifest struct {
 	Raw         []byte
 }
 
-// NewPlainRegistry starts a registry. Name it with [SetAllInsecure].
+// NewPlainRegistry starts a registry. Name it with [TrustInsecure].
 func NewPlainRegistry(t *testing.T) *PlainRegistry {
 	t.Helper()
 	p := &PlainRegistry{manifests: map[string]ServedManifest{}, blobs: map[digest.Digest][]byte{}, gets: map[digest.Digest]int{}}
@@ -42,20 +40,6 @@ func NewPlainRegistry(t *testing.T) *PlainRegistry {
 	t.Cleanup(server.Close)
 	p.Host = strings.TrimPrefix(server.URL, "http://")
 	return p
-}
-
-// SetAllInsecure names registries as ones of plain HTTP, for this test.
-func SetAllInsecure(t *testing.T, registries ...*PlainRegistry) {
-	t.Helper()
-	var text strings.Builder
-	for _, p := range registries {
-		fmt.Fprintf(&text, "[[registry]]\nlocation = %q\ninsecure = true\n", p.Host)
-	}
-	conf := filepath.Join(t.TempDir(), "registries.conf")
-	if err := os.WriteFile(conf, []byte(text.String()), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
 }
 
 func (p *PlainRegistry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
