@@ -21,13 +21,15 @@ func parse(t *testing.T, text string) *config.Settings {
 // config does not import vm, and so repeats the values that both know.
 func TestSettingsUseTheWordsOfVM(t *testing.T) {
 	for word, want := range map[string]string{
-		config.NetworkUser: network.User,
-		config.CacheDisk:   string(cache.Disk),
-		config.CacheShare:  string(cache.Share),
+		config.CacheDisk:  string(cache.Disk),
+		config.CacheShare: string(cache.Share),
 	} {
 		if word != want {
 			t.Errorf("config has %q, vm %q", word, want)
 		}
+	}
+	if word := parse(t, "[defaults]\nconnect = \"qemu:///session\"\n").For("").Network; word != network.User {
+		t.Errorf("config has %q, vm %q", word, network.User)
 	}
 	for _, shell := range config.Shells {
 		if guestshell.For(shell).Command == "" {

@@ -15,8 +15,8 @@ import (
 )
 
 // ExportVM exports a domain that is shut off as an image into the layout to. Disks,
-// domain XML and architecture in o are replaced by the domain's. The error is
-// [define.ErrRunning] if it is running.
+// domain XML and architecture in o are replaced by the domain's. It is an error if it is
+// running.
 func ExportVM(ctx context.Context, settings *config.Settings, name string, to oci.Reference, o export.Options) (digest.Digest, error) {
 	host, err := executor.OpenHost(ctx, settings)
 	if err != nil {

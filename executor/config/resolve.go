@@ -58,7 +58,7 @@ func builtIn(connect, shell string) Resolved {
 		Timeout:             5 * time.Minute,
 		PullPolicies:        []oci.PullPolicy{oci.PullAlways},
 		AllowedPullPolicies: []oci.PullPolicy{},
-		Network:             NetworkUser,
+		Network:             "user",
 		OmitBackingStore:    "auto",
 		Accel:               "auto",
 		MaxDisk:             store.DefaultMaxDisk,

@@ -132,12 +132,11 @@ func hostDefaults() Defaults {
 
 // The values of settings that other packages ask for by name.
 const (
-	NetworkUser = "user"
-	CacheNone   = "none"
-	CacheDisk   = "disk"
-	CacheShare  = "share"
-	RunnerAuto  = "auto"
-	RunnerOff   = "off"
+	CacheNone  = "none"
+	CacheDisk  = "disk"
+	CacheShare = "share"
+	RunnerAuto = "auto"
+	RunnerOff  = "off"
 )
 
 // The variables by which the author of a job may choose, if the administrator lists

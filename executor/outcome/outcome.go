@@ -32,9 +32,9 @@ type Outcome struct {
 // Results of jobs.
 const (
 	Success       = "success"
-	ScriptFailure = "script_failure"
-	BuildFailure  = "build_failure"
-	SystemFailure = "system_failure"
+	scriptFailure = "script_failure"
+	buildFailure  = "build_failure"
+	systemFailure = "system_failure"
 	Cancelled     = "cancelled" // by a person, or by a timeout
 )
 
@@ -48,11 +48,11 @@ func ResultOf(ctx context.Context, err error) string {
 	case err == nil:
 		return Success
 	case errors.As(err, &script):
-		return ScriptFailure
+		return scriptFailure
 	case failure.Classify(err) == failure.Build:
-		return BuildFailure
+		return buildFailure
 	}
-	return SystemFailure
+	return systemFailure
 }
 
 // harmlessStages can fail without failing the job. The failure of any other stage fails
@@ -69,7 +69,7 @@ func Begin(before *Outcome, stage string) (o Outcome, decides bool) {
 	}
 	failed := before != nil && before.Stage != "" && before.Result != Success
 	decides = !slices.Contains(harmlessStages, stage) && (!failed || before.Stage == stage)
-	return Outcome{Stage: stage, Result: SystemFailure}, decides
+	return Outcome{Stage: stage, Result: systemFailure}, decides
 }
 
 // Save records the outcome in the directory of the job's machine.
@@ -87,7 +87,7 @@ func Load(dir string) (*Outcome, error) {
 	text, err := os.ReadFile(filepath.Join(dir, file))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(dir); err == nil {
-			return &Outcome{Result: SystemFailure}, nil
+			return &Outcome{Result: systemFailure}, nil
 		}
 		return nil, nil
 	}
@@ -96,7 +96,7 @@ func Load(dir string) (*Outcome, error) {
 	}
 	o := &Outcome{}
 	if err := json.Unmarshal(text, o); err != nil {
-		return &Outcome{Result: SystemFailure}, fmt.Errorf("read how the job ended: %w", err)
+		return &Outcome{Result: systemFailure}, fmt.Errorf("read how the job ended: %w", err)
 	}
 	return o, nil
 }

@@ -83,3 +83,16 @@ const (
 var Larger = map[string]string{
 	"vm/domainxml": "a list of what is kept of libvirt's domain XML, one type for each element",
 }
+
+// ExportedFor are names that no other package uses, and why they are exported.
+var ExportedFor = map[string]string{
+	"executor.FetchAndClone": "from an image to a running machine: what other programs would call",
+	"executor/config.Parse":  "settings for tests of the packages that take them",
+	"executor/config.Shells": "a test compares them with those of executor/guestshell",
+	"vm/domain.AccelAuto":    "a value of Source.Accel",
+	"vm/domain.AccelKVM":     "a value of Source.Accel",
+	"vm/domain.AccelTCG":     "a value of Source.Accel",
+	"vm/domain.OmitAuto":     "a value of Source.OmitBackingStore",
+	"vm/domain.OmitNo":       "a value of Source.OmitBackingStore",
+	"vm/domain.OmitYes":      "a value of Source.OmitBackingStore",
+}

@@ -32,21 +32,21 @@ const Magic = "QFI\xfb"
 
 // Incompatible feature bits.
 const (
-	IncompatibleDirty        = 1 << 0 // refcounts may be wrong
+	incompatibleDirty        = 1 << 0 // refcounts may be wrong
 	IncompatibleCorrupt      = 1 << 1 // metadata is corrupt; QEMU opens it read-only
-	IncompatibleExternalData = 1 << 2 // guest data is in another file
-	IncompatibleCompression  = 1 << 3 // clusters are not compressed with zlib
-	IncompatibleExtendedL2   = 1 << 4 // L2 entries have subclusters
+	incompatibleExternalData = 1 << 2 // guest data is in another file
+	incompatibleCompression  = 1 << 3 // clusters are not compressed with zlib
+	incompatibleExtendedL2   = 1 << 4 // L2 entries have subclusters
 
 	incompatibleKnown = 1<<5 - 1
 )
 
 // Autoclear feature bits.
 const (
-	// AutoclearBitmaps: the bitmaps extension is up to date.
-	AutoclearBitmaps = 1 << 0
-	// AutoclearRawExternalData marks the external data file as a plain raw disk.
-	AutoclearRawExternalData = 1 << 1
+	// autoclearBitmaps: the bitmaps extension is up to date.
+	autoclearBitmaps = 1 << 0
+	// autoclearRawExternalData marks the external data file as a plain raw disk.
+	autoclearRawExternalData = 1 << 1
 )
 
 // Compression types.
@@ -58,8 +58,8 @@ const (
 // Encryption methods.
 const (
 	EncryptionNone uint32 = 0
-	EncryptionAES  uint32 = 1 // legacy; QEMU no longer supports it for guests
-	EncryptionLUKS uint32 = 2
+	encryptionAES  uint32 = 1 // legacy; QEMU no longer supports it for guests
+	encryptionLUKS uint32 = 2
 )
 
 // Extension types.
@@ -139,8 +139,8 @@ func (h *Header) ClusterSize() int64 { return 1 << h.ClusterBits }
 
 // ExternalData reports whether any part of the header refers to an external data file.
 func (h *Header) ExternalData() bool {
-	return h.Incompatible&IncompatibleExternalData != 0 ||
-		h.Autoclear&AutoclearRawExternalData != 0 ||
+	return h.Incompatible&incompatibleExternalData != 0 ||
+		h.Autoclear&autoclearRawExternalData != 0 ||
 		h.DataFile != ""
 }
 
@@ -296,13 +296,13 @@ func (f *fixed) check() error {
 		return fmt.Errorf("qcow2 header: unknown incompatible features %#x", f.Incompatible&^incompatibleKnown)
 	case f.CompressionType > compressionZstd:
 		return fmt.Errorf("qcow2 header: unknown compression type %d", f.CompressionType)
-	case (f.CompressionType != compressionZlib) != (f.Incompatible&IncompatibleCompression != 0):
+	case (f.CompressionType != compressionZlib) != (f.Incompatible&incompatibleCompression != 0):
 		return fmt.Errorf("qcow2 header: compression type %d, but incompatible features %#x", f.CompressionType, f.Incompatible)
-	case f.Incompatible&IncompatibleExtendedL2 != 0 && f.ClusterBits < minClusterBitsExtendedL2:
+	case f.Incompatible&incompatibleExtendedL2 != 0 && f.ClusterBits < minClusterBitsExtendedL2:
 		return fmt.Errorf("qcow2 header: extended L2 entries with clusters of %d bytes, want at least %d", cluster, 1<<minClusterBitsExtendedL2)
 	case f.RefcountOrder > maxRefcountOrder:
 		return fmt.Errorf("qcow2 header: refcount order %d, want at most %d", f.RefcountOrder, maxRefcountOrder)
-	case f.CryptMethod > EncryptionLUKS:
+	case f.CryptMethod > encryptionLUKS:
 		return fmt.Errorf("qcow2 header: unknown encryption method %d", f.CryptMethod)
 	case f.Snapshots > maxSnapshots:
 		return fmt.Errorf("qcow2 header: %d snapshots, want at most %d", f.Snapshots, maxSnapshots)
@@ -336,7 +336,7 @@ func (f *fixed) checkTables(cluster uint64) error {
 	}
 	// An L2 table fills a cluster; its entries have 16 bytes with extended L2.
 	entry := uint64(8)
-	if f.Incompatible&IncompatibleExtendedL2 != 0 {
+	if f.Incompatible&incompatibleExtendedL2 != 0 {
 		entry = 16
 	}
 	perL1 := cluster / entry * cluster
@@ -436,7 +436,7 @@ func (h *Header) addExtension(kind uint32, body []byte) error {
 		}
 		h.BackingFormat = string(body)
 	case extensionCrypto:
-		if h.Encryption != EncryptionLUKS || len(body) != 16 || binary.BigEndian.Uint64(body)%uint64(h.ClusterSize()) != 0 {
+		if h.Encryption != encryptionLUKS || len(body) != 16 || binary.BigEndian.Uint64(body)%uint64(h.ClusterSize()) != 0 {
 			return errors.New("qcow2 header: an encryption header that is none of LUKS")
 		}
 		return nil
@@ -457,7 +457,7 @@ func (h *Header) checkBitmaps(body []byte) error {
 	}
 	be := binary.BigEndian
 	count, reserved, size, offset := be.Uint32(body), be.Uint32(body[4:]), be.Uint64(body[8:]), be.Uint64(body[16:])
-	if h.Autoclear&AutoclearBitmaps == 0 {
+	if h.Autoclear&autoclearBitmaps == 0 {
 		return nil
 	}
 	if count == 0 || count > maxBitmaps || reserved != 0 || size > 1024*maxBitmaps || offset%uint64(h.ClusterSize()) != 0 || offset > maxOffset-size {

@@ -136,7 +136,7 @@ var refused = map[string]struct {
 	"encryption":                 {func(m memory) memory { return m.set(atEncryption, uint32(3)) }, "encryption", false},
 	"unknown feature":            {func(m memory) memory { return m.set(atIncompatible, uint64(1<<40)) }, "unknown incompatible", false},
 	"next feature":               {func(m memory) memory { return m.set(atIncompatible, uint64(1<<5)) }, "unknown incompatible", false},
-	"compression without a type": {func(m memory) memory { return m.set(atIncompatible, uint64(IncompatibleCompression)) }, "compression type 0", false},
+	"compression without a type": {func(m memory) memory { return m.set(atIncompatible, uint64(incompatibleCompression)) }, "compression type 0", false},
 	"zlib with the bit":          {func(m memory) memory { return m.set(atHeaderLength, uint32(112)).set(atIncompatible, uint64(8)) }, "compression type 0", false},
 	"zstd without the bit":       {func(m memory) memory { return m.set(atHeaderLength, uint32(112)).set(atCompressionType, uint8(1)) }, "compression type 1", false},
 	"unknown compression": {func(m memory) memory {
@@ -234,7 +234,7 @@ func TestReadHeaderAccepts(t *testing.T) {
 		"bitmaps that are out of date":       func(m memory) memory { return m.extend(extensionBitmaps, 24, bitmaps(0, 1, 1, 1)) },
 		"unknown extension":                  func(m memory) memory { return m.extend(1, 8, "whatever") },
 		"unknown autoclear bits":             func(m memory) memory { return m.set(atAutoclear, uint64(1<<40)) },
-		"dirty":                              func(m memory) memory { return m.set(atIncompatible, uint64(IncompatibleDirty)) },
+		"dirty":                              func(m memory) memory { return m.set(atIncompatible, uint64(incompatibleDirty)) },
 		"compression byte of a short header": func(m memory) memory { return m.extend(0x05000000, 0, "") },
 		"no disk at all":                     func(m memory) memory { return m.set(atSize, uint64(0)).set(atL1Size, uint32(0)) },
 		"version 2":                          func(m memory) memory { return m.set(atVersion, uint32(2)).set(72, strings.Repeat("\x00", 40)) },
@@ -255,8 +255,8 @@ func TestReadHeaderAccepts(t *testing.T) {
 func TestExternalData(t *testing.T) {
 	be := binary.BigEndian
 	for name, change := range map[string]func(m memory){
-		"feature bit": func(m memory) { be.PutUint64(m[72:], IncompatibleExternalData) },
-		"raw bit":     func(m memory) { be.PutUint64(m[88:], AutoclearRawExternalData) },
+		"feature bit": func(m memory) { be.PutUint64(m[72:], incompatibleExternalData) },
+		"raw bit":     func(m memory) { be.PutUint64(m[88:], autoclearRawExternalData) },
 		"name alone": func(m memory) {
 			be.PutUint32(m[104:], extensionDataFile)
 			be.PutUint32(m[108:], 11)

@@ -41,7 +41,7 @@ func DropBitmaps(f File) error {
 	}
 	h.extensions = slices.DeleteFunc(h.extensions, func(e extension) bool { return e.kind == extensionBitmaps })
 	if h.Version >= 3 {
-		autoclear := binary.BigEndian.AppendUint64(nil, h.Autoclear&^AutoclearBitmaps)
+		autoclear := binary.BigEndian.AppendUint64(nil, h.Autoclear&^autoclearBitmaps)
 		if _, err := f.WriteAt(autoclear, autoclearOffset); err != nil {
 			return fmt.Errorf("writing qcow2 header: %w", err)
 		}

@@ -27,13 +27,13 @@ func plainArtifact(i *image) (*Plan, error) {
 	case 1:
 		return &Plan{Format: "artifact", Disks: found}, nil
 	case 0:
-		return nil, fmt.Errorf("%w: no layer is a disk: %s; want a layer of type application/vnd.qemu.qcow2, or one titled *.qcow2, *.img or *.raw", ErrUnknown, describe(m))
+		return nil, fmt.Errorf("%w: no layer is a disk: %s; want a layer of type application/vnd.qemu.qcow2, or one titled *.qcow2, *.img or *.raw", errUnknown, describe(m))
 	}
 	var names []string
 	for _, d := range found {
 		names = append(names, fmt.Sprintf("%q (%s)", d.Name, d.Streams[0].Blobs[0].Digest))
 	}
-	return nil, fmt.Errorf("%w: several layers could be the disk: %s; want one", ErrUnknown, strings.Join(names, ", "))
+	return nil, fmt.Errorf("%w: several layers could be the disk: %s; want one", errUnknown, strings.Join(names, ", "))
 }
 
 func plainDisk(layer v1.Descriptor) (Disk, bool) {

@@ -62,7 +62,7 @@ func chunked(m *Manifest, rawConfig []byte) (*Plan, error) {
 			tables = append(tables, table)
 		case TypeChunk:
 			if len(tables) == 0 {
-				return nil, fmt.Errorf("%w: chunk %s belongs to no disk", ErrUnknown, layer.Digest)
+				return nil, fmt.Errorf("%w: chunk %s belongs to no disk", errUnknown, layer.Digest)
 			}
 			if err := tables[len(tables)-1].add(layer); err != nil {
 				return nil, err
@@ -71,7 +71,7 @@ func chunked(m *Manifest, rawConfig []byte) (*Plan, error) {
 	}
 	for _, table := range tables {
 		if len(table.disk.Streams) != table.chunks {
-			return nil, fmt.Errorf("%w: disk %s has %d chunks, its layer says %d", ErrUnknown, table.disk.Name, len(table.disk.Streams), table.chunks)
+			return nil, fmt.Errorf("%w: disk %s has %d chunks, its layer says %d", errUnknown, table.disk.Name, len(table.disk.Streams), table.chunks)
 		}
 		p.Disks = append(p.Disks, table.disk)
 	}
@@ -85,7 +85,7 @@ func (p *Plan) addDescription(mediaType string, layer v1.Descriptor) error {
 		where = &p.GuestConfig
 	}
 	if *where != nil && (*where).Digest != layer.Digest {
-		return fmt.Errorf("%w: two layers of type %s", ErrUnknown, mediaType)
+		return fmt.Errorf("%w: two layers of type %s", errUnknown, mediaType)
 	}
 	*where = &layer
 	return nil
@@ -102,7 +102,7 @@ type chunkTable struct {
 func newChunkTable(layer v1.Descriptor) (*chunkTable, error) {
 	t := &chunkTable{disk: Disk{Name: layer.Annotations[DiskName], Content: -1}}
 	if t.disk.Name == "" {
-		return nil, fmt.Errorf("%w: a disk without %s", ErrUnknown, DiskName)
+		return nil, fmt.Errorf("%w: a disk without %s", errUnknown, DiskName)
 	}
 	for content, name := range ContentNames {
 		if layer.Annotations[DiskContent] == name {
@@ -110,25 +110,25 @@ func newChunkTable(layer v1.Descriptor) (*chunkTable, error) {
 		}
 	}
 	if t.disk.Content < 0 {
-		return nil, fmt.Errorf("%w: disk %s: %s is %q: want qcow2, raw or iso", ErrUnknown, t.disk.Name, DiskContent, layer.Annotations[DiskContent])
+		return nil, fmt.Errorf("%w: disk %s: %s is %q: want qcow2, raw or iso", errUnknown, t.disk.Name, DiskContent, layer.Annotations[DiskContent])
 	}
 	chunks := int64(0)
 	for name, number := range map[string]*int64{DiskSize: &t.disk.Size, DiskChunkSize: &t.chunkSize, DiskChunks: &chunks} {
 		var err error
 		if *number, err = annotatedNumber(layer, name); err != nil {
-			return nil, fmt.Errorf("%w: disk %s: %w", ErrUnknown, t.disk.Name, err)
+			return nil, fmt.Errorf("%w: disk %s: %w", errUnknown, t.disk.Name, err)
 		}
 	}
 	t.chunks = int(min(chunks, maxLayers))
 	switch {
 	case t.disk.Size == 0:
-		return nil, fmt.Errorf("%w: disk %s is empty", ErrUnknown, t.disk.Name)
+		return nil, fmt.Errorf("%w: disk %s is empty", errUnknown, t.disk.Name)
 	case t.chunkSize == 0 || t.chunkSize%ChunkUnit != 0 || t.chunkSize > MaxChunkSize:
-		return nil, fmt.Errorf("%w: disk %s: chunks of %d bytes: want a multiple of %d, at most %d", ErrUnknown, t.disk.Name, t.chunkSize, ChunkUnit, MaxChunkSize)
+		return nil, fmt.Errorf("%w: disk %s: chunks of %d bytes: want a multiple of %d, at most %d", errUnknown, t.disk.Name, t.chunkSize, ChunkUnit, MaxChunkSize)
 	}
 	if d := digest.Digest(layer.Annotations[DiskDigest]); d != "" {
 		if err := d.Validate(); err != nil {
-			return nil, fmt.Errorf("%w: disk %s: digest %q: %w", ErrUnknown, t.disk.Name, d, err)
+			return nil, fmt.Errorf("%w: disk %s: digest %q: %w", errUnknown, t.disk.Name, d, err)
 		}
 		t.disk.Digest = d
 	}
@@ -138,7 +138,7 @@ func newChunkTable(layer v1.Descriptor) (*chunkTable, error) {
 // add appends a chunk. Chunks are in ascending order; gaps are zero.
 func (t *chunkTable) add(layer v1.Descriptor) error {
 	fail := func(format string, args ...any) error {
-		return fmt.Errorf("%w: disk %s, chunk %s: %s", ErrUnknown, t.disk.Name, layer.Digest, fmt.Sprintf(format, args...))
+		return fmt.Errorf("%w: disk %s, chunk %s: %s", errUnknown, t.disk.Name, layer.Digest, fmt.Sprintf(format, args...))
 	}
 	offset, err := annotatedNumber(layer, ChunkOffset)
 	if err != nil {

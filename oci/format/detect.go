@@ -26,7 +26,7 @@ var detectors = []detector{
 
 // DetectPlan recognizes the format of a manifest and plans its disks. config is the content of
 // the config blob. The plan depends on nothing else; in particular not on annotations in an
-// index. Errors are [ErrUnknown] or [ErrAmbiguous].
+// index. Errors are [errUnknown] or [ErrAmbiguous].
 func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
 	i := &image{Manifest: m, rawConfig: config}
 	if i.config, i.configErr = parseConfig(config); errors.Is(i.configErr, ErrAmbiguous) {
@@ -54,7 +54,7 @@ func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
 		}
 		return plan, nil
 	}
-	return nil, fmt.Errorf("%w: %s", ErrUnknown, describe(m))
+	return nil, fmt.Errorf("%w: %s", errUnknown, describe(m))
 }
 
 // ISOAlone is the reason why an image with CD-ROM images only is refused.
@@ -68,9 +68,9 @@ func (p *Plan) check() error {
 		}
 	}
 	if len(p.Disks) == 0 {
-		return fmt.Errorf("%w: it has no disk", ErrUnknown)
+		return fmt.Errorf("%w: it has no disk", errUnknown)
 	}
-	return fmt.Errorf("%w: %s", ErrUnknown, ISOAlone)
+	return fmt.Errorf("%w: %s", errUnknown, ISOAlone)
 }
 
 func isChunked(i *image) (*Plan, error) {
@@ -97,16 +97,16 @@ func (i *image) hasOrdinaryConfig() bool {
 func isRefused(i *image) (*Plan, error) {
 	for _, label := range []string{"containers.bootc", "ostree.bootable"} {
 		if i.config.Config.Labels[label] != "" {
-			return nil, fmt.Errorf("%w: a bootable container image (label %s), which is an OS tree and not a disk; make a disk of it, with bootc-image-builder for example, and push that", ErrUnknown, label)
+			return nil, fmt.Errorf("%w: a bootable container image (label %s), which is an OS tree and not a disk; make a disk of it, with bootc-image-builder for example, and push that", errUnknown, label)
 		}
 	}
 	for key := range i.Annotations {
 		if strings.HasPrefix(key, "org.unikraft.") {
-			return nil, fmt.Errorf("%w: a unikernel of Unikraft (annotation %s); want a disk image", ErrUnknown, key)
+			return nil, fmt.Errorf("%w: a unikernel of Unikraft (annotation %s); want a disk image", errUnknown, key)
 		}
 	}
 	if i.config.OS == "qemu" && i.hasOrdinaryConfig() {
-		return nil, fmt.Errorf("%w: a unikernel of kraftkit (platform qemu/%s); want a disk image", ErrUnknown, i.config.Architecture)
+		return nil, fmt.Errorf("%w: a unikernel of kraftkit (platform qemu/%s); want a disk image", errUnknown, i.config.Architecture)
 	}
 	return nil, nil
 }
@@ -125,7 +125,7 @@ func isContainer(i *image) (*Plan, error) {
 		tree.Layers = append(tree.Layers, Stream{Blobs: []v1.Descriptor{layer}, Compression: Maybe})
 	}
 	if len(tree.Layers) == 0 {
-		return nil, fmt.Errorf("%w: a container image without layers", ErrUnknown)
+		return nil, fmt.Errorf("%w: a container image without layers", errUnknown)
 	}
 	if _, err := plainArtifact(i); err == nil && hasTitle(i.Layers) {
 		return nil, nil // `oras push` with the config of a container

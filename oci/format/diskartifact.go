@@ -58,7 +58,7 @@ func isKubeVirt(i *image) (*Plan, error) {
 		}
 	}
 	if len(p.Disks) == 0 {
-		return nil, fmt.Errorf("%w: a KubeVirt machine without a layer of type %s: %s", ErrUnknown, kubeVirtDisk, describe(i.Manifest))
+		return nil, fmt.Errorf("%w: a KubeVirt machine without a layer of type %s: %s", errUnknown, kubeVirtDisk, describe(i.Manifest))
 	}
 	return p, nil
 }
@@ -76,7 +76,7 @@ func isDiskImage(i *image) (*Plan, error) {
 		return nil, nil
 	}
 	if len(i.Layers) != 1 {
-		return nil, fmt.Errorf("%w: a disk image artifact of %d layers, want one: %s", ErrUnknown, len(i.Layers), describe(i.Manifest))
+		return nil, fmt.Errorf("%w: a disk image artifact of %d layers, want one: %s", errUnknown, len(i.Layers), describe(i.Manifest))
 	}
 	d := Disk{Name: "disk.img", Content: Detect, Streams: []Stream{{Blobs: i.Layers, Compression: Maybe}}}
 	switch kind, _, _ = strings.Cut(kind, "."); kind {
@@ -87,7 +87,7 @@ func isDiskImage(i *image) (*Plan, error) {
 	case "iso":
 		d.Name, d.Content = "disk.iso", ISO
 	case "vmdk", "vhd", "vhdx", "ami", "gce", "ova", "vdi":
-		return nil, fmt.Errorf("%w: a disk image of kind %q; want qcow2 or raw", ErrUnknown, kind)
+		return nil, fmt.Errorf("%w: a disk image of kind %q; want qcow2 or raw", errUnknown, kind)
 	}
 	return &Plan{Format: "diskimage", Disks: []Disk{d}}, nil
 }
@@ -129,7 +129,7 @@ func isEVE(i *image) (*Plan, error) {
 	tree := &ContainerDisk{Path: strings.TrimPrefix(path.Clean("/"+root), "/")}
 	for _, layer := range i.Layers {
 		if !isTar(layer.MediaType) {
-			return nil, fmt.Errorf("%w: an EVE image with a layer of type %q", ErrUnknown, layer.MediaType)
+			return nil, fmt.Errorf("%w: an EVE image with a layer of type %q", errUnknown, layer.MediaType)
 		}
 		tree.Layers = append(tree.Layers, Stream{Blobs: []v1.Descriptor{layer}, Compression: Maybe})
 	}
@@ -150,7 +150,7 @@ func eveDisk(layer v1.Descriptor, kind string, n int) (Disk, error) {
 	case "":
 		d.Content = Detect
 	default:
-		return Disk{}, fmt.Errorf("%w: an EVE disk of type %q; want qcow2 or raw", ErrUnknown, layer.MediaType)
+		return Disk{}, fmt.Errorf("%w: an EVE disk of type %q; want qcow2 or raw", errUnknown, layer.MediaType)
 	}
 	if d.Name = layer.Annotations[v1.AnnotationTitle]; d.Name == "" {
 		d.Name = fmt.Sprintf("disk-%d", n)

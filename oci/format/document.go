@@ -50,13 +50,13 @@ const maxLayers = 100_000
 // ErrAmbiguous: two programs could read two different images from the document.
 var ErrAmbiguous = strictjson.ErrAmbiguous
 
-// checkJSON returns [ErrAmbiguous] or [ErrUnknown].
+// checkJSON returns [ErrAmbiguous] or [errUnknown].
 func checkJSON(raw []byte, known *strictjson.Names) error {
 	err := strictjson.Check(raw, known)
 	if err == nil || errors.Is(err, ErrAmbiguous) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrUnknown, err)
+	return fmt.Errorf("%w: %w", errUnknown, err)
 }
 
 // The known names in manifests and indexes.
@@ -73,7 +73,7 @@ var (
 )
 
 // Parse reads a manifest or an index; its fields say which. The error is [ErrAmbiguous] if its
-// mediaType or a claim contradicts them, or if it could be both, and [ErrUnknown] if it is
+// mediaType or a claim contradicts them, or if it could be both, and [errUnknown] if it is
 // neither, or has invalid digests or sizes.
 func Parse(raw []byte, claims ...Claim) (*Document, error) {
 	if err := checkJSON(raw, documentNames); err != nil {
@@ -81,21 +81,21 @@ func Parse(raw []byte, claims ...Claim) (*Document, error) {
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &fields); err != nil {
-		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", ErrUnknown, err)
+		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", errUnknown, err)
 	}
 	var common struct {
 		SchemaVersion int    `json:"schemaVersion"`
 		MediaType     string `json:"mediaType"`
 	}
 	if err := json.Unmarshal(raw, &common); err != nil {
-		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", ErrUnknown, err)
+		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", errUnknown, err)
 	}
 	own := kindOf(common.MediaType)
 	if own == "" && common.MediaType != "" {
-		return nil, fmt.Errorf("%w: a manifest of type %q", ErrUnknown, common.MediaType)
+		return nil, fmt.Errorf("%w: a manifest of type %q", errUnknown, common.MediaType)
 	}
 	if v := common.SchemaVersion; v != 0 && v != 2 {
-		return nil, fmt.Errorf("%w: a manifest of schema version %d; want 2", ErrUnknown, v)
+		return nil, fmt.Errorf("%w: a manifest of schema version %d; want 2", errUnknown, v)
 	}
 	kind, err := kindByFields(fields)
 	if err != nil {
@@ -168,13 +168,13 @@ func kindByFields(fields map[string]json.RawMessage) (string, error) {
 	if _, ok := fields["manifests"]; ok {
 		return anIndex, nil // "null": an empty list of some programs
 	}
-	return "", fmt.Errorf(`%w: neither a manifest nor an index: no "layers", no "manifests"`, ErrUnknown)
+	return "", fmt.Errorf(`%w: neither a manifest nor an index: no "layers", no "manifests"`, errUnknown)
 }
 
 func parseIndex(raw []byte) (*v1.Index, error) {
 	var index v1.Index
 	if err := json.Unmarshal(raw, &index); err != nil {
-		return nil, fmt.Errorf("%w: the index is not valid JSON: %w", ErrUnknown, err)
+		return nil, fmt.Errorf("%w: the index is not valid JSON: %w", errUnknown, err)
 	}
 	for _, child := range index.Manifests {
 		if err := checkDescriptor("child", child); err != nil {
@@ -187,10 +187,10 @@ func parseIndex(raw []byte) (*v1.Index, error) {
 func parseManifest(raw []byte) (*Manifest, error) {
 	var m Manifest
 	if err := json.Unmarshal(raw, &m); err != nil {
-		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", ErrUnknown, err)
+		return nil, fmt.Errorf("%w: the manifest is not valid JSON: %w", errUnknown, err)
 	}
 	if len(m.Layers) > maxLayers {
-		return nil, fmt.Errorf("%w: %d layers, at most %d are accepted", ErrUnknown, len(m.Layers), maxLayers)
+		return nil, fmt.Errorf("%w: %d layers, at most %d are accepted", errUnknown, len(m.Layers), maxLayers)
 	}
 	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
 		if err := checkDescriptor("blob", d); err != nil {
@@ -202,10 +202,10 @@ func parseManifest(raw []byte) (*Manifest, error) {
 
 func checkDescriptor(what string, d v1.Descriptor) error {
 	if err := d.Digest.Validate(); err != nil {
-		return fmt.Errorf("%w: %s: digest %q: %w", ErrUnknown, what, d.Digest, err)
+		return fmt.Errorf("%w: %s: digest %q: %w", errUnknown, what, d.Digest, err)
 	}
 	if d.Size < 0 {
-		return fmt.Errorf("%w: %s %s has size %d", ErrUnknown, what, d.Digest, d.Size)
+		return fmt.Errorf("%w: %s %s has size %d", errUnknown, what, d.Digest, d.Size)
 	}
 	return nil
 }

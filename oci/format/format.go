@@ -16,9 +16,9 @@ import (
 	"gitlab-sardine-executor/internal/strictjson"
 )
 
-// ErrUnknown: the manifest is not of a known virtual machine image, or violates its format.
+// errUnknown: the manifest is not of a known virtual machine image, or violates its format.
 // The text says what was found.
-var ErrUnknown = errors.New("unknown format")
+var errUnknown = errors.New("unknown format")
 
 // A Plan says how to turn the blobs of one image into disks.
 type Plan struct {
@@ -139,7 +139,7 @@ func parseConfig(raw []byte) (config, error) {
 		return config{}, fmt.Errorf("the image config: %w", err)
 	}
 	if err := json.Unmarshal(raw, &c); err != nil {
-		return config{}, fmt.Errorf("%w: the image config is not valid JSON: %w", ErrUnknown, err)
+		return config{}, fmt.Errorf("%w: the image config is not valid JSON: %w", errUnknown, err)
 	}
 	return c, nil
 }

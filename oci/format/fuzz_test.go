@@ -62,7 +62,7 @@ func FuzzManifest(f *testing.F) {
 				checkPlan(t, p)
 			}
 		}
-		if err != nil && !errors.Is(err, ErrUnknown) && !errors.Is(err, ErrAmbiguous) {
+		if err != nil && !errors.Is(err, errUnknown) && !errors.Is(err, ErrAmbiguous) {
 			t.Error(err)
 		}
 	})
@@ -71,7 +71,7 @@ func FuzzManifest(f *testing.F) {
 func checkChoice(t *testing.T, index *v1.Index) {
 	t.Helper()
 	child, err := ChooseChild(index, "amd64")
-	if err != nil && !errors.Is(err, ErrUnknown) {
+	if err != nil && !errors.Is(err, errUnknown) {
 		t.Error(err)
 	}
 	if err == nil && child.Digest.Validate() != nil {
@@ -234,7 +234,7 @@ func FuzzChunkTable(f *testing.F) {
 		}
 		p, err := DetectPlan(doc.Manifest, []byte("{}"))
 		if err != nil {
-			if !errors.Is(err, ErrUnknown) {
+			if !errors.Is(err, errUnknown) {
 				t.Error(err)
 			}
 			return

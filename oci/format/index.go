@@ -27,7 +27,7 @@ func ChooseChild(index *v1.Index, arch string) (v1.Descriptor, error) {
 		}
 	}
 	if bestRank == rankNone {
-		return v1.Descriptor{}, fmt.Errorf("%w: the index has nothing for %s, only [%s]", ErrUnknown, arch, strings.Join(offered, ", "))
+		return v1.Descriptor{}, fmt.Errorf("%w: the index has nothing for %s, only [%s]", errUnknown, arch, strings.Join(offered, ", "))
 	}
 	return best, nil
 }

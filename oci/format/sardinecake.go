@@ -64,7 +64,7 @@ func sardinecake(m *Manifest, rawConfig []byte) (*Plan, error) {
 		files++
 	}
 	if len(p.Disks) == 0 {
-		return nil, fmt.Errorf("%w: a domain without a disk layer", ErrUnknown)
+		return nil, fmt.Errorf("%w: a domain without a disk layer", errUnknown)
 	}
 	if len(c.RootFS.DiffIDs) == files {
 		for i, at := range diffIDs {
@@ -78,14 +78,14 @@ func sardinecake(m *Manifest, rawConfig []byte) (*Plan, error) {
 // type is that of the first layer.
 func (p *Plan) addChunk(kind, number string, layer v1.Descriptor) error {
 	if len(p.Disks) == 0 {
-		return fmt.Errorf("%w: layer %s is chunk %s of no disk", ErrUnknown, layer.Digest, number)
+		return fmt.Errorf("%w: layer %s is chunk %s of no disk", errUnknown, layer.Digest, number)
 	}
 	d := &p.Disks[len(p.Disks)-1]
 	blobs := &d.Streams[0].Blobs
 	first, _ := parameters((*blobs)[0].MediaType)
 	n, err := strconv.Atoi(number)
 	if err != nil || n != len(*blobs) || first != kind+"+gzip" {
-		return fmt.Errorf("%w: layer %s is chunk %s (%s) where chunk %d (%s) belongs", ErrUnknown, layer.Digest, number, kind, len(*blobs), strings.TrimSuffix(first, "+gzip"))
+		return fmt.Errorf("%w: layer %s is chunk %s (%s) where chunk %d (%s) belongs", errUnknown, layer.Digest, number, kind, len(*blobs), strings.TrimSuffix(first, "+gzip"))
 	}
 	*blobs = append(*blobs, layer)
 	return nil

@@ -27,11 +27,11 @@ func isTart(i *image) (*Plan, error) {
 		return nil, nil
 	}
 	if i.config.OS == "darwin" {
-		return nil, fmt.Errorf("%w: a macOS machine of tart, which only Apple's hypervisor boots", ErrUnknown)
+		return nil, fmt.Errorf("%w: a macOS machine of tart, which only Apple's hypervisor boots", errUnknown)
 	}
 	for _, marks := range []map[string]string{i.config.Config.Labels, i.Annotations} {
 		if f := marks[tartFormat]; f != "" && f != "raw" {
-			return nil, fmt.Errorf("%w: a disk of tart in Apple's format %q; want raw", ErrUnknown, f)
+			return nil, fmt.Errorf("%w: a disk of tart in Apple's format %q; want raw", errUnknown, f)
 		}
 	}
 	d := Disk{Name: "disk.img", Content: Raw}
@@ -41,15 +41,15 @@ func isTart(i *image) (*Plan, error) {
 			continue
 		}
 		if base != tartDiskV2 {
-			return nil, fmt.Errorf("%w: a disk of tart of type %q; want %s: push it again with a newer tart", ErrUnknown, base, tartDiskV2)
+			return nil, fmt.Errorf("%w: a disk of tart of type %q; want %s: push it again with a newer tart", errUnknown, base, tartDiskV2)
 		}
 		size, err := annotatedNumber(layer, tartSize)
 		if err != nil || size == 0 {
-			return nil, fmt.Errorf("%w: a slice of tart's disk (%s): size %d, %w", ErrUnknown, layer.Digest, size, err)
+			return nil, fmt.Errorf("%w: a slice of tart's disk (%s): size %d, %w", errUnknown, layer.Digest, size, err)
 		}
 		raw := digest.Digest(layer.Annotations[tartDigest])
 		if err := raw.Validate(); err != nil {
-			return nil, fmt.Errorf("%w: a slice of tart's disk (%s): digest %q: %w", ErrUnknown, layer.Digest, raw, err)
+			return nil, fmt.Errorf("%w: a slice of tart's disk (%s): digest %q: %w", errUnknown, layer.Digest, raw, err)
 		}
 		d.Streams = append(d.Streams, Stream{
 			Blobs: []v1.Descriptor{layer}, Compression: AppleLZ4, Offset: d.Size, Size: size, Digest: raw,
@@ -57,7 +57,7 @@ func isTart(i *image) (*Plan, error) {
 		d.Size = saturatingAdd(d.Size, size)
 	}
 	if len(d.Streams) == 0 {
-		return nil, fmt.Errorf("%w: a machine of tart without a disk", ErrUnknown)
+		return nil, fmt.Errorf("%w: a machine of tart without a disk", errUnknown)
 	}
 	return &Plan{Format: "tart", Disks: []Disk{d}}, nil
 }
@@ -78,7 +78,7 @@ func isLume(i *image) (*Plan, error) {
 	}
 	_ = json.Unmarshal(i.rawConfig, &machine) // it is optional
 	if system := strings.ToLower(machine.OS); system == "macos" || system == "darwin" {
-		return nil, fmt.Errorf("%w: a macOS machine of lume, which only Apple's hypervisor boots", ErrUnknown)
+		return nil, fmt.Errorf("%w: a macOS machine of lume, which only Apple's hypervisor boots", errUnknown)
 	}
 	d := Disk{Name: "disk.img", Content: Detect}
 	for _, layer := range i.Layers {
@@ -90,18 +90,18 @@ func isLume(i *image) (*Plan, error) {
 		if _, ok := layer.Annotations[lumeOffset]; ok {
 			var err error
 			if s.Offset, err = annotatedNumber(layer, lumeOffset); err != nil {
-				return nil, fmt.Errorf("%w: part %s of lume's disk: %w", ErrUnknown, layer.Digest, err)
+				return nil, fmt.Errorf("%w: part %s of lume's disk: %w", errUnknown, layer.Digest, err)
 			}
 		}
 		d.Streams = append(d.Streams, s)
 	}
 	if len(d.Streams) == 0 {
-		return nil, fmt.Errorf("%w: a machine of lume without a disk: %s", ErrUnknown, describe(i.Manifest))
+		return nil, fmt.Errorf("%w: a machine of lume without a disk: %s", errUnknown, describe(i.Manifest))
 	}
 	slices.SortStableFunc(d.Streams, func(a, b Stream) int { return cmp.Compare(a.Offset, b.Offset) })
 	for n := 1; n < len(d.Streams); n++ {
 		if d.Streams[n].Offset == d.Streams[n-1].Offset {
-			return nil, fmt.Errorf("%w: two parts of lume's disk at offset %d", ErrUnknown, d.Streams[n].Offset)
+			return nil, fmt.Errorf("%w: two parts of lume's disk at offset %d", errUnknown, d.Streams[n].Offset)
 		}
 	}
 	return &Plan{Format: "lume", OS: strings.ToLower(machine.OS), Disks: []Disk{d}}, nil

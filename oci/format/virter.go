@@ -22,15 +22,15 @@ func isVirter(i *image) (*Plan, error) {
 	}
 	diffIDs := i.config.RootFS.DiffIDs
 	if len(i.Layers) == 0 || len(diffIDs) != len(i.Layers) {
-		return nil, fmt.Errorf("%w: a virter image of %d layers and %d diff ids", ErrUnknown, len(i.Layers), len(diffIDs))
+		return nil, fmt.Errorf("%w: a virter image of %d layers and %d diff ids", errUnknown, len(i.Layers), len(diffIDs))
 	}
 	p := &Plan{Format: "virter"}
 	for n, layer := range i.Layers {
 		if layer.MediaType != virterLayer {
-			return nil, fmt.Errorf("%w: a virter image with a layer of type %q", ErrUnknown, layer.MediaType)
+			return nil, fmt.Errorf("%w: a virter image with a layer of type %q", errUnknown, layer.MediaType)
 		}
 		if err := diffIDs[n].Validate(); err != nil {
-			return nil, fmt.Errorf("%w: diff id %q: %w", ErrUnknown, diffIDs[n], err)
+			return nil, fmt.Errorf("%w: diff id %q: %w", errUnknown, diffIDs[n], err)
 		}
 		p.Disks = append(p.Disks, Disk{
 			Name:    fmt.Sprintf("layer-%d.qcow2", n),

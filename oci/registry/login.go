@@ -14,8 +14,8 @@ import (
 	"gitlab-sardine-executor/oci/registry/distribution"
 )
 
-// ErrNotLoggedIn: there is no password to remove.
-var ErrNotLoggedIn = errors.New("not logged in")
+// errNotLoggedIn: there is no password to remove.
+var errNotLoggedIn = errors.New("not logged in")
 
 // Login checks a password against a registry and stores it where skopeo, podman
 // and buildah keep theirs: in o.AuthFile, REGISTRY_AUTH_FILE,
@@ -65,9 +65,9 @@ func checkPassword(ctx context.Context, sys *types.SystemContext, host, username
 	return e.Close()
 }
 
-// Logout removes the password for registry, an argument as of [Login]. The error is
-// [ErrNotLoggedIn] if there is none where Login would store it. Passwords in other files,
-// such as ~/.docker/config.json, stay.
+// Logout removes the password for registry, an argument as of [Login]. It is an error if
+// there is none where Login would store it. Passwords in other files, such as
+// ~/.docker/config.json, stay.
 func Logout(registry string, o Credentials) error {
 	key, _, err := loginKey(registry)
 	if err != nil {
@@ -75,7 +75,7 @@ func Logout(registry string, o Credentials) error {
 	}
 	err = config.RemoveAuthentication(o.environment(), key)
 	if errors.Is(err, config.ErrNotLoggedIn) {
-		return fmt.Errorf("%w to %s", ErrNotLoggedIn, key)
+		return fmt.Errorf("%w to %s", errNotLoggedIn, key)
 	} else if err != nil {
 		return fmt.Errorf("logging out of %s: %w", key, err)
 	}

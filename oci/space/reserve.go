@@ -109,9 +109,9 @@ func (r *Budget) Spend(n int64) error {
 	return nil
 }
 
-// PullFile is a file in the directory of an image that is being unpacked. It holds the
+// pullFile is a file in the directory of an image that is being unpacked. It holds the
 // [Announcement], and is locked during the pull.
-const PullFile = ".pull"
+const pullFile = ".pull"
 
 // An Announcement tells other pulls how much space a pull needs.
 type Announcement struct {
@@ -125,7 +125,7 @@ type Announcement struct {
 // Announce writes the announcement of the pull into dir. It ignores errors: the pull can
 // proceed without.
 func Announce(dir string, needed int64) *Announcement {
-	a := &Announcement{Since: time.Now(), Needed: needed, Lock: flock.New(filepath.Join(dir, PullFile))}
+	a := &Announcement{Since: time.Now(), Needed: needed, Lock: flock.New(filepath.Join(dir, pullFile))}
 	if locked, err := a.Lock.TryLock(); err != nil || !locked {
 		return a
 	}
@@ -171,7 +171,7 @@ func (a *Announcement) due(now time.Time, allocated int64) int64 {
 // store. If two pulls do not both fit, the earlier one proceeds, unless it hardly proceeds.
 func (a *Announcement) Earlier() int64 {
 	own := filepath.Dir(a.Lock.Path())
-	others, _ := filepath.Glob(filepath.Join(filepath.Dir(own), PartialPrefix+"*", PullFile))
+	others, _ := filepath.Glob(filepath.Join(filepath.Dir(own), PartialPrefix+"*", pullFile))
 	var sum int64
 	for _, path := range others {
 		dir := filepath.Dir(path)

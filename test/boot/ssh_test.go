@@ -131,7 +131,7 @@ func restartLibvirtd(t *testing.T) {
 func TestLibvirtdRestartsDuringAScript(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("restarted"))
-		ended := running(t, guest, "while ! [ -e /tmp/go ]; do sleep 0.1; done", guestssh.DefaultKeepalive)
+		ended := running(t, guest, "while ! [ -e /tmp/go ]; do sleep 0.1; done", guestssh.Keepalive{})
 		restartLibvirtd(t)
 		select {
 		case err := <-ended:

@@ -14,8 +14,8 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// ErrRunning: the domain is running, and so its disks change.
-var ErrRunning = errors.New("the virtual machine is running")
+// errRunning: the domain is running, and so its disks change.
+var errRunning = errors.New("the virtual machine is running")
 
 // A Captured describes a virtual machine for an image. Its domain XML contains nothing that
 // is specific to this host.
@@ -39,8 +39,8 @@ type CapturedDisk struct {
 
 // Capture describes a defined domain for an image. It keeps the name and drops UUID, MAC
 // addresses, host paths and everything else that is specific to one machine or one host.
-// The error is [virt.ErrNoDomain] if there is no domain of that name, and [ErrRunning] if
-// it is running or suspended.
+// The error is [virt.ErrNoDomain] if there is no domain of that name. It is an error if the
+// domain is running or suspended.
 func Capture(ctx context.Context, h *virt.Host, name string) (*Captured, error) {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
@@ -52,11 +52,11 @@ func Capture(ctx context.Context, h *virt.Host, name string) (*Captured, error) 
 		return nil, err
 	}
 	if active {
-		return nil, fmt.Errorf("%w: shut it down first (virsh -c %s shutdown %s)", ErrRunning, h.URI(), name)
+		return nil, fmt.Errorf("%w: shut it down first (virsh -c %s shutdown %s)", errRunning, h.URI(), name)
 	}
 	saved, err := dom.HasManagedSave(ctx)
 	if err == nil && saved {
-		return nil, fmt.Errorf("%w: it is only suspended to disk: start it and shut it down first", ErrRunning)
+		return nil, fmt.Errorf("%w: it is only suspended to disk: start it and shut it down first", errRunning)
 	}
 	doc, err := dom.InactiveXML(ctx, false)
 	if err != nil {

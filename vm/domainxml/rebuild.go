@@ -8,8 +8,8 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// MaxSize is the maximum size of a document in bytes. Real domains have less than 20 KiB.
-const MaxSize = 1 << 20
+// maxSize is the maximum size of a document in bytes. Real domains have less than 20 KiB.
+const maxSize = 1 << 20
 
 // A Disk is a layer of the image. The disks of the domain must be layers.
 type Disk struct {

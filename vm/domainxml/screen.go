@@ -69,8 +69,8 @@ type screened struct {
 // screen reads a document into tokens. It keeps all elements of libvirt's and QEMU's namespaces
 // of a trusted document.
 func screen(doc []byte, trusted bool) (*screened, error) {
-	if len(doc) > MaxSize {
-		return nil, refuse("", "it has %d bytes, at most %d are read", len(doc), MaxSize)
+	if len(doc) > maxSize {
+		return nil, refuse("", "it has %d bytes, at most %d are read", len(doc), maxSize)
 	}
 	sc := &screener{
 		dec:     xml.NewDecoder(bytes.NewReader(doc)),

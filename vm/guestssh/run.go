@@ -30,8 +30,8 @@ const (
 // reports the guest as lost if no reply comes within Timeout.
 type Keepalive struct{ Interval, Timeout time.Duration }
 
-// DefaultKeepalive reports a guest as lost after 25 s.
-var DefaultKeepalive = Keepalive{Interval: 5 * time.Second, Timeout: 20 * time.Second}
+// defaultKeepalive reports a guest as lost after 25 s.
+var defaultKeepalive = Keepalive{Interval: 5 * time.Second, Timeout: 20 * time.Second}
 
 // A Command is a command to run in a guest. As with ssh, the user's login shell runs it,
 // without a terminal.
@@ -40,7 +40,7 @@ type Command struct {
 	Stdin  io.Reader // nil: empty
 	Stdout io.Writer
 	Stderr io.Writer
-	// Keepalive detects a lost guest; zero means [DefaultKeepalive].
+	// Keepalive detects a lost guest; zero reports a guest as lost after 25 s.
 	Keepalive Keepalive
 }
 
@@ -54,7 +54,7 @@ func (c *Client) Run(ctx context.Context, cmd Command) (int, error) {
 	client := c.conn
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	lost := cmp.Or(cmd.Keepalive, DefaultKeepalive).watch(ctx, client)
+	lost := cmp.Or(cmd.Keepalive, defaultKeepalive).watch(ctx, client)
 	channel, exited, err := openCommand(ctx, client, cmd.Line, lost)
 	if err != nil {
 		return 0, err

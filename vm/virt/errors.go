@@ -22,11 +22,11 @@ var ErrDisconnected = errors.New("the connection to libvirt broke (was its daemo
 // restarting, or refuses this user.
 var ErrUnreachable = errors.New("libvirt cannot be reached")
 
-// An Error is an error of libvirt with a readable text. The library's own text begins with
+// A readableError is an error of libvirt with a readable text. The library's own text begins with
 // numbers: "virError(Code=38, Domain=7, Message='…')".
-type Error struct{ Cause libvirt.Error }
+type readableError struct{ Cause libvirt.Error }
 
-func (e Error) Error() string {
+func (e readableError) Error() string {
 	if e.isDisconnect() {
 		return ErrDisconnected.Error()
 	}
@@ -38,7 +38,7 @@ func (e Error) Error() string {
 const internalError = "internal error: "
 
 // Is reports whether e is an [ErrDisconnected].
-func (e Error) Is(target error) bool { return target == ErrDisconnected && e.isDisconnect() }
+func (e readableError) Is(target error) bool { return target == ErrDisconnected && e.isDisconnect() }
 
 // disconnects are the messages of libvirt's RPC client for a connection that broke
 // (src/rpc/virnetclient.c, virnetsocket.c). There is no error code for that.
@@ -47,7 +47,7 @@ var disconnects = []string{
 	"End of file while reading data", "Cannot write data", "Cannot recv data",
 }
 
-func (e Error) isDisconnect() bool {
+func (e readableError) isDisconnect() bool {
 	return e.Cause.Domain == libvirt.FROM_RPC &&
 		slices.ContainsFunc(disconnects, func(text string) bool { return strings.Contains(e.Cause.Message, text) })
 }
@@ -55,14 +55,14 @@ func (e Error) isDisconnect() bool {
 func clean(err error) error {
 	var lv libvirt.Error
 	if errors.As(err, &lv) {
-		return Error{lv}
+		return readableError{lv}
 	}
 	return err
 }
 
 // isCode reports whether err is libvirt's error of that code.
 func isCode(err error, code libvirt.ErrorNumber) bool {
-	var wrapped Error
+	var wrapped readableError
 	if errors.As(err, &wrapped) {
 		return wrapped.Cause.Code == code
 	}

@@ -217,7 +217,7 @@ func IsNoFilter(err error) bool { return isCode(err, libvirt.ERR_NO_NWFILTER) }
 
 // IsFilterError reports whether libvirt failed to filter the network of a domain.
 func IsFilterError(err error) bool {
-	var e Error
+	var e readableError
 	return errors.As(err, &e) &&
 		(e.Cause.Domain == libvirt.FROM_NWFILTER || e.Cause.Domain == libvirt.FROM_FIREWALL)
 }

@@ -135,7 +135,7 @@ func (c *Client) CheckAuth(ctx context.Context) error {
 
 // withDeadline is for an answer that is read whole.
 func (c *Client) withDeadline(ctx context.Context, what string) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, c.manifestTimeout, &TimeoutError{c.policy.name, what, c.manifestTimeout})
+	return context.WithTimeoutCause(ctx, c.manifestTimeout, &timeoutError{c.policy.name, what, c.manifestTimeout})
 }
 
 // base is the URL of the registry, by the scheme that it speaks.
@@ -212,7 +212,7 @@ func (c *Client) do(ctx context.Context, call call) (*http.Response, error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, call.method, call.url.String(), call.body)
 	if err != nil {
-		return nil, &ProtocolError{c.policy.name, "a URL that cannot be asked for"}
+		return nil, &protocolError{c.policy.name, "a URL that cannot be asked for"}
 	}
 	for name, values := range call.header {
 		req.Header[name] = values
@@ -244,7 +244,7 @@ func (c *Client) do(ctx context.Context, call call) (*http.Response, error) {
 // its final place, or receive it whole before they look at it.
 func (c *Client) commit(w *wait) {
 	c.meter.end(w, 0)
-	late := &TimeoutError{w.place, "what was sent was not stored", c.commitTimeout}
+	late := &timeoutError{w.place, "what was sent was not stored", c.commitTimeout}
 	w.deadline.Store(time.AfterFunc(c.commitTimeout, func() { w.cancel(late) }))
 }
 

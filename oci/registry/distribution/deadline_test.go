@@ -81,7 +81,7 @@ func TestDeadlines(t *testing.T) {
 				c.manifestTimeout = time.Hour
 			}
 			err := actions["manifest"](t.Context(), c)
-			var late *TimeoutError
+			var late *timeoutError
 			var status *StatusError
 			if !errors.As(err, &late) && !(test.status && errors.As(err, &status)) {
 				t.Errorf("%v", err)
@@ -145,14 +145,14 @@ func TestPushStalls(t *testing.T) {
 	}{
 		"takes nothing":   {func(r *http.Request) bool { return r.Method == http.MethodPatch }, new(StallError)},
 		"does not answer": {func(r *http.Request) bool { return r.Method == http.MethodPost }, new(StallError)},
-		"does not store":  {func(r *http.Request) bool { return r.Method == http.MethodPut }, new(TimeoutError)},
+		"does not store":  {func(r *http.Request) bool { return r.Method == http.MethodPut }, new(timeoutError)},
 		"answers nothing": {func(r *http.Request) bool {
 			if r.Method == http.MethodPatch {
 				_, _ = io.Copy(io.Discard, r.Body)
 				return true
 			}
 			return false
-		}, new(TimeoutError)},
+		}, new(timeoutError)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNetwork(t)

@@ -47,8 +47,8 @@ func (e *StatusError) Error() string {
 	return text
 }
 
-// A TimeoutError says that a step was not done in time. Another try may be.
-type TimeoutError struct {
+// A timeoutError says that a step was not done in time. Another try may be.
+type timeoutError struct {
 	// Place that was asked, as host:port or host.
 	Place string
 	// What did not come, such as "no connection".
@@ -56,30 +56,30 @@ type TimeoutError struct {
 	After time.Duration
 }
 
-func (e *TimeoutError) Error() string {
+func (e *timeoutError) Error() string {
 	return fmt.Sprintf("%s: %s within %s", e.Place, e.What, seconds(e.After))
 }
 
 // Timeout makes it a net.Error.
-func (e *TimeoutError) Timeout() bool { return true }
+func (e *timeoutError) Timeout() bool { return true }
 
 // Temporary makes it a net.Error.
-func (e *TimeoutError) Temporary() bool { return true }
+func (e *timeoutError) Temporary() bool { return true }
 
-// A TokenError says that a token service answered, but with no token.
-type TokenError struct{ Place string }
+// A tokenError says that a token service answered, but with no token.
+type tokenError struct{ Place string }
 
-func (e *TokenError) Error() string {
+func (e *tokenError) Error() string {
 	return fmt.Sprintf("the token service %s gave no token", e.Place)
 }
 
-// A ProtocolError says that an answer is none of this protocol. What came is not
+// A protocolError says that an answer is none of this protocol. What came is not
 // shown.
-type ProtocolError struct {
+type protocolError struct {
 	Place, Reason string
 }
 
-func (e *ProtocolError) Error() string { return e.Place + ": " + e.Reason }
+func (e *protocolError) Error() string { return e.Place + ": " + e.Reason }
 
 // maxDetail bounds what is shown of a registry's own words, in bytes.
 const maxDetail = 200
@@ -196,10 +196,10 @@ type ownError interface {
 
 func (*RefusedError) own()  {}
 func (*StatusError) own()   {}
-func (*TimeoutError) own()  {}
+func (*timeoutError) own()  {}
 func (*StallError) own()    {}
-func (*TokenError) own()    {}
-func (*ProtocolError) own() {}
+func (*tokenError) own()    {}
+func (*protocolError) own() {}
 
 // explainTransport passes on errors of the network and of TLS. Others of net/http
 // may quote what the server sent.
@@ -218,16 +218,16 @@ func explainTransport(where string, err error) error {
 		// It hung up in the midst of things.
 		return fmt.Errorf("%s broke off the connection: %w", where, io.ErrUnexpectedEOF)
 	case strings.HasSuffix(err.Error(), "TLS handshake timeout"):
-		return &TimeoutError{where, "no TLS handshake", tlsTimeout}
+		return &timeoutError{where, "no TLS handshake", tlsTimeout}
 	case strings.HasSuffix(err.Error(), "timeout awaiting response headers"):
-		return &TimeoutError{where, "no answer", headerTimeout}
+		return &timeoutError{where, "no answer", headerTimeout}
 	case errors.Is(err, http.ErrSchemeMismatch),
 		errors.As(err, &operation), errors.As(err, &dns), errors.As(err, &untrusted), errors.As(err, &authority),
 		errors.As(err, &record), errors.As(err, &alert), errors.As(err, &number),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: %w", where, err)
 	case errors.Is(err, errTooManyRedirects):
-		return &ProtocolError{where, errTooManyRedirects.Error()}
+		return &protocolError{where, errTooManyRedirects.Error()}
 	}
-	return &ProtocolError{where, "the answer is not valid HTTP"}
+	return &protocolError{where, "the answer is not valid HTTP"}
 }

@@ -59,7 +59,7 @@ func (c *Client) Blob(ctx context.Context, d digest.Digest, offset, size int64) 
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && offset > 0:
 		if !strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)) {
-			return nil, errors.Join(&ProtocolError{resp.Request.URL.Host, fmt.Sprintf("asked for a blob from byte %d on, it sends another part", offset)}, resp.Body.Close())
+			return nil, errors.Join(&protocolError{resp.Request.URL.Host, fmt.Sprintf("asked for a blob from byte %d on, it sends another part", offset)}, resp.Body.Close())
 		}
 	case resp.StatusCode == http.StatusOK:
 		if n, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {

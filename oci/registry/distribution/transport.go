@@ -179,7 +179,7 @@ func (c *Client) dialWithin(ctx context.Context, network, address, host string, 
 	defer cancel()
 	conn, err := c.dial(ctx, network, address, check)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return nil, &TimeoutError{host, "no connection", c.connectTimeout}
+		return nil, &timeoutError{host, "no connection", c.connectTimeout}
 	}
 	return conn, err
 }
@@ -188,7 +188,7 @@ func (c *Client) dialWithin(ctx context.Context, network, address, host string, 
 // says is never shown, and is not waited for without an end.
 func (c *Client) roundTripToken(next http.RoundTripper, req *http.Request) (*http.Response, error) {
 	where := req.URL.Host
-	late := &TimeoutError{where, "no token", c.tokenTimeout}
+	late := &timeoutError{where, "no token", c.tokenTimeout}
 	ctx, cancel := context.WithTimeoutCause(req.Context(), c.tokenTimeout, late)
 	defer cancel()
 	resp, err := next.RoundTrip(req.WithContext(ctx))
@@ -209,7 +209,7 @@ func (c *Client) roundTripToken(next http.RoundTripper, req *http.Request) (*htt
 		return nil, err
 	}
 	if !isToken(body) {
-		return nil, &TokenError{where}
+		return nil, &tokenError{where}
 	}
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	return resp, nil

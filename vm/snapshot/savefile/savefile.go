@@ -11,7 +11,7 @@
 //	14 × u32  not used
 //	data      the domain's XML, NUL, the cookie, NUL, zeros
 //
-// followed by QEMU's stream. [Read] rejects any other layout with [ErrLayout]; the caller
+// followed by QEMU's stream. [Read] rejects any other layout with [errLayout]; the caller
 // boots a machine instead.
 package savefile
 
@@ -33,9 +33,9 @@ const (
 	maxData = 16 << 20
 )
 
-// ErrLayout: the file is not a save file, or one with an unknown layout: of another version of
+// errLayout: the file is not a save file, or one with an unknown layout: of another version of
 // libvirt, compressed, or incomplete.
-var ErrLayout = errors.New("not a save file of a known layout")
+var errLayout = errors.New("not a save file of a known layout")
 
 // A Head is the part of a save file before QEMU's stream.
 type Head struct {
@@ -58,34 +58,34 @@ type header struct {
 func Read(r io.Reader) (*Head, error) {
 	var h header
 	if err := binary.Read(r, binary.NativeEndian, &h); err != nil {
-		return nil, fmt.Errorf("%w: it ends before its header does: %w", ErrLayout, err)
+		return nil, fmt.Errorf("%w: it ends before its header does: %w", errLayout, err)
 	}
 	switch {
 	case string(h.Magic[:]) != magic:
-		return nil, fmt.Errorf("%w: it begins with %q", ErrLayout, h.Magic)
+		return nil, fmt.Errorf("%w: it begins with %q", errLayout, h.Magic)
 	case h.Version != version:
-		return nil, fmt.Errorf("%w: version %d, known is %d", ErrLayout, h.Version, version)
+		return nil, fmt.Errorf("%w: version %d, known is %d", errLayout, h.Version, version)
 	case h.Format != uncompressed:
-		return nil, fmt.Errorf("%w: it is compressed (format %d; save_image_format in qemu.conf)", ErrLayout, h.Format)
+		return nil, fmt.Errorf("%w: it is compressed (format %d; save_image_format in qemu.conf)", errLayout, h.Format)
 	case h.Unused != [14]uint32{}:
-		return nil, fmt.Errorf("%w: its header has unknown fields", ErrLayout)
+		return nil, fmt.Errorf("%w: its header has unknown fields", errLayout)
 	case h.DataLen > maxData || h.Cookie >= h.DataLen && h.Cookie > 0:
-		return nil, fmt.Errorf("%w: %d bytes of XML, the cookie at %d", ErrLayout, h.DataLen, h.Cookie)
+		return nil, fmt.Errorf("%w: %d bytes of XML, the cookie at %d", errLayout, h.DataLen, h.Cookie)
 	}
 	data := make([]byte, h.DataLen)
 	if _, err := io.ReadFull(r, data); err != nil {
-		return nil, fmt.Errorf("%w: it ends before its XML does: %w", ErrLayout, err)
+		return nil, fmt.Errorf("%w: it ends before its XML does: %w", errLayout, err)
 	}
 	head := &Head{Running: h.WasRunning == 1}
 	xml := data
 	if h.Cookie > 0 {
 		xml = data[:h.Cookie]
 		if head.Cookie = text(data[h.Cookie:]); head.Cookie == "" {
-			return nil, fmt.Errorf("%w: its cookie has no end", ErrLayout)
+			return nil, fmt.Errorf("%w: its cookie has no end", errLayout)
 		}
 	}
 	if head.XML = text(xml); head.XML == "" {
-		return nil, fmt.Errorf("%w: its XML has no end", ErrLayout)
+		return nil, fmt.Errorf("%w: its XML has no end", errLayout)
 	}
 	return head, nil
 }

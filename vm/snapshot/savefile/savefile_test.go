@@ -76,7 +76,7 @@ func TestReadRefuses(t *testing.T) {
 		"no end of cookie": raw(withCookie, "<domain/>\x00<cookie/>", ""),
 		"no data":          raw(nil, "", ""),
 	} {
-		if _, err := Read(bytes.NewReader(file)); !errors.Is(err, ErrLayout) {
+		if _, err := Read(bytes.NewReader(file)); !errors.Is(err, errLayout) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -24,13 +24,13 @@ const (
 	slack = 16 + maxMatch
 )
 
-// A CorruptError says what is invalid in a stream, and at which byte.
-type CorruptError struct {
+// A corruptError says what is invalid in a stream, and at which byte.
+type corruptError struct {
 	Offset int64
 	Reason string
 }
 
-func (e *CorruptError) Error() string {
+func (e *corruptError) Error() string {
 	return fmt.Sprintf("deflate stream is corrupt at byte %d: %s", e.Offset, e.Reason)
 }
 
@@ -135,7 +135,7 @@ func (r *Reader) position() (offset int64, bit uint8) {
 	return next / 8, uint8(next % 8)
 }
 
-// Read implements [io.Reader]. The error is a [*CorruptError] if the stream is not
+// Read implements [io.Reader]. The error is a [*corruptError] if the stream is not
 // valid, and [io.ErrUnexpectedEOF] if its end is missing.
 func (r *Reader) Read(p []byte) (int, error) {
 	for r.from == r.to && len(p) > 0 {
@@ -257,7 +257,7 @@ func (r *Reader) take(n uint) int {
 
 func (r *Reader) corrupt(format string, args ...any) error {
 	offset, _ := r.position()
-	return &CorruptError{offset, fmt.Sprintf(format, args...)}
+	return &corruptError{offset, fmt.Sprintf(format, args...)}
 }
 
 // header reads the header of a block (RFC 1951, 3.2.3).

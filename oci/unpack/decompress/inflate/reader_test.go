@@ -233,7 +233,7 @@ func TestCorrupt(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d", strings.ReplaceAll(name, " ", "_"), behind), func(t *testing.T) {
 				stream := append(bytes.Clone(test.stream.bytes), make([]byte, behind)...)
 				_, err := io.ReadAll(NewReader(bufio.NewReader(bytes.NewReader(stream))))
-				var corrupt *CorruptError
+				var corrupt *corruptError
 				if !errors.As(err, &corrupt) || !strings.Contains(err.Error(), test.want) {
 					t.Fatalf("got %v, want %q", err, test.want)
 				}
