@@ -39,8 +39,8 @@ const (
 var (
 	// ErrPortTaken: another process listens on the port.
 	ErrPortTaken = errors.New("the port is taken")
-	// ErrDenied: passt may not create its socket or its pid file.
-	ErrDenied = errors.New("passt may not create its socket (is it AppArmor or SELinux? journalctl --dmesg shows what they deny)")
+	// errDenied: passt may not create its socket or its pid file.
+	errDenied = errors.New("passt may not create its socket (is it AppArmor or SELinux? journalctl --dmesg shows what they deny)")
 	// ErrEnded: the process has ended, and QEMU does not connect to another one.
 	ErrEnded = errors.New("passt, the guest's network, has ended (did it crash, or did the kernel kill it for lack of memory? see dmesg)")
 	// ErrNoRoute: the host has no default route.
@@ -156,7 +156,7 @@ func reason(err error, text, socket string, port int) error {
 		line = strings.TrimSpace(line)
 		switch {
 		case isDenied(line):
-			return fmt.Errorf("%w: %s: %s", ErrDenied, socket, line)
+			return fmt.Errorf("%w: %s: %s", errDenied, socket, line)
 		case strings.Contains(line, "Failed to bind port"), strings.Contains(line, "Failed to bind any port"):
 			return fmt.Errorf("%w: 127.0.0.1:%d", ErrPortTaken, port)
 		case strings.Contains(line, "interface not usable"):

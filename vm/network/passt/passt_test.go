@@ -51,15 +51,15 @@ func TestReason(t *testing.T) {
 	}{
 		{"Failed to bind any port for '-t 127.0.0.1/33059:22', exiting", ErrPortTaken},
 		{"Failed to bind port 33059 (Address already in use) for option '-t 127.0.0.1/33059:22'", ErrPortTaken},
-		{"UNIX socket bind: Permission denied", ErrDenied},
-		{"Failed to bind UNIX domain socket: Permission denied", ErrDenied},
-		{"PID file open: Permission denied", ErrDenied},
-		{"Couldn't open PID file /tmp/x/pid: Permission denied", ErrDenied},
+		{"UNIX socket bind: Permission denied", errDenied},
+		{"Failed to bind UNIX domain socket: Permission denied", errDenied},
+		{"PID file open: Permission denied", errDenied},
+		{"Couldn't open PID file /tmp/x/pid: Permission denied", errDenied},
 		{"External interface not usable", ErrNoRoute},
 		{"Multiple default IPv4 routes, picked first\nsegmentation fault", nil},
 	} {
 		err := reason(errors.New("exit status 1"), noise+test.text+"\n"+noise, "/tmp/x/socket", 33059)
-		for _, kind := range []error{ErrPortTaken, ErrDenied, ErrNoRoute} {
+		for _, kind := range []error{ErrPortTaken, errDenied, ErrNoRoute} {
 			if errors.Is(err, kind) != (kind == test.want) {
 				t.Errorf("%s: got %v", test.text, err)
 			}
@@ -155,7 +155,7 @@ func TestStart(t *testing.T) {
 func TestStartOnTakenPort(t *testing.T) {
 	p := start(t)
 	other, err := p.again(port(t, p.addr))
-	if !errors.Is(err, ErrPortTaken) || errors.Is(err, ErrDenied) {
+	if !errors.Is(err, ErrPortTaken) || errors.Is(err, errDenied) {
 		t.Errorf("got %v", err)
 	}
 	if dirs, _ := filepath.Glob(other.prefix + "*"); len(dirs) != 0 {
@@ -179,7 +179,7 @@ func TestStartDenied(t *testing.T) {
 	socket := filepath.Join(dir, "socket")
 	// That of Debian 12 only notices it with the pid file.
 	err = run(t.Context(), program, []string{"--quiet", "--one-off", "--socket", socket, "--pid", filepath.Join(dir, "pid")}, owner, socket, 0)
-	if !errors.Is(err, ErrDenied) || errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), socket) {
+	if !errors.Is(err, errDenied) || errors.Is(err, ErrPortTaken) || !strings.Contains(err.Error(), socket) {
 		t.Errorf("got %v", err)
 	}
 }
