@@ -160,6 +160,7 @@ func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 			Architecture:     image.Architecture,
 			Disks:            disks,
 			Accel:            o.Settings.Accel,
+			Firmware:         o.Settings.Firmware,
 			OmitBackingStore: o.Settings.OmitBackingStore,
 		},
 		Size: domain.Size{
@@ -169,11 +170,12 @@ func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 			MaxMemory: o.Settings.MaxMemory,
 			DiskSize:  o.Size.Disk,
 		},
-		Place:     vm.Place{OverlayDir: o.Dirs.Overlays, JobDir: filepath.Join(o.Dirs.Jobs, o.Name)},
-		Admission: o.Admission,
-		Network:   o.Settings.Network,
-		SSHPort:   image.Guest.SSHPort(),
-		Cache:     o.Cache,
-		Record:    o.Record,
+		Place:      vm.Place{OverlayDir: o.Dirs.Overlays, JobDir: filepath.Join(o.Dirs.Jobs, o.Name)},
+		Admission:  o.Admission,
+		Network:    o.Settings.Network,
+		HostAccess: o.Settings.HostAccess,
+		SSHPort:    image.Guest.SSHPort(),
+		Cache:      o.Cache,
+		Record:     o.Record,
 	}
 }

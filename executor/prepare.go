@@ -278,7 +278,7 @@ func (d *Driver) waitReady(ctx context.Context, machine instance, timeout time.D
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := beforeReady(machine.WaitReady(ctx, info.Login))
-	if errors.Is(err, vm.ErrNoAnswer) {
+	if errors.Is(err, vm.ErrNoAnswer) || errors.Is(err, vm.ErrNoBoot) {
 		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
 	}
 	return err

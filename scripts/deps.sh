@@ -21,7 +21,8 @@ test=(
 	mtools syslinux cpio lz4             # the test guest
 	mmdebstrap e2fsprogs fdisk           # the full guest
 	openssh-client                       # the peer of the benchmark
-	genisoimage ovmf swtpm swtpm-tools   # CD-ROMs, UEFI and TPMs of machines
+	genisoimage swtpm swtpm-tools        # CD-ROMs and TPMs of machines
+	ovmf systemd-boot-efi                # UEFI, and a boot loader for it
 	btrfs-progs xfsprogs                 # file systems whose files share blocks
 	apache2-utils                        # htpasswd, for a registry with a login
 )

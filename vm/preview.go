@@ -12,7 +12,7 @@ import (
 // image's. It does not look at the host: acceleration, limits and the network are decided
 // there.
 func Preview(spec Spec) (doc string, dropped []string, err error) {
-	built, err := domain.Build(spec.Source)
+	built, _, err := domain.Build(spec.Source)
 	if err != nil {
 		return "", nil, err
 	}

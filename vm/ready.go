@@ -14,6 +14,7 @@ import (
 
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/firmware"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/seed"
@@ -54,7 +55,8 @@ type Started struct {
 
 // WaitReady waits until the guest has an address and accepts the login, and stores address,
 // host key and user in the machine's record. Only the deadline of ctx bounds the wait; the
-// error is [ErrNoAnswer] then. WaitReady returns at once if the guest stops
+// error is [ErrNoAnswer] then, or
+// [ErrNoBoot]. WaitReady returns at once if the guest stops
 // ([ErrGuestStopped]) or refuses the credentials ([guestssh.ErrLogin]), unless the login
 // is late. It sets the clock of a guest that resumed from a snapshot. [ConsoleOf] returns
 // the last lines of the guest's console for its errors.
@@ -214,7 +216,10 @@ func (s *Started) noAnswer(last error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), absentTimeout)
 	defer cancel()
 	absent := s.network.Absent(ctx)
+	refusal := firmware.Refusal(consoleTail(s.jobDir))
 	switch {
+	case refusal != "":
+		return fmt.Errorf("%w: its firmware found nothing to boot, and wrote to the console: %s (the setting firmware chooses between BIOS and UEFI)", ErrNoBoot, refusal)
 	case errors.Is(last, network.ErrContested):
 		return last
 	case errors.Is(absent, network.ErrContested):

@@ -38,7 +38,7 @@ func (s *starter) snapshotMachine(d *libvirtxml.Domain) *snapshot.Machine {
 		m.User = spec.Seed.User()
 	}
 	if spec.SnapshotDir != "" && spec.Network == network.User {
-		m.Network = snapshot.Network{User: true, Passt: passt.Installed(), Addresses: passt.HostAddresses(), Resolver: passt.ResolverFiles()}
+		m.Network = snapshot.Network{User: true, Passt: passt.Installed(), Addresses: passt.GuestAddresses(spec.HostAccess), Resolver: passt.ResolverFiles()}
 	}
 	return m
 }

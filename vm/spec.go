@@ -30,6 +30,8 @@ type Spec struct {
 
 	// Network is "user" or the name of a libvirt network.
 	Network string
+	// HostAccess lets a guest on the user network reach this host at the host's own address.
+	HostAccess bool
 	// SSHPort is the port of the guest's SSH server; 0 means 22.
 	SSHPort int
 	// Seed gives the guest a login while it boots; nil if its image has one.
@@ -77,6 +79,8 @@ var (
 	ErrNoAnswer = errors.New("the guest does not answer")
 	// ErrNetworkEnded: the process that is the guest's user network has ended.
 	ErrNetworkEnded = passt.ErrEnded
+	// ErrNoBoot: the firmware of the machine found nothing to boot on its disks.
+	ErrNoBoot = errors.New("the guest has not booted")
 	// errEnding: libvirt was asked to destroy the machine and is still doing so.
 	errEnding = errors.New("the machine is still ending")
 )

@@ -18,6 +18,7 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/firmware"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/snapshot"
@@ -97,7 +98,21 @@ func (s *starter) boot(ctx context.Context, d *libvirtxml.Domain, undo *rollback
 	if err := s.prepareBoot(ctx, d, undo); err != nil {
 		return err
 	}
-	return s.start(ctx, d, undo, s.create)
+	return s.explain(ctx, d, s.start(ctx, d, undo, s.create))
+}
+
+// explain adds to the error of a start what is wrong with the host, if libvirt and QEMU do not
+// say it.
+func (s *starter) explain(ctx context.Context, d *libvirtxml.Domain, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if qemu, unknown := s.host.QEMUUser(ctx); unknown == nil {
+		if blocked := disk.Blocked(s.spec.OverlayDir, s.spec.Disks, qemu.UID, qemu.GID); blocked != nil {
+			return fmt.Errorf("%w: %w", blocked, err)
+		}
+	}
+	return firmware.Explain(err, d.OS.Type.Arch)
 }
 
 // unlinkOverlays unlinks the files of the running machine: QEMU has opened them.
@@ -114,10 +129,11 @@ func (s *starter) unlinkOverlays() error {
 
 // buildDomain builds the domain of the machine, without its files and network.
 func (s *starter) buildDomain(ctx context.Context) (*libvirtxml.Domain, error) {
-	built, err := domain.Build(s.spec.Source)
+	built, notes, err := domain.Build(s.spec.Source)
 	if err != nil {
 		return nil, err
 	}
+	s.notes = append(s.notes, notes...)
 	for _, path := range built.Dropped {
 		s.notes = append(s.notes, "dropped from the image's domain: "+path)
 	}
@@ -221,6 +237,7 @@ func (s *starter) attachCache(ctx context.Context, d *libvirtxml.Domain) (unlock
 func (s *starter) attachNetwork(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack) error {
 	n, warnings, err := network.New(ctx, s.host, network.Options{
 		Network: s.spec.Network, Machine: s.spec.Name, NICs: len(d.Devices.Interfaces), SSHPort: s.spec.SSHPort,
+		HostAccess: s.spec.HostAccess,
 		OverlayDir: s.spec.OverlayDir, JobDir: s.spec.JobDir,
 	})
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/diagnose"
 	"gitlab-sardine-executor/executor/failure"
 )
 
@@ -98,7 +99,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			pushCommand(cfg, stdout, stderr),
 			pullCommand(cfg, stdout, stderr),
 			sweepCommand(cfg, stdout),
-			doctorCommand(cfg, stdout),
+			diagnose.Doctor(cfg, stdout),
 			versionCommand(stdout),
 		},
 		// run sets the exit status, not the library.

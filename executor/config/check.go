@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/bmatcuk/doublestar/v4"
 	"github.com/docker/go-units"
 
 	"gitlab-sardine-executor/oci"
@@ -64,16 +63,16 @@ func (d *Defaults) check() error {
 		return fmt.Errorf("pull_stall_timeout is %s: want at least 1s", time.Duration(d.PullStallTimeout))
 	}
 	for _, pattern := range d.AllowedImages {
-		if !doublestar.ValidatePattern(pattern) {
-			return fmt.Errorf("allowed_images: %q is not a glob", pattern)
+		if err := checkGlob(pattern); err != nil {
+			return fmt.Errorf("allowed_images: %q: %w", pattern, err)
 		}
 	}
 	return nil
 }
 
 func (s *Section) check() error {
-	if !doublestar.ValidatePattern(s.Match) {
-		return errors.New("not a glob")
+	if err := checkGlob(s.Match); err != nil {
+		return err
 	}
 	if s.Domain != "" && !filepath.IsAbs(s.Domain) {
 		return fmt.Errorf("domain is %q: want an absolute path on this host", s.Domain)
@@ -102,6 +101,7 @@ func (r Resolved) check() error {
 		checkPolicies("pull_policy", r.PullPolicies),
 		checkPolicies("allowed_pull_policies", r.AllowedPullPolicies),
 		oneOf("accel", r.Accel, "auto", "kvm", "tcg"),
+		oneOf("firmware", r.Firmware, "auto", "bios", "uefi", "uefi-secure"),
 		oneOf("omit_backingstore", r.OmitBackingStore, "auto", "yes", "no"),
 		oneOf("cache", r.Cache, CacheNone, CacheDisk, CacheShare),
 		oneOf("shell", r.Shell, Shells...),

@@ -89,6 +89,9 @@ func describeTOML(err error) error {
 	var decode *toml.DecodeError
 	if errors.As(err, &decode) {
 		row, _ := decode.Position()
+		if slices.Contains(decode.Key(), "host_access") {
+			return fmt.Errorf("line %d: host_access: want true or false: nothing here can limit a guest to some ports of this host (docs/network.md shows a firewall rule that does)", row)
+		}
 		return fmt.Errorf("line %d: %w", row, err)
 	}
 	return err

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -62,4 +64,39 @@ func familiar(full string) string {
 		return full
 	}
 	return short
+}
+
+// checkGlob makes sure that pattern is a glob, and means what it seems to mean: for the
+// library, as for GitLab's docker executor, ** crosses slashes only as a whole path
+// element, and is * otherwise.
+func checkGlob(pattern string) error {
+	if !doublestar.ValidatePattern(pattern) {
+		return errors.New("not a glob")
+	}
+	const ends = "/{,}" // alternatives begin and end elements, too
+	for at := 0; ; {
+		i := strings.Index(pattern[at:], "**")
+		if i < 0 {
+			return nil
+		}
+		begin, end := at+i, at+i+2
+		whole := (begin == 0 || strings.IndexByte(ends, pattern[begin-1]) >= 0) &&
+			(end == len(pattern) || strings.IndexByte(ends, pattern[end]) >= 0)
+		if !whole {
+			return fmt.Errorf("** crosses slashes only as a whole path element: write %q, or one * if no slash is to be crossed",
+				wholeElement(pattern[:begin], strings.TrimLeft(pattern[end:], "*")))
+		}
+		at = end
+	}
+}
+
+// wholeElement puts ** between two parts of a glob.
+func wholeElement(before, rest string) string {
+	if before != "" && !strings.HasSuffix(before, "/") {
+		before += "/"
+	}
+	if rest != "" && rest[0] != '/' {
+		rest = "/*" + rest
+	}
+	return before + "**" + rest
 }

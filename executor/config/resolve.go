@@ -27,8 +27,10 @@ type Resolved struct {
 	PullPolicies        []oci.PullPolicy
 	AllowedPullPolicies []oci.PullPolicy
 	Network             string
+	HostAccess          bool
 	OmitBackingStore    string
 	Accel               string
+	Firmware            string
 	CPUs                CPUs
 	Memory              uint64
 	Disk                int64
@@ -61,6 +63,7 @@ func builtIn(connect, shell string) Resolved {
 		Network:             "user",
 		OmitBackingStore:    "auto",
 		Accel:               "auto",
+		Firmware:            "auto",
 		MaxDisk:             store.DefaultMaxDisk,
 		Shell:               shell,
 		GuestBuildsDir:      "/var/tmp/builds",

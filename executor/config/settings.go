@@ -96,8 +96,10 @@ type PerImage struct {
 	PullPolicies        *Policies `toml:"pull_policy"`
 	AllowedPullPolicies *Policies `toml:"allowed_pull_policies"`
 	Network             *string   `toml:"network"`
+	HostAccess          *bool     `toml:"host_access"`
 	OmitBackingStore    *string   `toml:"omit_backingstore"`
 	Accel               *string   `toml:"accel"`
+	Firmware            *string   `toml:"firmware"`
 	CPUs                *CPUs     `toml:"cpus"`
 	Memory              *Bytes    `toml:"memory"`
 	Disk                *Bytes    `toml:"disk"`

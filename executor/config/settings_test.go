@@ -412,3 +412,26 @@ func TestPasswords(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestHostAccess(t *testing.T) {
+	s := parse(t, "[defaults]\nhost_access = true\n[[image]]\nmatch = 'a/**'\nhost_access = false")
+	if !s.For("b/c:1").HostAccess || s.For("a/b:1").HostAccess || parse(t, "").For("a").HostAccess {
+		t.Error("host_access is not what the settings say")
+	}
+	for _, value := range []string{"[443, 5000]", "['443']", "'yes'", "1"} {
+		_, err := Parse([]byte("[defaults]\n\nhost_access = " + value))
+		if err == nil || !strings.Contains(err.Error(), "line 3: host_access: want true or false") || !strings.Contains(err.Error(), "docs/network.md") {
+			t.Errorf("host_access = %s: %v", value, err)
+		}
+	}
+}
+
+func TestFirmwareSetting(t *testing.T) {
+	s := parse(t, "[defaults]\nfirmware = 'uefi'\n[[image]]\nmatch = 'a/**'\nfirmware = 'uefi-secure'")
+	if got := s.For("b:1").Firmware + " " + s.For("a/b:1").Firmware + " " + parse(t, "").For("b").Firmware; got != "uefi uefi-secure auto" {
+		t.Errorf("got %q", got)
+	}
+	if _, err := Parse([]byte("[defaults]\nfirmware = 'efi'")); err == nil || !strings.Contains(err.Error(), `firmware is "efi": want auto, bios, uefi or uefi-secure`) {
+		t.Errorf("a firmware that is not there: %v", err)
+	}
+}

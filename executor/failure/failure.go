@@ -69,7 +69,7 @@ func Classify(err error) Class {
 	}
 	for _, final := range []error{
 		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrInvalid,
-		guestssh.ErrLogin, errdefs.ErrInvalid, config.ErrSettings, job.ErrNotGitLab,
+		guestssh.ErrLogin, errdefs.ErrInvalid, vm.ErrNoBoot, config.ErrSettings, job.ErrNotGitLab,
 	} {
 		if errors.Is(err, final) {
 			return Build

@@ -4,6 +4,7 @@ import (
 	"encoding/xml"
 	"fmt"
 
+	"gitlab-sardine-executor/internal/bootdisk"
 	"gitlab-sardine-executor/internal/defaultmachine"
 )
 
@@ -19,9 +20,10 @@ func defaultDomain(arch string, files []packedFile) ([]byte, error) {
 	}
 	d.OS.Type.Arch, d.OS.Type.Machine, d.OS.Type.Value = board.Arch, board.Machine, "hvm"
 	d.OS.Boot.Dev = "hd"
-	if board.UEFI {
+	if board.UEFI || onlyUEFI(files) {
 		d.OS.Firmware = "efi"
-	} else {
+	}
+	if !board.UEFI {
 		d.Features.APIC = &struct{}{}
 	}
 	d.CPU.Mode = "host-model"
@@ -57,6 +59,24 @@ func defaultDomain(arch string, files []packedFile) ([]byte, error) {
 		return nil, fmt.Errorf("writing domain XML: %w", err)
 	}
 	return append(raw, '\n'), nil
+}
+
+// onlyUEFI reports whether the first disk that can boot does so by UEFI alone.
+func onlyUEFI(files []packedFile) bool {
+	for _, file := range files {
+		if !file.top || file.cdrom {
+			continue
+		}
+		var chain []bootdisk.File
+		for f := &file; f != nil; f = f.backing {
+			chain = append(chain, bootdisk.File{Path: f.path, Format: f.format})
+		}
+		boots, err := bootdisk.LookAt(chain)
+		if err != nil || boots.BIOS || boots.UEFI {
+			return err == nil && !boots.BIOS
+		}
+	}
+	return false
 }
 
 // domain is the part of libvirt's domain XML that defaultDomain writes, without libvirt's

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/network"
 )
@@ -72,12 +73,13 @@ func addressIn(t *testing.T, guest instance) (address, gateway string) {
 }
 
 // The user network gives each guest a private network, and nothing of the host's
-// loopback address.
+// loopback address. What the guest has as its own address leads to the host only if that is
+// wanted.
 func TestUserNetwork(t *testing.T) {
 	mostlyIn(t, "session", func(t *testing.T, l *lab) {
-		port, outside := listen(t, "127.0.0.1"), listen(t, hostAddress)
+		port, outside, main := listen(t, "127.0.0.1"), listen(t, hostAddress), listen(t, host.Uplink)
 		first := l.ready(t, l.spec("first", onNetwork(network.User)))
-		second := l.ready(t, l.spec("second", onNetwork(network.User)))
+		second := l.ready(t, l.spec("second", onNetwork(network.User), func(s *vm.Spec) { s.HostAccess = true }))
 		for _, guest := range []*vm.Started{first, second} {
 			if len(guest.Warnings) > 0 {
 				t.Errorf("warnings: %q", guest.Warnings)
@@ -86,10 +88,22 @@ func TestUserNetwork(t *testing.T) {
 				t.Errorf("%s does not reach the host by its own address", guest.Name())
 			}
 		}
+		if !reachesAtLast(t, second, host.Uplink, main) {
+			t.Error("a guest with host access does not reach the host by its main address")
+		}
+		if reaches(t, first, host.Uplink, main) {
+			t.Error("a guest without host access reaches the host by its main address")
+		}
 		_, gateway := addressIn(t, first)
-		for _, address := range []string{"127.0.0.1", gateway, "192.0.2.2", "169.254.1.1"} {
-			if reaches(t, first, address, port) {
-				t.Errorf("a guest reaches the host's 127.0.0.1 by %s", address)
+		for _, guest := range []*vm.Started{first, second} {
+			own, gateway := addressIn(t, guest)
+			if (own == host.Uplink) != (guest == first) {
+				t.Errorf("%s has the address %s", guest.Name(), own)
+			}
+			for _, address := range []string{"127.0.0.1", gateway, own, "169.254.1.1"} {
+				if reaches(t, guest, address, port) {
+					t.Errorf("%s reaches the host's 127.0.0.1 by %s", guest.Name(), address)
+				}
 			}
 		}
 		// The forwarded ports of SSH are on the loopback address, too.

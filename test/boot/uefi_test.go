@@ -15,12 +15,15 @@ import (
 	"gitlab-sardine-executor/vm/domainxml"
 )
 
-// A job's machine that boots from UEFI has its variables in its own directory of
-// clones, which is gone once QEMU runs.
+// An image without domain XML, with a disk that boots by UEFI alone, gets UEFI. Its variables
+// are in the machine's own directory of clones, which is gone once QEMU runs.
 func TestUEFI(t *testing.T) {
 	mostlyIn(t, "session", func(t *testing.T, l *lab) {
-		spec := l.spec("uefi", onUEFI(l.uefiGuest(t)))
+		spec := l.spec("uefi", onDisk(l.uefiOnly(t, true)))
 		guest := l.ready(t, spec)
+		if notes := strings.Join(guest.Notes, "\n"); !strings.Contains(notes, "boots by UEFI: disk uefi.qcow2 has a GPT without a boot sector for BIOS and with an EFI system partition") {
+			t.Errorf("notes: %s", notes)
+		}
 		if got, _ := script(t, guest, "test -d /sys/firmware/efi && echo efi"); got != "efi\n" {
 			t.Errorf("the guest says %q", got)
 		}
@@ -85,6 +88,55 @@ func TestTrustedUEFI(t *testing.T) {
 			t.Errorf("the administrator's variables changed: %s%s", sum, now)
 		}
 	})
+}
+
+// onDisk is an image without domain XML.
+func onDisk(path string) func(*vm.Spec) {
+	return func(s *vm.Spec) {
+		s.Memory = 320 << 20
+		s.Disks = []disk.Disk{{Name: filepath.Base(path), Path: path, Format: "qcow2", VirtualSize: 64 << 20}}
+	}
+}
+
+// uefiOnly is the test guest on a compressed disk with a GPT and an EFI system partition,
+// where systemd-boot starts it, or nothing does.
+func (l *lab) uefiOnly(t *testing.T, bootable bool) string {
+	t.Helper()
+	path := func(name string) string { return filepath.Join(l.dir, name) }
+	write := func(name, text string) {
+		if err := os.WriteFile(path(name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("uefi.raw", "")
+	if err := os.Truncate(path("uefi.raw"), 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	write("uefi.layout", "label: gpt\nstart=2048,size=60M,type=C12A7328-F81F-11D2-BA4B-00C04FD430C8\n")
+	run(t, "sh", "-c", "/sbin/sfdisk --quiet "+path("uefi.raw")+" <"+path("uefi.layout"))
+	system := path("uefi.raw") + "@@1M"
+	run(t, "mformat", "-i", system, "-T", "122880", "-h", "16", "-s", "63", "::")
+	if bootable {
+		run(t, "qemu-img", "convert", "-O", "raw", l.guest, path("bios.raw"))
+		for _, name := range []string{"vmlinuz", "initrd", "syslinux.cfg"} {
+			run(t, "mcopy", "-n", "-i", path("bios.raw"), "::/"+name, path(name))
+		}
+		config, err := os.ReadFile(path("syslinux.cfg"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, arguments, _ := strings.Cut(string(config), "APPEND ")
+		write("guest.conf", "title guest\nlinux /vmlinuz\ninitrd /initrd\noptions "+arguments)
+		run(t, "mmd", "-i", system, "::/EFI", "::/EFI/BOOT", "::/loader", "::/loader/entries")
+		for from, to := range map[string]string{
+			"/usr/lib/systemd/boot/efi/systemd-bootx64.efi": "EFI/BOOT/BOOTX64.EFI",
+			path("vmlinuz"): "vmlinuz", path("initrd"): "initrd", path("guest.conf"): "loader/entries/guest.conf",
+		} {
+			run(t, "mcopy", "-i", system, from, "::/"+to)
+		}
+	}
+	run(t, "qemu-img", "convert", "-c", "-O", "qcow2", path("uefi.raw"), path("uefi.qcow2"))
+	return path("uefi.qcow2")
 }
 
 // onUEFI is an image that brings a domain with UEFI firmware.

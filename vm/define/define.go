@@ -48,7 +48,7 @@ type Spec struct {
 // fails, it leaves neither files nor domain. It returns what was dropped from the image's
 // domain XML. The error is [errdefs.ErrExists] if there is a domain of that name.
 func Define(ctx context.Context, h *virt.Host, base Spec) (dropped []string, err error) {
-	rebuilt, err := domain.Build(base.Source)
+	rebuilt, _, err := domain.Build(base.Source)
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ func Check(source Source, architectures []string) error {
 		return nil
 	}
 	source.NamesUnknown = true
-	built, err := Build(source)
+	built, _, err := Build(source)
 	if err != nil {
 		return err
 	}

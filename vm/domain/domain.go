@@ -3,6 +3,7 @@
 package domain
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/firmware"
 )
 
 // firstWithBackingStore is the first version of libvirt for which domains contain
@@ -58,6 +60,9 @@ type Source struct {
 	Disks []disk.Disk
 	// Accel is "kvm", "tcg", or "auto" (and empty): KVM where it works.
 	Accel string
+	// Firmware is one of [firmware.Kinds]; empty means auto. Auto keeps what DomainXML says,
+	// and gives the default machine what its disk needs. A template keeps its own.
+	Firmware string
 	// OmitBackingStore omits <backingStore> and lets libvirt probe the chain: [OmitAuto]
 	// (and empty), [OmitYes] or [OmitNo].
 	OmitBackingStore string
@@ -76,29 +81,55 @@ type Files struct {
 }
 
 // Build builds the domain from the template, the image's domain XML or the default machine.
-func Build(source Source) (*domainxml.Result, error) {
-	if source.Template != "" {
-		return rebuildTemplate(source.Template, source.Disks)
-	}
-	if source.DomainXML != nil {
-		result, err := domainxml.Rebuild(source.DomainXML, domainxml.Options{Disks: layersOf(source.Disks), Trusted: source.Trusted, AnyDisk: source.NamesUnknown})
-		if err == nil && !source.Trusted {
-			withoutSecureBoot(result.Domain.OS)
+// notes say what was decided, one line each.
+func Build(source Source) (result *domainxml.Result, notes []string, err error) {
+	switch {
+	case source.Template != "":
+		result, err = rebuildTemplate(source.Template, source.Disks)
+		return result, nil, err
+	case source.DomainXML != nil:
+		result, err = domainxml.Rebuild(source.DomainXML, domainxml.Options{Disks: layersOf(source.Disks), Trusted: source.Trusted, AnyDisk: source.NamesUnknown})
+		if err != nil {
+			return nil, nil, err
 		}
-		return result, err
+	default:
+		d, note, err := defaultDomain(source)
+		if err != nil {
+			return nil, nil, err
+		}
+		result = &domainxml.Result{Domain: d}
+		if note != "" {
+			notes = []string{note}
+		}
 	}
+	if err := setFirmware(result.Domain, source.Firmware); err != nil {
+		return nil, nil, err
+	}
+	if source.DomainXML == nil || !source.Trusted {
+		withoutSecureBoot(result.Domain.OS)
+	}
+	return result, notes, nil
+}
+
+// defaultDomain builds the default machine, with the firmware that its disk needs.
+func defaultDomain(source Source) (d *libvirtxml.Domain, note string, err error) {
 	opts := domainxml.DefaultOptions{Arch: source.Architecture}
 	for _, d := range disk.TopDisks(source.Disks) {
 		opts.Disks = append(opts.Disks, domainxml.DefaultDisk{
 			Disk: domainxml.Disk{Name: d.Name, Format: d.Format}, CDROM: d.CDROM,
 		})
 	}
-	domain, err := domainxml.Default(opts)
-	if err != nil {
-		return nil, err
+	if d, err = domainxml.Default(opts); err != nil || source.NamesUnknown {
+		return d, "", err
 	}
-	withoutSecureBoot(domain.OS)
-	return &domainxml.Result{Domain: domain}, nil
+	if cmp.Or(source.Firmware, firmware.Auto) != firmware.Auto || d.OS.Firmware != "" {
+		return d, "", nil
+	}
+	kind, note, err := firmware.Choose(source.Disks)
+	if err != nil {
+		return nil, "", err
+	}
+	return d, note, setFirmware(d, kind)
 }
 
 // ApplyInstance gives the domain of an image the name and the files of one machine.
@@ -157,26 +188,6 @@ func BackingChain(base disk.Disk, byName map[string]disk.Disk) *libvirtxml.Domai
 		store.BackingStore = BackingChain(next, byName)
 	}
 	return store
-}
-
-// withoutSecureBoot prevents libvirt from choosing firmware that only boots what is signed
-// with Microsoft's keys, unless the image asks for it. Debian's libvirt prefers that
-// firmware, and an unsigned guest would never start.
-func withoutSecureBoot(system *libvirtxml.DomainOS) {
-	if system.Firmware != "efi" || (system.Loader != nil && system.Loader.Secure == "yes") {
-		return
-	}
-	info := system.FirmwareInfo
-	if info == nil {
-		info = &libvirtxml.DomainOSFirmwareInfo{}
-	}
-	for _, f := range info.Features {
-		if f.Name == "secure-boot" || f.Name == "enrolled-keys" && f.Enabled == "yes" {
-			return
-		}
-	}
-	info.Features = append(info.Features, libvirtxml.DomainOSFirmwareFeature{Name: "secure-boot", Enabled: "no"})
-	system.FirmwareInfo = info
 }
 
 // diskSource describes a file or a block device: QEMU opens them differently.

@@ -14,7 +14,7 @@ import (
 // build builds the domain of a source, with files in directories that do not exist.
 func build(t *testing.T, source Source, backingStore bool) (*libvirtxml.Domain, error) {
 	t.Helper()
-	result, err := Build(source)
+	result, _, err := Build(source)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func TestTemplate(t *testing.T) {
 				t.Fatal(err)
 			}
 			source := Source{Template: path, Disks: disks, DomainXML: []byte("<not read>")}
-			result, err := Build(source)
+			result, _, err := Build(source)
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
 					t.Fatalf("got %v, want %q", err, test.err)
@@ -134,7 +134,7 @@ func TestTemplate(t *testing.T) {
 			}
 		})
 	}
-	if _, err := Build(Source{Template: "/nowhere/template.xml", Disks: disks}); err == nil || !strings.Contains(err.Error(), "/nowhere/template.xml") {
+	if _, _, err := Build(Source{Template: "/nowhere/template.xml", Disks: disks}); err == nil || !strings.Contains(err.Error(), "/nowhere/template.xml") {
 		t.Errorf("a template that is not there: %v", err)
 	}
 }

@@ -54,6 +54,8 @@ type Options struct {
 	NICs    int
 	// SSHPort is the port of the guest's SSH server.
 	SSHPort int
+	// HostAccess: the guest on the user network reaches the host at its own address.
+	HostAccess bool
 	// OverlayDir is the directory for the overlays of all machines, JobDir that of the job.
 	OverlayDir, JobDir string
 }

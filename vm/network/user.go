@@ -59,6 +59,7 @@ func newUserNetwork(ctx context.Context, h *virt.Host, o Options) (*userNetwork,
 		return slirp("only root can start passt as the user of the system's QEMU")
 	}
 	p := passt.New(h, o.Machine, o.OverlayDir, o.JobDir)
+	p.HostAccess = o.HostAccess
 	for range portTries {
 		port, perr := freePort()
 		if perr != nil {

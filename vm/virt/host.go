@@ -140,3 +140,24 @@ func architectures(capabilities string) ([]string, error) {
 	}
 	return have, nil
 }
+
+// HasUEFI reports whether libvirt finds UEFI firmware for machines of an architecture, by
+// libvirt's name.
+func (h *Host) HasUEFI(ctx context.Context, arch string) (bool, error) {
+	text, err := await(ctx, "ask libvirt for the firmware of "+arch, func() (string, error) {
+		return h.conn.GetDomainCapabilities("", arch, "", "", 0)
+	})
+	if err != nil {
+		return false, err
+	}
+	var caps libvirtxml.DomainCaps
+	if err := caps.Unmarshal(text); err != nil {
+		return false, fmt.Errorf("read the capabilities of libvirt: %w", err)
+	}
+	if caps.OS == nil {
+		return false, nil
+	}
+	return slices.ContainsFunc(caps.OS.Enums, func(e libvirtxml.DomainCapsEnum) bool {
+		return e.Name == "firmware" && slices.Contains(e.Values, "efi")
+	}), nil
+}

@@ -173,6 +173,9 @@ func setUpLibvirt() error {
 	return unix.Unmount(installed, 0)
 }
 
+// Uplink is the address of this host on the interface with the default route.
+const Uplink = "192.0.2.2"
+
 // setUpNetwork brings up the loopback device, and one with a default route that
 // leads nowhere: passt copies the addresses of the interface that has one. It is
 // a bridge without ports, since libvirt's networks need bridges from the kernel,
@@ -181,7 +184,7 @@ func setUpLibvirt() error {
 func setUpNetwork() error {
 	const batch = `link set lo up
 link add uplink type bridge
-addr add 192.0.2.2/24 dev uplink
+addr add ` + Uplink + `/24 dev uplink
 addr add 2001:db8::2/64 dev uplink nodad
 link set uplink up
 route add default via 192.0.2.1 dev uplink

@@ -51,6 +51,9 @@ var (
 type Passt struct {
 	// Socket is the path of the socket for QEMU; empty before Start.
 	Socket string
+	// HostAccess: the guest gets an address of its own and not that of the host, which it
+	// reaches then.
+	HostAccess bool
 
 	note     string // path of the file that identifies the process
 	prefix   string // of the path of its directory; the rest is random
@@ -100,6 +103,9 @@ func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port
 		"--tcp-ports", fmt.Sprintf("127.0.0.1/%d:%d", port, guestPort)}
 	if os.Geteuid() == 0 && owner.UID == 0 {
 		args = append(args, "--runas", "0:0") // else it runs as nobody
+	}
+	if p.HostAccess {
+		args = append(args, addressOptions(HostAddresses())...)
 	}
 	resolvers, ok := resolverOptions(resolvConf, uplinkResolvConf)
 	p.nameless = !ok

@@ -1,7 +1,6 @@
 package passt
 
 import (
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -86,19 +85,4 @@ func ResolverFiles() []string {
 func Installed() bool {
 	_, err := exec.LookPath("passt")
 	return err == nil
-}
-
-// HostAddresses returns the host's source addresses for outgoing connections, which passt
-// gives to its guests. It sends nothing.
-func HostAddresses() []string {
-	var addresses []string
-	for _, somewhere := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} { // RFC 5737, RFC 3849
-		conn, err := net.Dial("udp", somewhere)
-		if err != nil {
-			continue // no address of this family
-		}
-		addresses = append(addresses, conn.LocalAddr().(*net.UDPAddr).IP.String())
-		conn.Close()
-	}
-	return addresses
 }
