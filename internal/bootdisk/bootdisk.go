@@ -60,7 +60,7 @@ var mkfsText = []byte("not a bootable disk")
 // A File is one file of a backing chain. Format is "qcow2" or "raw".
 type File struct{ Path, Format string }
 
-// LookAt is [Look] at a disk in files, of which each is backed by the next. It opens no
+// LookAt is [look] at a disk in files, of which each is backed by the next. It opens no
 // other files.
 func LookAt(chain []File) (Boots, error) {
 	var content io.ReaderAt
@@ -76,12 +76,12 @@ func LookAt(chain []File) (Boots, error) {
 			return Boots{}, err
 		}
 	}
-	return Look(content)
+	return look(content)
 }
 
-// Look reads the beginning of a disk: its first sector and its partition table. Nothing of it
+// look reads the beginning of a disk: its first sector and its partition table. Nothing of it
 // is trusted.
-func Look(disk io.ReaderAt) (Boots, error) {
+func look(disk io.ReaderAt) (Boots, error) {
 	first := make([]byte, sectorSize)
 	if err := readFull(disk, first, 0); err != nil {
 		return Boots{}, err

@@ -103,7 +103,7 @@ func TestLook(t *testing.T) {
 		{"FAT of syslinux", installed(t, formatted), true, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := Look(bytes.NewReader(c.disk))
+			got, err := look(bytes.NewReader(c.disk))
 			if err != nil || got.BIOS != c.bios || got.UEFI != c.uefi || got.Found == "" {
 				t.Errorf("got %+v, %v; want BIOS %v, UEFI %v", got, err, c.bios, c.uefi)
 			}
@@ -127,19 +127,19 @@ func TestLookAtHostileGPT(t *testing.T) {
 		"entries of no bytes":      set(84, uint32(0)),
 		"entries of 4 GiB":         set(84, ^uint32(0)),
 	} {
-		if got, err := Look(bytes.NewReader(disk)); err == nil {
+		if got, err := look(bytes.NewReader(disk)); err == nil {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
-	if got, err := Look(bytes.NewReader(set(80, ^uint32(0)))); err != nil || !got.UEFI {
+	if got, err := look(bytes.NewReader(set(80, ^uint32(0)))); err != nil || !got.UEFI {
 		t.Errorf("4 billion entries: %+v, %v", got, err)
 	}
-	if got, err := Look(bytes.NewReader(set(72, uint64(1<<40)))); err != nil || got.UEFI {
+	if got, err := look(bytes.NewReader(set(72, uint64(1<<40)))); err != nil || got.UEFI {
 		t.Errorf("a table behind the end: %+v, %v", got, err)
 	}
 }
 
 func FuzzLook(f *testing.F) {
 	f.Add([]byte(strings.Repeat("\x00", 510) + "\x55\xaaEFI PART"))
-	f.Fuzz(func(t *testing.T, disk []byte) { Look(bytes.NewReader(disk)) })
+	f.Fuzz(func(t *testing.T, disk []byte) { look(bytes.NewReader(disk)) })
 }

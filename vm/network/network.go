@@ -67,9 +67,3 @@ func New(ctx context.Context, h *virt.Host, o Options) (Network, []string, error
 	}
 	return newLibvirtNetwork(ctx, h, o)
 }
-
-// Check makes sure that machines can be connected to a libvirt network.
-func Check(ctx context.Context, h *virt.Host, name string) error {
-	_, err := h.Network(ctx, name)
-	return err
-}
