@@ -3,7 +3,7 @@
 // run in turn, against Debian's docker-registry on 127.0.0.1, with the same
 // generated disk: half of it random, half text.
 //
-//	go run ./test/bench [-size 1024] [-rounds 3] [-dir DIR]
+//	go run ./test/bench [-size 1024] [-rounds 5] [-dir DIR]
 //
 // It prints medians and ratios and fails if a goal is missed. It is not part of
 // `go test ./...`: it takes minutes and several gigabytes.
@@ -27,7 +27,7 @@ func main() {
 	}
 	b := bench{ctx: context.Background()}
 	flag.Int64Var(&b.size, "size", 1024, "size of the raw disk in MiB")
-	flag.IntVar(&b.rounds, "rounds", 3, "how often each side runs")
+	flag.IntVar(&b.rounds, "rounds", 5, "how often each side runs, after a round that does not count")
 	flag.StringVar(&b.dir, "dir", "", "directory for all files, kept (default a temporary one)")
 	flag.Parse()
 	exit(b.run())

@@ -164,13 +164,19 @@ func (b *bench) freshPull(tag string) (pulled, error) {
 func (b *bench) measurePulls() error {
 	var copied, other []float64
 	runs := map[string][]pulled{}
-	for round := range b.rounds {
+	// The first round does not count: on a virtual machine it pays for memory that the host
+	// has taken back.
+	for round := range b.rounds + 1 {
 		c, o, err := b.copyAndUnpack()
 		if err != nil {
 			return err
 		}
+		if round == 1 {
+			copied, other = nil, nil
+			clear(runs)
+		}
 		copied, other = append(copied, c), append(other, o)
-		fmt.Fprintf(os.Stderr, "round %d: skopeo %.2f s, with gzip and sync %.2f s", round+1, c, o)
+		fmt.Fprintf(os.Stderr, "round %d: skopeo %.2f s, with gzip and sync %.2f s", round, c, o)
 		for _, tag := range []string{"gzip", "chunked"} {
 			p, err := b.freshPull(tag)
 			if err != nil {
@@ -183,7 +189,7 @@ func (b *bench) measurePulls() error {
 	}
 	b.goals.add("skopeo copy", fmt.Sprintf("%.2f s", median(copied)), "", true)
 	b.goals.add("skopeo copy, gzip -dc, sync", fmt.Sprintf("%.2f s", median(other)), "", true)
-	b.addPulls("gzip", runs["gzip"], median(other), 0.5)
+	b.addPulls("gzip", runs["gzip"], median(other), 0.35)
 	b.addPulls("chunked", runs["chunked"], median(other), 0.35)
 	return nil
 }
