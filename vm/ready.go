@@ -24,11 +24,15 @@ import (
 const (
 	// bootPoll is how often WaitReady checks that the guest is still running.
 	bootPoll = 250 * time.Millisecond
-	// addressPoll is how often it asks for the address, and movePoll how often it checks
-	// that the known address is still the guest's: firmware that boots from the network, or
-	// an initramfs, may have had another.
-	addressPoll = 100 * time.Millisecond
+	// addressPoll is the time until it asks again for the address after the network has
+	// reported a change. If it reports nothing, the time grows to addressPollMax.
+	addressPoll    = 100 * time.Millisecond
+	addressPollMax = time.Second
+	// movePoll is how often it checks that the known address is still the guest's: firmware
+	// that boots from the network, or an initramfs, may have had another. If the network
+	// reports nothing, the time grows to movePollMax.
 	movePoll    = time.Second
+	movePollMax = 5 * time.Second
 	// retryPause follows a login that failed and may succeed the next time.
 	retryPause = 200 * time.Millisecond
 	// contestedGrace is how long another machine may answer at the address of one that
@@ -49,6 +53,7 @@ type Started struct {
 	Notes, Warnings []string
 
 	network  network.Network
+	changed  <-chan struct{} // see [network.Network.Watch]
 	cache    cache.Cache
 	snapshot *snapshot.Snapshot // that it resumed from; nil if it booted
 }
@@ -66,6 +71,7 @@ func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
 	console := &panicWatch{path: filepath.Join(s.jobDir, ConsoleFile)}
 	go watch{instance: s.Instance, network: s.network, console: console, poll: bootPoll}.run(waiting, cancel)
 
+	s.changed = s.network.Watch(waiting)
 	err := s.becomeReady(waiting, login)
 	if err == nil {
 		return nil
@@ -182,13 +188,15 @@ func (s *Started) waitSSH(ctx context.Context) (net.Conn, error) {
 }
 
 func (s *Started) waitAddress(ctx context.Context) (string, error) {
-	for {
+	for pause := addressPoll; ; pause = min(pause*5/4, addressPollMax) {
 		addr, err := s.network.Address(ctx, s.dom)
 		if addr != "" || err != nil {
 			return addr, err
 		}
 		select {
-		case <-time.After(addressPoll):
+		case <-s.changed:
+			pause = addressPoll
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return "", context.Cause(ctx)
 		}
@@ -197,9 +205,11 @@ func (s *Started) waitAddress(ctx context.Context) (string, error) {
 
 // watchAddress calls leave when the guest has another address than addr.
 func (s *Started) watchAddress(ctx context.Context, addr string, leave context.CancelCauseFunc) {
-	for {
+	for pause := movePoll; ; pause = min(pause*2, movePollMax) {
 		select {
-		case <-time.After(movePoll):
+		case <-s.changed:
+			pause = movePoll
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return
 		}

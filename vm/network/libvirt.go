@@ -28,6 +28,7 @@ type libvirtNetwork struct {
 	filter *guestFilter // nil: not possible on this network
 	tries  int          // how often the filter did not exist at the start
 	finder addressFinder
+	signs  signs
 	nics   []string            // MAC addresses
 	claims []*dhcp.Reservation // of the NICs; none if libvirt has no reservations here
 	// noIsolation caches why the kernel's bridge cannot isolate ports: a failed start takes
@@ -190,7 +191,12 @@ func (n *libvirtNetwork) Absent(ctx context.Context) error {
 // ErrNoLease: the guest has not got an address from the network's DHCP server.
 var ErrNoLease = errors.New("got no address from the network (does it use DHCP?)")
 
-func (n *libvirtNetwork) Stalled() bool { return false }
+func (n *libvirtNetwork) Watch(ctx context.Context) <-chan struct{} {
+	return n.signs.watch(ctx, n.nics)
+}
+
+// Stalled is true while the guest has sent nothing, except once a second.
+func (n *libvirtNetwork) Stalled() bool { return n.signs.quiet() }
 
 func (n *libvirtNetwork) Ended() error { return nil }
 

@@ -30,6 +30,9 @@ type Network interface {
 	// Address returns host:port of the guest's SSH server as seen from this host; empty
 	// while it is not known. It can change while the guest boots.
 	Address(ctx context.Context, dom *virt.Domain) (string, error)
+	// Watch returns a channel that receives a value when the guest may have got its address or
+	// changed it, until ctx ends. The channel is nil if this host does not learn of that.
+	Watch(ctx context.Context) <-chan struct{}
 	// Absent returns the reason why no guest answers at the address; nil if it is not known.
 	Absent(ctx context.Context) error
 	// Stalled reports whether the guest takes no packets: attempts to connect to it would only

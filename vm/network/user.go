@@ -153,6 +153,9 @@ func (n *userNetwork) Address(context.Context, *virt.Domain) (string, error) {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.port)), nil
 }
 
+// Watch returns nil: the address does not change.
+func (n *userNetwork) Watch(context.Context) <-chan struct{} { return nil }
+
 // Retry chooses another port if slirp's is taken: QEMU binds it at its start.
 func (n *userNetwork) Retry(_ context.Context, err error, d *libvirtxml.Domain) (string, bool) {
 	if n.passt != nil || n.tries >= portTries || !strings.Contains(err.Error(), "host forwarding rule") {
