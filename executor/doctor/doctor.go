@@ -68,8 +68,11 @@ func Examine(ctx context.Context, s *config.Settings) []Finding {
 	d.written("log_file", s.Defaults.LogFile, false)
 	d.written("metrics_textfile", s.Defaults.MetricsTextfile, true)
 	d.programs()
-	d.libvirt(ctx, dirs)
+	size := d.libvirt(ctx, dirs)
 	d.kvm(ctx, dirs)
+	d.clock()
+	d.runner(ctx, size)
+	d.user()
 	return d.findings
 }
 
@@ -152,20 +155,24 @@ func (d *doctor) programs() {
 	}
 }
 
-// libvirt checks the connection, and what needs it.
-func (d *doctor) libvirt(ctx context.Context, dirs config.Dirs) {
+// libvirt checks the connection, and what needs it. It returns the size of the host; 0 if it is
+// not known.
+func (d *doctor) libvirt(ctx context.Context, dirs config.Dirs) (size virt.HostSize) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	host, err := executor.OpenHost(ctx, d.settings)
 	if err != nil {
-		d.advise("libvirt", Error, "systemctl enable --now libvirtd", "%v", err)
-		return
+		command := ""
+		if os.Geteuid() == 0 {
+			command = "systemctl enable --now libvirtd"
+		}
+		d.advise("libvirt", Error, command, "%v", err)
+		return size
 	}
 	defer host.Close()
-	size, err := host.Size(ctx)
-	if err != nil {
+	if size, err = host.Size(ctx); err != nil {
 		d.add("libvirt", Error, "%v", err)
-		return
+		return size
 	}
 	d.add("libvirt", OK, "%s: %d CPUs, %s of memory", host.URI(), size.CPUs, units.BytesSize(float64(size.Memory)))
 	d.reach(ctx, host, dirs)
@@ -174,6 +181,8 @@ func (d *doctor) libvirt(ctx context.Context, dirs config.Dirs) {
 	d.caches(host)
 	d.snapshots(host.System())
 	d.networks(ctx, host)
+	d.leftovers(ctx, host, dirs)
+	return size
 }
 
 // caches checks whether machines can have the caches that the settings want.

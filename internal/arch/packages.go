@@ -14,7 +14,7 @@ var Packages = []Package{
 	{Path: "executor/admin", Imports: "executor executor/config executor/guestshell executor/job executor/joblog executor/metrics executor/policy oci oci/export oci/source oci/store vm vm/cache vm/define vm/record vm/seed vm/snapshot vm/virt"},
 	{Path: "executor/adminlog"},
 	{Path: "executor/config", Imports: "oci oci/space oci/store vm/guestssh"},
-	{Path: "executor/doctor", Imports: "executor executor/config executor/joblog executor/metrics oci/space oci/store vm/cache vm/disk vm/firmware vm/kvm vm/network vm/network/passt vm/virt"},
+	{Path: "executor/doctor", Imports: "executor executor/config executor/joblog executor/metrics internal/defaultmachine oci/space oci/store vm/cache vm/disk vm/firmware vm/kvm vm/network vm/network/passt vm/virt"},
 	{Path: "executor/failure", Imports: "executor/config executor/job executor/joblog oci vm vm/domainxml vm/errdefs vm/guestssh"},
 	{Path: "executor/guestshell", Imports: "executor/config executor/joblog vm/guestssh"},
 	{Path: "executor/job", Imports: "oci oci/registry"},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/user"
 	"path/filepath"
 	"runtime"
@@ -24,12 +25,17 @@ type BlockedError struct {
 }
 
 func (e *BlockedError) Error() string {
-	return fmt.Sprintf("QEMU runs as the user %s, which cannot enter %s, and so not open what is in %s: %s (or chmod o+x %s, or another storage)",
-		e.User, e.Dir, e.Path, e.Command(), e.Dir)
+	return fmt.Sprintf("QEMU runs as the user %s, which cannot enter %s, and so not open what is in %s (run: %s; or choose another storage)",
+		e.User, e.Dir, e.Path, e.Command())
 }
 
-// Command lets the user pass through the directory, and nothing else.
-func (e *BlockedError) Command() string { return fmt.Sprintf("setfacl -m u:%s:x %s", e.User, e.Dir) }
+// Command lets the user pass through the directory, and others too if the host has no setfacl.
+func (e *BlockedError) Command() string {
+	if _, err := exec.LookPath("setfacl"); err != nil {
+		return "chmod o+x " + e.Dir
+	}
+	return fmt.Sprintf("setfacl -m u:%s:x %s", e.User, e.Dir)
+}
 
 // Unreachable returns the first directory on the way to path that the user cannot enter; nil
 // if there is none. Only root can ask the kernel; for others it judges by mode and owner,
