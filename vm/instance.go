@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
@@ -186,8 +187,8 @@ func (i *Instance) alive(ctx context.Context) error {
 // A watch cancels a wait when the guest has stopped or cannot be reached any more.
 type watch struct {
 	instance *Instance
-	network  network.Network // nil if another process started the machine
-	console  *panicWatch     // nil: not watched
+	network  network.Network     // nil if another process started the machine
+	console  *console.PanicWatch // nil: not watched
 	poll     time.Duration
 }
 
@@ -204,7 +205,7 @@ func (w watch) run(ctx context.Context, cancel context.CancelCauseFunc) {
 			cancel(err)
 			return
 		}
-		if w.console != nil && w.console.seen() {
+		if w.console != nil && w.console.Seen() {
 			cancel(fmt.Errorf("%w: its kernel panicked", ErrGuestStopped))
 			return
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/firmware"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -68,8 +69,8 @@ type Started struct {
 func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
 	waiting, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	console := &panicWatch{path: filepath.Join(s.jobDir, ConsoleFile)}
-	go watch{instance: s.Instance, network: s.network, console: console, poll: bootPoll}.run(waiting, cancel)
+	log := &console.PanicWatch{Path: filepath.Join(s.jobDir, ConsoleFile)}
+	go watch{instance: s.Instance, network: s.network, console: log, poll: bootPoll}.run(waiting, cancel)
 
 	s.changed = s.network.Watch(waiting)
 	err := s.becomeReady(waiting, login)
@@ -226,7 +227,7 @@ func (s *Started) noAnswer(last error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), absentTimeout)
 	defer cancel()
 	absent := s.network.Absent(ctx)
-	refusal := firmware.Refusal(consoleTail(s.jobDir))
+	refusal := firmware.Refusal(console.Tail(filepath.Join(s.jobDir, ConsoleFile)))
 	switch {
 	case refusal != "":
 		return fmt.Errorf("%w: its firmware found nothing to boot, and wrote to the console: %s (the setting firmware chooses between BIOS and UEFI)", ErrNoBoot, refusal)

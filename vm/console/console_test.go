@@ -1,4 +1,4 @@
-package vm
+package console
 
 import (
 	"os"
@@ -9,8 +9,8 @@ import (
 
 func TestPanicWatch(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "console.log")
-	w := &panicWatch{path: path}
-	if w.seen() {
+	w := &PanicWatch{Path: path}
+	if w.Seen() {
 		t.Error("seen before there is a console")
 	}
 	write := func(text string) {
@@ -23,14 +23,14 @@ func TestPanicWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, part := range []string{"booting\n", strings.Repeat("x", 3*consoleScanMax), "\n[ 1.0] Kernel pa"} {
+	for _, part := range []string{"booting\n", strings.Repeat("x", 3*scanMax), "\n[ 1.0] Kernel pa"} {
 		write(part)
-		if w.seen() {
+		if w.Seen() {
 			t.Errorf("seen after %.20q", part)
 		}
 	}
 	write("nic - not syncing: Attempted to kill init!\n")
-	if !w.seen() {
+	if !w.Seen() {
 		t.Error("not seen although it was written in two parts")
 	}
 }
