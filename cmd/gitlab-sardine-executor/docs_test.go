@@ -22,7 +22,7 @@ The output of ` + "`gitlab-sardine-executor COMMAND --help`" + `. (` + "`go test
 writes this page.)
 
 GitLab Runner calls the four stages; all other commands are for people. Try an image with ` + "`try`" + `, make one with
-` + "`export`" + ` and ` + "`push`" + `, look after a host with ` + "`doctor`, `images`, `prune`" + ` and ` + "`sweep`" + `.
+` + "`export`" + ` and ` + "`push`" + `, look after a host with ` + "`doctor`, `status`, `images`, `prune`" + ` and ` + "`sweep`" + `.
 `
 
 // help returns the output of --help.

@@ -100,6 +100,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			pullCommand(cfg, stdout, stderr),
 			sweepCommand(cfg, stdout),
 			diagnose.Doctor(cfg, stdout),
+			diagnose.Status(cfg, stdout, stderr),
 			versionCommand(stdout),
 		},
 		// run sets the exit status, not the library.

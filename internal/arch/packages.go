@@ -9,7 +9,7 @@ package arch
 var Packages = []Package{
 	{Path: "cmd/gitlab-sardine-executor", Imports: "cmd/gitlab-sardine-executor/command cmd/gitlab-sardine-executor/diagnose executor executor/admin executor/adminlog executor/config executor/failure executor/job executor/joblog oci oci/export oci/registry oci/source oci/store oci/transfer vm/define"},
 	{Path: "cmd/gitlab-sardine-executor/command", Imports: "executor/adminlog executor/config executor/joblog oci/registry"},
-	{Path: "cmd/gitlab-sardine-executor/diagnose", Imports: "cmd/gitlab-sardine-executor/command executor/doctor"},
+	{Path: "cmd/gitlab-sardine-executor/diagnose", Imports: "cmd/gitlab-sardine-executor/command executor/config executor/doctor executor/failure executor/joblog executor/status"},
 	{Path: "executor", Imports: "executor/config executor/failure executor/guestshell executor/job executor/joblog executor/metrics executor/outcome executor/policy oci oci/registry oci/space oci/store vm vm/admission vm/cache vm/disk vm/domain vm/guestssh vm/network/dhcp vm/record vm/seed vm/snapshot vm/virt"},
 	{Path: "executor/admin", Imports: "executor executor/config executor/guestshell executor/job executor/joblog executor/metrics executor/policy oci oci/export oci/source oci/store vm vm/cache vm/define vm/record vm/seed vm/snapshot vm/virt"},
 	{Path: "executor/adminlog"},
@@ -22,6 +22,7 @@ var Packages = []Package{
 	{Path: "executor/metrics"},
 	{Path: "executor/outcome", Imports: "executor/failure"},
 	{Path: "executor/policy", Imports: "executor/config executor/failure executor/job executor/joblog oci"},
+	{Path: "executor/status", Imports: "executor executor/config internal/fileutil oci/space oci/store vm/admission vm/record"},
 	{Path: "internal/arch"},
 	{Path: "internal/arch/draw", Imports: "internal/arch"},
 	{Path: "internal/bootdisk", Imports: "internal/qcow2"},

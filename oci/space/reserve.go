@@ -178,13 +178,18 @@ func (a *Announcement) Earlier() int64 {
 		if dir == own || !isLocked(path) {
 			continue
 		}
-		var other Announcement
-		raw, err := os.ReadFile(path)
-		if err == nil && json.Unmarshal(raw, &other) == nil && other.Since.Before(a.Since) {
+		if other, ok := Announced(dir); ok && other.Since.Before(a.Since) {
 			sum += other.due(time.Now(), Allocated(dir))
 		}
 	}
 	return sum
+}
+
+// Announced returns the announcement of the pull into dir, without its lock; ok is false if
+// there is none. The pull may have ended since.
+func Announced(dir string) (a Announcement, ok bool) {
+	raw, err := os.ReadFile(filepath.Join(dir, pullFile))
+	return a, err == nil && json.Unmarshal(raw, &a) == nil
 }
 
 // isLocked reports whether the pull that wrote the file is still running.

@@ -61,6 +61,8 @@ type turnState struct {
 	// Beat, which counts the writes, shows that it makes progress.
 	Local bool  `json:"local"`
 	Beat  int64 `json:"beat"`
+	// Source is the name of the source, for people; older versions do not write it.
+	Source string `json:"source,omitempty"`
 }
 
 // A want is an image to pull or to wait for.
@@ -225,8 +227,10 @@ func (s *Store) noteTurn(ctx context.Context, w want, name string, m *meter, can
 	path := filepath.Join(s.root, locksDir, name)
 	for beat := int64(1); ; beat++ {
 		// Write in place: the file is the lock.
-		raw, _ := json.Marshal(m.state(beat)) // only numbers
-		_ = os.WriteFile(path, raw, 0o644)    // without a state, waiting processes start the next turn
+		state := m.state(beat)
+		state.Source = w.source.name
+		raw, _ := json.Marshal(state)      // only numbers and a string
+		_ = os.WriteFile(path, raw, 0o644) // without a state, waiting processes start the next turn
 		if s.has(w.key) {
 			cancel(errPublished)
 		}
