@@ -8,7 +8,7 @@ PACKAGE := ./cmd/gitlab-sardine-executor
 # What the binary is built with. CGO is needed: libvirt's binding calls the C library,
 # which is linked dynamically. The same sources, Go, gcc and libvirt-dev give the same
 # bytes in any directory (make check-binary): -trimpath removes paths, and the version
-# comes from VERSION, not from the state of a checkout (-buildvcs=false).
+# comes from VERSION and COMMIT, not from the state of a checkout (-buildvcs=false).
 #
 #   no flags                  27.4 MB
 #   -ldflags '-s -w'          19.4 MB   no symbol table, no DWARF; stack traces stay
@@ -17,7 +17,8 @@ PACKAGE := ./cmd/gitlab-sardine-executor
 # The build tags of containers/image (containers_image_openpgp, _docker_daemon_stub,
 # _storage_stub) change nothing: only its docker transport is imported.
 TAGS    := urfave_cli_no_docs
-LDFLAGS := -s -w -X main.version=$(VERSION)
+COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GOBUILD := CGO_ENABLED=1 go build -trimpath -buildvcs=false -tags $(TAGS)
 
 # Tools are pinned here and run by the Go module proxy; nothing is installed.

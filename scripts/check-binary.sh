@@ -14,7 +14,7 @@ trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 build() {
 	mkdir -p "$1"
 	git ls-files -z --cached --others --exclude-standard | tar -c --null --ignore-failed-read -T - 2>/dev/null | tar -x -C "$1"
-	make -s -C "$1" build VERSION=check
+	make -s -C "$1" build VERSION=check COMMIT=check
 }
 
 build "$work/one"

@@ -18,7 +18,6 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/errdefs"
-	"gitlab-sardine-executor/vm/firmware"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/snapshot"
@@ -98,21 +97,19 @@ func (s *starter) boot(ctx context.Context, d *libvirtxml.Domain, undo *rollback
 	if err := s.prepareBoot(ctx, d, undo); err != nil {
 		return err
 	}
-	return s.explain(ctx, d, s.start(ctx, d, undo, s.create))
+	if err := s.start(ctx, d, undo, s.create); err != nil {
+		return s.explain(ctx, d, err)
+	}
+	return nil
 }
 
-// explain adds to the error of a start what is wrong with the host, if libvirt and QEMU do not
-// say it.
+// explain adds to the error of a start what is wrong with the host.
 func (s *starter) explain(ctx context.Context, d *libvirtxml.Domain, err error) error {
-	if err == nil || ctx.Err() != nil {
+	qemu, unknown := s.host.QEMUUser(ctx)
+	if unknown != nil {
 		return err
 	}
-	if qemu, unknown := s.host.QEMUUser(ctx); unknown == nil {
-		if blocked := disk.Blocked(s.spec.OverlayDir, s.spec.Disks, qemu.UID, qemu.GID); blocked != nil {
-			return fmt.Errorf("%w: %w", blocked, err)
-		}
-	}
-	return firmware.Explain(err, d.OS.Type.Arch)
+	return domain.Explain(err, d, s.spec.OverlayDir, s.spec.Disks, qemu.UID, qemu.GID)
 }
 
 // unlinkOverlays unlinks the files of the running machine: QEMU has opened them.

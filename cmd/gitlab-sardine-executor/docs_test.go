@@ -51,6 +51,16 @@ func TestCommandsPage(t *testing.T) {
 			t.Errorf("the help of %s has no example", c.Name)
 		}
 		fence(c.Name, text)
+		for _, sub := range c.Subcommands {
+			if sub.Name == "help" {
+				continue
+			}
+			text := help(t, c.Name, sub.Name, "--help")
+			if sub.Usage == "" || !strings.Contains(text, "Example") {
+				t.Errorf("the help of %s %s has no usage or no example", c.Name, sub.Name)
+			}
+			fence(c.Name+" "+sub.Name, text)
+		}
 	}
 	const path = "../../docs/commands.md"
 	if *update {

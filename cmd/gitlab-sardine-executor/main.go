@@ -20,8 +20,8 @@ import (
 	"gitlab-sardine-executor/executor/failure"
 )
 
-// version is set by the Makefile.
-var version = ""
+// version and commit are set by the Makefile.
+var version, commit string
 
 func main() {
 	// A stack trace would be written to the job's log and confuse its author.
@@ -101,24 +101,12 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			sweepCommand(cfg, stdout),
 			diagnose.Doctor(cfg, stdout),
 			diagnose.Status(cfg, stdout, stderr),
-			versionCommand(stdout),
+			diagnose.Version(cfg, programVersion(), commit, stdout),
 		},
 		// run sets the exit status, not the library.
 		ExitErrHandler: func(*cli.Context, error) {},
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
 			return fmt.Errorf("%w (gitlab-sardine-executor --help lists commands and flags)", err)
-		},
-	}
-}
-
-func versionCommand(stdout io.Writer) *cli.Command {
-	return &cli.Command{
-		Name:        "version",
-		Usage:       "print the version",
-		Description: command.Describe("", "version"),
-		Action: func(*cli.Context) error {
-			_, err := fmt.Fprintln(stdout, programVersion())
-			return err
 		},
 	}
 }

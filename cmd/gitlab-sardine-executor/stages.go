@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/diagnose"
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/admin"
 	"gitlab-sardine-executor/executor/adminlog"
@@ -47,7 +48,11 @@ func configCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command
 		Category:    stageCategory,
 		Usage:       "tell the runner about the guest (config_exec)",
 		Description: stageExample("config"),
+		Subcommands: diagnose.Config(cfg, stdout),
 		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return fmt.Errorf("config has no command %q, only print and check", c.Args().First())
+			}
 			return stage(c, cfg, stderr, func(d *executor.Driver) error { return d.Config(stdout) })
 		},
 	}

@@ -86,17 +86,24 @@ func (s *Settings) For(image string) Resolved {
 	if image == "" {
 		image = s.Defaults.Image
 	}
-	best := Section{}
-	for _, section := range s.Images {
-		if len(section.Match) > len(best.Match) && matchImage(section.Match, image) {
-			best = section
-		}
-	}
+	best, _ := s.SectionFor(image)
 	r := s.resolve(best)
 	if r.Image == "" {
 		r.Image = image
 	}
 	return r
+}
+
+// SectionFor returns the section for image, and its number; -1 and an empty one if none
+// matches.
+func (s *Settings) SectionFor(image string) (best Section, number int) {
+	number = -1
+	for i, section := range s.Images {
+		if len(section.Match) > len(best.Match) && matchImage(section.Match, image) {
+			best, number = section, i
+		}
+	}
+	return best, number
 }
 
 // All yields the settings of [defaults], under an empty name, and of each section,

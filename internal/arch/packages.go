@@ -9,11 +9,12 @@ package arch
 var Packages = []Package{
 	{Path: "cmd/gitlab-sardine-executor", Imports: "cmd/gitlab-sardine-executor/command cmd/gitlab-sardine-executor/diagnose executor executor/admin executor/adminlog executor/config executor/failure executor/job executor/joblog oci oci/export oci/registry oci/source oci/store oci/transfer vm/define"},
 	{Path: "cmd/gitlab-sardine-executor/command", Imports: "executor/adminlog executor/config executor/joblog oci/registry"},
-	{Path: "cmd/gitlab-sardine-executor/diagnose", Imports: "cmd/gitlab-sardine-executor/command executor/config executor/doctor executor/failure executor/joblog executor/status"},
+	{Path: "cmd/gitlab-sardine-executor/diagnose", Imports: "cmd/gitlab-sardine-executor/command executor/config executor/config/origin executor/doctor executor/failure executor/joblog executor/status vm/virt"},
 	{Path: "executor", Imports: "executor/config executor/failure executor/guestshell executor/job executor/joblog executor/metrics executor/outcome executor/policy oci oci/registry oci/space oci/store vm vm/admission vm/cache vm/disk vm/domain vm/guestssh vm/network/dhcp vm/record vm/seed vm/snapshot vm/virt"},
 	{Path: "executor/admin", Imports: "executor executor/config executor/guestshell executor/job executor/joblog executor/metrics executor/policy oci oci/export oci/source oci/store vm vm/cache vm/define vm/record vm/seed vm/snapshot vm/virt"},
 	{Path: "executor/adminlog"},
 	{Path: "executor/config", Imports: "oci oci/space oci/store vm/guestssh"},
+	{Path: "executor/config/origin", Imports: "executor/config oci/space"},
 	{Path: "executor/doctor", Imports: "executor executor/config executor/joblog executor/metrics internal/defaultmachine oci/space oci/store vm/cache vm/disk vm/firmware vm/kvm vm/network vm/network/passt vm/virt"},
 	{Path: "executor/failure", Imports: "executor/config executor/job executor/joblog oci vm vm/domainxml vm/errdefs vm/guestssh"},
 	{Path: "executor/guestshell", Imports: "executor/config executor/joblog vm/guestssh"},

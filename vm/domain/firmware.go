@@ -6,6 +6,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/firmware"
 )
@@ -56,4 +57,14 @@ func withoutSecureBoot(system *libvirtxml.DomainOS) {
 	}
 	info.Features = append(info.Features, libvirtxml.DomainOSFirmwareFeature{Name: "secure-boot", Enabled: "no"})
 	system.FirmwareInfo = info
+}
+
+// Explain adds to err, with which the domain did not start, what is wrong with the host, if
+// libvirt and QEMU do not say it: QEMU, which runs as that user, cannot enter a directory, or
+// there is no UEFI.
+func Explain(err error, d *libvirtxml.Domain, overlays string, disks []disk.Disk, uid, gid int) error {
+	if blocked := disk.Blocked(overlays, disks, uid, gid); blocked != nil {
+		return fmt.Errorf("%w: %w", blocked, err)
+	}
+	return firmware.Explain(err, d.OS.Type.Arch)
 }

@@ -161,3 +161,18 @@ func (h *Host) HasUEFI(ctx context.Context, arch string) (bool, error) {
 		return e.Name == "firmware" && slices.Contains(e.Values, "efi")
 	}), nil
 }
+
+// LibraryVersion is the version of the libvirt library of this program, in libvirt's format; 0
+// if it is not known.
+func LibraryVersion() uint32 {
+	v, err := libvirt.GetVersion()
+	if err != nil {
+		return 0
+	}
+	return v
+}
+
+// FormatVersion writes a version in libvirt's format for people: 9001000 is 9.1.0.
+func FormatVersion(v uint32) string {
+	return fmt.Sprintf("%d.%d.%d", v/1_000_000, v/1000%1000, v%1000)
+}
