@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -365,5 +367,22 @@ func TestStartInStat(t *testing.T) {
 		if start, err := startIn(bad); err == nil {
 			t.Errorf("%q: %d", bad, start)
 		}
+	}
+}
+
+// The AppArmor profile that comes with passt in Debian allows what passt writes: files of its
+// own user below /tmp. (The tests' host does not enforce it.)
+func TestProfileAllowsTheSocket(t *testing.T) {
+	profile, err := os.ReadFile("/etc/apparmor.d/usr.bin.passt")
+	if err != nil {
+		t.Skip("passt has no AppArmor profile here")
+	}
+	rule := regexp.MustCompile(`(?m)^\s*owner\s+(/\S+?)/\*\*\s+\w*w`)
+	var allowed []string
+	for _, found := range rule.FindAllSubmatch(profile, -1) {
+		allowed = append(allowed, string(found[1])+"/")
+	}
+	if path := dirPrefix("sardine-0123abcd-1", "/var/lib/gitlab-sardine-executor/clones"); !slices.ContainsFunc(allowed, func(dir string) bool { return strings.HasPrefix(path, dir) }) {
+		t.Errorf("%s… is not below %q", path, allowed)
 	}
 }
