@@ -33,7 +33,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-race test-faults test-soak fuzz bench bench-oci lint architecture check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke test-race test-faults test-soak fuzz bench bench-oci lint architecture check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,19 @@ test-boot: ## boot machines by package vm, in both modes
 
 test-host: ## test the commands for base machines, and the test equipment
 	$(GOBOOT) -p 1 ./test/admin ./internal/testbed
+
+# With the libvirt, QEMU and passt of that release, on this machine's kernel. A part of it
+# is for every commit, the whole for nights.
+test-debian13: guest full-guest ## run the tests with the parts of Debian 13
+	@scripts/in-debian.sh trixie $(MAKE) --no-print-directory --keep-going test-session test-boot test-system test-host
+
+test-debian13-smoke: guest ## run a few of them: each network, as root and as an ordinary user
+	@scripts/in-debian.sh trixie $(MAKE) --no-print-directory smoke
+
+smoke:
+	$(GOTEST) ./vm/network/passt
+	$(GOBOOT) ./test/e2e -run '^TestJob$$'
+	$(GOBOOT) ./test/boot -run '^TestUserNetworkFindsNames$$'
 
 # The race detector needs CGO and about twice the time. What boots machines runs without:
 # the program under test is another process there.

@@ -4,6 +4,7 @@
 #
 #   scripts/deps.sh          what building, running, demo and tests need
 #   scripts/deps.sh build    what building and running need
+#   scripts/deps.sh --list   only print the first list
 set -euo pipefail
 
 # What building and running the program needs, next to Go.
@@ -30,8 +31,12 @@ test=(
 case ${1-} in
 '') wanted=("${build[@]}" "${test[@]}") ;;
 build) wanted=("${build[@]}") ;;
+--list)
+	printf '%s\n' "${build[@]}" "${test[@]}"
+	exit
+	;;
 *)
-	echo "usage: $0 [build]" >&2
+	echo "usage: $0 [build | --list]" >&2
 	exit 64
 	;;
 esac
