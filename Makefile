@@ -33,7 +33,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke test-race test-faults test-soak fuzz bench bench-oci lint architecture check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke test-apparmor package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,29 @@ smoke:
 	$(GOTEST) ./vm/network/passt
 	$(GOBOOT) ./test/e2e -run '^TestJob$$'
 	$(GOBOOT) ./test/boot -run '^TestUserNetworkFindsNames$$'
+
+# Debian's: a version has no hyphen, and begins with a digit.
+PACKAGE_VERSION ?= $(shell echo '$(VERSION)' | sed -e 's/^v//' -e 's/^[^0-9]/0~&/' -e 's/^[0-9a-f]*$$/0~&/' -e 's/-/+/' -e 's/-/./g')
+RELEASES := bookworm trixie
+CLEAN    := ca-certificates lintian systemd-sysv
+
+package: guest ## build dist/*.deb for Debian 12 and 13, and dist/*.rpm
+	@scripts/in-debian.sh bookworm scripts/package.sh '$(PACKAGE_VERSION)' deb rpm
+	@scripts/in-debian.sh trixie scripts/package.sh '$(PACKAGE_VERSION)' deb
+
+test-package: guest ## install, use, upgrade and remove the packages in clean releases
+	@for suite in $(RELEASES); do \
+		for version in 0~test1 0~test2; do scripts/in-debian.sh $$suite scripts/package.sh $$version deb || exit 1; done; \
+		n=$$(scripts/in-debian.sh $$suite sh -c '. /etc/os-release; echo $$VERSION_ID'); \
+		DEBIAN_PACKAGES='$(CLEAN)' scripts/in-debian.sh $$suite scripts/test-package.sh \
+			dist/gitlab-sardine-executor_0~test1+deb$${n}_*.deb dist/gitlab-sardine-executor_0~test2+deb$${n}_*.deb || exit 1; \
+		rm -f dist/gitlab-sardine-executor_0~test*; \
+	done
+
+test-apparmor: build guest ## run jobs in a Debian 13 that enforces AppArmor, emulated: half an hour
+	@scripts/in-debian.sh trixie scripts/package.sh '0~apparmor' deb
+	@scripts/test-apparmor.sh dist/gitlab-sardine-executor_0~apparmor+deb13_*.deb
+	@rm -f dist/gitlab-sardine-executor_0~apparmor*
 
 # The race detector needs CGO and about twice the time. What boots machines runs without:
 # the program under test is another process there.

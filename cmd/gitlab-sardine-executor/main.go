@@ -23,6 +23,9 @@ import (
 // version and commit are set by the Makefile.
 var version, commit string
 
+// packagingCommands are those of builds with the tag packaging.
+var packagingCommands []*cli.Command
+
 func main() {
 	// A stack trace would be written to the job's log and confuse its author.
 	debug.SetTraceback("none")
@@ -72,14 +75,16 @@ func signalContext() (context.Context, func()) {
 
 func newApp(stdout, stderr io.Writer) *cli.App {
 	cfg := &command.Settings{}
-	return &cli.App{
+	app := &cli.App{
 		Name:            "gitlab-sardine-executor",
 		Usage:           "run each GitLab CI job in a fresh virtual machine",
 		Version:         programVersion(),
 		HideHelpCommand: true,
-		Writer:          stdout,
-		ErrWriter:       stderr,
-		Flags:           cfg.Flags(),
+		// packaging/completion has the functions of the shells.
+		EnableBashCompletion: true,
+		Writer:               stdout,
+		ErrWriter:            stderr,
+		Flags:                cfg.Flags(),
 		Commands: []*cli.Command{
 			configCommand(cfg, stdout, stderr),
 			prepareCommand(cfg, stderr),
@@ -109,6 +114,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			return fmt.Errorf("%w (gitlab-sardine-executor --help lists commands and flags)", err)
 		},
 	}
+	app.Commands = append(app.Commands, packagingCommands...)
+	return app
 }
 
 // programVersion is the version from the Makefile, or the revision that Go recorded.

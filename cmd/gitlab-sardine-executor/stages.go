@@ -38,7 +38,7 @@ const (
 func stageExample(name string) string {
 	return fmt.Sprintf(`Example, in GitLab Runner's config.toml:
   [runners.custom]
-    %[1]s_exec = "/usr/local/bin/gitlab-sardine-executor"
+    %[1]s_exec = "/usr/bin/gitlab-sardine-executor"
     %[1]s_args = ["%[1]s"]`, name)
 }
 
