@@ -41,7 +41,7 @@ func DetectPlan(m *Manifest, config []byte) (*Plan, error) {
 			continue
 		}
 		if plan.Architecture == "" {
-			plan.Architecture = goArch(i.config.Architecture)
+			plan.Architecture = GoArch(i.config.Architecture)
 		}
 		if plan.OS == "" {
 			plan.OS = i.config.OS
@@ -147,4 +147,15 @@ func isTar(mediaType string) bool {
 	base, _ := parameters(mediaType)
 	return strings.HasPrefix(base, v1.MediaTypeImageLayer) ||
 		strings.HasPrefix(base, "application/vnd.docker.image.rootfs.diff.tar")
+}
+
+// GoArch converts the kernel's names of architectures, which some tools use, to Go's.
+func GoArch(arch string) string {
+	switch arch {
+	case "x86_64":
+		return "amd64"
+	case "aarch64":
+		return "arm64"
+	}
+	return arch
 }

@@ -14,8 +14,8 @@ const (
 	kubeVirtDisk    = "application/vnd.kubevirt.disk.raw+zstd"
 )
 
-// isDiskArtifact recognizes artifact types of disks in an index.
-func isDiskArtifact(artifactType string) bool {
+// IsDiskArtifact recognizes artifact types of disks in an index.
+func IsDiskArtifact(artifactType string) bool {
 	return strings.HasPrefix(artifactType, diskImagePrefix) || isKubeVirtType(artifactType)
 }
 

@@ -145,6 +145,9 @@ func kindOf(mediaType string) string {
 	return ""
 }
 
+// IsIndex reports whether a media type is that of an index.
+func IsIndex(mediaType string) bool { return kindOf(mediaType) == anIndex }
+
 // kindByFields refuses documents with the fields of two kinds. null counts as missing.
 func kindByFields(fields map[string]json.RawMessage) (string, error) {
 	has := func(name string) bool {

@@ -65,6 +65,7 @@ type streamReading struct {
 type treeReading struct {
 	Path      string          `json:"path"`
 	Directory bool            `json:"directory"`
+	NamedDisk bool            `json:"namedDisk,omitempty"`
 	Layers    []streamReading `json:"layers"`
 }
 
@@ -74,7 +75,7 @@ func (d Disk) reading() diskReading {
 		Streams: streamReadings(d.Streams),
 	}
 	if d.ContainerDisk != nil {
-		r.Tree = &treeReading{Path: d.ContainerDisk.Path, Directory: d.ContainerDisk.Directory, Layers: streamReadings(d.ContainerDisk.Layers)}
+		r.Tree = &treeReading{Path: d.ContainerDisk.Path, Directory: d.ContainerDisk.Directory, NamedDisk: d.ContainerDisk.NamedDisk, Layers: streamReadings(d.ContainerDisk.Layers)}
 	}
 	return r
 }
@@ -106,7 +107,7 @@ func (c Content) reading() string {
 
 func (c Compression) reading() string {
 	switch c {
-	case None:
+	case None, Unnamed: // older versions refused what Unnamed unpacks
 		return "none"
 	case Gzip:
 		return "gzip"

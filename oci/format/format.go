@@ -74,6 +74,9 @@ type ContainerDisk struct {
 	Path string
 	// Directory says which of the two.
 	Directory bool
+	// NamedDisk: other files in the directory do not count. The disk is the one with the name
+	// of a disk ([IsDiskName]).
+	NamedDisk bool
 }
 
 // Content is the format of a disk file.
@@ -97,11 +100,14 @@ const (
 	Zstd
 	// AppleLZ4 is LZ4 in the framing of Apple's compression library.
 	AppleLZ4
-	// Maybe is gzip, xz or zstd by its first bytes, or not compressed.
+	// Maybe is gzip, xz, zstd or bzip2 by its first bytes, or not compressed.
 	Maybe
-	// Sniffed is gzip, xz or zstd by its first bytes, or an uncompressed qcow2: in some
-	// images, disk.qcow2.gz is not compressed.
+	// Sniffed is gzip, xz, zstd or bzip2 by its first bytes, or an uncompressed disk (qcow2, or
+	// with a boot sector or partition table): in some images, disk.qcow2.gz is not compressed.
 	Sniffed
+	// Unnamed is as Maybe, for files with names that say nothing of compression: in some
+	// images, disk.qcow2 is compressed.
+	Unnamed
 )
 
 func hasLayer(m *Manifest, mediaType string) bool {

@@ -54,9 +54,7 @@ func FuzzManifest(f *testing.F) {
 		case err != nil:
 		case (doc.Index == nil) == (doc.Manifest == nil):
 			t.Errorf("%+v", doc)
-		case doc.Index != nil:
-			checkChoice(t, doc.Index)
-		default:
+		case doc.Manifest != nil:
 			var p *Plan
 			if p, err = DetectPlan(doc.Manifest, config); err == nil {
 				checkPlan(t, p)
@@ -66,17 +64,6 @@ func FuzzManifest(f *testing.F) {
 			t.Error(err)
 		}
 	})
-}
-
-func checkChoice(t *testing.T, index *v1.Index) {
-	t.Helper()
-	child, err := ChooseChild(index, "amd64")
-	if err != nil && !errors.Is(err, errUnknown) {
-		t.Error(err)
-	}
-	if err == nil && child.Digest.Validate() != nil {
-		t.Errorf("child %+v", child)
-	}
 }
 
 // FuzzOneReading compares with a parser that knows nothing of encoding/json's ways: it takes

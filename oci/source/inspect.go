@@ -44,11 +44,7 @@ func inspect(ctx context.Context, src transport.Source, ref oci.Reference, o Ins
 	if err != nil {
 		return nil, err
 	}
-	m, d, err := transport.Resolve(ctx, src, top, oci.Architecture(o.Architecture))
-	if err != nil {
-		return nil, err
-	}
-	plan, err := transport.Plan(ctx, src, m)
+	m, d, plan, err := transport.ResolvePlan(ctx, src, top, oci.Architecture(o.Architecture))
 	if err != nil {
 		return nil, err
 	}

@@ -160,11 +160,7 @@ func (s *Store) pullFrom(ctx context.Context, src transport.Source, ref oci.Refe
 			}
 		}
 	}
-	m, d, err := transport.Resolve(ctx, src, top, arch)
-	if err != nil {
-		return nil, err
-	}
-	plan, err := transport.Plan(ctx, src, m)
+	m, d, plan, err := transport.ResolvePlan(ctx, src, top, arch)
 	if err != nil {
 		return nil, err
 	}

@@ -110,6 +110,8 @@ func (b *bound) judge() error {
 		return fmt.Errorf("%w: the layer says qcow2, but begins with %q", oci.ErrFormat, head[:min(len(head), len(qcow2.Magic))])
 	case disk.Content != format.ISO && !b.u.isOnlyDisk(b.number):
 		return nil // a data disk may begin with anything
+	case disk.Content == format.Raw && b.u.plan.Format == format.Artifact && qcow2.IsQCOW2(head):
+		return fmt.Errorf("%w: the image says raw, but it is a qcow2 file: name it *.qcow2", oci.ErrFormat)
 	}
 	if what := filetype.NotADisk(head); what != "" {
 		return fmt.Errorf("%w: it is not a disk but %s; want qcow2, or raw with a boot sector or a partition table", oci.ErrFormat, what)

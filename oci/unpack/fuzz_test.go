@@ -1,49 +1,14 @@
 package unpack
 
 import (
-	"bytes"
 	"errors"
 	"os"
-	"strings"
 	"testing"
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/internal/ocitest"
 )
-
-// FuzzTree looks for the disk in any two tar archives, one upon the other.
-func FuzzTree(f *testing.F) {
-	f.Add([]byte(nil), []byte(nil))
-	t := &testing.T{}
-	f.Add(ocitest.TarOf(t, ocitest.TarEntry{Name: "disk/a", Content: "hello"}), ocitest.TarOf(t, ocitest.TarEntry{Name: "disk/.wh.a"}, ocitest.TarEntry{Name: "./disk/b", Content: "x"}))
-	f.Add(ocitest.TarOf(t, ocitest.TarEntry{Name: "disk/"}, ocitest.TarEntry{Name: "/disk/a", Content: "hello"}), ocitest.TarOf(t, ocitest.TarEntry{Name: "disk/.wh..wh..opq"}, ocitest.TarEntry{Name: "disk/l", Link: "a"}))
-	f.Fuzz(func(t *testing.T, lower, upper []byte) {
-		file, err := os.CreateTemp(t.TempDir(), "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer file.Close()
-		u := &unpacker{maxDisk: 1 << 20, plan: &format.Plan{Disks: make([]format.Disk, 1)}}
-		r := &layerReader{
-			u: u, bound: u.newBound(0), other: 1 << 20, disk: &format.ContainerDisk{Path: "disk", Directory: true}, file: file,
-			hidden: map[string]bool{}, opaque: map[string]bool{},
-		}
-		for _, layer := range [][]byte{upper, lower} {
-			if err := r.readTar(bytes.NewReader(layer)); err != nil {
-				return
-			}
-		}
-		for _, name := range r.found {
-			if strings.Contains(name, "/") {
-				t.Errorf("found %q", name)
-			}
-		}
-		if info, err := file.Stat(); err != nil || info.Size() != r.state.Size {
-			t.Errorf("%+v, %v; want %d bytes", info, err, r.state.Size)
-		}
-	})
-}
 
 // FuzzHead judges the first bytes of a disk: without a panic, and the same in whatever
 // portions they come.

@@ -10,6 +10,7 @@ import (
 // A TarEntry is a file, a directory if its name ends in a slash, or a link.
 type TarEntry struct {
 	Name, Content, Link string
+	Hard                bool // whether Link is a hard link
 }
 
 func TarOf(t *testing.T, entries ...TarEntry) []byte {
@@ -23,6 +24,9 @@ func TarOf(t *testing.T, entries ...TarEntry) []byte {
 		}
 		if e.Link != "" {
 			h.Typeflag, h.Linkname = tar.TypeSymlink, e.Link
+		}
+		if e.Hard {
+			h.Typeflag = tar.TypeLink
 		}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)

@@ -3,6 +3,7 @@ package decompress
 import (
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,25 @@ var (
 	MagicZstd = []byte{0x28, 0xb5, 0x2f, 0xfd}
 	MagicXZ   = []byte{0xfd, '7', 'z', 'X', 'Z', 0}
 )
+
+// isBzip2 recognizes bzip2: "BZh", a digit, and the magic of the first block or, if the stream
+// is empty, of its end.
+func isBzip2(head []byte) bool {
+	return len(head) >= peeked && string(head[:3]) == "BZh" && head[3] >= '1' && head[3] <= '9' &&
+		(string(head[4:peeked]) == "1AY&SY" || string(head[4:peeked]) == "\x17\x72\x45\x38\x50\x90")
+}
+
+const sector = 512
+
+// isPartitioned reports whether a disk begins with a boot sector, or with a GUID partition table
+// in sectors of 512 bytes.
+func isPartitioned(head []byte) bool {
+	return len(head) >= sector && head[510] == 0x55 && head[511] == 0xaa ||
+		len(head) > sector && bytes.HasPrefix(head[sector:], []byte("EFI PART"))
+}
+
+// peeked is how many bytes are enough to recognize a compression.
+const peeked = 10
 
 // isSkippable recognizes a skippable frame of zstd (RFC 8878, 3.1.2). pzstd writes one before
 // each frame.
@@ -138,7 +158,7 @@ func (d Options) decode(p *Stream, r *bufio.Reader) (err error) {
 		p.Reader = p.gzip
 		return nil
 	}
-	magic, err := r.Peek(len(MagicXZ))
+	magic, err := r.Peek(2 * sector)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
@@ -156,11 +176,14 @@ func (d Options) decode(p *Stream, r *bufio.Reader) (err error) {
 		// a header of 12 bytes makes it allocate 4 GiB.
 		p.Reader, err = xz.NewReader(r, uint32(d.Window))
 		return err
-	case d.Compression == format.Maybe, qcow2.IsQCOW2(magic):
+	case isBzip2(magic):
+		p.Reader = bzip2.NewReader(r)
+		return nil
+	case d.Compression == format.Maybe, d.Compression == format.Unnamed, qcow2.IsQCOW2(magic), isPartitioned(magic):
 		p.Reader = r
 		return nil
 	}
-	return fmt.Errorf("begins with % x: not gzip, xz, zstd or qcow2", magic)
+	return fmt.Errorf("begins with % x: not gzip, xz, zstd, bzip2, qcow2 or a boot sector", magic[:min(len(magic), peeked)])
 }
 
 // chunkDecoders have windows of ChunkWindow. An image has thousands of chunks.

@@ -116,13 +116,31 @@ func (g *gzipReader) nextMember() error {
 	if err := g.trailer(); err != nil {
 		return err
 	}
-	if _, err := g.in.Peek(1); err != nil {
+	next, err := g.in.Peek(1)
+	if err != nil {
 		return err
+	}
+	if next[0] == 0 {
+		return g.padding()
 	}
 	if err := g.header(); err != nil {
 		return fmt.Errorf("after the end of a gzip stream: %w", err)
 	}
 	return nil
+}
+
+// padding reads zeros up to the end of the stream, as gzip(1) does: tapes and other block
+// devices leave them.
+func (g *gzipReader) padding() error {
+	for {
+		b, err := g.in.ReadByte()
+		if err != nil {
+			return err
+		}
+		if b != 0 {
+			return errors.New("after the end of a gzip stream: zeros, and then something else")
+		}
+	}
 }
 
 // checkpoint returns the place at which the last Read stopped, or nil.

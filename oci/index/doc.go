@@ -1,0 +1,2 @@
+// Package index chooses an image in an index.
+package index
