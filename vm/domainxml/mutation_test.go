@@ -28,10 +28,13 @@ var guestStrings = []string{"disk/serial", "disk/vendor", "disk/product"}
 // value. The mutant is refused, or the result is harmless.
 func TestEveryValue(t *testing.T) {
 	forEachDocument(t, func(t *testing.T, doc []byte) {
-		for place := range count(t, doc) {
+		found, doc := places(t, doc)
+		if len(found) < 20 {
+			t.Fatalf("the document has %d attributes and texts", len(found))
+		}
+		for _, p := range found {
 			for _, value := range nasty {
-				mutant, where := mutate(t, doc, place, value)
-				check(t, mutant, where+" = "+value)
+				check(t, p.mutate(doc, value), p.where+" = "+value)
 			}
 		}
 	})
@@ -118,30 +121,33 @@ func toGuest(what string) bool {
 	return false
 }
 
-// count returns the number of attributes and texts of a document.
-func count(t *testing.T, doc []byte) int {
-	n := 0
-	rewrite(t, doc, func(string, string) (string, bool) { n++; return "", false })
-	return n
+// A place is an attribute or text of a document.
+type place struct {
+	where      string // its path
+	begin, end int    // of its value in the document
 }
 
-// mutate replaces the attribute or text with that number, and returns its path.
-func mutate(t *testing.T, doc []byte, place int, value string) (mutant []byte, where string) {
-	n := 0
-	mutant = rewrite(t, doc, func(path, _ string) (string, bool) {
-		hit := n == place
-		if hit {
-			where = path
-		}
-		n++
-		return value, hit
-	})
-	return mutant, where
+// mutate replaces the value of a place.
+func (p place) mutate(doc []byte, value string) []byte {
+	var out bytes.Buffer
+	out.Write(doc[:p.begin])
+	xml.EscapeText(&out, []byte(value))
+	out.Write(doc[p.end:])
+	return out.Bytes()
 }
 
-// rewrite copies a document. value returns a new value for an attribute or text, and whether to
-// use it.
-func rewrite(t *testing.T, doc []byte, value func(path, old string) (string, bool)) []byte {
+// places returns the attributes and texts of a document, and the document as their offsets
+// count it.
+func places(t *testing.T, doc []byte) ([]place, []byte) {
+	t.Helper()
+	var found []place
+	doc = rewrite(t, doc, func(path string, begin, end int) { found = append(found, place{path, begin, end}) })
+	return found, doc
+}
+
+// rewrite copies a document. value is told of each attribute and text.
+func rewrite(t *testing.T, doc []byte, value func(path string, begin, end int)) []byte {
+	t.Helper()
 	var out bytes.Buffer
 	var path []string
 	dec := xml.NewDecoder(bytes.NewReader(doc))
@@ -159,14 +165,12 @@ func rewrite(t *testing.T, doc []byte, value func(path, old string) (string, boo
 			path = append(path, tok.Name.Local)
 			out.WriteString("<" + rawName(tok.Name))
 			for _, a := range tok.Attr {
-				v := a.Value
-				if a.Name.Space != "xmlns" {
-					if other, ok := value(strings.Join(path, "/")+"/@"+a.Name.Local, v); ok {
-						v = other
-					}
-				}
 				out.WriteString(" " + rawName(a.Name) + `="`)
-				escape(v)
+				begin := out.Len()
+				escape(a.Value)
+				if a.Name.Space != "xmlns" {
+					value(strings.Join(path, "/")+"/@"+a.Name.Local, begin, out.Len())
+				}
 				out.WriteString(`"`)
 			}
 			out.WriteString(">")
@@ -174,13 +178,11 @@ func rewrite(t *testing.T, doc []byte, value func(path, old string) (string, boo
 			path = path[:len(path)-1]
 			out.WriteString("</" + rawName(tok.Name) + ">")
 		case xml.CharData:
-			v := string(tok)
-			if strings.TrimSpace(v) != "" {
-				if other, ok := value(strings.Join(path, "/"), v); ok {
-					v = other
-				}
+			begin := out.Len()
+			escape(string(tok))
+			if strings.TrimSpace(string(tok)) != "" {
+				value(strings.Join(path, "/"), begin, out.Len())
 			}
-			escape(v)
 		}
 	}
 }
