@@ -325,7 +325,7 @@ func TestFormatsRefused(t *testing.T) {
 			return l.Container("{}", ocitest.TarOf(t, ocitest.TarEntry{Name: "etc/passwd", Content: "root"}, ocitest.TarEntry{Name: "disk/sub/a", Content: "a"}))
 		}, oci.ErrFormat, "container image without a file in /disk/"},
 		"container with a bomb": {func(l ocitest.TestLayout) v1.Descriptor {
-			return l.Put(v1.Manifest{Config: l.Config("{}"), Layers: []v1.Descriptor{l.Blob(v1.MediaTypeImageLayerGzip, ocitest.Zipped(t, "", ocitest.TarOf(t, ocitest.TarEntry{Name: "x", Content: string(make([]byte, 100<<20))})))}})
+			return l.Put(v1.Manifest{Config: l.Config("{}"), Layers: []v1.Descriptor{l.Blob(v1.MediaTypeImageLayerZstd, tarBomb(t, "x", nil, 84<<20))}})
 		}, oci.ErrInvalid, "too much content beside the disk"},
 		"container that is no tar": {func(l ocitest.TestLayout) v1.Descriptor { return l.Container("{}", ocitest.Noise(5000)) }, oci.ErrFormat, "damaged layer"},
 		"container cut off": {func(l ocitest.TestLayout) v1.Descriptor {

@@ -63,7 +63,10 @@ func (l TestLayout) Write(manifest v1.Manifest) oci.Reference {
 func Zipped(t *testing.T, name string, content []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
+	z, err := gzip.NewWriterLevel(&b, level(content))
+	if err != nil {
+		t.Fatal(err)
+	}
 	z.Name = name
 	if _, err := z.Write(content); err != nil {
 		t.Fatal(err)
@@ -72,6 +75,14 @@ func Zipped(t *testing.T, name string, content []byte) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// level returns the level at which content is compressed: quickly if there is much of it.
+func level(content []byte) int {
+	if len(content) > 16<<20 {
+		return gzip.BestSpeed
+	}
+	return gzip.DefaultCompression
 }
 
 const (
