@@ -10,6 +10,7 @@ import (
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/outcome"
+	"gitlab-sardine-executor/executor/policy"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/registry"
 	"gitlab-sardine-executor/oci/store"
@@ -178,10 +179,12 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 	end := d.Log.Section("sardine_boot", "Machine "+d.Job.VMName())
 	defer end()
 	booted := d.phase("boot")
+	hint := policy.HintFor(ctx, p.settings, d.Job.Server)
 	err := d.waitReady(ctx, machine, p.settings.Timeout)
 	info := machine.Info()
 	if err == nil {
 		booted()
+		hint.Tell(d.Log)
 		err = d.mountCache(ctx, machine, p.settings.GuestCacheDir)
 	}
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // findings are the findings about a part, a line each.
@@ -98,5 +99,43 @@ func TestDoctorAliases(t *testing.T) {
 	got := findings(t, "settings", "[defaults]\nvmdir = '/images'\n", (*doctor).settingsFile)
 	if want := "warning: vmdir is an old name; rename it to image_dir\n"; !strings.HasSuffix(got, want) {
 		t.Errorf("got %q, want …%q", got, want)
+	}
+}
+
+// A storage that QEMU's user cannot enter is an error, with the command that helps.
+func TestDoctorReach(t *testing.T) {
+	base, err := os.MkdirTemp("/tmp", "reach") // others can enter /tmp, but not a test's directory
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	storage := filepath.Join(base, "storage")
+	if err := os.Mkdir(storage, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dirs := config.Dirs{Store: storage, Overlays: filepath.Join(storage, "clones")}
+	for mode, want := range map[os.FileMode]string{0o755: "", 0o700: "error: QEMU runs as the user 65533, which cannot enter " + base + ", "} {
+		if err := os.Chmod(base, mode); err != nil {
+			t.Fatal(err)
+		}
+		got := findings(t, "storage", "", func(d *doctor) { d.reachAs(virt.User{UID: 65533, GID: 65533}, dirs) })
+		if !strings.HasPrefix(got, want) || want == "" && got != "" || strings.Count(got, "\n") > 1 {
+			t.Errorf("mode %o: got %q, want %q", mode, got, want)
+		}
+	}
+}
+
+func TestSessionSocket(t *testing.T) {
+	home := "/home/gitlab-runner/.config"
+	if path := sessionSocket(home); len(path) > socketPathMax || !strings.HasPrefix(path, home+"/libvirt/") {
+		t.Errorf("%d bytes: %s", len(path), path)
+	}
+}
+
+func TestQuote(t *testing.T) {
+	for text, want := range map[string]string{"/srv/images-1": "/srv/images-1", "": "''", "a b": "'a b'", "it's $(x)": `'it'\''s $(x)'`} {
+		if got := quote(text); got != want {
+			t.Errorf("%q: got %s, want %s", text, got, want)
+		}
 	}
 }

@@ -150,9 +150,9 @@ func letsThrough(rules, bridge string) bool {
 			switch target := after(field, "-j"); {
 			case target != "ACCEPT":
 				chains = append(chains, target)
-			case after(field, "-i") == bridge:
+			case after(field, "-i") == bridge && after(field, "-o") == "":
 				in = true
-			case after(field, "-o") == bridge:
+			case after(field, "-o") == bridge && after(field, "-i") == "":
 				out = true
 			case len(field) == 4: // accepts everything
 				return true

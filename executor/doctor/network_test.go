@@ -26,6 +26,7 @@ func TestLetsThrough(t *testing.T) {
 		{"libvirt's chains, that are not called", docker +
 			"-A LIBVIRT_FWI -o virbr0 -j ACCEPT\n-A LIBVIRT_FWO -i virbr0 -j ACCEPT\n", false},
 		{"another bridge", docker + "-A FORWARD -i virbr1 -j ACCEPT\n-A FORWARD -o virbr1 -j ACCEPT\n", false},
+		{"between guests", docker + "-A FORWARD -i virbr0 -o virbr0 -j ACCEPT\n-A FORWARD -o virbr0 -j ACCEPT\n", false},
 		{"one way", docker + "-A DOCKER-USER -i virbr0 -j ACCEPT\n", false},
 		{"our command", docker + "-A DOCKER-USER -i virbr0 -j ACCEPT\n-A DOCKER-USER -o virbr0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n", true},
 		{"all but the bridge", docker + "-A FORWARD ! -i virbr0 -j ACCEPT\n-A FORWARD ! -o virbr0 -j ACCEPT\n", false},

@@ -107,11 +107,12 @@ func (d *doctor) sockets(host *virt.Host) {
 	}
 }
 
-// sessionSocket is the longest path of a socket that the user's own libvirtd binds for a
-// machine: that of the guest agent's channel. libvirt shortens names of machines to 20
-// bytes (virDomainDefGetShortName).
+// sessionSocket is the path of the socket of QEMU's monitor, which the user's own libvirtd
+// binds. libvirt shortens names of machines to 20 bytes (virDomainDefGetShortName). The path
+// of the guest agent's channel is longer, but the driver leaves that out if need be
+// (DropLongChannels in vm/domain).
 func sessionSocket(configHome string) string {
-	return filepath.Join(configHome, "libvirt/qemu/channel/target", "domain-999-"+longestMachine[:20], "org.qemu.guest_agent.0")
+	return filepath.Join(configHome, "libvirt/qemu/lib", "domain-999999-"+longestMachine[:20], "monitor.sock")
 }
 
 // currentUser is the name of this user.

@@ -22,7 +22,7 @@ var Packages = []Package{
 	{Path: "executor/joblog", Imports: "oci"},
 	{Path: "executor/metrics"},
 	{Path: "executor/outcome", Imports: "executor/failure"},
-	{Path: "executor/policy", Imports: "executor/config executor/failure executor/job executor/joblog oci"},
+	{Path: "executor/policy", Imports: "executor/config executor/failure executor/job executor/joblog oci vm/network vm/network/passt"},
 	{Path: "executor/status", Imports: "executor executor/config internal/fileutil oci/space oci/store vm/admission vm/record"},
 	{Path: "internal/arch"},
 	{Path: "internal/arch/draw", Imports: "internal/arch"},

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 )
 
 // The addresses of a guest that reaches the host. It is alone in its network, so that all
@@ -67,4 +68,20 @@ func BlocksLoopback(ctx context.Context, program string) bool {
 	defer cancel()
 	help, err := exec.CommandContext(ctx, program, "--help").CombinedOutput()
 	return err == nil && bytes.Contains(help, []byte("--map-host-loopback"))
+}
+
+// HostAt returns the address of a host by that name which is also this host's, and which passt
+// gives to guests; empty if there is none.
+func HostAt(ctx context.Context, name string) string {
+	addresses, err := net.DefaultResolver.LookupHost(ctx, name)
+	if err != nil {
+		return ""
+	}
+	own := HostAddresses()
+	for _, address := range addresses {
+		if slices.Contains(own, address) {
+			return address
+		}
+	}
+	return ""
 }
