@@ -111,6 +111,37 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// The rows of each table have as many cells as its head: others are cut, or look empty.
+func TestTables(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range append(pages, "../../README.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		columns, fenced := 0, false
+		for n, line := range strings.Split(string(text), "\n") {
+			if strings.HasPrefix(line, "```") {
+				fenced = !fenced
+			}
+			if fenced || !strings.HasPrefix(line, "|") {
+				columns = 0
+				continue
+			}
+			cells := strings.Count(strings.ReplaceAll(line, `\|`, ""), "|") - 1
+			if columns == 0 {
+				columns = cells
+			}
+			if cells != columns {
+				t.Errorf("%s:%d: %d cells, want %d", filepath.Base(page), n+1, cells, columns)
+			}
+		}
+	}
+}
+
 // hasAnchor reports whether GitLab gives a heading of the page that anchor.
 func hasAnchor(page, anchor string) bool {
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(page, -1) {

@@ -85,6 +85,25 @@ func TestDocsNameEverySetting(t *testing.T) {
 	}
 }
 
+// docs/jobs.md names every variable by which a job may choose, and no other.
+func TestJobsPageNamesEveryVariable(t *testing.T) {
+	page, err := os.ReadFile("../../docs/jobs.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`SARDINE_[A-Z_]+`).FindAllString(string(page), -1)
+	for _, name := range named {
+		if !slices.Contains(jobVariables, name) {
+			t.Errorf("docs/jobs.md names %s, which is no variable of jobs", name)
+		}
+	}
+	for _, name := range jobVariables {
+		if !slices.Contains(named, name) {
+			t.Errorf("docs/jobs.md does not name %s", name)
+		}
+	}
+}
+
 func TestStorageReserve(t *testing.T) {
 	for text, want := range map[string]space.Reserve{
 		"":                          {Bytes: 1 << 30, Percent: 5},
