@@ -33,7 +33,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke test-apparmor package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke test-apparmor package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -160,6 +160,9 @@ lint: ## gofmt, go vet, staticcheck, architecture, go.mod, licences
 
 architecture: ## draw docs/architecture.svg and the table of packages in docs/architecture.md
 	go generate ./internal/arch
+
+site: ## build the documentation as a site in public/, and check its links
+	@scripts/site.sh
 
 check-binary: ## build twice in two directories; compare; check size and C libraries
 	scripts/check-binary.sh

@@ -5,6 +5,7 @@
 #   scripts/deps.sh          what building, running, demo and tests need
 #   scripts/deps.sh build    what building and running need
 #   scripts/deps.sh --list   only print the first list
+#   scripts/deps.sh site     what make site needs
 set -euo pipefail
 
 # What building and running the program needs, next to Go.
@@ -31,12 +32,13 @@ test=(
 case ${1-} in
 '') wanted=("${build[@]}" "${test[@]}") ;;
 build) wanted=("${build[@]}") ;;
+site) wanted=(make git mkdocs) ;;
 --list)
 	printf '%s\n' "${build[@]}" "${test[@]}"
 	exit
 	;;
 *)
-	echo "usage: $0 [build | --list]" >&2
+	echo "usage: $0 [build | site | --list]" >&2
 	exit 64
 	;;
 esac

@@ -77,7 +77,7 @@ func TestCommandsPage(t *testing.T) {
 	}
 }
 
-// README lists every page of docs/, and no link to a file is dead.
+// README and the site list every page of docs/, and no link to a file or heading is dead.
 func TestLinks(t *testing.T) {
 	const root = "../.."
 	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
@@ -88,19 +88,36 @@ func TestLinks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	site, err := os.ReadFile(filepath.Join(root, "mkdocs.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, page := range pages {
-		if name := "docs/" + filepath.Base(page); !strings.Contains(string(readme), "| ["+name+"]("+name+") |") {
+		name := "docs/" + filepath.Base(page)
+		if !strings.Contains(string(readme), "| ["+name+"]("+name+") |") {
 			t.Errorf("README.md does not list %s", name)
 		}
+		if !strings.Contains(string(site), " "+name+"\n") {
+			t.Errorf("mkdocs.yml does not list %s", name)
+		}
 	}
-	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#([^)]*))?\)`)
-	for _, page := range append(pages, filepath.Join(root, "README.md")) {
+	link := regexp.MustCompile(`\]\(([^)#: ]*)(?:#([^) ]*))?\)`)
+	for _, name := range []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md"} {
+		pages = append(pages, filepath.Join(root, name))
+	}
+	for _, page := range pages {
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, to := range link.FindAllStringSubmatch(string(text), -1) {
-			target := filepath.Join(filepath.Dir(page), to[1])
+			target := page // a heading of the same page
+			if to[1] != "" {
+				target = filepath.Join(filepath.Dir(page), to[1])
+			}
+			if info, err := os.Stat(target); err == nil && info.IsDir() && to[2] == "" {
+				continue
+			}
 			there, err := os.ReadFile(target)
 			if err != nil {
 				t.Errorf("%s links to %s: %v", page, to[1], err)

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# site.sh builds the documentation as a site, in public/, and checks its links. It needs
+# mkdocs (Debian: mkdocs) and no network.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if ! command -v mkdocs >/dev/null; then
+	echo "site: mkdocs is missing; run: scripts/deps.sh site" >&2
+	exit 1
+fi
+
+# The site has the layout of the repository, so that links between files hold. Only what
+# pages link to is copied: the rest of the sources is not part of the site.
+rm -rf bin/site public
+mkdir -p bin/site
+git ls-files -z -- '*.md' docs contrib config.example.toml LICENSE |
+	xargs -0 cp --parents -t bin/site
+grep -ohE '\]\([^)#: ]+' README.md CONTRIBUTING.md CHANGELOG.md docs/*.md | sed -E 's/^\]\((\.\.\/)*//' | sort -u |
+	while read -r path; do
+		if [[ -f $path && $path != *.md ]]; then
+			cp --parents -t bin/site -- "$path"
+		fi
+	done
+
+mkdocs build --strict --quiet
+python3 scripts/check-site.py public
