@@ -161,7 +161,7 @@ lint: ## gofmt, go vet, staticcheck, architecture, go.mod, licences
 architecture: ## draw docs/architecture.svg and the table of packages in docs/architecture.md
 	go generate ./internal/arch
 
-site: ## build the documentation as a site in public/, and check its links
+site: ## build the documentation as a site in .site/public, and check its links
 	@scripts/site.sh
 
 check-binary: ## build twice in two directories; compare; check size and C libraries
