@@ -19,6 +19,7 @@ import (
 // image say about it, and that the domain XML is judged before a disk is transferred.
 func PullLimits(s *config.Settings, image config.Resolved, o store.PullOptions) store.PullOptions {
 	o.MaxDisk = image.MaxDisk
+	o.Architecture = cmp.Or(o.Architecture, image.Architecture)
 	o.StallTimeout = time.Duration(s.Defaults.PullStallTimeout)
 	o.Reserve = space.Reserve(s.Defaults.StorageReserve)
 	return CheckedBy(context.Background(), nil, image, o)
@@ -30,10 +31,17 @@ func CheckedBy(ctx context.Context, host *virt.Host, image config.Resolved, o st
 	return o
 }
 
+// architectureOf returns the architecture of the machines of an image, which may not say for
+// which it is.
+func architectureOf(image string, settings config.Resolved) string {
+	return cmp.Or(image, oci.Architecture(settings.Architecture))
+}
+
 // CheckImage judges an image by what is known of it before its disks are there: its
 // domain XML, and its architecture unless host is nil.
 func CheckImage(ctx context.Context, host *virt.Host, settings config.Resolved, i *oci.Inspection) error {
-	source := domain.Source{DomainXML: i.DomainXML, Trusted: settings.Trusted, Template: settings.Domain, Architecture: i.Architecture}
+	source := domain.Source{DomainXML: i.DomainXML, Trusted: settings.Trusted, Template: settings.Domain, Emulate: settings.Architecture}
+	source.Architecture = architectureOf(i.Architecture, settings)
 	for n, d := range i.Disks {
 		if d.Content != "iso" {
 			// How many there are, and which backs which, does not matter here.

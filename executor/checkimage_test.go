@@ -58,6 +58,13 @@ func TestCheckImage(t *testing.T) {
 	if o.MaxDisk != 1<<30 || o.Reserve != (space.Reserve{Bytes: 5 << 30}) || o.Check(&oci.Inspection{DomainXML: []byte("x")}) == nil {
 		t.Errorf("limits: %+v", o)
 	}
+	arm := parse(t, "[[image]]\nmatch = 'arm'\narchitecture = 'arm64'")
+	if o := PullLimits(arm, arm.For("arm"), store.PullOptions{}); o.Architecture != "arm64" {
+		t.Errorf("architecture %q, want that of the settings", o.Architecture)
+	}
+	if o := PullLimits(arm, arm.For("arm"), store.PullOptions{Architecture: "amd64"}); o.Architecture != "amd64" {
+		t.Errorf("architecture %q, want that of the command line", o.Architecture)
+	}
 	if err := o.Check(&oci.Inspection{DomainXML: domainFor("s390x", ""), Disks: disks}); err != nil {
 		t.Errorf("without a host: %v", err)
 	}

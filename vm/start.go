@@ -152,7 +152,7 @@ func (s *starter) buildDomain(ctx context.Context) (*libvirtxml.Domain, error) {
 	s.warn(s.spec.Limit(built.Domain, size.CPUs, size.Memory)...)
 	architectures, err := s.host.Architectures(ctx)
 	if err == nil {
-		err = domain.CheckArchitecture(built.Domain, architectures)
+		err = domain.CheckArchitecture(s.spec.Source, built.Domain, architectures)
 	}
 	if err != nil {
 		return nil, err

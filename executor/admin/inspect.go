@@ -45,6 +45,7 @@ func InspectImage(ctx context.Context, settings *config.Settings, image string, 
 	if err != nil {
 		return nil, err
 	}
+	o.Architecture = cmp.Or(o.Architecture, resolved.Architecture)
 	inspection, err := source.Inspect(ctx, ref, o)
 	if err != nil {
 		return nil, err
@@ -177,7 +178,7 @@ func PreviewDomain(settings *config.Settings, image string) (doc string, dropped
 	if err != nil {
 		return "", nil, err
 	}
-	stored, err := store.Lookup(ref, "")
+	stored, err := store.Lookup(ref, resolved.Architecture)
 	if errors.Is(err, oci.ErrNotFound) {
 		return "", nil, fmt.Errorf("%w: pull it first (gitlab-sardine-executor pull %s)", err, image)
 	} else if err != nil {

@@ -77,6 +77,9 @@ func (s *Section) check() error {
 	if s.Domain != "" && !filepath.IsAbs(s.Domain) {
 		return fmt.Errorf("domain is %q: want an absolute path on this host", s.Domain)
 	}
+	if s.Architecture != "" {
+		return oneOf("architecture", s.Architecture, "amd64", "arm64")
+	}
 	return nil
 }
 

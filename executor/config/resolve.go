@@ -19,9 +19,10 @@ import (
 type Resolved struct {
 	// Image to use: the one that was asked for, or the administrator's substitute.
 	Image string
-	// Trusted and Domain: see [Section].
-	Trusted bool
-	Domain  string
+	// Trusted, Domain and Architecture: see [Section].
+	Trusted      bool
+	Domain       string
+	Architecture string
 
 	Timeout             time.Duration
 	PullPolicies        []oci.PullPolicy
@@ -131,7 +132,7 @@ func (s *Settings) resolve(section Section) Resolved {
 	for _, table := range tables {
 		table.applyTo(&r)
 	}
-	r.Image, r.Trusted, r.Domain = section.Image, section.Trusted, section.Domain
+	r.Image, r.Trusted, r.Domain, r.Architecture = section.Image, section.Trusted, section.Domain, section.Architecture
 	r.sectionUsername, r.sectionPassword = section.Username != nil, section.Password != nil
 	return r
 }

@@ -82,6 +82,9 @@ type Section struct {
 	Image string `toml:"image"`
 	// Trusted keeps the parts of the image's domain XML that can harm the host.
 	Trusted bool `toml:"trusted"`
+	// Architecture of the machines, by Go's name, which may be emulated; empty for the
+	// host's.
+	Architecture string `toml:"architecture"`
 	// Domain is the path of the administrator's domain XML, which replaces the
 	// image's. It is trusted.
 	Domain string `toml:"domain"`

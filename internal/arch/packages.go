@@ -73,7 +73,7 @@ var Packages = []Package{
 	{Path: "vm/console"},
 	{Path: "vm/define", Imports: "internal/qcow2 internal/rollback vm/disk vm/domain vm/errdefs vm/record vm/virt"},
 	{Path: "vm/disk", Imports: "vm/errdefs"},
-	{Path: "vm/domain", Imports: "vm/disk vm/domainxml vm/errdefs vm/firmware vm/kvm"},
+	{Path: "vm/domain", Imports: "internal/defaultmachine vm/disk vm/domainxml vm/errdefs vm/firmware vm/kvm"},
 	{Path: "vm/domainxml", Imports: "internal/defaultmachine"},
 	{Path: "vm/errdefs"},
 	{Path: "vm/firmware", Imports: "internal/bootdisk vm/disk vm/errdefs"},

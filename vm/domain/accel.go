@@ -3,6 +3,7 @@ package domain
 import (
 	"context"
 	"fmt"
+	"runtime"
 
 	"libvirt.org/go/libvirtxml"
 
@@ -18,7 +19,7 @@ const (
 	AccelTCG  = "tcg"
 )
 
-// Accelerate selects KVM or emulation. With auto, an image that asks for emulation gets it.
+// Accelerate selects KVM or emulation. Another architecture is always emulated. With auto, an image that asks for emulation gets it.
 // accel is one of the constants above, or empty for auto; cache is the directory for the
 // result of the KVM probe.
 func Accelerate(ctx context.Context, d *libvirtxml.Domain, accel, cache string) (warning string, err error) {
@@ -27,6 +28,13 @@ func Accelerate(ctx context.Context, d *libvirtxml.Domain, accel, cache string) 
 	}
 	if accel == AccelAuto && d.Type == "qemu" {
 		accel = AccelTCG
+	}
+	if arch := archOf(d); !isNative(arch) {
+		if accel == AccelKVM {
+			return "", fmt.Errorf("%w: accel is kvm, and a machine for %s cannot use the KVM of this host, which is %s: set accel = \"auto\" for the image", errdefs.ErrInvalid, arch, runtime.GOARCH)
+		}
+		domainxml.UseTCG(d)
+		return fmt.Sprintf("the image is for %s, and this host is %s: the machine is emulated, which is slow", arch, runtime.GOARCH), nil
 	}
 	switch accel {
 	case AccelKVM:

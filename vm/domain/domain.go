@@ -55,6 +55,9 @@ type Source struct {
 	Template string
 	// Architecture of the default machine, by Go's name; empty means amd64.
 	Architecture string
+	// Emulate is the architecture, by Go's name, that the machine may have although the host
+	// has another; empty for none. The administrator decides that.
+	Emulate string
 	// Disks of the image. The machine gets those that are not backing files: CD-ROMs are
 	// shared, and each other disk gets an overlay.
 	Disks []disk.Disk
