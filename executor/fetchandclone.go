@@ -73,12 +73,13 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	end := o.begin("pull", "sardine_pull", "Pulling "+o.Image.String())
 	began := time.Now()
 	image, err := images.Pull(ctx, o.Image, CheckedBy(ctx, host, o.Settings, o.Pull))
-	end()
 	if err != nil {
+		end()
 		return nil, err
 	}
 	defer image.Close() // not before QEMU has opened its disks
 	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(sizeOf(image))), hostname(), joblog.Seconds(time.Since(began)))
+	end()
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
 	login, seed, err := loginFor(o.Settings, image.Guest)
 	if err != nil {

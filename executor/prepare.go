@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
@@ -58,9 +59,7 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if d.Job.Services {
-		d.Log.Warn("services: is ignored: GitLab Runner starts no services for a custom executor")
-	}
+	d.warnOfServices()
 	host, err := d.openHost(ctx, p.dirs)
 	if err != nil {
 		return err
@@ -88,6 +87,24 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		err = d.retryOnNewNetwork(ctx, host, p, err)
 	}
 	return err
+}
+
+// servicesShown is the number of services that the warning names.
+const servicesShown = 5
+
+// warnOfServices names the services that the job will not find. The names are the author's.
+func (d *Driver) warnOfServices() {
+	if len(d.Job.Services) == 0 {
+		return
+	}
+	var names []string
+	for _, name := range d.Job.Services[:min(len(d.Job.Services), servicesShown)] {
+		names = append(names, joblog.Printable(name))
+	}
+	if more := len(d.Job.Services) - servicesShown; more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	d.Log.Warn("services: is ignored (%s): GitLab Runner starts no services for a custom executor", strings.Join(names, ", "))
 }
 
 // prepareMachine starts the job's machine and prepares its guest.
@@ -133,7 +150,10 @@ func (d *Driver) start(ctx context.Context, host machineHost, p plan) (instance,
 		return nil, err
 	}
 	admit := admissionPolicy(d.Settings)
-	admit.Waiting = func(reason string) { d.Log.Say("Waiting for room on this host: %s", reason) }
+	admit.Waiting = func(reason string) {
+		d.Log.Say("Waiting for room on this host: %s", reason)
+		d.admin().Info("waiting for room", "reason", reason)
+	}
 	progress := d.Log.Progress("Pulling")
 	defer d.countPull(progress)
 	return host.Start(ctx, FetchAndCloneOptions{

@@ -30,7 +30,7 @@ func TestPrepare(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newStageBed(t, fmt.Sprintf("prepare_script = %q", script))
-	b.Job.Services = true
+	b.Job.Services = []string{"postgres:16", "re\x1bdis"}
 	b.host.script = func(stdin string, stdout, _ io.Writer) int {
 		if strings.Contains(stdin, "from the script") {
 			io.WriteString(stdout, "output of the script\n")
@@ -42,7 +42,7 @@ func TestPrepare(t *testing.T) {
 	}
 	b.wantCalls(t, "open", "sweep", "remove", "cpus", "start", "ready", "run sh", "run bash", "log out", "gauges", "close")
 	b.wantLog(t,
-		"WARNING: services: is ignored: GitLab Runner starts no services for a custom executor",
+		"WARNING: services: is ignored (postgres:16, redis): GitLab Runner starts no services for a custom executor",
 		"Machine "+b.Job.VMName(),
 		"Guest ready at 192.0.2.7:22 as ci (…)",
 		"Prepare script",
@@ -276,6 +276,7 @@ func TestRun(t *testing.T) {
 	}
 	for call, cause := range map[string]error{"open": virt.ErrUnreachable, "connect": virt.ErrNoDomain, "run bash": guestssh.ErrLost} {
 		b.host.fail = map[string]error{call: cause}
+		os.Remove(filepath.Join(b.host.jobDir, "lost.json"))
 		if err := b.Run(t.Context(), script, "build_script", io.Discard, io.Discard); !errors.Is(err, cause) || failure.Classify(err) != failure.System {
 			t.Errorf("%s: %v", call, err)
 		}

@@ -100,8 +100,8 @@ func cleanupCommand(cfg *command.Settings, stderr io.Writer) *cli.Command {
 	}
 }
 
-// stage runs one of GitLab Runner's stages and turns its error into the last line of
-// the job log and an exit status.
+// stage runs one of GitLab Runner's stages and turns its error into the last line that the
+// driver writes to the job log, and an exit status.
 func stage(c *cli.Context, cfg *command.Settings, stderr io.Writer, run func(*executor.Driver) error) error {
 	log := joblog.NewGitLab(stderr)
 	// Ignore further signals: prepare has to remove its machine, and exitInTime ends
@@ -166,6 +166,8 @@ func logStage(logger *slog.Logger, name string, j job.Job, took time.Duration, e
 		logger.Info("stage done")
 	case errors.As(err, &script):
 		logger.Info("stage done", "status", int(script))
+	case errors.Is(err, failure.ErrCancelled):
+		logger.Info("stage canceled", "reason", err)
 	default:
 		logger.Error("stage failed", "class", failure.Classify(err).String(), "error", err)
 	}
@@ -175,7 +177,7 @@ func logStage(logger *slog.Logger, name string, j job.Job, took time.Duration, e
 // uses the same where no file names another.
 const noScript failure.ScriptError = 1
 
-// finish writes the last line of the job log and returns the exit status.
+// finish writes the driver's last line in the job log and returns the exit status.
 func finish(log *joblog.Log, err error) error {
 	if err == nil {
 		return nil

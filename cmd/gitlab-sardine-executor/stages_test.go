@@ -1,6 +1,9 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +13,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gitlab-sardine-executor/executor/failure"
+	"gitlab-sardine-executor/executor/job"
+	"gitlab-sardine-executor/executor/joblog"
 )
 
 // stageCommand is a stage of job 7 with a settings file and arguments.
@@ -118,7 +125,7 @@ func TestSecondSignal(t *testing.T) {
 	}
 	release()
 	endsWith(t, stage, 10*time.Second, 2)
-	if want := "ERROR: cancelled by a signal (system failure)\n"; stderr.String() != want {
+	if want := "Job ended by a signal: canceled, timed out, or the runner stopped\n"; stderr.String() != want {
 		t.Errorf("said %q, want %q", &stderr, want)
 	}
 }
@@ -151,5 +158,19 @@ func TestStageWithoutAdminLog(t *testing.T) {
 	output, err := stage.CombinedOutput()
 	if err != nil || !strings.HasPrefix(string(output), "{") || strings.Contains(string(output), "log") {
 		t.Errorf("%v: %s", err, output)
+	}
+}
+
+// A canceled job is no error in the administrator's log, and no failure in the job's.
+func TestCancelIsNoFailure(t *testing.T) {
+	err := errors.Join(fmt.Errorf("prepare: %w", failure.ErrCancelled), errors.New("remove the machine: busy"))
+	var admin, log strings.Builder
+	logStage(slog.New(slog.NewTextHandler(&admin, nil)), "run", job.Job{ID: "7"}, time.Second, err)
+	if text := admin.String(); strings.Contains(text, "ERROR") || strings.Contains(text, "class=") || !strings.Contains(text, "stage canceled") {
+		t.Errorf("the administrator's log: %s", text)
+	}
+	failure.Report(joblog.New(&log), err)
+	if want := "Job ended by a signal: canceled, timed out, or the runner stopped\n"; log.String() != want {
+		t.Errorf("the job's log: %q, want %q", log.String(), want)
 	}
 }

@@ -70,6 +70,9 @@ func (o Options) fileHandler(w io.Writer, replace replaceAttr) slog.Handler {
 const (
 	// masked replaces a secret, as in GitLab Runner's job logs.
 	masked = "[MASKED]"
+	// lineMin is the length, in bytes, of the shortest line of a longer secret, such as
+	// a key, that is masked on its own: errors are often written line by line.
+	lineMin = 16
 	// secretMin is the length, in bytes, of the shortest secret to mask: shorter ones
 	// occur in ordinary words. GitLab masks variables of 8 characters or more.
 	secretMin = 4
@@ -78,10 +81,14 @@ const (
 // A replaceAttr is called by [slog.HandlerOptions] for each attribute and the message.
 type replaceAttr = func(groups []string, a slog.Attr) slog.Attr
 
+// identity lists the attributes that name the job. They contain no secret, and remain: the
+// author of a job could hide it from the administrator otherwise.
+var identity = []string{"job", "project", "machine", "stage"}
+
 // hideSecrets masks secrets in everything that is logged. The driver logs none itself,
 // but a library or the error of another program can contain one.
 func hideSecrets(secrets []string) replaceAttr {
-	secrets = slices.DeleteFunc(slices.Clone(secrets), func(s string) bool { return len(s) < secretMin })
+	secrets = slices.DeleteFunc(withLines(secrets), func(s string) bool { return len(s) < secretMin })
 	// The longest first: one can be part of another.
 	slices.SortFunc(secrets, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
 	var pairs []string
@@ -89,7 +96,10 @@ func hideSecrets(secrets []string) replaceAttr {
 		pairs = append(pairs, secret, masked)
 	}
 	replacer := strings.NewReplacer(pairs...)
-	return func(_ []string, a slog.Attr) slog.Attr {
+	return func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) == 0 && slices.Contains(identity, a.Key) {
+			return a
+		}
 		text := ""
 		switch a.Value.Kind() {
 		case slog.KindString:
@@ -107,4 +117,20 @@ func hideSecrets(secrets []string) replaceAttr {
 		}
 		return a
 	}
+}
+
+// withLines adds the lines of secrets that have several.
+func withLines(secrets []string) []string {
+	all := slices.Clone(secrets)
+	for _, secret := range secrets {
+		if !strings.Contains(secret, "\n") {
+			continue
+		}
+		for line := range strings.Lines(secret) {
+			if line = strings.TrimSpace(line); len(line) >= lineMin {
+				all = append(all, line)
+			}
+		}
+	}
+	return all
 }

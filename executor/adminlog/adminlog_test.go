@@ -101,3 +101,23 @@ func TestLogFileThatCannotBeOpened(t *testing.T) {
 		})
 	}
 }
+
+// The author of a job cannot hide the job by masking its number, and the lines of a key do
+// not show either.
+func TestIdentityIsNotMasked(t *testing.T) {
+	var stderr bytes.Buffer
+	logger, closer, err := Open(Options{Debug: true, Stderr: &stderr, Secrets: []string{
+		"4711", "group/project", "-----BEGIN KEY-----\nbGluZSBvZiBhIGtleQ==\nshort\n-----END KEY-----",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closer.Close()
+	logger.With("job", "4711", "project", "group/project").Error("failed", "stage", "run", "error", "4711: bGluZSBvZiBhIGtleQ==; a short text")
+	log := stderr.String()
+	for _, text := range []string{"job=4711", "project=group/project", "[MASKED]: [MASKED]; a short text"} {
+		if !strings.Contains(log, text) {
+			t.Errorf("the log lacks %q: %s", text, log)
+		}
+	}
+}

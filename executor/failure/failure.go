@@ -36,8 +36,9 @@ func (c Class) String() string {
 	return "system failure"
 }
 
-// ErrCancelled says that the stage got SIGTERM or SIGINT.
-var ErrCancelled = errors.New("cancelled by a signal")
+// ErrCancelled says that the stage got SIGTERM or SIGINT. GitLab Runner sends SIGTERM for a
+// canceled job, a timeout and its own end alike, and does not say which.
+var ErrCancelled = errors.New("ended by a signal: canceled, timed out, or the runner stopped")
 
 // A jobError is a failure that the job's author or the administrator has to fix.
 type jobError struct{ err error }
@@ -79,8 +80,13 @@ func Classify(err error) Class {
 }
 
 // Report writes the last lines of a failed stage: the end of the guest's console, if err
-// has it, and one line with the error and its class.
+// has it, and one line with the error and its class. A stage that a signal ended has not
+// failed: Report writes one line without a class.
 func Report(log *joblog.Log, err error) {
+	if errors.Is(err, ErrCancelled) {
+		log.Say("Job %s", ErrCancelled)
+		return
+	}
 	if console := vm.ConsoleOf(err); console != "" {
 		log.Say("The guest's console ended with:")
 		for _, line := range strings.Split(console, "\n") {

@@ -54,16 +54,17 @@ type Job struct {
 	PullPolicies []oci.PullPolicy
 	// Accounts at registries, from the payload.
 	Accounts []registry.Account
-	// Services says that the job has services:, which the runner does not start for
-	// a custom executor.
-	Services bool
+	// Services are the names of the job's services:, which the runner does not start
+	// for a custom executor.
+	Services []string
 	// Timeout of the job.
 	Timeout time.Duration
 
 	// Variables of the job, without prefix. The author controls them.
 	Variables map[string]string
 
-	secrets []string // of the payload
+	secrets     []string // of the payload
+	secretNames []string // variables with the values of secrets:
 }
 
 // ErrNotGitLab says that the environment is not that of a stage.
@@ -90,8 +91,7 @@ func FromEnv(environ []string) (Job, error) {
 	job.Server = job.Variables["CI_SERVER_URL"]
 	job.Project = job.Variables["CI_PROJECT_PATH"]
 	job.Image = job.Variables["CI_JOB_IMAGE"]
-	services := strings.TrimSpace(job.Variables["CI_JOB_SERVICES"])
-	job.Services = services != "" && services != "[]" && services != "null"
+	job.Services = servicesIn(job.Variables["CI_JOB_SERVICES"])
 
 	known := false
 	if responseFile != "" {
@@ -133,9 +133,13 @@ func (j Job) VMName() string {
 	return fmt.Sprintf("sardine-%x-%s", sum[:4], j.ID)
 }
 
-// Secrets returns what no log may show: tokens, passwords, masked variables.
+// Secrets returns what no log may show: tokens, passwords, masked variables, sensitive
+// inputs, the values of secrets:, and the variables of services.
 func (j Job) Secrets() []string {
 	secrets := slices.Clone(j.secrets)
+	for _, name := range j.secretNames {
+		secrets = append(secrets, j.Variable(name))
+	}
 	for _, account := range j.Accounts {
 		secrets = append(secrets, account.Password)
 	}

@@ -160,7 +160,8 @@ func TestFromEnvWithoutPayload(t *testing.T) {
 	}
 }
 
-// Tokens, passwords and masked variables, of the payload and of DOCKER_AUTH_CONFIG.
+// Tokens, passwords, masked variables, sensitive inputs, the values of secrets: and the
+// variables of services, of the payload and of DOCKER_AUTH_CONFIG.
 func TestSecrets(t *testing.T) {
 	job := jobIn(t,
 		"JOB_RESPONSE_FILE="+writeFile(t, `{"id": 1, "token": "glcbt-job-token",
@@ -170,15 +171,39 @@ func TestSecrets(t *testing.T) {
 				{"key": "OPEN", "value": "not a secret", "public": true},
 				{"key": "EMPTY", "value": "", "masked": true}],
 			"credentials": [{"type": "registry", "url": "r.example.com", "username": "u", "password": "reg-password"},
-				{"type": "git", "url": "g.example.com", "username": "u", "password": "git-password"}]}`),
+				{"type": "git", "url": "g.example.com", "username": "u", "password": "git-password"}],
+			"services": [{"name": "postgres:16", "variables": [{"key": "POSTGRES_PASSWORD", "value": "db-password"}]}],
+			"inputs": [
+				{"key": "a", "value": {"type": "string", "content": "typed-input", "sensitive": true}},
+				{"key": "b", "value": {"type": "array", "content": ["listed-input", 4711], "sensitive": true}},
+				{"key": "c", "value": {"type": "string", "content": "not a secret either", "sensitive": false}},
+				{"key": "d", "value": "plain-input", "sensitive": true}],
+			"secrets": {"VAULT_TOKEN": {"vault": {"path": "p"}, "file": false}, "UNSET": {}}}`),
+		"CUSTOM_ENV_VAULT_TOKEN=vault-value",
 		`CUSTOM_ENV_DOCKER_AUTH_CONFIG={"auths":{"r.example.com":{"auth":"dXNlcjpzM2NyZXQ="},"s.example.com":{"password":"plain-password","identitytoken":"id-token"}}}`)
 	want := []string{
-		"", "dXNlcjpzM2NyZXQ=", "git-password", "glcbt-job", "glcbt-job-token", "id-token", "multi\nline \"key\"",
-		"plain-password", "reg-password", "s3cret",
+		"", "4711", "dXNlcjpzM2NyZXQ=", "db-password", "git-password", "glcbt-job", "glcbt-job-token", "id-token", "listed-input",
+		"multi\nline \"key\"", "plain-input", "plain-password", "reg-password", "s3cret", "typed-input", "vault-value",
 	}
 	got := job.Secrets()
 	slices.Sort(got)
 	if diff := cmp.Diff(want, slices.Compact(got)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
+}
+
+// The names of services come from a variable that the author can set: nothing in it is an
+// error. A payload with unknown forms of what only logs need is none either.
+func TestServices(t *testing.T) {
+	for value, want := range map[string][]string{
+		"": nil, "null": nil, "[]": nil,
+		`[{"name":"postgres:16","alias":"db"},{"name":"redis:7"}]`: {"postgres:16", "redis:7"},
+		"not JSON": {"not JSON"},
+	} {
+		job := jobIn(t, "CUSTOM_ENV_CI_JOB_ID=1", "CUSTOM_ENV_CI_JOB_SERVICES="+value)
+		if !slices.Equal(job.Services, want) {
+			t.Errorf("%q: got %q, want %q", value, job.Services, want)
+		}
+	}
+	jobIn(t, "JOB_RESPONSE_FILE="+writeFile(t, `{"id": 1, "services": {"a": 1}, "inputs": "x", "secrets": [1]}`))
 }

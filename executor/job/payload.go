@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,6 +40,10 @@ type response struct {
 	Image struct {
 		PullPolicy []oci.PullPolicy `json:"pull_policy"`
 	} `json:"image"`
+	// These are for logs alone. A payload with another form of them is no error.
+	Services    json.RawMessage `json:"services"`
+	Inputs      json.RawMessage `json:"inputs"`
+	Secrets     json.RawMessage `json:"secrets"`
 	Credentials []struct {
 		Type     string `json:"type"`
 		URL      string `json:"url"`
@@ -77,6 +83,7 @@ func (j *Job) readResponse(path string) (bool, error) {
 			j.secrets = append(j.secrets, v.Value)
 		}
 	}
+	j.readSensitive(r)
 	for _, c := range r.Credentials {
 		j.secrets = append(j.secrets, c.Password)
 		if c.Type == "registry" && c.URL != "" {
@@ -84,6 +91,93 @@ func (j *Job) readResponse(path string) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// A service is one of a job's services:.
+type service struct {
+	Name      string `json:"name"`
+	Variables []struct {
+		Value string `json:"value"`
+	} `json:"variables"`
+}
+
+// An input is one of a job's inputs:. GitLab has two forms of it.
+type input struct {
+	Value     json.RawMessage `json:"value"`
+	Sensitive bool            `json:"sensitive"`
+}
+
+// readSensitive finds further values that no log may show, and the names of the services.
+func (j *Job) readSensitive(r response) {
+	var services []service
+	if json.Unmarshal(r.Services, &services) == nil {
+		for _, s := range services {
+			for _, v := range s.Variables {
+				j.secrets = append(j.secrets, v.Value)
+			}
+		}
+	}
+	var inputs []input
+	if json.Unmarshal(r.Inputs, &inputs) == nil {
+		for _, i := range inputs {
+			j.secrets = append(j.secrets, i.secrets()...)
+		}
+	}
+	// The payload only says where the runner finds a secret. Its value is a variable.
+	var secrets map[string]json.RawMessage
+	if json.Unmarshal(r.Secrets, &secrets) == nil {
+		j.secretNames = slices.Sorted(maps.Keys(secrets))
+	}
+}
+
+// secrets returns the content of a sensitive input; nothing of others.
+func (i input) secrets() []string {
+	content, sensitive := i.Value, i.Sensitive
+	var typed struct {
+		Content   json.RawMessage `json:"content"`
+		Sensitive bool            `json:"sensitive"`
+	}
+	if json.Unmarshal(i.Value, &typed) == nil && typed.Content != nil {
+		content, sensitive = typed.Content, sensitive || typed.Sensitive
+	}
+	if !sensitive {
+		return nil
+	}
+	return stringsIn(content)
+}
+
+// stringsIn returns the strings and numbers in a JSON value.
+func stringsIn(text json.RawMessage) []string {
+	var list []json.RawMessage
+	if json.Unmarshal(text, &list) == nil {
+		var all []string
+		for _, item := range list {
+			all = append(all, stringsIn(item)...)
+		}
+		return all
+	}
+	var s string
+	if json.Unmarshal(text, &s) == nil {
+		return []string{s}
+	}
+	return []string{string(text)}
+}
+
+// servicesIn returns the names in the value of CI_JOB_SERVICES. If the value has another
+// form, it is the name.
+func servicesIn(text string) []string {
+	if text = strings.TrimSpace(text); text == "" || text == "null" {
+		return nil
+	}
+	var services []service
+	if json.Unmarshal([]byte(text), &services) != nil {
+		return []string{text}
+	}
+	var names []string
+	for _, s := range services {
+		names = append(names, s.Name)
+	}
+	return names
 }
 
 // first returns the first variable of that name: most likely GitLab's own, which

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 // A Log is what the author of a job reads: few lines, in sentences. Details for the
@@ -69,6 +70,24 @@ func (l *Log) line(prefix, format string, args ...any) {
 // OneLine joins lines, such as those of a joined error.
 func OneLine(text string) string {
 	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}
+
+// printableMax bounds the length of a text, in characters.
+const printableMax = 100
+
+// Printable returns a text of a job's author or of a guest for use in a line: without
+// characters that do not print, and at most 100 characters long.
+func Printable(text string) string {
+	runes := []rune(strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
+			return r
+		}
+		return -1
+	}, text))
+	if len(runes) > printableMax {
+		return string(runes[:printableMax]) + "…"
+	}
+	return string(runes)
 }
 
 // Seconds formats a duration for a log.

@@ -16,8 +16,8 @@ import (
 	"gitlab-sardine-executor/internal/testbed/gitlab"
 )
 
-// A host that is for one machine: the second job waits, says for whom, and gets its
-// turn; a third that cannot wait so long is the host's failure, not the job's.
+// A host that is for one machine: the second job waits, says so without naming the other
+// job, and gets its turn; a third that cannot wait so long is the host's failure, not the job's.
 func TestSlots(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newHaltSite(t, mode, "slots = 1")
@@ -26,7 +26,7 @@ func TestSlots(t *testing.T) {
 		if err := holder.Log().WaitFor(deadline(t), "script runs"); err != nil {
 			t.Fatal(err)
 		}
-		const waiting = "Waiting for room on this host: 1 of 1 machines are running: job 1 of group/project"
+		const waiting = "Waiting for room on this host: 1 of 1 machines are running\n"
 		second := s.job("echo my turn")
 		second.ID = 2
 		waiter := s.runner(t).Start(deadline(t), second)
@@ -48,7 +48,10 @@ func TestSlots(t *testing.T) {
 		if e.ExitCode != gitlab.SystemFailureExitCode {
 			t.Errorf("want a system failure, got %s", e)
 		}
-		checkErrorLine(t, e.Stderr, []string{"no room", "queue_timeout", "job 1 of group/project"})
+		checkErrorLine(t, e.Stderr, []string{"no room", "queue_timeout", "1 of 1 machines are running"})
+		if strings.Contains(e.Stderr, "job 1") {
+			t.Errorf("the log names another job:\n%s", e.Stderr)
+		}
 
 		s.endScript(t, first)
 		for _, build := range []*gitlab.Build{holder, waiter} {
@@ -284,7 +287,7 @@ func TestRunnerBinary(t *testing.T) {
 		if n := strings.Count(result.JobLog, "Copying gitlab-runner"); n != 1 {
 			t.Errorf("copied %d times", n)
 		}
-		if n := strings.Count(result.JobLog, "WARNING: services:"); n != 1 {
+		if n := strings.Count(result.JobLog, "WARNING: services: is ignored (postgres:16, redis:7)"); n != 1 {
 			t.Errorf("%d warnings of services, want 1:\n%s", n, result.JobLog)
 		}
 	})

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/docker/go-units"
@@ -24,8 +23,6 @@ const (
 	pollInterval = time.Second
 	// turnPause is how long a machine waits for its turn before it looks why.
 	turnPause = 200 * time.Millisecond
-	// holdersShown is the number of running machines that a message names.
-	holdersShown = 5
 )
 
 const (
@@ -51,7 +48,7 @@ type Policy struct {
 	// Timeout is how long a machine waits for room.
 	Timeout time.Duration
 	// Waiting is called with the reason when the machine must wait, and when the reason
-	// changes.
+	// changes. The reason is for the log of a job: it names no other job.
 	Waiting func(reason string)
 }
 
@@ -264,30 +261,11 @@ func (q *queue) noRoom(now observation) (string, error) {
 	}
 	count += len(starting)
 	if q.a.Slots > 0 && uint(count) >= q.a.Slots {
-		return fmt.Sprintf("%d of %d machines are running: %s", count, q.a.Slots, holders(now.machines)), nil
+		return fmt.Sprintf("%d of %d machines are running", count, q.a.Slots), nil
 	}
 	if q.a.Reserve >= 0 && used+q.need+uint64(q.a.Reserve) > q.size.Memory {
-		return fmt.Sprintf("%s of memory are needed, and of the host's %s, running machines use %s: %s",
-			units.BytesSize(float64(q.need)), units.BytesSize(float64(q.size.Memory)), units.BytesSize(float64(used)), holders(now.machines)), nil
+		return fmt.Sprintf("%s of memory are needed, and of the host's %s, running machines use %s",
+			units.BytesSize(float64(q.need)), units.BytesSize(float64(q.size.Memory)), units.BytesSize(float64(used))), nil
 	}
 	return "", nil
-}
-
-// holders lists the jobs that have the running machines.
-func holders(machines []record.InstanceInfo) string {
-	if len(machines) == 0 {
-		return "none is a job's"
-	}
-	var names []string
-	for _, m := range machines[:min(len(machines), holdersShown)] {
-		name := "job " + m.Record.Job
-		if m.Record.Project != "" {
-			name += " of " + m.Record.Project
-		}
-		names = append(names, name)
-	}
-	if more := len(machines) - holdersShown; more > 0 {
-		names = append(names, fmt.Sprintf("%d more", more))
-	}
-	return strings.Join(names, ", ")
 }

@@ -38,9 +38,9 @@ func TestAdmissionByMemory(t *testing.T) {
 		err     error
 	}{
 		{name: "fits exactly"},
-		{name: "a byte too little", reserve: 1, ends: true, waits: "job 42 of group/project"},
-		{name: "beside a machine of no job", reserve: 1, foreign: true, ends: true, waits: "none is a job's"},
-		{name: "until the timeout", reserve: 1, waits: "job 42 of group/project", err: errNoRoom},
+		{name: "a byte too little", reserve: 1, ends: true, waits: "running machines use 1GiB"},
+		{name: "beside a machine of no job", reserve: 1, foreign: true, ends: true, waits: "running machines use 1GiB"},
+		{name: "until the timeout", reserve: 1, waits: "running machines use 1GiB", err: errNoRoom},
 		{name: "memory is not counted", reserve: -4 << 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -81,7 +81,7 @@ func TestAdmissionByMemory(t *testing.T) {
 				t.Fatalf("it said %d times that it waits", len(said))
 			}
 			if test.waits != "" {
-				if reason := <-said; !strings.Contains(reason, test.waits) || !strings.Contains(reason, "1GiB of memory are needed") {
+				if reason := <-said; !strings.HasSuffix(reason, test.waits) || !strings.Contains(reason, "1GiB of memory are needed") {
 					t.Errorf("it waits for %q, want …%s…", reason, test.waits)
 				}
 			}
@@ -125,7 +125,11 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 	if err := release(); err != nil {
 		t.Fatal(err)
 	}
-	await("job 42 of group/project")
+	select {
+	case err := <-admitted:
+		t.Fatalf("a second machine was admitted beside one that runs: %v", err)
+	case <-time.After(2 * pollInterval): // it looks again
+	}
 	if err := first.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
