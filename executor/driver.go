@@ -28,8 +28,9 @@ const (
 	removeTimeout = 60 * time.Second
 	// sweepTimeout bounds the sweep at the start of prepare.
 	sweepTimeout = 3 * time.Second
-	// connectTimeout bounds the login to a guest that was ready before.
-	connectTimeout = 30 * time.Second
+	// connectTimeout bounds the login to a guest that was ready before: as long as a guest
+	// may stand still while a script runs.
+	connectTimeout = time.Minute
 	// abortTimeout bounds the removal of a machine after a signal: a stage then has
 	// two seconds in all. cleanup does the rest.
 	abortTimeout = 1500 * time.Millisecond

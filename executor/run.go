@@ -2,6 +2,7 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,7 +11,10 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
+	"gitlab-sardine-executor/executor/outcome"
+	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // Run is the run stage: it runs the script in the file path in the job's guest. name is
@@ -24,6 +28,10 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 	}
 	end := d.beginStage(dirs, name)
 	defer func() { end(ctx, err) }()
+	if lost := outcome.LoadLoss(d.jobDir(dirs)); lost != nil {
+		return lost
+	}
+	defer func() { err = d.machineError(ctx, dirs, name, err) }()
 	script, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open the script of the stage: %w", err)
@@ -36,6 +44,34 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 	defer host.Close()
 	defer d.phase("run")()
 	return d.runIn(ctx, host, dirs, script, name, stdout, stderr)
+}
+
+// machineError explains an error of a stage that lost its machine, and records the loss, so
+// that later stages do not wait for the machine.
+func (d *Driver) machineError(ctx context.Context, dirs config.Dirs, stage string, err error) error {
+	lost := outcome.Loss{Stage: stage}
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return err
+	case errors.Is(err, vm.ErrPoweredOff):
+		lost.Reason, lost.ByJob = "it powered off", true
+		err = failure.OfJob(fmt.Errorf("the machine powered off during %s: a command in it shut it down (%w)", stage, err))
+	case errors.Is(err, vm.ErrRebooted):
+		lost.Reason, lost.ByJob = "it rebooted", true
+		err = failure.OfJob(fmt.Errorf("the machine rebooted during %s, which ended the script: a job cannot go on after a reboot (%w)", stage, err))
+	case errors.Is(err, vm.ErrGuestStopped):
+		lost.Reason = "its guest stopped"
+	case errors.Is(err, virt.ErrNoDomain):
+		lost.Reason = "it is gone"
+	case errors.Is(err, guestssh.ErrLost):
+		lost.Reason = "no connection"
+	default:
+		return err
+	}
+	if err := lost.Save(d.jobDir(dirs)); err != nil {
+		d.admin().Warn("later stages will wait for a machine that is lost", "error", err)
+	}
+	return err
 }
 
 // runIn runs the script of the stage name in the job's machine.

@@ -351,3 +351,50 @@ func TestCleanupRetries(t *testing.T) {
 	}
 	b.wantCalls(t, "open")
 }
+
+// A stage that loses its machine says how, and whose failure it is. Later stages fail at
+// once, in one short line, and do not connect.
+func TestRunLosesTheMachine(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		call   string
+		err    error
+		class  failure.Class
+		says   string
+		second string
+	}{
+		{"powered off", "run bash", vm.ErrPoweredOff, failure.Build, "the machine powered off during build_script", "the machine was lost in build_script: it powered off"},
+		{"rebooted", "run bash", vm.ErrRebooted, failure.Build, "the machine rebooted during build_script", "the machine was lost in build_script: it rebooted"},
+		{"QEMU died", "run bash", fmt.Errorf("%w: its QEMU died", vm.ErrGuestStopped), failure.System, "its QEMU died", "the machine was lost in build_script: its guest stopped"},
+		{"no SSH", "connect", guestssh.ErrLost, failure.System, "lost", "the machine was lost in build_script: no connection"},
+		{"gone", "connect", virt.ErrNoDomain, failure.System, "", "the machine was lost in build_script: it is gone"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b, script := prepared(t, "")
+			b.host.fail[test.call] = test.err
+			err := b.Run(t.Context(), script, "build_script", io.Discard, nil)
+			if !errors.Is(err, test.err) || failure.Classify(err) != test.class || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("got %v, %v", err, failure.Classify(err))
+			}
+			b.host.calls = nil
+			err = b.Run(t.Context(), script, "after_script", io.Discard, nil)
+			if err == nil || err.Error() != test.second || failure.Classify(err) != test.class {
+				t.Errorf("the next stage: got %v, %v", err, failure.Classify(err))
+			}
+			b.wantCalls(t)
+		})
+	}
+	// A script that fails loses nothing, and neither does a signal.
+	b, script := prepared(t, "")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	b.host.fail["run bash"] = guestssh.ErrLost
+	b.host.called["run bash"] = func() { cancel(failure.ErrCancelled) }
+	if err := b.Run(ctx, script, "build_script", io.Discard, nil); err == nil {
+		t.Error("no error")
+	}
+	b.host.fail, b.host.called, b.host.calls = nil, nil, nil
+	if err := b.Run(t.Context(), script, "after_script", io.Discard, nil); err != nil {
+		t.Error(err)
+	}
+	b.wantCalls(t, "open", "connect", "run bash", "log out", "close")
+}

@@ -24,8 +24,15 @@ const (
 	// runPoll is how often Run checks that the guest is still running.
 	runPoll = 2 * time.Second
 	// stopGrace bounds the time between the loss of the connection and the moment when
-	// libvirt reports that the guest has stopped.
-	stopGrace = 3 * time.Second
+	// libvirt reports that the guest has stopped: one that shuts down ends its SSH sessions
+	// first.
+	stopGrace = 30 * time.Second
+	// networkGrace is the same after the end of the guest's network.
+	networkGrace = 3 * time.Second
+	// eventGrace is how long a watch waits for the event that says why a guest stopped.
+	eventGrace = time.Second
+	// stillTime is the time without any CPU time after which a guest stands still.
+	stillTime = time.Second
 )
 
 // An Instance is a running machine that has been ready once.
@@ -84,7 +91,11 @@ func (i *Instance) Connect(ctx context.Context, login guestssh.Login) error {
 	if err != nil {
 		return fmt.Errorf("machine %s: %w", i.name, err)
 	}
+	began := time.Now()
 	conn, err := guestssh.Dial(ctx, i.record.Address, network.StalledIn(i.jobDir))
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: no answer at %s for %.0f s", guestssh.ErrLost, i.record.Address, time.Since(began).Seconds())
+	}
 	if err != nil {
 		return fmt.Errorf("%w: connect to %s: %w", guestssh.ErrLost, i.record.Address, err)
 	}
@@ -94,7 +105,8 @@ func (i *Instance) Connect(ctx context.Context, login guestssh.Login) error {
 
 // Run runs a command in the guest, after [Instance.Connect] or [Started.WaitReady], and
 // returns its exit status; 128+n if signal n ended it. The error is [guestssh.ErrLost] if
-// the connection broke, and [ErrGuestStopped] if the guest stopped.
+// the connection broke, [ErrGuestStopped] if the guest stopped, of which [ErrPoweredOff] is
+// one, and [ErrRebooted] if it rebooted.
 func (i *Instance) Run(ctx context.Context, cmd guestssh.Command) (int, error) {
 	return i.run(ctx, cmd, nil)
 }
@@ -102,17 +114,67 @@ func (i *Instance) Run(ctx context.Context, cmd guestssh.Command) (int, error) {
 func (i *Instance) run(ctx context.Context, cmd guestssh.Command, n network.Network) (int, error) {
 	running, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go watch{instance: i, network: n, poll: runPoll}.run(running, cancel)
+	go watch{instance: i, network: n, poll: runPoll, running: true}.run(running, cancel)
+	if cmd.Keepalive.Still == nil {
+		cmd.Keepalive.Still = i.standsStill
+	}
 	status, err := i.client.Run(running, cmd)
 	if err == nil {
 		return status, nil
 	}
+	if errors.Is(err, guestssh.ErrLost) {
+		err = errors.Join(i.awaitEnd(running), err)
+	}
 	if cause := context.Cause(running); cause != nil {
 		err = cause
-	} else if stopped := i.stopped(ctx, err); stopped != nil {
-		err = stopped
+	}
+	if errors.Is(err, ErrPoweredOff) || errors.Is(err, ErrRebooted) {
+		return 0, err
 	}
 	return 0, withConsole(err, i.jobDir)
+}
+
+// awaitEnd waits, after the connection was lost, until running ends, because the guest has
+// stopped or rebooted. It returns earlier, with an error, if the guest's network has ended
+// and the guest has not.
+func (i *Instance) awaitEnd(running context.Context) error {
+	grace := time.After(stopGrace)
+	var disconnected time.Time
+	for {
+		select {
+		case <-running.Done():
+			return nil
+		case <-grace:
+			return nil
+		case <-time.After(bootPoll):
+		}
+		err := network.CheckForwarder(i.jobDir, i.record.Address)
+		if err == nil {
+			continue
+		}
+		if disconnected.IsZero() {
+			disconnected = time.Now()
+		}
+		if time.Since(disconnected) > networkGrace {
+			return err
+		}
+	}
+}
+
+// standsStill reports whether the guest is paused, or its QEMU does nothing: it is stopped,
+// or hangs in the host's storage.
+func (i *Instance) standsStill(ctx context.Context) bool {
+	before, paused, err := i.dom.Progress(ctx)
+	if paused || err != nil {
+		return paused
+	}
+	select {
+	case <-time.After(stillTime):
+	case <-ctx.Done():
+		return false
+	}
+	after, paused, err := i.dom.Progress(ctx)
+	return paused || err == nil && after == before
 }
 
 // Shell runs an interactive shell: see [guestssh.Client.Shell].
@@ -150,27 +212,6 @@ func (i *Instance) checkAddress(ctx context.Context) error {
 	return network.CheckAddress(ctx, i.dom, i.jobDir, i.record.Address, strings.Fields(i.record.MAC))
 }
 
-// stopped returns the [ErrGuestStopped] of a guest whose connection was lost because it
-// stopped; nil if there is another cause. The connection breaks before libvirt notices
-// that QEMU has ended.
-func (i *Instance) stopped(ctx context.Context, lost error) error {
-	if !errors.Is(lost, guestssh.ErrLost) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, stopGrace)
-	defer cancel()
-	for {
-		if err := i.alive(ctx); errors.Is(err, ErrGuestStopped) {
-			return err
-		}
-		select {
-		case <-time.After(bootPoll):
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
 // alive returns [ErrGuestStopped] if the guest does not run any more; other errors are
 // libvirt's.
 func (i *Instance) alive(ctx context.Context) error {
@@ -190,19 +231,30 @@ type watch struct {
 	network  network.Network     // nil if another process started the machine
 	console  *console.PanicWatch // nil: not watched
 	poll     time.Duration
+	running  bool // a command: its guest must not reboot
 }
 
 // run returns when ctx ends. It ignores errors of libvirt: the daemon may be restarting.
 func (w watch) run(ctx context.Context, cancel context.CancelCauseFunc) {
+	events, stop, err := w.instance.dom.Events(ctx)
+	if err == nil {
+		defer stop()
+	}
 	disconnected := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case e := <-events:
+			if err := w.errorOf(e); err != nil {
+				cancel(err)
+				return
+			}
+			continue
 		case <-time.After(w.poll):
 		}
 		if err := w.instance.alive(ctx); errors.Is(err, ErrGuestStopped) {
-			cancel(err)
+			cancel(w.reason(ctx, events, err))
 			return
 		}
 		if w.console != nil && w.console.Seen() {
@@ -220,4 +272,36 @@ func (w watch) run(ctx context.Context, cancel context.CancelCauseFunc) {
 			disconnected = err != nil
 		}
 	}
+}
+
+// reason returns the error of the event that says why the guest stopped, which may come
+// after libvirt has removed the domain. stopped is the error without one.
+func (w watch) reason(ctx context.Context, events <-chan virt.Event, stopped error) error {
+	grace := time.After(eventGrace)
+	for {
+		select {
+		case e := <-events:
+			if err := w.errorOf(e); err != nil && e != virt.Rebooted {
+				return err
+			}
+		case <-grace:
+			return stopped
+		case <-ctx.Done():
+			return stopped
+		}
+	}
+}
+
+// errorOf returns the error of an event; nil if the wait goes on.
+func (w watch) errorOf(e virt.Event) error {
+	switch e {
+	case virt.PoweredOff:
+		return ErrPoweredOff
+	case virt.Rebooted:
+		if w.running {
+			return ErrRebooted
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrGuestStopped, e)
 }

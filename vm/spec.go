@@ -2,6 +2,7 @@ package vm
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 
 	"gitlab-sardine-executor/vm/admission"
@@ -75,6 +76,10 @@ func (p Place) storage() string { return filepath.Dir(p.JobDir) }
 var (
 	// ErrGuestStopped: the guest stopped, crashed or paused by itself.
 	ErrGuestStopped = errors.New("the guest stopped")
+	// ErrPoweredOff: the guest shut its machine down.
+	ErrPoweredOff = fmt.Errorf("%w: it powered off", ErrGuestStopped)
+	// ErrRebooted: the guest rebooted while a command was running in it.
+	ErrRebooted = errors.New("the guest rebooted")
 	// ErrNoAnswer: the guest is running, but its SSH server did not answer in time.
 	ErrNoAnswer = errors.New("the guest does not answer")
 	// ErrNetworkEnded: the process that is the guest's user network has ended.

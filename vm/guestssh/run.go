@@ -3,6 +3,7 @@ package guestssh
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -20,18 +21,25 @@ const (
 	// drainIdle is the time without output after which the wait ends. It is longer than a
 	// busy guest takes to send what is in its pipes.
 	drainIdle = time.Second
-	// openTimeout bounds the time that a server takes to start a command after login.
-	openTimeout = 30 * time.Second
+	// openTimeout bounds the time that a server takes to start a command after login. It
+	// may wait for other services of a guest that is still booting.
+	openTimeout = 5 * time.Minute
 	// killTimeout bounds the time that a cancelled command takes to end after SIGTERM.
 	killTimeout = 500 * time.Millisecond
 )
 
 // A Keepalive detects a guest that has vanished: it sends a request every Interval, and
 // reports the guest as lost if no reply comes within Timeout.
-type Keepalive struct{ Interval, Timeout time.Duration }
+type Keepalive struct {
+	Interval, Timeout time.Duration
+	// Still reports whether the whole guest stands still; nil if that is not known. Nothing
+	// is sent to such a guest until Timeout is over: passt resets a connection with data
+	// that the guest has not acknowledged for 8 s (TCP_MAX_RETRANS in its tcp.c).
+	Still func(context.Context) bool
+}
 
-// defaultKeepalive reports a guest as lost after 25 s.
-var defaultKeepalive = Keepalive{Interval: 5 * time.Second, Timeout: 20 * time.Second}
+// defaultKeepalive reports a guest as lost after 60 to 80 s.
+var defaultKeepalive = Keepalive{Interval: 10 * time.Second, Timeout: time.Minute}
 
 // A Command is a command to run in a guest. As with ssh, the user's login shell runs it,
 // without a terminal.
@@ -40,7 +48,7 @@ type Command struct {
 	Stdin  io.Reader // nil: empty
 	Stdout io.Writer
 	Stderr io.Writer
-	// Keepalive detects a lost guest; zero reports a guest as lost after 25 s.
+	// Keepalive detects a lost guest. Zero times report it after 60 to 80 s.
 	Keepalive Keepalive
 }
 
@@ -54,7 +62,7 @@ func (c *Client) Run(ctx context.Context, cmd Command) (int, error) {
 	client := c.conn
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	lost := cmp.Or(cmd.Keepalive, defaultKeepalive).watch(ctx, client)
+	lost := cmd.Keepalive.orDefault().watch(ctx, client)
 	channel, exited, err := openCommand(ctx, client, cmd.Line, lost)
 	if err != nil {
 		return 0, err
@@ -255,34 +263,69 @@ func (o *output) drain(ctx context.Context) {
 	}
 }
 
+func (k Keepalive) orDefault() Keepalive {
+	k.Interval = cmp.Or(k.Interval, defaultKeepalive.Interval)
+	k.Timeout = cmp.Or(k.Timeout, defaultKeepalive.Timeout)
+	return k
+}
+
 // watch sends keepalive requests and reports when the server does not reply.
 func (k Keepalive) watch(ctx context.Context, client *ssh.Client) <-chan error {
 	lost := make(chan error, 1)
 	go func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(k.Interval):
-			}
-			answered := make(chan error, 1)
-			go func() {
-				_, _, err := client.SendRequest("keepalive@openssh.com", true, nil)
-				answered <- err
-			}()
-			select {
-			case <-ctx.Done():
-				return
-			case err := <-answered:
-				if err != nil {
-					lost <- fmt.Errorf("%w: %w", ErrLost, err)
-					return
-				}
-			case <-time.After(k.Timeout):
-				lost <- fmt.Errorf("%w: no answer for %s", ErrLost, k.Timeout)
-				return
-			}
+		if err := k.run(ctx, client); err != nil {
+			lost <- err
 		}
 	}()
 	return lost
+}
+
+// errUnanswered: no reply came in time.
+var errUnanswered = errors.New("no reply")
+
+// run returns nil when ctx ends.
+func (k Keepalive) run(ctx context.Context, client *ssh.Client) error {
+	answered := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(k.Interval):
+		}
+		still, wait := k.Still != nil && k.Still(ctx), k.Timeout
+		if still && time.Since(answered) < k.Timeout {
+			continue
+		}
+		if still { // the last attempt
+			wait = k.Interval
+		}
+		err := ask(ctx, client, wait)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			answered = time.Now()
+		case still || errors.Is(err, errUnanswered):
+			return fmt.Errorf("%w: no answer for %.0f s", ErrLost, time.Since(answered).Seconds())
+		default:
+			return fmt.Errorf("%w: %w", ErrLost, err)
+		}
+	}
+}
+
+// ask sends one keepalive request and waits for the reply.
+func ask(ctx context.Context, client *ssh.Client, wait time.Duration) error {
+	replied := make(chan error, 1)
+	go func() {
+		_, _, err := client.SendRequest("keepalive@openssh.com", true, nil)
+		replied <- err
+	}()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case err := <-replied:
+		return err
+	case <-time.After(wait):
+		return errUnanswered
+	}
 }

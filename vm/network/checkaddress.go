@@ -37,6 +37,15 @@ func CheckAddress(ctx context.Context, dom *virt.Domain, jobDir, address string,
 // that is not known. jobDir is the directory of its job.
 func StalledIn(jobDir string) func() bool { return passt.StalledIn(jobDir) }
 
+// CheckForwarder makes sure that the process on this host still runs that forwards
+// connections to address (host:port) to the guest, if there is one.
+func CheckForwarder(jobDir, address string) error {
+	if at, err := netip.ParseAddrPort(address); err != nil || !at.Addr().IsLoopback() {
+		return nil
+	}
+	return passt.Check(jobDir)
+}
+
 // checkNeighbour makes sure that the address belongs to a NIC of the machine.
 func checkNeighbour(ctx context.Context, dom *virt.Domain, address netip.Addr, macs []string) error {
 	if len(macs) == 0 { // started by an older version of this program

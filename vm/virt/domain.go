@@ -247,6 +247,16 @@ func (d *Domain) StopReason(ctx context.Context) (string, error) {
 	return "", nil
 }
 
+// Progress returns the CPU time, in nanoseconds, that the domain has used, and whether it is
+// paused. It does not ask QEMU.
+func (d *Domain) Progress(ctx context.Context) (used uint64, paused bool, err error) {
+	info, err := await(ctx, "ask for the CPU time of "+d.name, d.dom.GetInfo)
+	if err != nil {
+		return 0, false, err
+	}
+	return info.CpuTime, info.State == libvirt.DOMAIN_PAUSED, nil
+}
+
 // gone makes err an [ErrNoDomain] if the domain has ended since the lookup.
 func gone(err error) error {
 	if isCode(err, libvirt.ERR_NO_DOMAIN) {

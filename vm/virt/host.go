@@ -34,6 +34,7 @@ func Open(ctx context.Context, uri string) (*Host, error) {
 		uri = defaultURI()
 	}
 	conn, err := await(ctx, "connect to libvirt at "+uri, func() (*libvirt.Connect, error) {
+		_ = startLoop() // without it there are no events, and Domain.Events says so
 		return libvirt.NewConnect(uri)
 	})
 	if err != nil {
