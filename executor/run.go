@@ -19,7 +19,7 @@ import (
 
 // Run is the run stage: it runs the script in the file path in the job's guest. name is
 // GitLab's name of the stage, such as build_script. The output of the script goes to
-// stdout and stderr unchanged. The error is a [failure.ScriptError] if the script
+// stdout and stderr unchanged. If stderr is nil, both go to stdout, in order. The error is a [failure.ScriptError] if the script
 // failed.
 func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.Writer) (err error) {
 	dirs, err := d.Settings.Dirs()
@@ -86,8 +86,12 @@ func (d *Driver) runIn(ctx context.Context, host machineHost, dirs config.Dirs, 
 		return err
 	}
 	sh := guestshell.For(settings.Shell)
+	line := sh.Command
+	if stderr == nil {
+		line, stderr = sh.Merged, stdout
+	}
 	status, err := guest.Run(ctx, guestssh.Command{
-		Line:   sh.Command,
+		Line:   line,
 		Stdin:  io.MultiReader(strings.NewReader(sh.Prefix), script),
 		Stdout: stdout,
 		Stderr: stderr,

@@ -122,7 +122,7 @@ func (i *Instance) run(ctx context.Context, cmd guestssh.Command, n network.Netw
 	if err == nil {
 		return status, nil
 	}
-	if errors.Is(err, guestssh.ErrLost) {
+	if errors.Is(err, guestssh.ErrLost) && !errors.Is(err, guestssh.ErrSilent) {
 		err = errors.Join(i.awaitEnd(running), err)
 	}
 	if cause := context.Cause(running); cause != nil {
@@ -236,9 +236,13 @@ type watch struct {
 
 // run returns when ctx ends. It ignores errors of libvirt: the daemon may be restarting.
 func (w watch) run(ctx context.Context, cancel context.CancelCauseFunc) {
-	events, stop, err := w.instance.dom.Events(ctx)
-	if err == nil {
-		defer stop()
+	var events <-chan virt.Event
+	if w.network == nil || !w.running { // prepare's own commands are short
+		from, stop, err := w.instance.dom.Events(ctx)
+		if err == nil {
+			defer stop()
+			events = from
+		}
 	}
 	disconnected := false
 	for {

@@ -32,7 +32,7 @@ func RunPrepareScript(ctx context.Context, guest Guest, settings config.Resolved
 	}
 	output, sh := log.Writer(), For(settings.Shell)
 	status, err := guest.Run(ctx, guestssh.Command{
-		Line:   sh.Command,
+		Line:   sh.Merged,
 		Stdin:  io.MultiReader(strings.NewReader(sh.exports(variables)), text),
 		Stdout: output,
 		Stderr: output,

@@ -11,8 +11,12 @@ import (
 
 // A Shell is a value of the setting shell.
 type Shell struct {
-	// Command line that starts the shell, which reads the script from stdin.
+	// Command line that starts the shell, which runs the script on standard input. The
+	// commands of the script have an empty standard input.
 	Command string
+	// Merged is the same, with the standard error of the script on its standard output,
+	// so that their order remains. PowerShell keeps them apart.
+	Merged string
 	// GitLab is the name of the shell for GitLab Runner, which writes the scripts.
 	GitLab string
 	// Prefix is sent before a script of GitLab.
@@ -31,11 +35,36 @@ func For(name string) Shell { return shells[name] }
 // shells by name. The POSIX ones are login shells, as in GitLab's own ssh executor:
 // a job finds what /etc/profile puts on the PATH.
 var shells = map[string]Shell{
-	"bash":       {Command: "bash --login", GitLab: "bash", Prefix: pathPrefix, export: exportPOSIX},
-	"sh":         {Command: "sh -l", GitLab: "sh", Prefix: pathPrefix, export: exportPOSIX},
-	"zsh":        {Command: "zsh --login", GitLab: "bash", Prefix: pathPrefix, export: exportZsh},
-	"pwsh":       {Command: powerShell("pwsh", bootstrap), GitLab: "pwsh", export: exportPowerShell, powerShell: true},
-	"powershell": {Command: powerShell("powershell", bootstrap), GitLab: "powershell", export: exportPowerShell, powerShell: true},
+	"bash":       posix("bash --login", "bash", exportPOSIX),
+	"sh":         posix("sh -l", "sh", exportPOSIX),
+	"zsh":        posix("zsh --login", "bash", exportZsh),
+	"pwsh":       windows("pwsh"),
+	"powershell": windows("powershell"),
+}
+
+// runStdin runs the script on standard input. A shell that reads its script from a pipe
+// reads it byte by byte, because commands may want the rest: a script of megabytes takes
+// minutes in an emulated guest. cat reads it in blocks. A file would do, too, but the
+// script holds the job's secrets, and the guest's disk may be full.
+//
+// The shell expands the words of a command before it redirects (POSIX.1-2017, XCU 2.9.1).
+// If cat is missing, nothing of the script runs.
+const runStdin = `eval "$(command cat || echo exit 127)" </dev/null`
+
+// posix is a POSIX shell that login starts as a login shell. The user's own shell, which
+// can be any, passes the quoted text on unchanged.
+func posix(login, gitlab string, export func(name, value string) string) Shell {
+	return Shell{
+		Command: login + " -c '" + runStdin + "'",
+		Merged:  login + " -c '" + runStdin + " 2>&1'",
+		GitLab:  gitlab, Prefix: pathPrefix, export: export,
+	}
+}
+
+// windows is the PowerShell of that name.
+func windows(name string) Shell {
+	command := powerShell(name, bootstrap)
+	return Shell{Command: command, Merged: command, GitLab: name, export: exportPowerShell, powerShell: true}
 }
 
 // exportPOSIX uses command, because a special builtin that fails would exit the shell

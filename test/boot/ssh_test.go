@@ -45,43 +45,81 @@ func running(t *testing.T, guest instance, text string, keepalive guestssh.Keepa
 	return ended
 }
 
-// lostTime is how long a job may hang on a guest that is lost.
-const lostTime = 30 * time.Second
+// stillTime is how long a guest stands still that comes back: longer than passt gives a
+// connection with data that its guest does not acknowledge.
+const stillTime = 32 * time.Second
 
-// A guest that hangs without a word, as its QEMU does here, is found by the
-// keepalive that jobs have; one that is gone by libvirt.
-func TestGuestIsLostDuringAScript(t *testing.T) {
+// A guest that stands still comes back to its script; one that does not is lost. The guest
+// says how it ended: a reboot and a power-off are told from the end of its machine by
+// another hand.
+func TestGuestEndsDuringAScript(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("lost"))
 		pid := l.qemu(t, guest.Name())
-		ended := running(t, guest, "sleep 1000", guestssh.Keepalive{})
-		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
+		stop := func(signal syscall.Signal) {
+			if err := syscall.Kill(pid, signal); err != nil {
+				t.Fatal(err)
+			}
 		}
-		began := time.Now()
+		ended := running(t, guest, "sleep 40; echo done", guestssh.Keepalive{})
+		stop(syscall.SIGSTOP)
+		select {
+		case err := <-ended:
+			t.Errorf("the guest stands still: got %v", err)
+		case <-time.After(stillTime):
+		}
+		stop(syscall.SIGCONT)
+		if err := <-ended; err != nil {
+			t.Errorf("the guest stood still: got %v", err)
+		}
+
+		ended = running(t, guest, "sleep 1000", guestssh.Keepalive{Interval: time.Second, Timeout: 5 * time.Second})
+		stop(syscall.SIGSTOP)
 		err := <-ended
-		if took := time.Since(began); took > lostTime {
-			t.Errorf("QEMU hangs: that took %v to find", took)
-		}
-		if err2 := syscall.Kill(pid, syscall.SIGCONT); err2 != nil {
-			t.Fatal(err2)
-		}
-		if !errors.Is(err, guestssh.ErrLost) {
+		stop(syscall.SIGCONT)
+		if !errors.Is(err, guestssh.ErrLost) || !strings.Contains(err.Error(), "no answer for") {
 			t.Errorf("QEMU hangs: got %v, want %v", err, guestssh.ErrLost)
 		}
 
-		found, err := vm.Find(t.Context(), l.host, guest.Name(), filepath.Join(l.dir, "jobs", guest.Name()))
-		if err != nil {
-			t.Fatal(err)
+		for _, test := range []struct {
+			name, script string
+			want         error
+		}{
+			{"reboot", "reboot -f", vm.ErrRebooted},
+			{"poweroff", "poweroff -f", vm.ErrPoweredOff},
+		} {
+			again := l.reconnect(t, guest.Name())
+			if err := <-running(t, again, test.script+"; sleep 1000", guestssh.Keepalive{}); !errors.Is(err, test.want) {
+				t.Errorf("%s: got %v, want %v", test.name, err, test.want)
+			}
 		}
-		defer found.Close()
-		if err := found.Connect(t.Context(), guestLogin); err != nil {
-			t.Fatal(err)
-		}
-		ended = running(t, found, "sleep 1000", guestssh.Keepalive{})
+	})
+}
+
+// reconnect finds a machine and logs in to its guest, which may be booting.
+func (l *lab) reconnect(t *testing.T, name string) *vm.Instance {
+	t.Helper()
+	found, err := vm.Find(t.Context(), l.host, name, filepath.Join(l.dir, "jobs", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { found.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	if err := found.Connect(ctx, guestLogin); err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// A machine that libvirt is told to destroy did not power off.
+func TestMachineIsDestroyedDuringAScript(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		guest := l.ready(t, l.spec("destroyed"))
+		ended := running(t, guest, "sleep 1000", guestssh.Keepalive{})
 		l.virsh(t, "destroy", guest.Name())
-		if err := <-ended; !errors.Is(err, vm.ErrGuestStopped) {
-			t.Errorf("virsh destroy: got %v, want %v", err, vm.ErrGuestStopped)
+		if err := <-ended; !errors.Is(err, vm.ErrGuestStopped) || errors.Is(err, vm.ErrPoweredOff) || !strings.Contains(err.Error(), "destroyed") {
+			t.Errorf("got %v, want %v", err, vm.ErrGuestStopped)
 		}
 	})
 }

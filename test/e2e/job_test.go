@@ -63,7 +63,7 @@ func TestJob(t *testing.T) {
 		if want := "to stdout from vagrant in /builds/group/project: grüß 'dich' $HOME\n"; script.Stdout != want {
 			t.Errorf("stdout is %q, want %q", script.Stdout, want)
 		}
-		if want := "to stderr\n"; script.Stderr != want {
+		if want := ""; script.Stderr != want {
 			t.Errorf("stderr is %q, want %q", script.Stderr, want)
 		}
 		if after, _ := result.Find(gitlab.StageAfterScript); after.Stdout != "file\n" {

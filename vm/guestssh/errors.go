@@ -9,6 +9,8 @@ var (
 	ErrHostKey = errors.New("the guest's SSH host key has changed since prepare")
 	// ErrLost: the connection to the guest broke while a command was running.
 	ErrLost = errors.New("the connection to the guest was lost")
+	// ErrSilent: the guest did not answer for a time. It is an ErrLost, too.
+	ErrSilent = errors.New("no answer")
 	// ErrBooting: the guest refuses logins until it has booted.
 	ErrBooting = errors.New("the guest is still booting")
 )

@@ -306,7 +306,7 @@ func (k Keepalive) run(ctx context.Context, client *ssh.Client) error {
 		case err == nil:
 			answered = time.Now()
 		case still || errors.Is(err, errUnanswered):
-			return fmt.Errorf("%w: no answer for %.0f s", ErrLost, time.Since(answered).Seconds())
+			return fmt.Errorf("%w: %w for %.0f s", ErrLost, ErrSilent, time.Since(answered).Seconds())
 		default:
 			return fmt.Errorf("%w: %w", ErrLost, err)
 		}

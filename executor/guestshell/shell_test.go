@@ -1,0 +1,109 @@
+package guestshell
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// localShells are the shells of this host that stand for those of guests: setting and command
+// that replaces the first word of the command line.
+var localShells = []struct{ shell, command string }{
+	{"bash", "bash"}, {"sh", "sh"}, {"sh", "dash"}, {"sh", "busybox sh"}, {"zsh", "zsh"},
+}
+
+// eachShell runs a script in each shell as an SSH server would: its command line is run by
+// the user's shell.
+func eachShell(t *testing.T, line func(Shell) string, script string, check func(t *testing.T, stdout, stderr string, status int)) {
+	t.Helper()
+	home := t.TempDir()
+	tried := 0
+	for _, local := range localShells {
+		if _, err := exec.LookPath(strings.Fields(local.command)[0]); err != nil {
+			continue
+		}
+		tried++
+		t.Run(local.command, func(t *testing.T) {
+			_, arguments, _ := strings.Cut(line(shells[local.shell]), " ")
+			cmd := exec.Command("sh", "-c", local.command+" "+arguments)
+			cmd.Env = []string{"HOME=" + home, "PATH=" + os.Getenv("PATH")}
+			cmd.Stdin = strings.NewReader(script)
+			var stdout, stderr strings.Builder
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			_ = cmd.Run()
+			check(t, stdout.String(), stderr.String(), cmd.ProcessState.ExitCode())
+		})
+	}
+	if tried < 3 {
+		t.Errorf("only %d shells are here", tried)
+	}
+}
+
+func command(s Shell) string { return s.Command }
+
+// No command of a script can swallow the rest of the script, and its exit status is that of
+// the script.
+func TestScriptHasEmptyStdin(t *testing.T) {
+	eachShell(t, command, "echo one\ncat\necho two >&2\nexit 3\n", func(t *testing.T, stdout, stderr string, status int) {
+		if stdout != "one\n" || stderr != "two\n" || status != 3 {
+			t.Errorf("got %q, %q, %d", stdout, stderr, status)
+		}
+	})
+}
+
+// A shell does not read its script byte by byte.
+func TestLargeScript(t *testing.T) {
+	const size = 4 << 20
+	var script strings.Builder
+	script.WriteString("v='" + strings.Repeat("\x01\x7f\u00e9 \\$x\"`\n", size/12) + "'\n")
+	for script.Len() < 2*size {
+		fmt.Fprintln(&script, ": a line of a script, as long as many are, with ümlauts")
+	}
+	script.WriteString("echo ${#v} >/dev/null; printf %s \"$v\" | cksum\nwhile read -r name value; do [ \"$name\" != syscr: ] || echo $value; done </proc/$$/io\n")
+	_, quoted, _ := strings.Cut(script.String(), "'")
+	quoted, _, _ = strings.Cut(quoted, "'")
+	sum := exec.Command("cksum")
+	sum.Stdin = strings.NewReader(quoted)
+	want, err := sum.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachShell(t, command, script.String(), func(t *testing.T, stdout, stderr string, status int) {
+		got, calls, _ := strings.Cut(stdout, "\n")
+		n, err := strconv.Atoi(strings.TrimSpace(calls))
+		if status != 0 || stderr != "" || got+"\n" != string(want) || err != nil {
+			t.Fatalf("status %d, %.200q, %.200q: %v; want %q", status, stdout, stderr, err, want)
+		}
+		if n > script.Len()/64 {
+			t.Errorf("%d reads for %d bytes", n, script.Len())
+		}
+	})
+}
+
+// The lines of both outputs stay in order.
+func TestMergedOutputIsInOrder(t *testing.T) {
+	var script, want strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&script, "echo %d\necho %d >&2\n", i, -i)
+		fmt.Fprintf(&want, "%d\n%d\n", i, -i)
+	}
+	eachShell(t, func(s Shell) string { return s.Merged }, script.String(), func(t *testing.T, stdout, stderr string, status int) {
+		if stdout != want.String() || stderr != "" || status != 0 {
+			t.Errorf("status %d, stderr %q, stdout:\n%s", status, stderr, stdout)
+		}
+	})
+}
+
+// A guest without cat runs nothing of the script, and the script does not seem to succeed.
+func TestScriptWithoutCat(t *testing.T) {
+	cmd := exec.Command("/bin/bash", "-c", strings.Replace(shells["bash"].Command, "bash --login", "/bin/bash", 1))
+	cmd.Env = []string{"PATH=/nonexistent"}
+	cmd.Stdin = strings.NewReader("echo ran\n")
+	output, _ := cmd.CombinedOutput()
+	if strings.Contains(string(output), "ran") || cmd.ProcessState.ExitCode() != 127 {
+		t.Errorf("status %d: %s", cmd.ProcessState.ExitCode(), output)
+	}
+}
