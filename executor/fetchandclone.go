@@ -177,6 +177,7 @@ func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		Network:    o.Settings.Network,
 		HostAccess: o.Settings.HostAccess,
 		SSHPort:    image.Guest.SSHPort(),
+		LoginGrace: o.Settings.LoginGrace,
 		Cache:      o.Cache,
 		Record:     o.Record,
 	}

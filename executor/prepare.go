@@ -200,12 +200,13 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 	defer end()
 	booted := d.phase("boot")
 	hint := policy.HintFor(ctx, p.settings, d.Job.Server)
+	limit := began.Add(p.settings.Timeout)
 	err := d.waitReady(ctx, machine, p.settings.Timeout)
 	info := machine.Info()
 	if err == nil {
 		booted()
 		hint.Tell(d.Log)
-		err = d.mountCache(ctx, machine, p.settings.GuestCacheDir)
+		err = within(ctx, limit, func(ctx context.Context) error { return d.mountCache(ctx, machine, p.settings.GuestCacheDir) })
 	}
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, errNetworkLost) {
@@ -222,10 +223,11 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 		d.Log.Say("Guest resumed from a snapshot of %s", info.SnapshotTime.Format(time.RFC3339))
 	}
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
-	d.Log.Say("Guest ready at %s as %s (%s)", info.Address, info.Login.User, joblog.Seconds(time.Since(began)))
-	if err := guestshell.MakeDirs(ctx, machine, p.settings, d.Log); err != nil {
+	err = within(ctx, limit, func(ctx context.Context) error { return guestshell.Settle(ctx, machine, p.settings, d.Log) })
+	if err != nil {
 		return err
 	}
+	d.Log.Say("Guest ready at %s as %s (%s)", info.Address, info.Login.User, joblog.Seconds(time.Since(began)))
 	end()
 	if err := guestshell.RunPrepareScript(ctx, machine, p.settings, d.Job.Variables, d.Log); err != nil {
 		return err
@@ -233,6 +235,20 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 	// If no script follows, the job was cancelled.
 	d.save(d.jobDir(p.dirs), outcome.Outcome{Result: outcome.Cancelled})
 	return nil
+}
+
+// stepMin is what a step after the login has at least, however late the login was.
+const stepMin = 30 * time.Second
+
+// within runs a step of prepare that has to end at limit, the end of the setting timeout.
+func within(ctx context.Context, limit time.Time, step func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(ctx, max(time.Until(limit), stepMin))
+	defer cancel()
+	err := step(limited)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return fmt.Errorf("%w (the setting timeout)", err)
+	}
+	return err
 }
 
 // record returns the record of the job for the machine's domain.
@@ -296,7 +312,7 @@ func (d *Driver) removeFailed(ctx context.Context, host machineHost, dirs config
 func (d *Driver) waitReady(ctx context.Context, machine instance, timeout time.Duration) error {
 	info := machine.Info()
 	if info.resumed() {
-		return d.waitResumed(ctx, machine)
+		return d.waitResumed(ctx, machine, timeout)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

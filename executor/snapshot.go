@@ -13,9 +13,12 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// resumeTimeout bounds the wait for a guest that resumes from a snapshot: it was ready
-// when the snapshot was made.
-const resumeTimeout = 30 * time.Second
+// A guest that resumes from a snapshot was ready when that was made. It has resumeMin, or
+// the part 1/resumePart of timeout if that is more.
+const (
+	resumeMin  = 30 * time.Second
+	resumePart = 10
+)
 
 // errNotResumed says that a machine did not become ready after its snapshot.
 var errNotResumed = errors.New("the machine did not resume from its snapshot")
@@ -41,8 +44,8 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *virt.Host, sp
 
 // waitResumed waits for a guest that resumes from a snapshot. If it does not answer, the
 // error is an [errNotResumed], and the snapshot is not used again.
-func (d *Driver) waitResumed(ctx context.Context, machine instance) error {
-	waiting, cancel := context.WithTimeout(ctx, resumeTimeout)
+func (d *Driver) waitResumed(ctx context.Context, machine instance, timeout time.Duration) error {
+	waiting, cancel := context.WithTimeout(ctx, max(resumeMin, timeout/resumePart))
 	defer cancel()
 	err := machine.WaitReady(waiting, machine.Info().Login)
 	if err == nil || ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) {

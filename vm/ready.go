@@ -36,6 +36,11 @@ const (
 	movePollMax = 5 * time.Second
 	// retryPause follows a login that failed and may succeed the next time.
 	retryPause = 200 * time.Millisecond
+	// handshakeTimeout bounds the first login after the server's banner. Each further one
+	// may take twice as long, up to handshakeMax, after which OpenSSH ends it
+	// (LoginGraceTime): a guest that reboots meanwhile never answers.
+	handshakeTimeout = 30 * time.Second
+	handshakeMax     = 2 * time.Minute
 	// contestedGrace is how long another machine may answer at the address of one that
 	// starts: it may be shutting down.
 	contestedGrace = 5 * time.Second
@@ -57,14 +62,16 @@ type Started struct {
 	changed  <-chan struct{} // see [network.Network.Watch]
 	cache    cache.Cache
 	snapshot *snapshot.Snapshot // that it resumed from; nil if it booted
+
+	loginGrace time.Duration // see Spec
 }
 
 // WaitReady waits until the guest has an address and accepts the login, and stores address,
 // host key and user in the machine's record. Only the deadline of ctx bounds the wait; the
-// error is [ErrNoAnswer] then, or
-// [ErrNoBoot]. WaitReady returns at once if the guest stops
-// ([ErrGuestStopped]) or refuses the credentials ([guestssh.ErrLogin]), unless the login
-// is late. It sets the clock of a guest that resumed from a snapshot. [ConsoleOf] returns
+// error is [ErrNoAnswer] then, or [ErrNoBoot]. WaitReady returns at once if the guest stops
+// ([ErrGuestStopped]) or has refused the credentials for [Spec.LoginGrace]
+// ([guestssh.ErrLogin]); a login that is late may be refused until the deadline. It sets
+// the clock of a guest that resumed from a snapshot. [ConsoleOf] returns
 // the last lines of the guest's console for its errors.
 func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
 	waiting, cancel := context.WithCancelCause(ctx)
@@ -107,27 +114,57 @@ func (s *Started) becomeReady(ctx context.Context, login guestssh.Login) error {
 		}
 	}
 	var contested time.Time
-	for {
+	var refused guestssh.Refusals
+	for patience := handshakeTimeout; ; patience = min(2*patience, handshakeMax) {
 		conn, err := s.waitSSH(ctx)
 		if err != nil {
 			return err
 		}
-		client, err := s.logIn(ctx, conn, login, pinned)
+		if refused.Since.IsZero() {
+			refused.Since = time.Now()
+		}
+		client, err := s.logInWithin(ctx, patience, conn, login, pinned)
 		if err == nil {
 			return s.loggedIn(ctx, client, login.User)
 		}
 		if errors.Is(err, network.ErrContested) && contested.IsZero() {
 			contested = time.Now()
 		}
-		if isFinal(err, login) || errors.Is(err, network.ErrContested) && time.Since(contested) > contestedGrace {
+		pause := retryPause
+		if isRefusal(err) {
+			pause = refused.Pause(conn)
+			left := s.loginGrace - time.Since(refused.Since)
+			if left <= 0 && !login.Late && !errors.Is(err, guestssh.ErrBooting) {
+				return s.refusal(err, refused)
+			}
+			if !login.Late && left > 0 {
+				pause = min(pause, left)
+			}
+		}
+		if isFinal(err) || errors.Is(err, network.ErrContested) && time.Since(contested) > contestedGrace {
 			return err
 		}
 		select {
-		case <-time.After(retryPause):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return errors.Join(context.Cause(ctx), err)
 		}
 	}
+}
+
+// logInWithin logs in, for patience at most. The connection may be lost without a sign.
+func (s *Started) logInWithin(ctx context.Context, patience time.Duration, conn net.Conn, login guestssh.Login, pinned ssh.PublicKey) (*guestssh.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return s.logIn(ctx, conn, login, pinned)
+}
+
+// refusal describes a login that was refused too long.
+func (s *Started) refusal(err error, refused guestssh.Refusals) error {
+	if s.loginGrace == 0 {
+		return err
+	}
+	return fmt.Errorf("%w: refused %d times in %.0f s (the setting login_grace)", err, refused.Count, time.Since(refused.Since).Seconds())
 }
 
 // loggedIn completes the record after the first login.
@@ -158,15 +195,16 @@ func (s *Started) ejectSeed(ctx context.Context) error {
 	return s.dom.UpdateDevice(ctx, drive)
 }
 
-// isFinal reports whether a login that failed with err would fail again.
-func isFinal(err error, login guestssh.Login) bool {
-	switch {
-	case errors.Is(err, guestssh.ErrBooting):
-		return false
-	case errors.Is(err, guestssh.ErrLogin), errors.Is(err, guestssh.ErrHostKey):
-		return !login.Late
-	}
-	return errors.Is(err, errdefs.ErrInvalid)
+// isRefusal reports whether the guest refused the login, or is not the expected one. It may
+// still be setting its users and keys.
+func isRefusal(err error) bool {
+	return errors.Is(err, guestssh.ErrLogin) || errors.Is(err, guestssh.ErrHostKey) || errors.Is(err, guestssh.ErrBooting)
+}
+
+// isFinal reports whether a login that failed with err, and was not refused, would fail
+// again.
+func isFinal(err error) bool {
+	return !isRefusal(err) && errors.Is(err, errdefs.ErrInvalid)
 }
 
 // waitSSH waits for the guest's address and the banner of its SSH server. It starts again

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
@@ -35,6 +36,9 @@ type Spec struct {
 	HostAccess bool
 	// SSHPort is the port of the guest's SSH server; 0 means 22.
 	SSHPort int
+	// LoginGrace is how long a login may be refused after the first answer of the SSH
+	// server: the guest may set its users while it boots.
+	LoginGrace time.Duration
 	// Seed gives the guest a login while it boots; nil if its image has one.
 	Seed *seed.Seed
 	// Cache to attach; nil for none.

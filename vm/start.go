@@ -88,7 +88,7 @@ func (s *starter) started(from *snapshot.Snapshot) *Started {
 	return &Started{
 		Instance: &Instance{dom: s.dom, name: s.spec.Name, record: s.record, jobDir: s.spec.JobDir},
 		Notes:    s.notes, Warnings: s.warnings,
-		network: s.network, cache: s.cache, snapshot: from,
+		network: s.network, cache: s.cache, snapshot: from, loginGrace: s.spec.LoginGrace,
 	}
 }
 

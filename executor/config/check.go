@@ -103,6 +103,7 @@ func (r Resolved) check() error {
 	return firstError(
 		checkPolicies("pull_policy", r.PullPolicies),
 		checkPolicies("allowed_pull_policies", r.AllowedPullPolicies),
+		oneOf("wait_for", r.WaitFor, WaitBoot, "login"),
 		oneOf("accel", r.Accel, "auto", "kvm", "tcg"),
 		oneOf("firmware", r.Firmware, "auto", "bios", "uefi", "uefi-secure"),
 		oneOf("omit_backingstore", r.OmitBackingStore, "auto", "yes", "no"),

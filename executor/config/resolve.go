@@ -25,6 +25,8 @@ type Resolved struct {
 	Architecture string
 
 	Timeout             time.Duration
+	WaitFor             string
+	LoginGrace          time.Duration
 	PullPolicies        []oci.PullPolicy
 	AllowedPullPolicies []oci.PullPolicy
 	Network             string
@@ -59,6 +61,8 @@ type Resolved struct {
 func builtIn(connect, shell string) Resolved {
 	r := Resolved{
 		Timeout:             5 * time.Minute,
+		WaitFor:             WaitBoot,
+		LoginGrace:          30 * time.Second,
 		PullPolicies:        []oci.PullPolicy{oci.PullAlways},
 		AllowedPullPolicies: []oci.PullPolicy{},
 		Network:             "user",

@@ -96,6 +96,8 @@ type Section struct {
 // table does not set it. [Resolved] has a field of the same name for each of them.
 type PerImage struct {
 	Timeout             *Duration `toml:"timeout"`
+	WaitFor             *string   `toml:"wait_for"`
+	LoginGrace          *Duration `toml:"login_grace"`
 	PullPolicies        *Policies `toml:"pull_policy"`
 	AllowedPullPolicies *Policies `toml:"allowed_pull_policies"`
 	Network             *string   `toml:"network"`
@@ -137,6 +139,7 @@ func hostDefaults() Defaults {
 
 // The values of settings that other packages ask for by name.
 const (
+	WaitBoot   = "boot"
 	CacheNone  = "none"
 	CacheDisk  = "disk"
 	CacheShare = "share"

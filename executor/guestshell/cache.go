@@ -7,17 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"al.essio.dev/pkg/shellescape"
 
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm/guestssh"
 )
-
-// mountTimeout bounds the mount, which may check or create a file system and change the
-// owner of many files.
-const mountTimeout = 3 * time.Minute
 
 // The guest does this work: the host never opens a cache.
 var (
@@ -39,27 +34,27 @@ type Cache struct {
 var ErrCacheUnusable = errors.New("the guest cannot use its cache")
 
 // MountCache mounts the guest's cache. If the guest cannot mount it, the cache directory
-// is on the guest's own disk, as without the setting cache: a warning, not an error.
+// is on the guest's own disk, as without the setting cache: a warning, not an error. The
+// mount may check or create a file system and change the owner of many files; only ctx
+// bounds it.
 func MountCache(ctx context.Context, guest Guest, cache Cache, log *joblog.Log) error {
-	mounting, cancel := context.WithTimeout(ctx, mountTimeout)
-	defer cancel()
 	fresh := "no"
 	if cache.Fresh {
 		fresh = "yes"
 	}
 	var said beginning
-	status, err := guest.Run(mounting, guestssh.Command{
+	status, err := guest.Run(ctx, guestssh.Command{
 		Line:   "sh -s " + shellescape.QuoteCommand([]string{cache.Mode, cache.Label, cache.Dir, fresh}),
 		Stdin:  strings.NewReader(mountScript),
 		Stdout: &said,
 	})
 	relay(said.String(), log)
-	late := errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil
+	late := errors.Is(err, context.DeadlineExceeded)
 	if err != nil && !late {
 		return fmt.Errorf("mount the cache in the guest: %w", err)
 	}
 	if late {
-		log.Warn("the guest could not mount its cache within %s: the job continues without it", mountTimeout)
+		log.Warn("the guest could not mount its cache in time (the setting timeout): the job continues without it")
 	}
 	if late || status != 0 {
 		return ErrCacheUnusable

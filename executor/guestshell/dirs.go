@@ -1,11 +1,11 @@
 package guestshell
 
 import (
-	"bytes"
 	"context"
+	_ "embed" // the script
+	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"al.essio.dev/pkg/shellescape"
 
@@ -14,26 +14,43 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
-// dirsTimeout bounds the creation of directories. On Windows the first PowerShell can
-// take half a minute to start.
-const (
-	dirsTimeout        = 30 * time.Second
-	dirsTimeoutWindows = 2 * time.Minute
-)
+// waitBoot waits for the end of the boot.
+//
+//go:embed scripts/wait-boot.sh
+var waitBoot string
 
-// MakeDirs creates the directories for GitLab Runner's scripts, with sudo if the guest's
-// user lacks the permission: most images allow sudo without a password. A failure is
+// errBooting says that the guest runs commands but has not finished its boot.
+var errBooting = errors.New("the guest accepts the login, but its boot has not ended (see systemctl list-jobs and cloud-init status in the guest; " +
+	`wait_for = "login" does not wait for it)`)
+
+// Settle waits for the end of the guest's boot, unless the settings say otherwise, and
+// creates the directories for GitLab Runner's scripts, with sudo if the guest's user lacks
+// the permission: most images allow sudo without a password. A failure to create them is
 // only a warning, because a job without a checkout does not need the directories.
-func MakeDirs(ctx context.Context, guest Guest, settings config.Resolved, log *joblog.Log) error {
+//
+// Both share one command, which costs a tenth of a second in an emulated guest. The error
+// is [guestssh.ErrLogin] if the guest demands a new password instead. Only ctx bounds it.
+func Settle(ctx context.Context, guest Guest, settings config.Resolved, log *joblog.Log) error {
 	dirs := []string{settings.GuestBuildsDir, settings.GuestCacheDir}
-	timeout, command, script := dirsTimeout, "sh", makeDirsPOSIX(dirs)
-	if settings.Windows() {
-		timeout, command, script = dirsTimeoutWindows, For(settings.Shell).Command, makeDirsWindows(dirs)
+	command, script := "sh", makeDirsPOSIX(dirs)
+	waits := settings.WaitFor == config.WaitBoot && !settings.Windows()
+	switch {
+	case settings.Windows():
+		command, script = For(settings.Shell).Command, makeDirsWindows(dirs)
+	case waits:
+		script = waitBoot + script
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	var stdout, stderr bytes.Buffer
+	var stdout, stderr beginning
 	status, err := guest.Run(ctx, guestssh.Command{Line: command, Stdin: strings.NewReader(script), Stdout: &stdout, Stderr: &stderr})
+	relay(stdout.String(), log)
+	if waits && errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", errBooting, err)
+	}
+	if status != 0 {
+		if expired := guestssh.PasswordExpired(stdout.String() + stderr.String()); expired != nil {
+			return expired
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("create the directories for builds and cache in the guest: %w", err)
 	}

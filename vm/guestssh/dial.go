@@ -1,6 +1,7 @@
 package guestssh
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -181,7 +182,7 @@ func (d *dialer) attempt(ctx context.Context, number int, timeout time.Duration)
 		return nil, err
 	}
 	endOrderly(conn)
-	return &prefetchedConn{Conn: conn, sent: len(clientVersion) + 2, received: banner}, nil
+	return &prefetchedConn{Conn: conn, sent: len(clientVersion) + 2, received: banner, banner: banner}, nil
 }
 
 // waitBanner sends our version line and returns the first bytes of the server's. It
@@ -197,6 +198,13 @@ func (d *dialer) waitBanner(ctx context.Context, conn net.Conn, accepted func())
 	}
 	banner := make([]byte, 256)
 	n, err := conn.Read(banner)
+	if bytes.HasPrefix(banner[:n], penalty) {
+		select {
+		case <-time.After(penaltyPause):
+		case <-ctx.Done():
+		}
+		return nil, errors.New("the guest's SSH server refuses connections for a while, after refused logins (PerSourcePenalties)")
+	}
 	return banner[:n], err
 }
 
@@ -244,6 +252,7 @@ type prefetchedConn struct {
 	net.Conn
 	sent     int    // number of bytes to drop from the next writes
 	received []byte // bytes to return from the next reads
+	banner   []byte // the beginning of the server's version line
 }
 
 func (c *prefetchedConn) Write(p []byte) (int, error) {

@@ -16,13 +16,7 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-const (
-	clientVersion = "SSH-2.0-gitlab-sardine-executor"
-
-	// handshakeTimeout bounds key exchange and authentication after the server's banner.
-	// An emulated guest that is still booting needs seconds.
-	handshakeTimeout = 30 * time.Second
-)
+const clientVersion = "SSH-2.0-gitlab-sardine-executor"
 
 // A Client is a connection to the SSH server of a guest that has accepted a login.
 type Client struct {
@@ -35,10 +29,11 @@ type Client struct {
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Handshake logs in on conn, which it closes on failure. pinned is the required host
-// key; nil accepts any.
+// Handshake logs in on conn, which it closes on failure. Only ctx bounds it. pinned is the
+// required host key; nil accepts any.
 func Handshake(ctx context.Context, conn net.Conn, login Login, pinned ssh.PublicKey) (*Client, error) {
-	auth, err := login.methods(ctx)
+	var expired bool
+	auth, err := login.methods(ctx, &expired)
 	if err != nil {
 		conn.Close()
 		return nil, err
@@ -61,8 +56,6 @@ func Handshake(ctx context.Context, conn net.Conn, login Login, pinned ssh.Publi
 	if pinned != nil {
 		config.HostKeyAlgorithms = signatureAlgorithms(pinned)
 	}
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	inner, channels, requests, err := ssh.NewClientConn(conn, conn.RemoteAddr().String(), config)
 	if !stop() && err == nil {
@@ -70,6 +63,9 @@ func Handshake(ctx context.Context, conn net.Conn, login Login, pinned ssh.Publi
 	}
 	if err != nil {
 		conn.Close()
+		if expired {
+			return nil, fmt.Errorf("%w: %w: user %q", ErrLogin, errExpired, login.User)
+		}
 		return nil, classifyHandshake(err, login.User, banner)
 	}
 	return &Client{HostKey: seen, conn: ssh.NewClient(inner, channels, requests)}, nil
@@ -86,7 +82,7 @@ func classifyHandshake(err error, user, banner string) error {
 		// The text of /run/nologin, which systemd removes at the end of the boot.
 		return fmt.Errorf("%w: %w", ErrBooting, err)
 	case strings.Contains(err.Error(), "unable to authenticate"):
-		return fmt.Errorf("%w: user %q: %w (the login comes from the first user in the image's VM config, or from the settings username, password and identity_file)", ErrLogin, user, err)
+		return fmt.Errorf("%w: user %q, by %s (the login comes from the first user in the image's VM config, or from the settings username, password and identity_file)", ErrLogin, user, methodsIn(err))
 	}
 	return fmt.Errorf("log in as %q: %w", user, err)
 }
@@ -114,8 +110,23 @@ func signatureAlgorithms(key ssh.PublicKey) []string {
 	return []string{key.Type()}
 }
 
-// methods returns the authentication methods, keys first, in the order of ssh.
-func (l Login) methods(ctx context.Context) ([]ssh.AuthMethod, error) {
+// errExpired: the guest wants a new password.
+var errExpired = errors.New("the password has expired, and the guest wants a new one")
+
+// PasswordExpired returns the error for a guest that answers a command with a demand for a
+// new password, as OpenSSH does after the login; nil for other texts.
+func PasswordExpired(output string) error {
+	for _, sign := range []string{"password has expired", "Password change required", "required to change your password"} {
+		if strings.Contains(output, sign) {
+			return fmt.Errorf("%w: %w (in the image: chage -M -1 USER)", ErrLogin, errExpired)
+		}
+	}
+	return nil
+}
+
+// methods returns the authentication methods, keys first, in the order of ssh. expired is
+// set if the server asks for a new password.
+func (l Login) methods(ctx context.Context, expired *bool) ([]ssh.AuthMethod, error) {
 	var signers []ssh.Signer
 	if l.Key != nil {
 		signer, err := ssh.NewSignerFromKey(l.Key)
@@ -156,6 +167,10 @@ func (l Login) methods(ctx context.Context) ([]ssh.AuthMethod, error) {
 			ssh.KeyboardInteractive(func(_, _ string, questions []string, _ []bool) ([]string, error) {
 				answers := make([]string, len(questions))
 				for i := range answers {
+					if strings.Contains(strings.ToLower(questions[i]), "new") {
+						*expired = true
+						return nil, errExpired
+					}
 					answers[i] = l.Password
 				}
 				return answers, nil

@@ -105,7 +105,7 @@ func TestNoAgent(t *testing.T) {
 // The error for an encrypted key says what to do.
 func TestEncryptedKeySaysWhatToDo(t *testing.T) {
 	s := newSSHServer(t)
-	_, err := Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "passphrase")}.methods(t.Context())
+	_, err := Login{User: "ci", IdentityFile: keyFile(t, s.userKey, "passphrase")}.methods(t.Context(), new(bool))
 	if err == nil || !strings.Contains(err.Error(), "is encrypted") || !strings.Contains(err.Error(), "ssh-agent") {
 		t.Errorf("got %v", err)
 	}

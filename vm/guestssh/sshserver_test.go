@@ -58,7 +58,7 @@ func newSSHServer(t *testing.T) *sshServer {
 }
 
 // users are "ci", with the password "secret" or a key; "pam", with the same password,
-// asked for interactively; and "early", which is refused because the system still boots.
+// asked for interactively; "expired", who has to set a new one; and "early", which is refused because the system still boots.
 func (s *sshServer) users() *ssh.ServerConfig {
 	var err error
 	if _, s.userKey, err = ed25519.GenerateKey(rand.Reader); err != nil {
@@ -91,6 +91,9 @@ func (s *sshServer) users() *ssh.ServerConfig {
 		},
 		KeyboardInteractiveCallback: func(c ssh.ConnMetadata, ask ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
 			answers, err := ask("", "", []string{"Password: "}, []bool{false})
+			if err == nil && c.User() == "expired" {
+				_, err = ask("", "You are required to change your password immediately", []string{"New password: "}, []bool{false})
+			}
 			if err == nil && c.User() == "pam" && answers[0] == "secret" {
 				return nil, nil
 			}
