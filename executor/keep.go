@@ -3,8 +3,6 @@ package executor
 import (
 	"context"
 	"errors"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,15 +10,9 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
-)
-
-// Console logs of guests that did not start are kept for consoleLife, up to consoleMax
-// bytes.
-const (
-	consoleLife = 7 * 24 * time.Hour
-	consoleMax  = 4 << 20
 )
 
 // beginStage records for cleanup that a stage has begun; end records how it ended. In
@@ -81,34 +73,6 @@ func (d *Driver) saveConsole(dirs config.Dirs, cause error) {
 		return // the machine has no serial port
 	}
 	defer from.Close()
-	path := filepath.Join(dirs.Consoles, d.Job.VMName()+".log")
-	err = os.MkdirAll(dirs.Consoles, 0o700)
-	if err == nil {
-		err = writeConsole(path, io.LimitReader(from, consoleMax))
-	}
+	path, err := console.Keep(from, dirs.Consoles, d.Job.VMName())
 	d.admin().Info("console log of a guest that did not start", "path", path, "error", err)
-}
-
-func writeConsole(path string, from io.Reader) error {
-	to, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(to, from)
-	return errors.Join(err, to.Close())
-}
-
-// sweepConsoles removes old console logs.
-func sweepConsoles(dirs config.Dirs, now time.Time) error {
-	entries, err := os.ReadDir(dirs.Consoles)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	var failed []error
-	for _, entry := range entries {
-		if info, err := entry.Info(); err == nil && now.Sub(info.ModTime()) > consoleLife {
-			failed = append(failed, os.Remove(filepath.Join(dirs.Consoles, entry.Name())))
-		}
-	}
-	return errors.Join(append(failed, err)...)
 }

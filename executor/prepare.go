@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
@@ -59,7 +58,9 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.warnOfServices()
+	if names := joblog.List(d.Job.Services); names != "" {
+		d.Log.Warn("services: is ignored (%s): GitLab Runner starts no services for a custom executor", names)
+	}
 	host, err := d.openHost(ctx, p.dirs)
 	if err != nil {
 		return err
@@ -87,24 +88,6 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		err = d.retryOnNewNetwork(ctx, host, p, err)
 	}
 	return err
-}
-
-// servicesShown is the number of services that the warning names.
-const servicesShown = 5
-
-// warnOfServices names the services that the job will not find. The names are the author's.
-func (d *Driver) warnOfServices() {
-	if len(d.Job.Services) == 0 {
-		return
-	}
-	var names []string
-	for _, name := range d.Job.Services[:min(len(d.Job.Services), servicesShown)] {
-		names = append(names, joblog.Printable(name))
-	}
-	if more := len(d.Job.Services) - servicesShown; more > 0 {
-		names = append(names, fmt.Sprintf("%d more", more))
-	}
-	d.Log.Warn("services: is ignored (%s): GitLab Runner starts no services for a custom executor", strings.Join(names, ", "))
 }
 
 // prepareMachine starts the job's machine and prepares its guest.
@@ -206,7 +189,7 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 	if err == nil {
 		booted()
 		hint.Tell(d.Log)
-		err = within(ctx, limit, func(ctx context.Context) error { return d.mountCache(ctx, machine, p.settings.GuestCacheDir) })
+		err = guestshell.Within(ctx, limit, func(ctx context.Context) error { return d.mountCache(ctx, machine, p.settings.GuestCacheDir) })
 	}
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, errNetworkLost) {
@@ -223,7 +206,7 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 		d.Log.Say("Guest resumed from a snapshot of %s", info.SnapshotTime.Format(time.RFC3339))
 	}
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
-	err = within(ctx, limit, func(ctx context.Context) error { return guestshell.Settle(ctx, machine, p.settings, d.Log) })
+	err = guestshell.Within(ctx, limit, func(ctx context.Context) error { return guestshell.Settle(ctx, machine, p.settings, d.Log) })
 	if err != nil {
 		return err
 	}
@@ -235,20 +218,6 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 	// If no script follows, the job was cancelled.
 	d.save(d.jobDir(p.dirs), outcome.Outcome{Result: outcome.Cancelled})
 	return nil
-}
-
-// stepMin is what a step after the login has at least, however late the login was.
-const stepMin = 30 * time.Second
-
-// within runs a step of prepare that has to end at limit, the end of the setting timeout.
-func within(ctx context.Context, limit time.Time, step func(context.Context) error) error {
-	limited, cancel := context.WithTimeout(ctx, max(time.Until(limit), stepMin))
-	defer cancel()
-	err := step(limited)
-	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-		return fmt.Errorf("%w (the setting timeout)", err)
-	}
-	return err
 }
 
 // record returns the record of the job for the machine's domain.

@@ -2,7 +2,6 @@ package executor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,9 +11,7 @@ import (
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/outcome"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // Run is the run stage: it runs the script in the file path in the job's guest. name is
@@ -49,23 +46,11 @@ func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.W
 // machineError explains an error of a stage that lost its machine, and records the loss, so
 // that later stages do not wait for the machine.
 func (d *Driver) machineError(ctx context.Context, dirs config.Dirs, stage string, err error) error {
-	lost := outcome.Loss{Stage: stage}
-	switch {
-	case err == nil || ctx.Err() != nil:
+	if ctx.Err() != nil {
 		return err
-	case errors.Is(err, vm.ErrPoweredOff):
-		lost.Reason, lost.ByJob = "it powered off", true
-		err = failure.OfJob(fmt.Errorf("the machine powered off during %s: a command in it shut it down (%w)", stage, err))
-	case errors.Is(err, vm.ErrRebooted):
-		lost.Reason, lost.ByJob = "it rebooted", true
-		err = failure.OfJob(fmt.Errorf("the machine rebooted during %s, which ended the script: a job cannot go on after a reboot (%w)", stage, err))
-	case errors.Is(err, vm.ErrGuestStopped):
-		lost.Reason = "its guest stopped"
-	case errors.Is(err, virt.ErrNoDomain):
-		lost.Reason = "it is gone"
-	case errors.Is(err, guestssh.ErrLost):
-		lost.Reason = "no connection"
-	default:
+	}
+	lost, err := outcome.LossIn(stage, err)
+	if lost == nil {
 		return err
 	}
 	if err := lost.Save(d.jobDir(dirs)); err != nil {

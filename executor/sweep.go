@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/network/dhcp"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -78,7 +79,7 @@ func Sweep(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOption
 	}
 	abandoned, err := sweepFiles(ctx, host, dirs, o)
 	if !o.DryRun {
-		failed = append(failed, sweepConsoles(dirs, o.Now))
+		failed = append(failed, console.Sweep(dirs.Consoles, o.Now))
 	}
 	swept = append(swept, abandoned...)
 	if o.Metrics != nil && !o.DryRun && len(swept) > 0 {

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"gitlab-sardine-executor/vm/cache"
-	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
+	"gitlab-sardine-executor/vm/watch"
 )
 
 const (
@@ -29,10 +29,6 @@ const (
 	stopGrace = 30 * time.Second
 	// networkGrace is the same after the end of the guest's network.
 	networkGrace = 3 * time.Second
-	// eventGrace is how long a watch waits for the event that says why a guest stopped.
-	eventGrace = time.Second
-	// stillTime is the time without any CPU time after which a guest stands still.
-	stillTime = time.Second
 )
 
 // An Instance is a running machine that has been ready once.
@@ -114,9 +110,9 @@ func (i *Instance) Run(ctx context.Context, cmd guestssh.Command) (int, error) {
 func (i *Instance) run(ctx context.Context, cmd guestssh.Command, n network.Network) (int, error) {
 	running, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go watch{instance: i, network: n, poll: runPoll, running: true}.run(running, cancel)
+	go watch.Watch{Domain: i.dom, Network: n, Poll: runPoll, Running: true}.Run(running, cancel)
 	if cmd.Keepalive.Still == nil {
-		cmd.Keepalive.Still = i.standsStill
+		cmd.Keepalive.Still = func(ctx context.Context) bool { return watch.StandsStill(ctx, i.dom) }
 	}
 	status, err := i.client.Run(running, cmd)
 	if err == nil {
@@ -161,22 +157,6 @@ func (i *Instance) awaitEnd(running context.Context) error {
 	}
 }
 
-// standsStill reports whether the guest is paused, or its QEMU does nothing: it is stopped,
-// or hangs in the host's storage.
-func (i *Instance) standsStill(ctx context.Context) bool {
-	before, paused, err := i.dom.Progress(ctx)
-	if paused || err != nil {
-		return paused
-	}
-	select {
-	case <-time.After(stillTime):
-	case <-ctx.Done():
-		return false
-	}
-	after, paused, err := i.dom.Progress(ctx)
-	return paused || err == nil && after == before
-}
-
 // Shell runs an interactive shell: see [guestssh.Client.Shell].
 func (i *Instance) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Writer) (int, error) {
 	return i.client.Shell(ctx, stdin, stdout, stderr)
@@ -197,7 +177,7 @@ func (i *Instance) logIn(ctx context.Context, conn net.Conn, login guestssh.Logi
 	// machine must still be running: after its end another machine may have its address.
 	err = i.checkAddress(ctx)
 	if err == nil {
-		err = i.alive(ctx)
+		err = watch.Alive(ctx, i.dom)
 	}
 	if err != nil {
 		client.Close()
@@ -210,102 +190,4 @@ func (i *Instance) logIn(ctx context.Context, conn net.Conn, login guestssh.Logi
 // [network.CheckAddress].
 func (i *Instance) checkAddress(ctx context.Context) error {
 	return network.CheckAddress(ctx, i.dom, i.jobDir, i.record.Address, strings.Fields(i.record.MAC))
-}
-
-// alive returns [ErrGuestStopped] if the guest does not run any more; other errors are
-// libvirt's.
-func (i *Instance) alive(ctx context.Context) error {
-	reason, err := i.dom.StopReason(ctx)
-	if err != nil {
-		return err
-	}
-	if reason != "" {
-		return fmt.Errorf("%w: %s", ErrGuestStopped, reason)
-	}
-	return nil
-}
-
-// A watch cancels a wait when the guest has stopped or cannot be reached any more.
-type watch struct {
-	instance *Instance
-	network  network.Network     // nil if another process started the machine
-	console  *console.PanicWatch // nil: not watched
-	poll     time.Duration
-	running  bool // a command: its guest must not reboot
-}
-
-// run returns when ctx ends. It ignores errors of libvirt: the daemon may be restarting.
-func (w watch) run(ctx context.Context, cancel context.CancelCauseFunc) {
-	var events <-chan virt.Event
-	if w.network == nil || !w.running { // prepare's own commands are short
-		from, stop, err := w.instance.dom.Events(ctx)
-		if err == nil {
-			defer stop()
-			events = from
-		}
-	}
-	disconnected := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case e := <-events:
-			if err := w.errorOf(e); err != nil {
-				cancel(err)
-				return
-			}
-			continue
-		case <-time.After(w.poll):
-		}
-		if err := w.instance.alive(ctx); errors.Is(err, ErrGuestStopped) {
-			cancel(w.reason(ctx, events, err))
-			return
-		}
-		if w.console != nil && w.console.Seen() {
-			cancel(fmt.Errorf("%w: its kernel panicked", ErrGuestStopped))
-			return
-		}
-		if w.network == nil {
-			continue
-		}
-		// Seen twice: the network of a guest that has just stopped ends, too.
-		if err := w.network.Ended(); err != nil && disconnected {
-			cancel(err)
-			return
-		} else {
-			disconnected = err != nil
-		}
-	}
-}
-
-// reason returns the error of the event that says why the guest stopped, which may come
-// after libvirt has removed the domain. stopped is the error without one.
-func (w watch) reason(ctx context.Context, events <-chan virt.Event, stopped error) error {
-	grace := time.After(eventGrace)
-	for {
-		select {
-		case e := <-events:
-			if err := w.errorOf(e); err != nil && e != virt.Rebooted {
-				return err
-			}
-		case <-grace:
-			return stopped
-		case <-ctx.Done():
-			return stopped
-		}
-	}
-}
-
-// errorOf returns the error of an event; nil if the wait goes on.
-func (w watch) errorOf(e virt.Event) error {
-	switch e {
-	case virt.PoweredOff:
-		return ErrPoweredOff
-	case virt.Rebooted:
-		if w.running {
-			return ErrRebooted
-		}
-		return nil
-	}
-	return fmt.Errorf("%w: %s", ErrGuestStopped, e)
 }

@@ -20,6 +20,7 @@ import (
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/seed"
 	"gitlab-sardine-executor/vm/snapshot"
+	"gitlab-sardine-executor/vm/watch"
 )
 
 const (
@@ -77,7 +78,7 @@ func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
 	waiting, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	log := &console.PanicWatch{Path: filepath.Join(s.jobDir, ConsoleFile)}
-	go watch{instance: s.Instance, network: s.network, console: log, poll: bootPoll}.run(waiting, cancel)
+	go watch.Watch{Domain: s.dom, Network: s.network, Console: log, Poll: bootPoll}.Run(waiting, cancel)
 
 	s.changed = s.network.Watch(waiting)
 	err := s.becomeReady(waiting, login)
@@ -89,7 +90,7 @@ func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
 			cause = s.noAnswer(err)
 		}
 		err = cause
-	} else if stopped := s.alive(ctx); errors.Is(stopped, ErrGuestStopped) {
+	} else if stopped := watch.Alive(ctx, s.dom); errors.Is(stopped, ErrGuestStopped) {
 		err = stopped // which is why it had no address
 	}
 	if errors.Is(err, context.Canceled) {

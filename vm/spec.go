@@ -2,7 +2,6 @@ package vm
 
 import (
 	"errors"
-	"fmt"
 	"path/filepath"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/seed"
+	"gitlab-sardine-executor/vm/watch"
 )
 
 // A Spec describes a machine to start.
@@ -78,12 +78,10 @@ func (p Place) storage() string { return filepath.Dir(p.JobDir) }
 
 // Errors that callers act on. Others are in the packages below.
 var (
-	// ErrGuestStopped: the guest stopped, crashed or paused by itself.
-	ErrGuestStopped = errors.New("the guest stopped")
-	// ErrPoweredOff: the guest shut its machine down.
-	ErrPoweredOff = fmt.Errorf("%w: it powered off", ErrGuestStopped)
-	// ErrRebooted: the guest rebooted while a command was running in it.
-	ErrRebooted = errors.New("the guest rebooted")
+	// See [watch].
+	ErrGuestStopped = watch.ErrStopped
+	ErrPoweredOff   = watch.ErrPoweredOff
+	ErrRebooted     = watch.ErrRebooted
 	// ErrNoAnswer: the guest is running, but its SSH server did not answer in time.
 	ErrNoAnswer = errors.New("the guest does not answer")
 	// ErrNetworkEnded: the process that is the guest's user network has ended.

@@ -75,9 +75,8 @@ func OneLine(text string) string {
 // printableMax bounds the length of a text, in characters.
 const printableMax = 100
 
-// Printable returns a text of a job's author or of a guest for use in a line: without
-// characters that do not print, and at most 100 characters long.
-func Printable(text string) string {
+// printable returns the text without characters that do not print, and shortened.
+func printable(text string) string {
 	runes := []rune(strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
 			return r
@@ -88,6 +87,21 @@ func Printable(text string) string {
 		return string(runes[:printableMax]) + "…"
 	}
 	return string(runes)
+}
+
+// listMax is the number of texts that a list shows.
+const listMax = 5
+
+// List joins texts of a job's author for use in a line; empty if there are none.
+func List(texts []string) string {
+	var shown []string
+	for _, text := range texts[:min(len(texts), listMax)] {
+		shown = append(shown, printable(text))
+	}
+	if more := len(texts) - listMax; more > 0 {
+		shown = append(shown, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(shown, ", ")
 }
 
 // Seconds formats a duration for a log.

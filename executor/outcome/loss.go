@@ -2,11 +2,15 @@ package outcome
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"gitlab-sardine-executor/executor/failure"
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/virt"
 )
 
 // lossFile is the name in the directory of the job's machine.
@@ -19,6 +23,26 @@ type Loss struct {
 	Reason string `json:"reason"`
 	// ByJob: a script is the cause, so the failure is the job's.
 	ByJob bool `json:"by_job,omitempty"`
+}
+
+// LossIn returns the loss of the machine that err of a stage reports, and the error with its
+// explanation. The loss is nil if the machine is not lost.
+func LossIn(stage string, err error) (*Loss, error) {
+	switch {
+	case errors.Is(err, vm.ErrPoweredOff):
+		return &Loss{stage, "it powered off", true},
+			failure.OfJob(fmt.Errorf("the machine powered off during %s: a command in it shut it down (%w)", stage, err))
+	case errors.Is(err, vm.ErrRebooted):
+		return &Loss{stage, "it rebooted", true},
+			failure.OfJob(fmt.Errorf("the machine rebooted during %s, which ended the script: a job cannot go on after a reboot (%w)", stage, err))
+	case errors.Is(err, vm.ErrGuestStopped):
+		return &Loss{Stage: stage, Reason: "its guest stopped"}, err
+	case errors.Is(err, virt.ErrNoDomain):
+		return &Loss{Stage: stage, Reason: "it is gone"}, err
+	case errors.Is(err, guestssh.ErrLost):
+		return &Loss{Stage: stage, Reason: "no connection"}, err
+	}
+	return nil, err
 }
 
 // Save records the loss in the directory of the job's machine.
