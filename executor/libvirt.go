@@ -31,7 +31,7 @@ func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Ins
 	defer cancel()
 	guest, err := vm.Find(ctx, host, name, jobDir)
 	if errors.Is(err, virt.ErrNoDomain) {
-		return nil, fmt.Errorf("the job's machine is gone: it powered off or died after the stage before, or prepare never ran: %w", err)
+		return nil, fmt.Errorf("the job's machine is gone (it powered off, its QEMU died, or prepare never ran): %w", err)
 	}
 	if err != nil {
 		return nil, err

@@ -22,6 +22,7 @@ var notPrinted = map[string]string{
 	"oci/transport.ErrNoRange":             "the whole blob is read instead",
 	"vm.errMoved":                          "the wait goes on at the new address",
 	"vm/define.errNoOrigin":                "the domain is left out of the list",
+	"vm/guestssh.errUnanswered":            "the message says for how long",
 	"vm/virt.ErrNoMetadata":                "means that the domain is not a job's",
 }
 

@@ -85,11 +85,11 @@ func TestGuestEndsDuringAScript(t *testing.T) {
 			name, script string
 			want         error
 		}{
-			{"reboot", "reboot -f", vm.ErrRebooted},
-			{"poweroff", "poweroff -f", vm.ErrPoweredOff},
+			{"reboot", "sudo -n reboot -f", vm.ErrRebooted},
+			{"poweroff", "sudo -n poweroff -f", vm.ErrPoweredOff},
 		} {
 			again := l.reconnect(t, guest.Name())
-			if err := <-running(t, again, test.script+"; sleep 1000", guestssh.Keepalive{}); !errors.Is(err, test.want) {
+			if err := <-running(t, again, test.script+"; sleep 100", guestssh.Keepalive{}); !errors.Is(err, test.want) {
 				t.Errorf("%s: got %v, want %v", test.name, err, test.want)
 			}
 		}
@@ -116,7 +116,7 @@ func (l *lab) reconnect(t *testing.T, name string) *vm.Instance {
 func TestMachineIsDestroyedDuringAScript(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, l *lab) {
 		guest := l.ready(t, l.spec("destroyed"))
-		ended := running(t, guest, "sleep 1000", guestssh.Keepalive{})
+		ended := running(t, l.reconnect(t, guest.Name()), "sleep 1000", guestssh.Keepalive{})
 		l.virsh(t, "destroy", guest.Name())
 		if err := <-ended; !errors.Is(err, vm.ErrGuestStopped) || errors.Is(err, vm.ErrPoweredOff) || !strings.Contains(err.Error(), "destroyed") {
 			t.Errorf("got %v, want %v", err, vm.ErrGuestStopped)
