@@ -14,7 +14,7 @@ fi
 # directories that begin with a dot.
 rm -rf .site
 mkdir -p .site/source
-git ls-files -z -- '*.md' docs contrib config.example.toml LICENSE |
+git ls-files -z -- ':(glob)*.md' docs contrib config.example.toml LICENSE |
 	xargs -0 cp --parents -t .site/source
 grep -ohE '\]\([^)#: ]+' README.md CONTRIBUTING.md CHANGELOG.md docs/*.md | sed -E 's/^\]\((\.\.\/)*//' | sort -u |
 	while read -r path; do

@@ -37,8 +37,8 @@ func (m message) fragment() string {
 }
 
 // messages finds what a job's log can show in a failure and that has words of its own:
-// the named errors of executor, vm and oci, the warnings of the job's log, and the rules
-// that a job broke (failure.OfJob).
+// the named errors and warnings of executor, vm and oci, the warnings of the job's log, and
+// the rules that a job broke (failure.OfJob).
 func messages(t *testing.T) []message {
 	t.Helper()
 	var found []message
@@ -63,11 +63,12 @@ func messages(t *testing.T) []message {
 	return found
 }
 
-// namedErrors are the variables of a package that are made with errors.New.
+// namedErrors are the variables of a package that are made with errors.New, and its
+// constants with a name such as slirpWarning.
 func namedErrors(where string, file *ast.File) (found []message) {
 	for _, decl := range file.Decls {
 		general, ok := decl.(*ast.GenDecl)
-		if !ok || general.Tok != token.VAR {
+		if !ok || general.Tok != token.VAR && general.Tok != token.CONST {
 			continue
 		}
 		for _, spec := range general.Specs {
@@ -75,6 +76,8 @@ func namedErrors(where string, file *ast.File) (found []message) {
 			for i, v := range value.Values {
 				if call, ok := v.(*ast.CallExpr); ok && isCall(call, "errors", "New") {
 					found = append(found, message{where + "." + value.Names[i].Name, literal(call.Args[0])})
+				} else if name := value.Names[i].Name; strings.HasSuffix(name, "Warning") {
+					found = append(found, message{where + "." + name, literal(v)})
 				}
 			}
 		}
@@ -140,6 +143,26 @@ func literal(expr ast.Expr) string {
 	return ""
 }
 
+// guestMessages are the warnings of the scripts that run in guests.
+func guestMessages(t *testing.T) (found []message) {
+	t.Helper()
+	scripts, err := filepath.Glob("../../executor/guestshell/scripts/*.sh")
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("%d scripts, %v", len(scripts), err)
+	}
+	variable := regexp.MustCompile(`\$(\{\w+\}|\w+|\*)`)
+	for _, path := range scripts {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, match := range regexp.MustCompile(`echo "warn ([^"]+)"`).FindAllStringSubmatch(string(text), -1) {
+			found = append(found, message{filepath.Base(path), variable.ReplaceAllString(match[1], "%s")})
+		}
+	}
+	return found
+}
+
 // docs/troubleshooting.md explains each message.
 func TestTroubleshooting(t *testing.T) {
 	raw, err := os.ReadFile("../../docs/troubleshooting.md")
@@ -147,7 +170,7 @@ func TestTroubleshooting(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := strings.Join(strings.Fields(string(raw)), " ")
-	found := messages(t)
+	found := append(messages(t), guestMessages(t)...)
 	if len(found) < 50 {
 		t.Errorf("the code has %d messages: does the test still find them?", len(found))
 	}
