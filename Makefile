@@ -33,7 +33,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke test-apparmor package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture site check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,11 +103,6 @@ test-package: guest ## install, use, upgrade and remove the packages in clean re
 			dist/gitlab-sardine-executor_0~test1+deb$${n}_*.deb dist/gitlab-sardine-executor_0~test2+deb$${n}_*.deb || exit 1; \
 		rm -f dist/gitlab-sardine-executor_0~test*; \
 	done
-
-test-apparmor: build guest ## run jobs in a Debian 13 that enforces AppArmor, emulated: half an hour
-	@scripts/in-debian.sh trixie scripts/package.sh '0~apparmor' deb
-	@scripts/test-apparmor.sh dist/gitlab-sardine-executor_0~apparmor+deb13_*.deb
-	@rm -f dist/gitlab-sardine-executor_0~apparmor*
 
 # The race detector needs CGO and about twice the time. What boots machines runs without:
 # the program under test is another process there.
