@@ -9,17 +9,22 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// layoutPrefix marks references to local OCI layouts, as in skopeo.
-const layoutPrefix = "oci:"
+// Prefixes of references to images on this host: OCI layouts, as in skopeo, and disk files.
+const (
+	layoutPrefix = "oci:"
+	filePrefix   = "file:"
+)
 
-// A Reference names an image in a registry or in a local OCI layout. The zero value names
-// nothing.
+// A Reference names an image in a registry, in a local OCI layout, or a disk file on this host.
+// The zero value names nothing.
 type Reference struct {
 	named reference.Named // with a tag or a digest, never both; nil for a layout
 
 	layout string        // absolute directory of the layout
 	tag    string        // in the layout; empty means its only image
 	digest digest.Digest // of the manifest in the layout, instead of a tag
+
+	file string // absolute and clean path of a disk
 }
 
 // ParseReference reads
@@ -28,12 +33,16 @@ type Reference struct {
 //	registry.example.com/vms/debian@sha256:…      a manifest digest
 //	debian:12                                     docker.io/library/debian:12
 //	oci:PATH, oci:PATH:TAG, oci:PATH@sha256:…     a local layout
+//	file:PATH, file:///PATH                       a disk, qcow2 or raw
 //
 // If there are both a tag and a digest, the digest is used. skopeo's prefix docker:// is
 // accepted. PATH may be relative to the working directory. Errors are [ErrReference].
 func ParseReference(text string) (Reference, error) {
 	if path, ok := strings.CutPrefix(text, layoutPrefix); ok {
 		return parseLayout(path)
+	}
+	if path, ok := strings.CutPrefix(text, filePrefix); ok {
+		return parseFile(path)
 	}
 	named, err := reference.ParseNormalizedNamed(strings.TrimPrefix(text, "docker://"))
 	if err != nil {
@@ -73,6 +82,13 @@ func parseLayout(path string) (Reference, error) {
 	return ref, nil
 }
 
+func parseFile(path string) (Reference, error) {
+	if !filepath.IsAbs(path) || strings.ContainsRune(path, 0) || strings.HasSuffix(path, "/") {
+		return Reference{}, fmt.Errorf("%w: %q: want file:/PATH, the absolute path of a disk", ErrReference, filePrefix+path)
+	}
+	return Reference{file: filepath.Clean(path)}, nil
+}
+
 // String returns the full reference, which [ParseReference] accepts.
 func (r Reference) String() string {
 	switch {
@@ -84,6 +100,8 @@ func (r Reference) String() string {
 		return layoutPrefix + r.layout + ":" + r.tag
 	case r.layout != "":
 		return layoutPrefix + r.layout
+	case r.file != "":
+		return filePrefix + r.file
 	}
 	return ""
 }
@@ -91,7 +109,23 @@ func (r Reference) String() string {
 // IsLayout reports whether the image is in a local OCI layout.
 func (r Reference) IsLayout() bool { return r.layout != "" }
 
-// Registry returns the registry's HOST[:PORT], such as "docker.io"; empty for a layout.
+// File returns the absolute and clean path of a disk file; empty for other images.
+func (r Reference) File() string { return r.file }
+
+// LocalPrefix returns the prefix of references to images on this host: "oci:" or "file:"; empty
+// for an image in a registry.
+func (r Reference) LocalPrefix() string {
+	switch {
+	case r.layout != "":
+		return layoutPrefix
+	case r.file != "":
+		return filePrefix
+	}
+	return ""
+}
+
+// Registry returns the registry's HOST[:PORT], such as "docker.io"; empty for an image on
+// this host.
 func (r Reference) Registry() string {
 	if r.named == nil {
 		return ""
@@ -100,7 +134,7 @@ func (r Reference) Registry() string {
 }
 
 // Repository returns the full name without tag and digest, such as
-// "docker.io/library/debian"; empty for a layout.
+// "docker.io/library/debian"; empty for an image on this host.
 func (r Reference) Repository() string {
 	if r.named == nil {
 		return ""
@@ -120,7 +154,7 @@ func (r Reference) Tag() string {
 // underscore replaces the colon before a port: skopeo ends PATH at the first colon.
 func (r Reference) LayoutIn(ocidir string) (Reference, error) {
 	if r.named == nil {
-		return Reference{}, fmt.Errorf("%w: %s is a layout already", ErrReference, r)
+		return Reference{}, fmt.Errorf("%w: %s is on this host already", ErrReference, r)
 	}
 	dir, err := filepath.Abs(filepath.Join(ocidir, strings.ReplaceAll(r.Repository(), ":", "_")))
 	if err != nil {

@@ -99,8 +99,8 @@ func (r *ImageReport) admission(settings *config.Settings, image string, resolve
 	if !settings.Allowed(image) {
 		return []string{fmt.Sprintf("refuse the image: no pattern in allowed_images (%q) allows it", settings.Defaults.AllowedImages)}
 	}
-	if strings.HasPrefix(image, "oci:") && !settings.AllowsLayout(image) {
-		return []string{"refuse the image (try and pull accept it): it is a directory of this host, and no pattern in allowed_images that starts with oci: allows it"}
+	if ref, err := oci.ParseReference(image); err == nil && ref.LocalPrefix() != "" && !settings.AllowsLocal(image) {
+		return []string{"refuse the image (try and pull accept it): it is on this host, and no pattern in allowed_images that starts with " + ref.LocalPrefix() + " allows it"}
 	}
 	return nil
 }

@@ -19,17 +19,18 @@ func (s *Settings) Allowed(image string) bool {
 	return slices.ContainsFunc(s.Defaults.AllowedImages, func(pattern string) bool { return matchImage(pattern, image) })
 }
 
-// AllowsLayout reports whether jobs may use a layout on this host: only a pattern
-// that begins with oci: can allow that.
-func (s *Settings) AllowsLayout(image string) bool {
-	return slices.ContainsFunc(s.Defaults.AllowedImages, func(pattern string) bool {
-		return strings.HasPrefix(pattern, "oci:") && matchImage(pattern, image)
+// AllowsLocal reports whether jobs may use a layout or a file on this host: only a pattern that
+// begins with the same prefix, oci: or file:, can allow that.
+func (s *Settings) AllowsLocal(image string) bool {
+	ref, err := oci.ParseReference(image)
+	return err == nil && ref.LocalPrefix() != "" && slices.ContainsFunc(s.Defaults.AllowedImages, func(pattern string) bool {
+		return strings.HasPrefix(pattern, ref.LocalPrefix()) && matchImage(pattern, image)
 	})
 }
 
 // matchImage matches a reference both as it was written and in full: "debian:*" and
-// "docker.io/library/debian:*" match debian:12. A layout is matched by its cleaned
-// path.
+// "docker.io/library/debian:*" match debian:12. An image on this host is matched by its
+// cleaned path.
 //
 // A reference with a digest is matched as NAME@DIGEST, whatever tag stands beside it:
 // the digest decides what is pulled, and can be that of any manifest in the
@@ -43,7 +44,7 @@ func matchImage(pattern, image string) bool {
 	switch {
 	case ref.Digest() != "":
 		return !forTags(pattern) && (doublestar.MatchUnvalidated(pattern, full) || doublestar.MatchUnvalidated(pattern, familiar(full)))
-	case ref.IsLayout():
+	case ref.LocalPrefix() != "":
 		return doublestar.MatchUnvalidated(pattern, full)
 	}
 	return doublestar.MatchUnvalidated(pattern, image) || doublestar.MatchUnvalidated(pattern, full)

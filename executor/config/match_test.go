@@ -61,3 +61,40 @@ func TestCheckGlob(t *testing.T) {
 		}
 	}
 }
+
+// TestLocalImages: a job reaches nothing on the host that the administrator did not list with
+// its prefix, and cannot leave what is listed.
+func TestLocalImages(t *testing.T) {
+	for _, c := range []struct {
+		allowed string
+		image   string
+		want    bool
+	}{
+		{"", "file:/srv/images/a.qcow2", false},
+		{"'**'", "file:/srv/images/a.qcow2", false},
+		{"'*'", "file:/srv/images/a.qcow2", false},
+		{"'**/a.qcow2'", "file:/srv/images/a.qcow2", false},
+		{"'*:/srv/**'", "file:/srv/images/a.qcow2", false},
+		{"'{file:,oci:}/srv/**'", "file:/srv/images/a.qcow2", false},
+		{"'/srv/**', 'oci:/srv/**', 'oci:/**'", "file:/srv/images/a.qcow2", false},
+		{"'file:/**'", "oci:/srv/images/a", false},
+		{"'file:/srv/images/*.qcow2'", "file:/srv/images/a.qcow2", true},
+		{"'file:/srv/images/*.qcow2'", "file:///srv/images/a.qcow2", true},
+		{"'file:/srv/images/*.qcow2'", "file:/srv/images/./a.qcow2", true},
+		{"'file:/srv/images/*.qcow2'", "file:/srv/images/b/a.qcow2", false},
+		{"'file:/srv/images/*.qcow2'", "file:/srv/images/../a.qcow2", false},
+		{"'file:/srv/images/**'", "file:/srv/images/../../etc/shadow", false},
+		{"'file:/srv/images/**'", "file:/srv/images/b/../../other/a", false},
+		{"'file:/srv/images/**'", "file:srv/images/a", false},
+		{"'file:/srv/images/**'", "file:", false},
+		{"'file:/srv/images/**'", "file:/srv/images/", false},
+		{"'file:/srv/images/**'", "docker://file:/srv/images/a", false},
+		{"'file:/srv/images/**'", "FILE:/srv/images/a", false},
+		{"'file:/srv/images/**'", "debian:12", false},
+	} {
+		s := parse(t, "[defaults]\nallowed_images = ["+c.allowed+"]")
+		if got := s.AllowsLocal(c.image); got != c.want {
+			t.Errorf("allowed_images = [%s]: %s is allowed: %t, want %t", c.allowed, c.image, got, c.want)
+		}
+	}
+}

@@ -304,7 +304,7 @@ func TestAllowedImages(t *testing.T) {
 			t.Errorf("%q: allowed is %v, want %v", image, got, want)
 		}
 	}
-	if everything := parse(t, ""); !everything.Allowed("any.example.com/x:1") || everything.AllowsLayout("oci:/srv/images/x") {
+	if everything := parse(t, ""); !everything.Allowed("any.example.com/x:1") || everything.AllowsLocal("oci:/srv/images/x") {
 		t.Error("without allowed_images every registry is allowed, and no layout")
 	}
 }

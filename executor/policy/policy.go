@@ -19,7 +19,7 @@ type Policy struct {
 	Settings *config.Settings
 	Job      job.Job
 	// Local says that the administrator started the job: it may use any image,
-	// including layouts on this host.
+	// including layouts and files on this host.
 	Local bool
 }
 
@@ -39,8 +39,8 @@ func (p Policy) Image() (oci.Reference, config.Resolved, error) {
 		if !p.Settings.Allowed(settings.Image) {
 			return ref, settings, failure.OfJob(fmt.Errorf("image %s is not allowed here (allowed_images: %q)", settings.Image, p.Settings.Defaults.AllowedImages))
 		}
-		if ref.IsLayout() && !p.Settings.AllowsLayout(settings.Image) {
-			return ref, settings, failure.OfJob(fmt.Errorf("image %s is a directory of the runner's host, and no pattern in allowed_images that starts with oci: allows it", settings.Image))
+		if prefix := ref.LocalPrefix(); prefix != "" && !p.Settings.AllowsLocal(settings.Image) {
+			return ref, settings, failure.OfJob(fmt.Errorf("image %s is on the runner's host, and no pattern in allowed_images that starts with %s allows it", settings.Image, prefix))
 		}
 	}
 	return ref, settings, nil

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/diskfile"
 	"gitlab-sardine-executor/oci/layout"
 	"gitlab-sardine-executor/oci/registry"
 	"gitlab-sardine-executor/oci/transport"
@@ -15,6 +16,8 @@ func openSource(ctx context.Context, ref oci.Reference, creds registry.Credentia
 	switch {
 	case ref.IsLayout():
 		return layout.Open(ref)
+	case ref.File() != "":
+		return diskfile.Open(ctx, ref.File())
 	case ref.IsRegistry():
 		return registry.Open(ctx, ref, creds, stall)
 	}

@@ -15,6 +15,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/diskfile"
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/registry"
 	"gitlab-sardine-executor/oci/registry/distribution"
@@ -132,6 +133,10 @@ func (s *Store) lookupHeld(ctx context.Context, ref oci.Reference, o PullOptions
 }
 
 func (s *Store) pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oci.Image, error) {
+	image, identity, err := s.lookupFile(ctx, ref, o)
+	if image != nil || err != nil {
+		return image, err
+	}
 	later := o.retries.OrDefault(o.StallTimeout)
 	src, err := source.Open(ctx, ref, o.Credentials, o.StallTimeout, later)
 	if err != nil {
@@ -139,20 +144,44 @@ func (s *Store) pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oc
 	}
 	src = registry.WithRetries(src, later)
 	defer src.Close()
-	image, err := s.pullFrom(ctx, src, ref, o)
+	image, err = s.pullFrom(ctx, src, ref, identity, o)
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)
 	}
 	return image, nil
 }
 
-func (s *Store) pullFrom(ctx context.Context, src transport.Source, ref oci.Reference, o PullOptions) (*oci.Image, error) {
+// lookupFile returns the locked image of a disk file that has not changed since the last pull.
+// identity is empty for other images.
+func (s *Store) lookupFile(ctx context.Context, ref oci.Reference, o PullOptions) (image *oci.Image, identity string, err error) {
+	if ref.File() == "" {
+		return nil, "", nil
+	}
+	if identity, err = diskfile.Identify(ref.File()); err != nil {
+		return nil, "", fmt.Errorf("pulling %s: %w", ref, err)
+	}
+	record, err := s.readReference(ref, o.Architecture)
+	if err != nil || record.File != identity {
+		return nil, identity, nil
+	}
+	k, err := record.key()
+	if err != nil {
+		return nil, identity, nil
+	}
+	image, err = s.hold(ctx, k)
+	if errors.Is(err, oci.ErrNotFound) {
+		return nil, identity, nil
+	}
+	return image, identity, err
+}
+
+func (s *Store) pullFrom(ctx context.Context, src transport.Source, ref oci.Reference, file string, o PullOptions) (*oci.Image, error) {
 	top, err := transport.ReadDocument(ctx, src, v1.Descriptor{Digest: ref.Digest()})
 	if err != nil {
 		return nil, err
 	}
 	arch := oci.Architecture(o.Architecture)
-	if record, err := s.readReference(ref, arch); err == nil && record.Top == top.Digest && record.Image != "" {
+	if record, err := s.readReference(ref, arch); err == nil && record.Top == top.Digest && record.Image != "" && record.File == file {
 		if k, err := record.key(); err == nil {
 			image, err := s.hold(ctx, k)
 			if err == nil || !errors.Is(err, oci.ErrNotFound) {
@@ -168,7 +197,7 @@ func (s *Store) pullFrom(ctx context.Context, src transport.Source, ref oci.Refe
 	if err != nil {
 		return nil, err
 	}
-	record := referenceRecord{Reference: ref.String(), Architecture: arch, Top: top.Digest, Manifest: d, Image: keyOf(image).String()}
+	record := referenceRecord{Reference: ref.String(), Architecture: arch, Top: top.Digest, Manifest: d, Image: keyOf(image).String(), File: file}
 	if err := s.writeReference(ref, record); err != nil && !isUnwritable(err) {
 		return nil, errors.Join(err, image.Close())
 	}

@@ -184,6 +184,8 @@ type referenceRecord struct {
 	Manifest digest.Digest `json:"manifest"`
 	// Image is the key of the image. Older versions did not write it.
 	Image string `json:"image,omitempty"`
+	// File is the identity of a disk file on this host at the last pull.
+	File string `json:"file,omitempty"`
 }
 
 func (r referenceRecord) key() (key, error) {

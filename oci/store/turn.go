@@ -45,6 +45,9 @@ func sourceOf(ref oci.Reference) pullSource {
 	if ref.IsLayout() {
 		place, name = "oci:"+ref.LayoutDir(), "an OCI layout"
 	}
+	if ref.File() != "" {
+		place, name = ref.String(), "a file"
+	}
 	return pullSource{digest.FromString(place).Encoded()[:16], name}
 }
 

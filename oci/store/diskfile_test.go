@@ -1,0 +1,104 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/internal/ocitest"
+)
+
+// diskFile writes a disk file of the host, and returns its reference.
+func diskFile(t *testing.T, content []byte) oci.Reference {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "my disk.img")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return ocitest.MustParse(t, "file:"+path)
+}
+
+// TestDiskFile: a disk file of the host is imported once, until it changes.
+func TestDiskFile(t *testing.T) {
+	store, qcow2 := newStore(t), ocitest.Qcow2File(t)
+	raw := append(ocitest.Noise(510), 0x55, 0xaa)
+	ref := diskFile(t, qcow2)
+	first, err := store.Pull(t.Context(), ref, PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	ocitest.CheckContent(t, first, qcow2)
+	if d := first.Disks[0]; d.Name != "disk.qcow2" || d.Format != "qcow2" || first.Reference != ref.String() {
+		t.Errorf("%+v", first)
+	}
+	// The second job does not read the file.
+	again, _, err := store.lookupFile(t.Context(), ref, PullOptions{})
+	if err != nil || again == nil || again.Key() != first.Key() {
+		t.Fatalf("got %+v, %v; want the image that is there", again, err)
+	}
+	again.Close()
+	equal, err := store.Pull(t.Context(), diskFile(t, qcow2), PullOptions{})
+	if err != nil || equal.Key() != first.Key() {
+		t.Errorf("an equal file: %+v, %v", equal, err)
+	}
+	if err := os.WriteFile(ref.File(), raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if stale, _, err := store.lookupFile(t.Context(), ref, PullOptions{}); stale != nil || err != nil {
+		t.Errorf("a changed file: %+v, %v", stale, err)
+	}
+	changed, err := store.Pull(t.Context(), ref, PullOptions{})
+	if err != nil || changed.Key() == first.Key() || changed.Disks[0].Format != "raw" {
+		t.Fatalf("a changed file: %+v, %v", changed, err)
+	}
+	ocitest.CheckContent(t, changed, raw)
+	if err := os.RemoveAll(changed.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Pull(t.Context(), ref, PullOptions{}); err != nil {
+		t.Errorf("after the image was removed: %v", err)
+	}
+	if err := os.Remove(ref.File()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Pull(t.Context(), ref, PullOptions{}); !errors.Is(err, oci.ErrNotFound) {
+		t.Errorf("a file that is gone: %v", err)
+	}
+}
+
+// TestDiskFileRefused: the content is not trusted more than that of other images.
+func TestDiskFileRefused(t *testing.T) {
+	for name, test := range map[string]struct {
+		content []byte
+		text    string
+	}{
+		"backing file": {ocitest.Qcow2File(t, "-F", "raw", "-b", "/etc/shadow"), "shadow"},
+		// qemu-img writes to the data file, so it is one of the test.
+		"data file": {ocitest.Qcow2File(t, "-o", "data_file="+filepath.Join(t.TempDir(), "data.raw")), "keeps its content in another file"},
+		"text":      {[]byte("root:x:0:0:root:/root:/bin/sh\n"), "not a disk but text"},
+		"empty":     {nil, "empty"},
+		"too large": {bytes.Repeat([]byte{0}, 100<<20), "max_disk"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := newStore(t)
+			image, err := store.Pull(t.Context(), diskFile(t, test.content), PullOptions{MaxDisk: 1 << 20})
+			if !oci.IsPermanent(err) || !strings.Contains(err.Error(), test.text) {
+				t.Errorf("got %+v, %v; want an error with %q", image, err, test.text)
+			}
+			ocitest.AssertEmpty(t, filepath.Join(store.Root(), imagesDir))
+		})
+	}
+	t.Run("cancelled", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := newStore(t).Pull(ctx, diskFile(t, ocitest.Qcow2File(t)), PullOptions{}); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
