@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -64,6 +65,64 @@ func endsWith(t *testing.T, cmd *exec.Cmd, limit time.Duration, want int) {
 	}
 }
 
+// terminate sends SIGTERM, and waits until the process has handled it: the signal is not
+// pending any more, and all threads sleep again, twice because a look is not atomic.
+func terminate(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	began, pid := time.Now(), cmd.Process.Pid
+	for idle := 0; idle < 2; time.Sleep(time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatal("the process does not handle the signal")
+		}
+		if idle++; isPending(t, pid, syscall.SIGTERM) || !sleeps(t, pid) {
+			idle = 0
+		}
+	}
+}
+
+// sleeps reports whether all threads of a process sleep: state in proc_pid_stat(5).
+func sleeps(t *testing.T, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatal("no threads: ", err)
+	}
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			return false // it has just ended
+		}
+		// The name, in parentheses, can hold anything.
+		if _, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')'):]), " "); rest[0] != 'S' {
+			return false
+		}
+	}
+	return true
+}
+
+// isPending reports whether a signal waits for a process: ShdPnd in proc_pid_status(5).
+func isPending(t *testing.T, pid int, signal syscall.Signal) bool {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if mask, ok := strings.CutPrefix(line, "ShdPnd:"); ok {
+			bits, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return bits>>(signal-1)&1 == 1
+		}
+	}
+	t.Fatalf("/proc/%d/status has no ShdPnd", pid)
+	return false
+}
+
 // GitLab Runner believes a stage that succeeds after SIGTERM, and would continue the
 // job.
 func TestNoSuccessAfterSignal(t *testing.T) {
@@ -73,8 +132,7 @@ func TestNoSuccessAfterSignal(t *testing.T) {
 		t.Fatal(err)
 	}
 	release := opened()
-	stage.Process.Signal(syscall.SIGTERM)
-	time.Sleep(300 * time.Millisecond)
+	terminate(t, stage)
 	release()
 	endsWith(t, stage, 10*time.Second, 2)
 }
@@ -120,8 +178,7 @@ func TestSecondSignal(t *testing.T) {
 	}
 	release := opened()
 	for range 3 {
-		stage.Process.Signal(syscall.SIGTERM)
-		time.Sleep(100 * time.Millisecond)
+		terminate(t, stage)
 	}
 	release()
 	endsWith(t, stage, 10*time.Second, 2)

@@ -26,7 +26,11 @@ func TestFeed(t *testing.T) {
 			go func() {
 				fed <- feed(t.Context(), pipe, &savefile.Head{XML: "<domain/>"}, strings.NewReader(strings.Repeat("m", size)))
 			}()
-			time.Sleep(50 * time.Millisecond)
+			for began := time.Now(); pipeHolds(pipe) == 0; time.Sleep(time.Millisecond) {
+				if time.Since(began) > time.Minute {
+					t.Fatal("nothing comes into the pipe")
+				}
+			}
 			reader, err := os.Open(path)
 			if err != nil {
 				t.Fatal(err)
