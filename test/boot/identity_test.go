@@ -22,12 +22,9 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
-	testhost "gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
-	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/dhcp"
-	"gitlab-sardine-executor/vm/seed"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -132,15 +129,17 @@ func hostPart(guest instance) string {
 	return address
 }
 
-// Machines of an image that brings everything by which one could know a guest each
-// have an address of their own, and scripts run in the right one.
+// Machines of an image that brings everything by which one could know a guest each have an
+// address of their own, and scripts run in the right one: whatever the other machine does,
+// and if another answers under the address.
 func TestTwins(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
-		network, _ := narrow(t, l)
-		image := twin(t, l).of(t, l)
-		first := l.ready(t, l.spec("first", image, onNetwork(network)))
+		name, gateway := narrow(t, l)
+		variant := twin(t, l)
+		image := variant.of(t, l)
+		first := l.ready(t, l.spec("first", image, onNetwork(name)))
 		mark(t, first)
-		second := l.ready(t, l.spec("second", image, onNetwork(network)))
+		second := l.ready(t, l.spec("second", image, onNetwork(name)))
 		mark(t, second)
 		if first.Record().HostKey != second.Record().HostKey {
 			t.Error("they have different host keys, so that the rest shows nothing")
@@ -158,59 +157,50 @@ func TestTwins(t *testing.T) {
 			isStill(t, l, first)
 			isStill(t, l, second)
 		}
+		checkTheft(t, l, first, second, gateway)
+		checkContested(t, l, first, variant, name)
 	})
 }
 
-// A guest that asks for its neighbour's address, as its neighbour would, does not get
-// what is the neighbour's.
-func TestThief(t *testing.T) {
-	systemOnly(t, func(t *testing.T, l *lab) {
-		network, gateway := narrow(t, l)
-		image := twin(t, l).of(t, l)
-		victim := l.ready(t, l.spec("victim", image, onNetwork(network)))
-		mark(t, victim)
-		thief := l.ready(t, l.spec("thief", image, onNetwork(network)))
-		mark(t, thief)
-		address := hostPart(victim)
-		for what, trick := range map[string]string{
-			"its client identifier": "udhcpc -i eth0 -n -q -t 5 -T 1 -C -x 0x3d:" + twinClientID + " -r " + address + " -s /usr/share/udhcpc/script",
-			"its release":           "udhcpc -i eth0 -n -q -t 5 -T 1 -R -C -x 0x3d:" + twinClientID + " -s /usr/share/udhcpc/script; udhcpc -i eth0 -n -q -t 5 -T 1 -s /usr/share/udhcpc/script",
-			"ARP":                   "ip addr add " + address + "/24 dev eth0; arping -c 3 -w 3 -U -I eth0 " + address + "; ping -c 1 -W 1 -I " + address + " " + gateway.String(),
-		} {
-			out, _ := script(t, thief, "exec 2>&1; "+trick)
-			t.Logf("by %s:\n%s", what, out)
-			isStill(t, l, victim)
-			isStill(t, l, thief)
-		}
-	})
+// checkTheft has a guest ask for its neighbour's address, as its neighbour would: it does
+// not get what is the neighbour's.
+func checkTheft(t *testing.T, l *lab, victim, thief instance, gateway netip.Addr) {
+	t.Helper()
+	address := hostPart(victim)
+	for what, trick := range map[string]string{
+		"its client identifier": "udhcpc -i eth0 -n -q -t 5 -T 1 -C -x 0x3d:" + twinClientID + " -r " + address + " -s /usr/share/udhcpc/script",
+		"its release":           "udhcpc -i eth0 -n -q -t 5 -T 1 -R -C -x 0x3d:" + twinClientID + " -s /usr/share/udhcpc/script; udhcpc -i eth0 -n -q -t 5 -T 1 -s /usr/share/udhcpc/script",
+		"ARP":                   "ip addr add " + address + "/24 dev eth0; arping -c 3 -w 3 -U -I eth0 " + address + "; ping -c 1 -W 1 -I " + address + " " + gateway.String(),
+	} {
+		out, _ := script(t, thief, "exec 2>&1; "+trick)
+		t.Logf("by %s:\n%s", what, out)
+		isStill(t, l, victim)
+		isStill(t, l, thief)
+		script(t, thief, "ip addr del "+address+"/24 dev eth0")
+	}
 }
 
-// The machine that answers under the address of another, whatever let it, is not
-// given what is for the other, although it has its host key and its password.
-func TestContestedAddress(t *testing.T) {
-	systemOnly(t, func(t *testing.T, l *lab) {
-		name, _ := narrow(t, l)
-		image := twin(t, l)
-		guest := l.ready(t, l.spec("rightful", image.of(t, l), onNetwork(name)))
-		mark(t, guest)
-		mac := nicOf(t, l, guest.Name())
-		// Another takes its place. No filter keeps it from that.
-		l.virsh(t, "domif-setlink", guest.Name(), mac, "down")
-		image.arguments = "sardine.address=" + hostPart(guest)
-		other := l.stranger(t, image, name)
-		found := l.find(t, guest)
-		err := found.Connect(t.Context(), guestLogin)
-		if !errors.Is(err, network.ErrContested) {
-			out, _ := script(t, found, "cat /tmp/me; ip addr show eth0")
-			t.Fatalf("connecting gives %v\n%s", err, out)
+// checkContested has a machine answer under the address of a guest, whatever let it: it is
+// not given what is for the guest, although it has the guest's host key and password.
+func checkContested(t *testing.T, l *lab, guest instance, image variant, networkName string) {
+	t.Helper()
+	mac := nicOf(t, l, guest.Name())
+	// Another takes its place. No filter keeps it from that.
+	l.virsh(t, "domif-setlink", guest.Name(), mac, "down")
+	image.arguments = "sardine.address=" + hostPart(guest)
+	other := l.stranger(t, image, networkName)
+	found := l.find(t, guest)
+	err := found.Connect(t.Context(), guestLogin)
+	if !errors.Is(err, network.ErrContested) {
+		out, _ := script(t, found, "cat /tmp/me; ip addr show eth0")
+		t.Fatalf("connecting gives %v\n%s", err, out)
+	}
+	for _, want := range []string{hostPart(guest), mac, other} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not name %s: %v", want, err)
 		}
-		for _, want := range []string{hostPart(guest), mac, other} {
-			if !strings.Contains(err.Error(), want) {
-				t.Errorf("the error does not name %s: %v", want, err)
-			}
-		}
-		t.Log(err)
-	})
+	}
+	t.Log(err)
 }
 
 // stranger starts a machine that is nobody's job, without a filter, and returns its MAC
@@ -237,8 +227,8 @@ func (l *lab) stranger(t *testing.T, image variant, network string) (mac string)
 	return mac
 }
 
-// Three addresses are enough for any number of machines, one after another and two at
-// a time, and what they had is given back.
+// Three addresses are enough for any number of machines, one after another and, at night,
+// two at a time, and what they had is given back.
 func TestAddressesAreGivenBack(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
 		network, _ := narrow(t, l)
@@ -254,11 +244,18 @@ func TestAddressesAreGivenBack(t *testing.T) {
 			return errors.Join(waitReady(t, guest, guestLogin), guest.Close(),
 				vm.Remove(t.Context(), l.host, name, spec.Place))
 		}
-		for i := range 10 {
+		machines := 4 // more than there are addresses
+		if nightly {
+			machines = 10
+		}
+		for i := range machines {
 			if err := runs(fmt.Sprintf("one-%d", i)); err != nil {
 				t.Fatalf("machine %d: %v", i, err)
 			}
 			l.noLease(t, network)
+		}
+		if !nightly {
+			return
 		}
 		var both sync.WaitGroup
 		for _, side := range []string{"left", "right"} {
@@ -367,76 +364,4 @@ func TestReservationsAreSwept(t *testing.T) {
 			t.Errorf("%s is still reserved:\n%s", idle.Address, left)
 		}
 	})
-}
-
-// The same of a whole Debian: systemd-networkd names itself to DHCP by the machine-id.
-func TestFullGuestTwins(t *testing.T) {
-	showFullGuest(t)
-	systemOnly(t, func(t *testing.T, l *lab) {
-		network, _ := narrow(t, l)
-		handed, err := seed.New("")
-		if err != nil {
-			t.Fatal(err)
-		}
-		image := func(s *vm.Spec) {
-			fullGuest(handed)(s)
-			s.Disks = []disk.Disk{{Name: "full.raw", Path: fixedMachineID(t, l), Format: "raw", VirtualSize: 1466 << 20}}
-		}
-		specs := []vm.Spec{l.spec("first", image, onNetwork(network)), l.spec("second", image, onNetwork(network))}
-		var guests []*vm.Started
-		for _, spec := range specs {
-			guests = append(guests, l.start(t, spec))
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
-		defer cancel()
-		ids := map[string]bool{}
-		for _, guest := range guests {
-			if err := guest.WaitReady(ctx, handed.Login()); err != nil {
-				t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
-			}
-			mark(t, guest)
-			id, _ := script(t, guest, "cat /etc/machine-id")
-			ids[id] = true
-		}
-		if len(ids) != 1 || guests[0].Record().HostKey != guests[1].Record().HostKey {
-			t.Errorf("they have the machine-ids %v and different host keys, so that the rest shows nothing", ids)
-		}
-		if leases := l.virsh(t, "net-dhcp-leases", network); strings.Contains(leases, "192.168.") {
-			t.Logf("leases:\n%s", leases) // one: dnsmasq has forgotten the other, which has its address all the same
-		}
-		// Twice: each asks for its address again the first time.
-		for range 2 {
-			for _, guest := range guests {
-				asUser := l.find(t, guest)
-				if err := asUser.Connect(t.Context(), handed.Login()); err != nil {
-					t.Errorf("log in to %s again: %v", guest.Name(), err)
-					continue
-				}
-				if out, _ := script(t, asUser, "cd /sys/class/net && sudo networkctl renew e* 2>&1; cat /tmp/me"); out != guest.Name()+"\n" {
-					t.Errorf("what is for %s runs in the machine of %q", guest.Name(), out)
-				}
-			}
-		}
-	})
-}
-
-// fixedMachineID is the disk of a full guest with a machine-id, which the kernel's
-// arguments say: the boot partition is the one that can be written without a loop
-// device.
-func fixedMachineID(t *testing.T, l *lab) string {
-	t.Helper()
-	raw := filepath.Join(l.dir, "full.raw")
-	if _, err := os.Stat(raw); err == nil {
-		return raw
-	}
-	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", filepath.Join(testhost.TempDir, fullGuestName), raw)
-	const boot = "@@1M"
-	config := run(t, "mtype", "-i", raw+boot, "::syslinux.cfg")
-	config = strings.Replace(config, "console=ttyS0", "console=ttyS0 systemd.machine_id=0123456789abcdef0123456789abcdef", 1)
-	file := filepath.Join(l.dir, "syslinux.cfg")
-	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	run(t, "mcopy", "-o", "-i", raw+boot, file, "::syslinux.cfg")
-	return raw
 }

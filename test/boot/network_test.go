@@ -179,6 +179,7 @@ func TestLibvirtNetwork(t *testing.T) {
 				t.Errorf("warnings: %q", guest.Warnings)
 			}
 		}
+		checkFilter(t, l, first)
 		own, gateway := addressIn(t, first)
 		address, _ := addressIn(t, second)
 		loopback, bridge := listen(t, "127.0.0.1"), listen(t, gateway)
@@ -207,7 +208,26 @@ func TestLibvirtNetwork(t *testing.T) {
 		script(t, first, "ip addr add "+address+"/24 dev eth0; arping -c 2 -U -I eth0 "+address)
 		login(t, l, second)
 		t.Logf("%s was %s, %s was %s", first.Name(), own, second.Name(), address)
+		checkFilterGoes(t, l, "first", "second")
 	})
+}
+
+// checkFilterGoes removes the machines, with the last of which the filter goes.
+func checkFilterGoes(t *testing.T, l *lab, machines ...string) {
+	t.Helper()
+	filters := func() bool { return strings.Contains(l.virsh(t, "nwfilter-list"), "gitlab-sardine-executor") }
+	for i, name := range machines {
+		if !filters() {
+			t.Errorf("with %d machines there is no filter", len(machines)-i)
+		}
+		spec := l.spec(name)
+		if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if filters() {
+		t.Error("there is a filter, and no machine")
+	}
 }
 
 // login finds the guest as a later stage does, and runs something.
@@ -224,26 +244,4 @@ func login(t *testing.T, l *lab, guest instance) {
 	if out, _ := script(t, found, "echo here"); out != "here\n" {
 		t.Errorf("%s said %q", guest.Name(), out)
 	}
-}
-
-// The filter is of no more use when no machine has it.
-func TestFilterGoesWithTheLastMachine(t *testing.T) {
-	systemOnly(t, func(t *testing.T, l *lab) {
-		filters := func() bool { return strings.Contains(l.virsh(t, "nwfilter-list"), "gitlab-sardine-executor") }
-		specs := []vm.Spec{l.spec("one"), l.spec("two")}
-		for _, spec := range specs {
-			l.start(t, spec)
-		}
-		for i, spec := range specs {
-			if !filters() {
-				t.Errorf("with %d machines there is no filter", 2-i)
-			}
-			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if filters() {
-			t.Error("there is a filter, and no machine")
-		}
-	})
 }
