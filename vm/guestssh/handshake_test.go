@@ -450,3 +450,42 @@ func TestCancelledRunEndsTheCommand(t *testing.T) {
 		syscall.Kill(-<-s.pids, syscall.SIGKILL)
 	}
 }
+
+// Nothing is sent to a guest that stands still, and it is given its time. One that comes
+// back goes on; one that does not is lost, and the error says for how long.
+func TestKeepaliveOfAGuestThatStandsStill(t *testing.T) {
+	s := newSSHServer(t)
+	client, err := logIn(t, s, goodLogin, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	marker := filepath.Join(t.TempDir(), "go")
+	looks := 0
+	back := Keepalive{Interval: time.Millisecond, Timeout: time.Minute, Still: func(context.Context) bool {
+		looks++
+		if looks == 20 {
+			if s.asked.Load() > 0 {
+				t.Errorf("%d requests to a guest that stands still", s.asked.Load())
+			}
+			if err := os.WriteFile(marker, nil, 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+		return looks < 20
+	}}
+	line := "while ! [ -e " + marker + " ]; do sleep 0.05; done"
+	if status, err := client.Run(testContext(t), Command{Line: line, Keepalive: back}); status != 0 || err != nil {
+		t.Errorf("it comes back: got %d, %v", status, err)
+	}
+
+	answers := 2
+	s.mute = &answers
+	if client, err = logIn(t, s, goodLogin, nil); err != nil {
+		t.Fatal(err)
+	}
+	gone := Keepalive{Interval: 10 * time.Millisecond, Timeout: 500 * time.Millisecond, Still: func(context.Context) bool { return true }}
+	_, err = client.Run(testContext(t), Command{Line: "true", Stdin: rand.Reader, Keepalive: gone})
+	if !errors.Is(err, ErrLost) || !errors.Is(err, ErrSilent) || !strings.Contains(err.Error(), "no answer for") {
+		t.Errorf("it does not come back: got %v", err)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -27,6 +28,8 @@ type sshServer struct {
 	listener net.Listener
 	// pids of the commands that were started.
 	pids chan int
+	// asked counts the requests of connections, which are keepalives.
+	asked atomic.Int32
 	// mute stops it from replying to a client that has logged in, after 0, 1 or 2 replies
 	// (session, command). nil: never.
 	mute *int
@@ -137,7 +140,14 @@ func (s *sshServer) serve(conn net.Conn) {
 		s.serveMute(channels)
 		return
 	}
-	go ssh.DiscardRequests(requests)
+	go func() {
+		for r := range requests {
+			s.asked.Add(1)
+			if r.WantReply {
+				r.Reply(false, nil)
+			}
+		}
+	}()
 	for c := range channels {
 		channel, requests, err := c.Accept()
 		if err != nil {
