@@ -83,9 +83,10 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 	err = d.prepareMachine(ctx, host, p)
 	switch {
 	case errors.Is(err, errNotResumed):
-		err = d.retryWithColdBoot(ctx, host, p, err)
+		p.settings.MemorySnapshot = false
+		err = d.retry(ctx, host, p, err, "booting a machine instead")
 	case errors.Is(err, errNetworkLost):
-		err = d.retryOnNewNetwork(ctx, host, p, err)
+		err = d.retry(ctx, host, p, err, "starting the machine once more")
 	}
 	return err
 }
@@ -111,11 +112,11 @@ func beforeReady(err error) error {
 	return err
 }
 
-// retryOnNewNetwork replaces a machine that lost its network because of cause. It is called
-// once for a job. Nothing of the job has run yet.
-func (d *Driver) retryOnNewNetwork(ctx context.Context, host machineHost, p plan, cause error) error {
-	d.Log.Warn("%s: starting the machine once more", joblog.OneLine(cause.Error()))
-	d.admin().Warn("started a machine once more", "reason", cause)
+// retry replaces a machine that failed because of cause, before anything of the job has run
+// in it. It is called once for a job.
+func (d *Driver) retry(ctx context.Context, host machineHost, p plan, cause error, how string) error {
+	d.Log.Warn("%s: %s", joblog.OneLine(cause.Error()), how)
+	d.admin().Warn(how, "reason", cause)
 	if err := d.removeStale(ctx, host); err != nil {
 		return err
 	}

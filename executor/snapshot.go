@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/snapshot"
@@ -52,15 +51,4 @@ func (d *Driver) waitResumed(ctx context.Context, machine instance, timeout time
 		return err
 	}
 	return errors.Join(fmt.Errorf("%w: %w", errNotResumed, err), machine.DistrustSnapshot(err))
-}
-
-// retryWithColdBoot replaces a machine that did not resume from its snapshot, because of
-// cause, by a machine that boots.
-func (d *Driver) retryWithColdBoot(ctx context.Context, host machineHost, p plan, cause error) error {
-	d.Log.Warn("%s: booting a machine instead", joblog.OneLine(cause.Error()))
-	if err := d.removeStale(ctx, host); err != nil {
-		return err
-	}
-	p.settings.MemorySnapshot = false
-	return d.prepareMachine(ctx, host, p)
 }
