@@ -94,9 +94,14 @@ func printReport(w io.Writer, r *admin.ImageReport) error {
 	for _, disk := range r.Disks {
 		p.line("Disk:", describeDisk(disk))
 	}
+	p.line("Firmware:", r.Firmware)
 	for _, user := range r.Guest.Users {
 		p.line("User:", user.Username)
 	}
+	if len(r.Guest.Users) == 0 {
+		p.line("User:", "none in the image")
+	}
+	p.line("Guest:", strings.Join(r.Unknown, ", ")+": unknown until booted")
 	for _, service := range r.Guest.Services {
 		p.line("Service:", fmt.Sprintf("%s at port %d", service.Service, service.Port))
 	}

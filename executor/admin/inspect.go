@@ -24,6 +24,10 @@ import (
 // An ImageReport describes an image and what a job would do with it.
 type ImageReport struct {
 	*oci.Inspection
+	// Firmware by which its machines boot, as far as it is known.
+	Firmware string `json:"firmware"`
+	// Unknown lists what jobs need of the guest, and what only a boot shows.
+	Unknown []string `json:"unknownUntilBooted"`
 	// Stored is nil if the image is not in the store.
 	Stored *StoredReport `json:"stored,omitempty"`
 	// Prepare lists what the prepare stage would do; the verbs come first.
@@ -50,7 +54,7 @@ func InspectImage(ctx context.Context, settings *config.Settings, image string, 
 	if err != nil {
 		return nil, err
 	}
-	report := &ImageReport{Inspection: inspection}
+	report := &ImageReport{Inspection: inspection, Unknown: []string{"git", "gitlab-runner"}}
 	store, err := storeOf(settings)
 	if err != nil {
 		return nil, err
@@ -65,6 +69,7 @@ func InspectImage(ctx context.Context, settings *config.Settings, image string, 
 	if err != nil {
 		return nil, err
 	}
+	report.Firmware = firmwareOf(stored, inspection, resolved)
 	if stored == nil {
 		if refused := checkImage(ctx, settings, resolved, inspection); refused != nil {
 			report.Prepare = append(report.admission(settings, image, resolved), "refuse the image: "+refused.Error())
