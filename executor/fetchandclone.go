@@ -3,7 +3,6 @@ package executor
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -78,7 +77,7 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 		return nil, err
 	}
 	defer image.Close() // not before QEMU has opened its disks
-	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(sizeOf(image))), hostname(), joblog.Seconds(time.Since(began)))
+	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(sizeOf(image))), joblog.Hostname(), joblog.Seconds(time.Since(began)))
 	end()
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
 	login, seed, err := loginFor(o.Settings, image.Guest)
@@ -119,15 +118,6 @@ func (o *FetchAndCloneOptions) begin(phase, section, title string) (end func()) 
 		endPhase = o.Phase(phase)
 	}
 	return func() { endPhase(); endSection() }
-}
-
-// hostname tells in the job's log which of several runners ran the job.
-func hostname() string {
-	name, err := os.Hostname()
-	if err != nil {
-		return "this host"
-	}
-	return name
 }
 
 // sizeOf returns the size of an image's files, in bytes.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/console"
@@ -33,7 +34,7 @@ func (d *Driver) beginStage(dirs config.Dirs, stage string) (end func(context.Co
 			}
 		}
 		if d.save(dir, o) && o.Keep > 0 {
-			d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor ssh %s", o.Keep, hostname(), d.Job.ID)
+			d.Log.Say("The machine is kept for %s after the job. On %s: gitlab-sardine-executor ssh %s", o.Keep, joblog.Hostname(), d.Job.ID)
 		}
 	}
 }
