@@ -42,6 +42,7 @@ func (s *Status) addFailures(logFile string) error {
 	if logFile == "" {
 		return nil
 	}
+	s.Failures = []Failure{}
 	tail, err := readTail(logFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing was logged yet

@@ -28,7 +28,7 @@ type Status struct {
 	Pulls    []Pull    `json:"pulls"`
 	Images   []Image   `json:"images"`
 	Room     Room      `json:"room"`
-	// Failures of stages, the latest first; at most maxFailures.
+	// Failures of stages, the latest first; at most maxFailures. nil without log_file.
 	Failures []Failure `json:"failures"`
 	// Problems are why a part is missing.
 	Problems []string `json:"problems"`
@@ -119,7 +119,7 @@ func Collect(ctx context.Context, settings *config.Settings) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Status{Time: time.Now(), Pulls: []Pull{}, Images: []Image{}, Failures: []Failure{}, Problems: []string{}}
+	s := &Status{Time: time.Now(), Pulls: []Pull{}, Images: []Image{}, Problems: []string{}}
 	queue, err := admission.Look(dirs.Jobs)
 	s.problem("the queue for room", err)
 	s.setWaiting(queue)

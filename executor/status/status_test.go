@@ -125,7 +125,7 @@ func TestCollect(t *testing.T) {
 	if r := s.Room; r.Slots != 3 || r.SlotsUsed != 3 || r.Memory == 0 || r.MemoryUsed < 1<<30 || r.Disk == 0 || r.DiskReserve == 0 || r.DiskDir != root {
 		t.Errorf("room: %+v", r)
 	}
-	if len(s.Problems) != 0 || len(s.Failures) != 0 {
+	if len(s.Problems) != 0 || s.Failures == nil || len(s.Failures) != 0 {
 		t.Errorf("problems %q, failures %+v", s.Problems, s.Failures)
 	}
 	text, err := json.Marshal(s)
@@ -142,7 +142,7 @@ func TestCollectWithoutLibvirt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Machines != nil || len(s.Images) != 1 || s.Room.Disk == 0 || len(s.Problems) != 1 || !strings.HasPrefix(s.Problems[0], "machines: ") {
+	if s.Machines != nil || s.Failures != nil || len(s.Images) != 1 || s.Room.Disk == 0 || len(s.Problems) != 1 || !strings.HasPrefix(s.Problems[0], "machines: ") {
 		t.Errorf("got %+v", s)
 	}
 }

@@ -36,7 +36,7 @@ func Status(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 	return &cli.Command{
 		Name:  "status",
 		Usage: "show machines, waiting jobs, pulls, images, room and the last failures",
-		Description: command.Describe("Run it as the user that runs GitLab Runner. Failures are read from log_file; without that setting there are none.\n"+
+		Description: command.Describe("Run it as the user that runs GitLab Runner. Failures are read from log_file; without that setting they are not known.\n"+
 			"On a terminal the output has colours, unless NO_COLOR is set. What cannot be found out is a warning on stderr.\n\n"+
 			"With --json it prints an object; docs/status.md describes the fields. --json --watch prints one object per line.",
 			"status", "status --watch", "status --json"),

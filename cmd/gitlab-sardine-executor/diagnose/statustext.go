@@ -176,6 +176,9 @@ func warnIf(is bool) string {
 
 func failureSection(s *status.Status) section {
 	part := section{title: "LAST FAILURES", header: []string{"TIME", "STAGE", "JOB", "PROJECT", "CLASS", "ERROR"}}
+	if s.Failures == nil {
+		part.header, part.rows = nil, [][]cell{plain("not known: the setting log_file is empty")}
+	}
 	for _, f := range s.Failures {
 		row := plain(f.Time.Local().Format(time.DateTime), visible(f.Stage), orDash(f.Job), orDash(f.Project), visible(f.Class), visible(joblog.OneLine(f.Error)))
 		if f.Class == failure.System.String() {
