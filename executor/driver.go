@@ -51,6 +51,9 @@ type Driver struct {
 	Admin *slog.Logger
 	// Local: see [policy.Policy].
 	Local bool
+	// OneLog puts standard error of a script on its standard output, so that their order
+	// remains. PowerShell keeps them apart.
+	OneLog bool
 
 	metrics metrics.Changes
 	newHost func(context.Context) (machineHost, error) // of tests; nil for libvirt

@@ -16,7 +16,7 @@ import (
 
 // Run is the run stage: it runs the script in the file path in the job's guest. name is
 // GitLab's name of the stage, such as build_script. The output of the script goes to
-// stdout and stderr unchanged. If stderr is nil, both go to stdout, in order. The error is a [failure.ScriptError] if the script
+// stdout and stderr unchanged. The error is a [failure.ScriptError] if the script
 // failed.
 func (d *Driver) Run(ctx context.Context, path, name string, stdout, stderr io.Writer) (err error) {
 	dirs, err := d.Settings.Dirs()
@@ -72,8 +72,8 @@ func (d *Driver) runIn(ctx context.Context, host machineHost, dirs config.Dirs, 
 	}
 	sh := guestshell.For(settings.Shell)
 	line := sh.Command
-	if stderr == nil {
-		line, stderr = sh.Merged, stdout
+	if d.OneLog {
+		line = sh.Merged
 	}
 	status, err := guest.Run(ctx, guestssh.Command{
 		Line:   line,

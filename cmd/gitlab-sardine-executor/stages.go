@@ -82,8 +82,8 @@ func runCommand(cfg *command.Settings, stdout, stderr io.Writer) *cli.Command {
 				if c.NArg() < 1 {
 					return errors.New("run needs the path of a script and the name of a stage: GitLab Runner appends them to run_args")
 				}
-				// GitLab has one log for both outputs of the script.
-				return d.Run(c.Context, c.Args().Get(0), c.Args().Get(1), stdout, nil)
+				d.OneLog = true // of the job
+				return d.Run(c.Context, c.Args().Get(0), c.Args().Get(1), stdout, stderr)
 			})
 		},
 	}
