@@ -31,17 +31,10 @@ func CheckedBy(ctx context.Context, host *virt.Host, image config.Resolved, o st
 	return o
 }
 
-// architectureOf returns the architecture of the machines of an image, which may not say for
-// which it is.
-func architectureOf(image string, settings config.Resolved) string {
-	return cmp.Or(image, oci.Architecture(settings.Architecture))
-}
-
 // CheckImage judges an image by what is known of it before its disks are there: its
 // domain XML, and its architecture unless host is nil.
 func CheckImage(ctx context.Context, host *virt.Host, settings config.Resolved, i *oci.Inspection) error {
-	source := domain.Source{DomainXML: i.DomainXML, Trusted: settings.Trusted, Template: settings.Domain, Emulate: settings.Architecture}
-	source.Architecture = architectureOf(i.Architecture, settings)
+	source := domain.Source{DomainXML: i.DomainXML, Trusted: settings.Trusted, Template: settings.Domain, Emulate: settings.Architecture, Architecture: settings.MachineArchitecture(i.Architecture)}
 	for n, d := range i.Disks {
 		if d.Content != "iso" {
 			// How many there are, and which backs which, does not matter here.

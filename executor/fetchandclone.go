@@ -148,7 +148,7 @@ func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 			DomainXML:        image.DomainXML,
 			Trusted:          o.Settings.Trusted,
 			Template:         o.Settings.Domain,
-			Architecture:     architectureOf(image.Architecture, o.Settings),
+			Architecture:     o.Settings.MachineArchitecture(image.Architecture),
 			Emulate:          o.Settings.Architecture,
 			Disks:            disks,
 			Accel:            o.Settings.Accel,

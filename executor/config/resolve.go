@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"iter"
 	"os"
 	"reflect"
@@ -158,6 +159,12 @@ var windowsPath = regexp.MustCompile(`^[A-Za-z]:[\\/]`)
 // Windows reports whether the guests run Windows, and so have PowerShell but no sh.
 // The path of their directories decides, because pwsh runs on Linux too.
 func (r Resolved) Windows() bool { return windowsPath.MatchString(r.GuestBuildsDir) }
+
+// MachineArchitecture returns the architecture of the machines of an image, which may not say
+// for which it is (empty).
+func (r Resolved) MachineArchitecture(image string) string {
+	return cmp.Or(image, oci.Architecture(r.Architecture))
+}
 
 // Login returns how to log in to the guest of an image with that VM config. The
 // image's own section of the settings wins over the image, and the image over
