@@ -92,8 +92,8 @@ RELEASES := bookworm trixie
 CLEAN    := ca-certificates lintian systemd-sysv
 
 package: guest ## build dist/*.deb for Debian 12 and 13, and dist/*.rpm
-	@scripts/in-debian.sh bookworm scripts/package.sh '$(PACKAGE_VERSION)' deb rpm
-	@scripts/in-debian.sh trixie scripts/package.sh '$(PACKAGE_VERSION)' deb
+	@scripts/in-debian.sh bookworm env COMMIT='$(COMMIT)' scripts/package.sh '$(PACKAGE_VERSION)' deb rpm
+	@scripts/in-debian.sh trixie env COMMIT='$(COMMIT)' scripts/package.sh '$(PACKAGE_VERSION)' deb
 
 test-package: guest ## install, use, upgrade and remove the packages in clean releases
 	@for suite in $(RELEASES); do \

@@ -17,7 +17,7 @@ formats=("$@")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 . /etc/os-release
-make --no-print-directory build VERSION="$version" BINARY="$work/gitlab-sardine-executor"
+make --no-print-directory build VERSION="$version" COMMIT="${COMMIT-}" BINARY="$work/gitlab-sardine-executor"
 
 # newest PREFIX: the newest version of a library's symbols that the program uses.
 newest() {

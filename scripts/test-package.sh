@@ -14,6 +14,7 @@ fail() {
 	exit 1
 }
 say() { echo "test-package: $*" >&2; }
+installed_version() { $package version | sed -n 1p; }
 version() { dpkg-deb --field "$1" Version; }
 
 # Maintainer scripts of other packages must not start daemons of this machine.
@@ -28,7 +29,7 @@ apt-get -qq update
 files_before=$(find /etc /usr /var/lib -xdev \( -name '*sardine*' \) | sort)
 apt-get -qq -o Dpkg::Use-Pty=0 install --no-install-recommends "$(realpath "$old")" passt dnsmasq-base iptables iproute2 >/tmp/apt.log 2>&1 ||
 	{ tail -n 20 /tmp/apt.log >&2; fail "the package cannot be installed"; }
-[[ $($package version) == "$(version "$old" | sed 's/+deb.*//')" ]] || fail "version: $($package version)"
+[[ $(installed_version) == "$(version "$old" | sed 's/+deb.*//')" ]] || fail "version: $(installed_version)"
 [[ $(stat -c '%U %a' /var/lib/$package) == 'root 711' ]] || fail "storage: $(stat -c '%U %a' /var/lib/$package)"
 for file in /usr/share/man/man8/$package.8.gz /usr/share/bash-completion/completions/$package \
 	/usr/share/zsh/vendor-completions/_$package /usr/share/fish/vendor_completions.d/$package.fish; do
@@ -55,7 +56,7 @@ grep -q 'the job runs as vagrant' "$work/log" || fail 'the job did not run'
 say 'upgrade'
 echo '# changed' >>/etc/$package/config.toml
 dpkg --install "$new" >/dev/null
-[[ $($package version) == "$(version "$new" | sed 's/+deb.*//')" ]] || fail "version: $($package version)"
+[[ $(installed_version) == "$(version "$new" | sed 's/+deb.*//')" ]] || fail "version: $(installed_version)"
 tail -n 1 /etc/$package/config.toml | grep -q '# changed' || fail 'the upgrade has changed the settings'
 
 say 'remove'
