@@ -49,7 +49,7 @@ func TestBadInput(t *testing.T) {
 		{
 			"image that is not allowed",
 			func(t *testing.T, s *site, _ *gitlab.Job) {
-				s.configure(t, `allowed_images = ["registry.example.com/**"]`)
+				s.Configure(t, `allowed_images = ["registry.example.com/**"]`)
 			},
 			gitlab.BuildFailure, []string{"vms/guest:1", "allowed_images"},
 		},
@@ -87,18 +87,26 @@ func TestBadInput(t *testing.T) {
 		},
 		{
 			"storage_reserve that is reached",
-			func(t *testing.T, s *site, _ *gitlab.Job) { s.configure(t, `storage_reserve = "99.999%"`) },
+			func(t *testing.T, s *site, _ *gitlab.Job) {
+				s.forgetImages(t)
+				s.Configure(t, `storage_reserve = "99.999%"`)
+			},
 			gitlab.SystemFailure, []string{"storage_reserve: ", "must stay free on ", "prune"},
 		},
 		{
 			"registry down",
-			func(_ *testing.T, s *site, _ *gitlab.Job) { s.registry.Stop() },
+			func(t *testing.T, s *site, job *gitlab.Job) {
+				registry := testbed.StartRegistry(t)
+				s.Mode.Trust(t, registry)
+				registry.Stop()
+				job.Image.Name = registry.Image("vms/guest:1")
+			},
 			gitlab.SystemFailure, []string{"127.0.0.1", "connection refused"},
 		},
 		{
 			"no settings",
 			func(t *testing.T, s *site, _ *gitlab.Job) {
-				if err := os.Remove(s.config); err != nil {
+				if err := os.Remove(s.Config); err != nil {
 					t.Fatal(err)
 				}
 			},
@@ -106,25 +114,25 @@ func TestBadInput(t *testing.T) {
 		},
 		{
 			"settings that are not TOML",
-			func(t *testing.T, s *site, _ *gitlab.Job) { s.mode.WriteFile(t, s.config, "[defaults\n") },
+			func(t *testing.T, s *site, _ *gitlab.Job) { s.Mode.WriteFile(t, s.Config, "[defaults\n") },
 			gitlab.BuildFailure, []string{"config.toml: line 1"},
 		},
 		{
 			"unknown setting",
-			func(t *testing.T, s *site, _ *gitlab.Job) { s.configure(t, `pul_policy = "always"`) },
-			gitlab.BuildFailure, []string{"config.toml: line 8", "pul_policy", "pull_policy"},
+			func(t *testing.T, s *site, _ *gitlab.Job) { s.Configure(t, `pul_policy = "always"`) },
+			gitlab.BuildFailure, []string{"config.toml: line 9", "pul_policy", "pull_policy"},
 		},
 		{
 			"libvirt not reachable",
 			func(t *testing.T, s *site, _ *gitlab.Job) {
-				s.configure(t, `connect = "qemu+unix:///system?socket=/run/no-libvirt"`)
+				s.Configure(t, `connect = "qemu+unix:///system?socket=/run/no-libvirt"`)
 			},
 			gitlab.SystemFailure, []string{"/run/no-libvirt"},
 		},
 		{
 			"guest that never answers",
 			func(t *testing.T, s *site, job *gitlab.Job) {
-				s.configure(t, `timeout = "3s"`)
+				s.Configure(t, `timeout = "3s"`)
 				job.Image.Name = s.pushBlankDisk(t)
 			},
 			gitlab.SystemFailure, []string{"3s"},
@@ -140,7 +148,7 @@ func TestBadInput(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		for _, test := range tests {
 			t.Run(test.name, func(t *testing.T) {
-				s := newSite(t, mode)
+				s := sharedSite(t, mode)
 				job := s.job("echo script runs")
 				test.arrange(t, s, &job)
 				result := s.runner(t).Run(deadline(t), job)
@@ -161,7 +169,7 @@ func TestBadInput(t *testing.T) {
 // On a libvirt network a guest can fail to get an address.
 func TestGuestWithoutAddress(t *testing.T) {
 	systemOnly(t, func(t *testing.T, mode *testbed.Mode) {
-		s := newSite(t, mode, `timeout = "3s"`)
+		s := sharedSite(t, mode, `timeout = "3s"`)
 		job := s.job("true")
 		job.Image.Name = s.pushBlankDisk(t)
 		result := s.runner(t).Run(deadline(t), job)
@@ -213,11 +221,11 @@ func checkErrorLine(t *testing.T, stderr string, says []string) {
 
 // Somebody calls a stage by hand.
 func TestWithoutRunner(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
-		s := newSite(t, mode)
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := sharedSite(t, mode)
 		for _, args := range [][]string{{"config"}, {"prepare"}, {"run", "/dev/null", "build_script"}, {"cleanup"}} {
 			t.Run(args[0], func(t *testing.T) {
-				cmd := mode.Command(deadline(t), s.driver, append([]string{"--config", s.config}, args...)...)
+				cmd := mode.Command(deadline(t), s.Driver, append([]string{"--config", s.Config}, args...)...)
 				var stderr strings.Builder
 				cmd.Stderr = &stderr
 				err := cmd.Run()
@@ -255,14 +263,14 @@ func (s *site) pushDescribed(t *testing.T, domain, kind string) string {
 		domain = `<domain type="kvm"><memory unit="MiB">64</memory><vcpu>1</vcpu><os><type arch="x86_64">hvm</type></os><devices>` +
 			`<disk type="file" device="disk"><source file="disk.raw"/><target dev="vda"/></disk></devices></domain>`
 	}
-	layout := filepath.Join(s.mode.Dir(t), "described")
+	layout := filepath.Join(s.Mode.Dir(t), "described")
 	blob := func(mediaType string, content []byte) v1.Descriptor {
 		d := digest.FromBytes(content)
 		path := filepath.Join(layout, "blobs", "sha256", d.Encoded())
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		s.mode.WriteFile(t, path, string(content))
+		s.Mode.WriteFile(t, path, string(content))
 		return v1.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(content))}
 	}
 	marshal := func(v any) []byte {
@@ -291,8 +299,8 @@ func (s *site) pushDescribed(t *testing.T, domain, kind string) string {
 	}
 	desc := blob(v1.MediaTypeImageManifest, marshal(manifest))
 	desc.Annotations = map[string]string{v1.AnnotationRefName: "1"}
-	s.mode.WriteFile(t, filepath.Join(layout, "index.json"), string(marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{desc}})))
-	s.mode.WriteFile(t, filepath.Join(layout, "oci-layout"), `{"imageLayoutVersion":"1.0.0"}`)
+	s.Mode.WriteFile(t, filepath.Join(layout, "index.json"), string(marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []v1.Descriptor{desc}})))
+	s.Mode.WriteFile(t, filepath.Join(layout, "oci-layout"), `{"imageLayoutVersion":"1.0.0"}`)
 	image := s.registry.Image("vms/described:1")
 	s.push(t, layout, image)
 	return image
@@ -309,9 +317,9 @@ func (s *site) pushBlankDisk(t *testing.T) string {
 // pushEmptyImage pushes a container image without layers.
 func (s *site) pushEmptyImage(t *testing.T) string {
 	t.Helper()
-	layout := filepath.Join(s.mode.Dir(t), "layout")
-	s.mode.Run(t, "umoci", "init", "--layout", layout)
-	s.mode.Run(t, "umoci", "new", "--image", layout+":1")
+	layout := filepath.Join(s.Mode.Dir(t), "layout")
+	s.Mode.Run(t, "umoci", "init", "--layout", layout)
+	s.Mode.Run(t, "umoci", "new", "--image", layout+":1")
 	image := s.registry.Image("vms/empty:1")
 	s.push(t, layout, image)
 	return image

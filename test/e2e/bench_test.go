@@ -79,7 +79,7 @@ func benchmarkSnapshot(b *testing.B, mode *testbed.Mode) {
 	runner, job := s.runner(b), s.job("")
 	times := map[string][]time.Duration{}
 	prepare := func(name string, settings ...string) {
-		s.configure(b, settings...)
+		s.Configure(b, settings...)
 		e := runner.Stage(b.Context(), job, "prepare")
 		if e.ExitCode != 0 {
 			b.Fatal(e)
@@ -152,16 +152,16 @@ func newPeer(b *testing.B, s *site) *peer {
 		b.Fatal(e)
 	}
 	defer runner.Stage(context.WithoutCancel(b.Context()), job, "cleanup")
-	p := &peer{mode: s.mode}
-	name := strings.TrimSpace(s.mode.Virsh(b, "list", "--name"))
-	if err := p.domain.Unmarshal(s.mode.Virsh(b, "dumpxml", "--security-info", name)); err != nil {
+	p := &peer{mode: s.Mode}
+	name := strings.TrimSpace(s.Mode.Virsh(b, "list", "--name"))
+	if err := p.domain.Unmarshal(s.Mode.Virsh(b, "dumpxml", "--security-info", name)); err != nil {
 		b.Fatal(err)
 	}
-	disks, err := filepath.Glob(filepath.Join(s.storage, "images", "*", "*.qcow2"))
+	disks, err := filepath.Glob(filepath.Join(s.Storage, "images", "*", "*.qcow2"))
 	if err != nil || len(disks) != 1 {
 		b.Fatalf("the store holds the disks %v (%v), want one", disks, err)
 	}
-	dir := s.mode.Dir(b)
+	dir := s.Mode.Dir(b)
 	p.base, p.overlay, p.xml = disks[0], filepath.Join(dir, "overlay.qcow2"), filepath.Join(dir, "domain.xml")
 	p.domain.Name, p.domain.UUID, p.domain.ID, p.domain.Metadata = peerName, "", nil, nil
 	disk := &p.domain.Devices.Disks[0]
@@ -184,7 +184,7 @@ func newPeer(b *testing.B, s *site) *peer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s.mode.WriteFile(b, p.xml, text)
+	s.Mode.WriteFile(b, p.xml, text)
 	return p
 }
 

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"go/ast"
+	"go/build/constraint"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -58,7 +59,8 @@ func TestContractTable(t *testing.T) {
 	}
 }
 
-// testsIn returns the names of the tests in a directory and those below it.
+// testsIn returns the names of the tests in a directory and those below it, but for
+// tests that only make test-nightly runs.
 func testsIn(t *testing.T, dir string) map[string]bool {
 	t.Helper()
 	var files []string
@@ -73,9 +75,12 @@ func testsIn(t *testing.T, dir string) map[string]bool {
 	}
 	found := map[string]bool{}
 	for _, path := range files {
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution|parser.ParseComments)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if isNightly(file) {
+			continue
 		}
 		for _, decl := range file.Decls {
 			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil && isTest.MatchString(f.Name.Name) {
@@ -87,3 +92,15 @@ func testsIn(t *testing.T, dir string) map[string]bool {
 }
 
 var isTest = regexp.MustCompile(`^Test[A-Z]`)
+
+// isNightly says whether only make test-nightly compiles a file.
+func isNightly(file *ast.File) bool {
+	for _, group := range file.Comments {
+		for _, comment := range group.List {
+			if expr, err := constraint.Parse(comment.Text); err == nil {
+				return !expr.Eval(func(tag string) bool { return tag != "nightly" })
+			}
+		}
+	}
+	return false
+}

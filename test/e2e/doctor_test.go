@@ -19,7 +19,7 @@ type finding struct{ Part, Level, Text, Command string }
 // findings are those of a part that are not ok, and the worst level of all.
 func (s *site) findings(t *testing.T, part string) (found []finding, worst string) {
 	t.Helper()
-	cmd := s.mode.Command(deadline(t), s.driver, "--config", s.config, "doctor", "--json")
+	cmd := s.Mode.Command(deadline(t), s.Driver, "--config", s.Config, "doctor", "--json")
 	output, err := cmd.Output()
 	var report struct {
 		Level    string
@@ -48,7 +48,7 @@ func TestUnreachableStorage(t *testing.T) {
 		if err := os.Mkdir(closed, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		s.configure(t, `storage = "`+filepath.Join(closed, "storage")+`"`)
+		s.Configure(t, `storage = "`+filepath.Join(closed, "storage")+`"`)
 		found, worst := s.findings(t, "storage")
 		if len(found) != 1 || worst != "error" || !strings.Contains(found[0].Text, "cannot enter "+closed) || !strings.Contains(found[0].Command, closed) {
 			t.Fatalf("%s: %+v", worst, found)

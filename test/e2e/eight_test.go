@@ -13,12 +13,13 @@ import (
 	"gitlab-sardine-executor/internal/testbed/gitlab"
 )
 
-// Eight machines run on one host at the same time, made at once of an image that is
-// not there yet: one base, and each guest is its own job's.
+// Eight machines run on one host at the same time, made at once of an image that is not
+// there yet: it is pulled once, there is one base, and each guest is its own job's.
 func TestEightGuestsAtOnce(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		const guests = 8
 		s := newSite(t, mode, `memory = "256MiB"`, `cpus = 1`)
+		pushed := len(s.blobsSent(t))
 		jobs := make([]gitlab.Job, guests)
 		for i := range jobs {
 			jobs[i] = s.job("")
@@ -51,10 +52,11 @@ func TestEightGuestsAtOnce(t *testing.T) {
 		if len(addresses) != guests {
 			t.Errorf("%d guests have the addresses %v", guests, addresses)
 		}
+		s.checkPulledOnce(t, pushed, guests)
 		if running := strings.Fields(mode.Virsh(t, "list", "--name")); len(running) != guests {
 			t.Errorf("%d machines run at once, want %d: %v", len(running), guests, running)
 		}
-		if bases, _ := filepath.Glob(filepath.Join(s.storage, "images", "*", "*.qcow2")); len(bases) != 1 {
+		if bases, _ := filepath.Glob(filepath.Join(s.Storage, "images", "*", "*.qcow2")); len(bases) != 1 {
 			t.Errorf("the guests stand on %v, want one base", bases)
 		}
 		// Whose guest it is, it keeps to itself: a second look finds what the first left.
@@ -71,4 +73,24 @@ func TestEightGuestsAtOnce(t *testing.T) {
 		}
 		each("cleanup", none)
 	})
+}
+
+// checkPulledOnce wants the registry to have sent each blob once, not counting the first
+// blobs of its log. Each job reads the image's config to know what the store calls it.
+func (s *site) checkPulledOnce(t *testing.T, before, jobs int) {
+	t.Helper()
+	sent := s.blobsSent(t)[before:]
+	if len(sent) == 0 {
+		t.Errorf("the registry has sent nothing:\n%s", s.registry.Log(t))
+	}
+	config := s.registry.Config(t, "vms/guest", "1")
+	times := map[string]int{}
+	for _, blob := range sent {
+		times[blob]++
+	}
+	for blob, n := range times {
+		if n != 1 && !(blob == config && n == jobs) {
+			t.Errorf("%s was sent %d times; the config is %s", blob, n, config)
+		}
+	}
 }

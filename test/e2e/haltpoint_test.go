@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,95 +13,26 @@ import (
 	"testing"
 	"time"
 
-	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/gitlab"
 )
 
-// A moment is a point in the life of a job at which a test can have it stand
-// still, or at least be for a while.
-type moment string
+// A haltPoint is a point in the life of a job at which a test can stop it, or at which
+// it stays for a while.
+type haltPoint string
 
-// The moments, in the order of a job.
+// The halt points, in the order of a job.
 const (
-	duringPull    moment = "pull"     // a layer was asked for, nothing of it is here
-	duringImport  moment = "import"   // half of a layer is here and unpacked
-	duringClone   moment = "clone"    // qemu-img makes the overlay
-	duringBoot    moment = "boot"     // the machine runs, its kernel does not yet
-	duringSSHWait moment = "SSH wait" // the guest runs, its SSH server does not yet
-	duringScript  moment = "script"   // the job's script runs
-	duringCleanup moment = "cleanup"  // libvirt waits for a QEMU that does not end
+	duringPull    haltPoint = "pull"     // a layer was asked for, nothing of it is here
+	duringImport  haltPoint = "import"   // half of a layer is here and unpacked
+	duringClone   haltPoint = "clone"    // qemu-img makes the overlay
+	duringBoot    haltPoint = "boot"     // the machine runs, its kernel does not yet
+	duringSSHWait haltPoint = "SSH wait" // the guest runs, its SSH server does not yet
+	duringScript  haltPoint = "script"   // the job's script runs
+	duringCleanup haltPoint = "cleanup"  // libvirt waits for a QEMU that does not end
 )
 
-// A haltSite is a site whose jobs can be had at each [moment].
-type haltSite struct {
-	*site
-	slow *slowRegistry
-	// tools is a directory before all others on the driver's PATH.
-	tools string
-	// slowImage is a test guest whose SSH server starts late.
-	slowImage string
-}
-
-func newHaltSite(t testing.TB, mode *testbed.Mode, settings ...string) *haltSite {
-	t.Helper()
-	s := &haltSite{site: newSite(t, mode, append([]string{`accel = "tcg"`}, settings...)...)}
-	// Before the site looks for what is left: a registry that was started again is
-	// not the one that it knows.
-	t.Cleanup(func() { s.registry.Stop() })
-	s.slow = startSlowRegistry(t, s.registry)
-	mode.Trust(t, s.slow.registry)
-	s.image = s.slow.registry.Image("vms/guest:1")
-	s.slowImage = s.slow.registry.Image("vms/slow:1")
-	s.push(t, slowGuestLayout(t), s.registry.Image("vms/slow:1"))
-	s.tools = mode.Dir(t)
-	s.writeQEMUImg(t)
-	return s
-}
-
-// writeQEMUImg writes a qemu-img that stands still while there is a file "hold"
-// beside it.
-func (s *haltSite) writeQEMUImg(t testing.TB) {
-	t.Helper()
-	real, err := exec.LookPath("qemu-img")
-	if err != nil {
-		t.Fatal(err)
-	}
-	hold, held := filepath.Join(s.tools, "hold"), filepath.Join(s.tools, "held")
-	path := s.mode.WriteFile(t, filepath.Join(s.tools, "qemu-img"), fmt.Sprintf(`#!/bin/sh
-if [ -e %[1]s ]; then
-	: >%[2]s
-	while [ -e %[1]s ]; do sleep 0.05; done
-	rm -f %[2]s
-fi
-exec %[3]s "$@"
-`, hold, held, real))
-	if err := os.Chmod(path, 0o755); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// runner is a GitLab Runner with the site's tools.
-func (s *haltSite) runner(t testing.TB) gitlab.Runner {
-	t.Helper()
-	r := s.site.runner(t)
-	r.Env = append(r.Env, "PATH="+s.tools+":"+os.Getenv("PATH"))
-	return r
-}
-
-// runnerThatDies is a GitLab Runner that never gets to cleanup.
-func (s *haltSite) runnerThatDies(t testing.TB) gitlab.Runner {
-	t.Helper()
-	r := s.runner(t)
-	r.Exec = s.mode.WriteFile(t, filepath.Join(s.mode.Dir(t), "driver"),
-		fmt.Sprintf("#!/bin/sh\n[ \"$3\" = cleanup ] || exec %s \"$@\"\n", s.driver))
-	if err := os.Chmod(r.Exec, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
-
 // jobUntil is a job that can be halted at m.
-func (s *haltSite) jobUntil(m moment, id int64) gitlab.Job {
+func (s *site) jobUntil(m haltPoint, id int64) gitlab.Job {
 	job := s.job("echo script runs")
 	job.ID = id
 	switch m {
@@ -116,18 +46,14 @@ func (s *haltSite) jobUntil(m moment, id int64) gitlab.Job {
 
 // arrange sees to it that the next job stands still at m. reached waits until it
 // does; release lets it go on.
-func (s *haltSite) arrange(t testing.TB, m moment, job gitlab.Job) (reached func(log *gitlab.Trace), release func()) {
+func (s *site) arrange(t testing.TB, m haltPoint, job gitlab.Job) (reached func(log *gitlab.Trace), release func()) {
 	t.Helper()
 	name := machineOf(job)
 	nothing := func() {}
 	switch m {
 	case duringPull, duringImport:
-		for _, dir := range []string{"images", "references"} {
-			if err := os.RemoveAll(filepath.Join(s.storage, dir)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		hold := s.slow.Hold(map[moment]float64{duringPull: 0, duringImport: 0.5}[m])
+		s.forgetImages(t)
+		hold := s.slow.Hold(map[haltPoint]float64{duringPull: 0, duringImport: 0.5}[m])
 		t.Cleanup(hold.Release)
 		return func(*gitlab.Trace) {
 			select {
@@ -139,7 +65,7 @@ func (s *haltSite) arrange(t testing.TB, m moment, job gitlab.Job) (reached func
 	case duringClone:
 		held := filepath.Join(s.tools, "held")
 		os.Remove(held) // of a qemu-img that was killed
-		hold := s.mode.WriteFile(t, filepath.Join(s.tools, "hold"), "")
+		hold := s.Mode.WriteFile(t, filepath.Join(s.tools, "hold"), "")
 		release = func() { os.Remove(hold) }
 		t.Cleanup(release)
 		return func(*gitlab.Trace) { until(t, "qemu-img runs", func() bool { return exists(held) }) }, release
@@ -148,7 +74,7 @@ func (s *haltSite) arrange(t testing.TB, m moment, job gitlab.Job) (reached func
 	case duringSSHWait:
 		return func(*gitlab.Trace) {
 			until(t, "the guest runs", func() bool {
-				console, _ := os.ReadFile(filepath.Join(s.storage, "jobs", name, "console.log"))
+				console, _ := os.ReadFile(filepath.Join(s.Storage, "jobs", name, "console.log"))
 				return strings.Contains(string(console), sshIsLate)
 			})
 		}, nothing
@@ -165,7 +91,7 @@ func (s *haltSite) arrange(t testing.TB, m moment, job gitlab.Job) (reached func
 
 // holdCleanup keeps the end of a machine from happening: its QEMU is stopped, so
 // that it does not end when it is told to. reached waits until it has been told.
-func (s *haltSite) holdCleanup(t testing.TB, job gitlab.Job) (reached, release func()) {
+func (s *site) holdCleanup(t testing.TB, job gitlab.Job) (reached, release func()) {
 	t.Helper()
 	guest := one(t, "guest", isGuest(machineOf(job)))
 	guest.signal(t, syscall.SIGSTOP)
@@ -178,9 +104,9 @@ func (s *haltSite) holdCleanup(t testing.TB, job gitlab.Job) (reached, release f
 
 // runs says whether the machine was started, and prepare waits for its guest: then
 // the machine's directory of overlays is gone, and QEMU is there.
-func (s *haltSite) runs(name string) bool {
-	return exists(filepath.Join(s.storage, "jobs", name)) &&
-		!exists(filepath.Join(s.storage, "clones", name)) &&
+func (s *site) runs(name string) bool {
+	return exists(filepath.Join(s.Storage, "jobs", name)) &&
+		!exists(filepath.Join(s.Storage, "clones", name)) &&
 		len(processes(isGuest(name))) == 1
 }
 
@@ -188,17 +114,17 @@ func (s *haltSite) runs(name string) bool {
 const orphanTime = 15 * time.Second
 
 // passtDirs is the pattern of the directories for sockets of passt (docs/network.md).
-func (s *haltSite) passtDirs() string {
-	storage := sha256.Sum256([]byte(filepath.Join(s.storage, "clones")))
+func (s *site) passtDirs() string {
+	storage := sha256.Sum256([]byte(filepath.Join(s.Storage, "clones")))
 	return fmt.Sprintf("/tmp/sardine-*.%x.*", storage[:4])
 }
 
 // left is what there is of the machines of jobs: "nothing", or a list of "machine"
 // (a domain), "process" (QEMU or passt) and "files".
-func (s *haltSite) left(t testing.TB) string {
+func (s *site) left(t testing.TB) string {
 	t.Helper()
 	var left []string
-	if strings.Contains(s.mode.Virsh(t, "list", "--all", "--name"), "sardine-") {
+	if strings.Contains(s.Mode.Virsh(t, "list", "--all", "--name"), "sardine-") {
 		left = append(left, "machine")
 	}
 	orphan := func(p process) bool {
@@ -214,7 +140,7 @@ func (s *haltSite) left(t testing.TB) string {
 		}
 	}
 	for _, dir := range []string{"jobs", "clones"} {
-		if found, _ := filepath.Glob(filepath.Join(s.storage, dir, "sardine-*")); len(found) > 0 {
+		if found, _ := filepath.Glob(filepath.Join(s.Storage, dir, "sardine-*")); len(found) > 0 {
 			left = append(left, "files")
 			break
 		}
@@ -246,8 +172,8 @@ func isGuest(machine string) func(process) bool {
 }
 
 // isDriver matches the driver in that stage.
-func (s *haltSite) isDriver(stage string) func(process) bool {
-	return func(p process) bool { return p.args[0] == s.driver && p.mentions(stage) }
+func (s *site) isDriver(stage string) func(process) bool {
+	return func(p process) bool { return p.args[0] == s.Driver && p.mentions(stage) }
 }
 
 // sshIsLate is what the slow guest says on its console when all of it but SSH is

@@ -83,6 +83,15 @@ func (p process) state() byte {
 // ended says whether the process runs no more.
 func (p process) ended() bool { s := p.state(); return s == 0 || s == 'Z' }
 
+// opened says whether the process has a file open.
+func (p process) opened(path string) bool {
+	handles, _ := filepath.Glob(filepath.Join("/proc", strconv.Itoa(p.pid), "fd", "*"))
+	return slices.ContainsFunc(handles, func(handle string) bool {
+		target, err := os.Readlink(handle)
+		return err == nil && target == path
+	})
+}
+
 // pending says whether a signal waits for the process to take it.
 func (p process) pending(signal syscall.Signal) bool {
 	status, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "status"))

@@ -3,10 +3,12 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,13 +21,13 @@ const program = "gitlab-sardine-executor"
 
 func TestMain(m *testing.M) { testbed.Main(m, "gitlab-sardine-executor/cmd/"+program) }
 
-// sessionOnly runs a test in session mode alone, where that stands for both.
+// sessionOnly runs a test in session mode alone, if the code does not depend on the mode.
 func sessionOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
 	t.Helper()
 	inModeOnly(t, "session", test)
 }
 
-// systemOnly runs a test of what is there in system mode alone.
+// systemOnly runs a test of something that exists in system mode alone.
 func systemOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
 	t.Helper()
 	inModeOnly(t, "system", test)
@@ -40,73 +42,199 @@ func inModeOnly(t *testing.T, name string, test func(t *testing.T, mode *testbed
 	})
 }
 
-// A site is an installation: a registry with the test guest, settings, storage,
-// and somebody who looks after each test what it has left behind.
+// A site is an installation with a registry that holds the test guest.
 type site struct {
-	mode     *testbed.Mode
-	driver   string
+	*testbed.Site
 	registry *testbed.Registry
-	image    string // reference of the test guest
-	storage  string
-	config   string // path of the settings
+	// slow stands before the registry. Images are pulled through it.
+	slow *slowRegistry
+	// tools is a directory before all others on the driver's PATH.
+	tools string
+	// image and slowImage are references of the test guest and of one that starts its
+	// SSH server late.
+	image, slowImage string
 }
 
-// newSite makes one. settings are lines for [defaults], which win over the
-// site's own.
+// newSite makes a site with a registry and a storage of its own, which end with the test.
+// The test fails if it leaves anything of a job behind.
 func newSite(t testing.TB, mode *testbed.Mode, settings ...string) *site {
 	t.Helper()
-	s := &site{
-		mode:     mode,
-		driver:   testbed.Program(t, program),
-		registry: testbed.StartRegistry(t),
-		storage:  mode.Dir(t),
-	}
-	mode.Trust(t, s.registry)
-	s.image = s.registry.Image("vms/guest:1")
-	s.push(t, guestLayout(t), s.image)
-	s.config = filepath.Join(mode.Dir(t), "config.toml")
-	s.configure(t, settings...)
-	inventory := testbed.TakeInventory(t, mode, s.storage)
-	t.Cleanup(func() { inventory.CheckNothingLeft(t) })
+	s := makeSite(t, mode, settings...)
+	// Before the inventory is checked: a registry that the test restarted is another
+	// process than before.
+	s.takeInventory(t)
+	t.Cleanup(func() { s.registry.Stop() })
 	return s
 }
 
-// configure writes the settings.
-func (s *site) configure(t testing.TB, settings ...string) {
+// sharedSite returns the site that the tests of a mode share, with settings of the test:
+// one registry, and one storage, which holds the images already.
+func sharedSite(t testing.TB, mode *testbed.Mode, settings ...string) *site {
 	t.Helper()
-	own := []string{
-		fmt.Sprintf("connect = %q", s.mode.Connect),
-		fmt.Sprintf("network = %q", s.mode.Network),
-		fmt.Sprintf("storage = %q", s.storage),
-		`timeout = "5m"`,
-		`guest_builds_dir = "/builds"`,
-		`guest_cache_dir = "/cache"`,
+	shared := sharedSites[mode.Name]
+	if shared == nil {
+		shared = makeSite(lasting{t}, mode)
+		for _, image := range []string{shared.image, shared.slowImage} {
+			shared.Run(t, "pull", "--quiet", image)
+		}
+		sharedSites[mode.Name] = shared
 	}
-	for _, line := range settings {
-		key, _, _ := strings.Cut(line, "=")
-		own = slices.DeleteFunc(own, func(l string) bool { return strings.HasPrefix(l, key+"=") })
-	}
-	s.mode.WriteFile(t, s.config, "[defaults]\n"+strings.Join(append(own, settings...), "\n")+"\n")
+	installation, s := *shared.Site, *shared
+	s.Site = &installation
+	s.Config = filepath.Join(mode.Dir(t), "config.toml")
+	s.Configure(t, settings...)
+	s.takeInventory(t)
+	return &s
 }
 
-// runner is the site's GitLab Runner.
+var sharedSites = map[string]*site{}
+
+// lasting is a test for what outlives it. Nothing is cleaned up: it ends with the host of
+// the tests.
+type lasting struct{ testing.TB }
+
+func (lasting) Cleanup(func())           {}
+func (lasting) Context() context.Context { return context.Background() }
+
+func makeSite(t testing.TB, mode *testbed.Mode, settings ...string) *site {
+	t.Helper()
+	s := &site{Site: testbed.NewSite(t, mode, program, settings...), registry: testbed.StartRegistry(t), tools: mode.Dir(t)}
+	mode.Trust(t, s.registry)
+	s.slow = startSlowRegistry(t, s.registry)
+	mode.Trust(t, s.slow.registry)
+	s.push(t, guestLayout(t), s.registry.Image("vms/guest:1"))
+	s.push(t, slowGuestLayout(t), s.registry.Image("vms/slow:1"))
+	s.image, s.slowImage = s.slow.registry.Image("vms/guest:1"), s.slow.registry.Image("vms/slow:1")
+	s.writeQEMUImg(t)
+	return s
+}
+
+// takeInventory has the test fail if there is anything left at its end that is not there
+// now.
+func (s *site) takeInventory(t testing.TB) {
+	t.Helper()
+	inventory := testbed.TakeInventory(t, s.Mode, s.Storage)
+	t.Cleanup(func() {
+		if t.Failed() {
+			s.clear(t)
+		}
+		inventory.CheckNothingLeft(t)
+	})
+}
+
+// writeQEMUImg writes a qemu-img that stands still while there is a file "hold" beside
+// it.
+func (s *site) writeQEMUImg(t testing.TB) {
+	t.Helper()
+	real, err := exec.LookPath("qemu-img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hold, held := filepath.Join(s.tools, "hold"), filepath.Join(s.tools, "held")
+	s.writeTool(t, "qemu-img", fmt.Sprintf(`#!/bin/sh
+if [ -e %[1]s ]; then
+	: >%[2]s
+	while [ -e %[1]s ]; do sleep 0.05; done
+	rm -f %[2]s
+fi
+exec %[3]s "$@"
+`, hold, held, real))
+}
+
+// writeTool writes a program that the driver finds before those of the host.
+func (s *site) writeTool(t testing.TB, name, text string) {
+	t.Helper()
+	path := s.Mode.WriteFile(t, filepath.Join(s.tools, name), text)
+	t.Cleanup(func() { os.Remove(path) })
+	if err := os.Chmod(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// runner returns a GitLab Runner with the site's tools.
 func (s *site) runner(t testing.TB) gitlab.Runner {
 	t.Helper()
-	return s.mode.Runner(t, s.driver, "--config", s.config)
+	r := s.Mode.Runner(t, s.Driver, "--config", s.Config)
+	r.Env = append(r.Env, "PATH="+s.tools+":"+os.Getenv("PATH"))
+	return r
 }
 
-// job is a job with the test guest as its image.
+// runnerWithout returns a GitLab Runner for which some stages do nothing and succeed. A
+// runner without cleanup is one that dies. One without prepare and cleanup runs scripts in
+// a machine that is there: several jobs of one number use it one after another.
+func (s *site) runnerWithout(t testing.TB, stages ...string) gitlab.Runner {
+	t.Helper()
+	r := s.runner(t)
+	r.Exec = s.Mode.WriteFile(t, filepath.Join(s.Mode.Dir(t), "driver"),
+		fmt.Sprintf("#!/bin/sh\ncase $3 in %s) exit 0;; esac\nexec %s \"$@\"\n", strings.Join(stages, "|"), s.Driver))
+	if err := os.Chmod(r.Exec, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// job returns a job with the test guest as its image.
 func (s *site) job(script string) gitlab.Job {
 	return gitlab.Job{Image: &gitlab.Image{Name: s.image}, Script: script}
+}
+
+// mustPrepare makes the machine of a job.
+func (s *site) mustPrepare(t testing.TB, job gitlab.Job) {
+	t.Helper()
+	if e := s.runner(t).Stage(deadline(t), job, "prepare"); e.ExitCode != 0 {
+		t.Fatal(e)
+	}
+}
+
+// mustCleanUp removes the machine of a job.
+func (s *site) mustCleanUp(t testing.TB, job gitlab.Job) {
+	t.Helper()
+	if e := s.runner(t).Stage(deadline(t), job, "cleanup"); e.ExitCode != 0 || s.left(t) != "nothing" {
+		t.Errorf("left is %s after %s", s.left(t), e)
+	}
+}
+
+// script runs a script in the machine of a job, as the stage of that name.
+func (s *site) script(t testing.TB, job gitlab.Job, stage, text string) gitlab.Execution {
+	t.Helper()
+	path := s.Mode.WriteFile(t, filepath.Join(s.Mode.Dir(t), "script."), text)
+	return s.runner(t).Stage(deadline(t), job, "run", path, stage)
+}
+
+// inGuest runs commands in the guest of a job's machine by the command ssh, beside any
+// script.
+func (s *site) inGuest(t testing.TB, job gitlab.Job, commands string) {
+	t.Helper()
+	cmd := s.Mode.Command(deadline(t), s.Driver, "--config", s.Config, "ssh", strconv.FormatInt(job.ID, 10))
+	cmd.Stdin = strings.NewReader(commands + "\n")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("run %q in the machine of job %d: %v\n%s", commands, job.ID, err, output)
+	}
+}
+
+// forgetImages removes all images from the store, so that the next job pulls its image.
+func (s *site) forgetImages(t testing.TB) {
+	t.Helper()
+	for _, dir := range []string{"images", "references"} {
+		if err := os.RemoveAll(filepath.Join(s.Storage, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// clear removes the machines of all jobs.
+func (s *site) clear(t testing.TB) {
+	t.Helper()
+	s.Run(t, "sweep", "--all")
 }
 
 // push pushes a layout to the registry.
 func (s *site) push(t testing.TB, layout, image string) {
 	t.Helper()
-	s.mode.Run(t, s.driver, "push", "--quiet", "oci:"+layout+":1", image)
+	s.Mode.Run(t, s.Driver, "push", "--quiet", "oci:"+layout+":1", image)
 }
 
-// guestLayout is the path of an OCI layout that holds the test guest, tag 1.
+// guestLayout returns the path of an OCI layout that holds the test guest, tag 1.
 func guestLayout(t testing.TB) string {
 	t.Helper()
 	guestOnce.Do(func() {

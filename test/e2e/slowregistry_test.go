@@ -23,8 +23,9 @@ type slowRegistry struct {
 	// registry is what clients see: the address, and the settings that trust it.
 	registry *testbed.Registry
 
-	mu   sync.Mutex
-	hold *hold // nil: everything passes
+	mu      sync.Mutex
+	hold    *hold // nil: everything passes
+	refuses bool
 }
 
 // A hold stops the first layer that comes, and all that follow.
@@ -64,10 +65,29 @@ func startSlowRegistry(t testing.TB, behind *testbed.Registry) *slowRegistry {
 	proxy.ModifyResponse = r.slow
 	// Who talks to a dead registry gets no answer, rather than one from here.
 	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
-	server := &http.Server{Handler: proxy}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
+		r.mu.Lock()
+		refuses := r.refuses
+		r.mu.Unlock()
+		if refuses {
+			panic(http.ErrAbortHandler)
+		}
+		proxy.ServeHTTP(w, request)
+	})}
 	go server.Serve(listener)
 	t.Cleanup(func() { server.Close() })
 	return r
+}
+
+// Refuse closes every connection without an answer until the test's end.
+func (r *slowRegistry) Refuse(t testing.TB) {
+	set := func(refuses bool) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.refuses = refuses
+	}
+	set(true)
+	t.Cleanup(func() { set(false) })
 }
 
 // Hold stops the next layer after that share of it has passed.

@@ -15,37 +15,37 @@ import (
 	"gitlab-sardine-executor/internal/testbed/gitlab"
 )
 
-// The moments at which a snapshot that is being made can be disturbed.
+// The halt points at which the making of a snapshot can be disturbed.
 const (
-	duringSnapshotBoot moment = "boot for a snapshot"
-	duringSave         moment = "save"
+	duringSnapshotBoot haltPoint = "boot for a snapshot"
+	duringSave         haltPoint = "save"
 )
 
-// Whatever ends while a snapshot is made, nothing but a whole snapshot stays, and the
-// next job succeeds. Without the flag -faults it does a part of that.
+// Whatever ends while a snapshot is made, nothing but a whole snapshot stays, and the next
+// job succeeds. Without the flag -faults it kills the driver during the save.
 func TestSnapshotInterrupted(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		if !*faultsFlag && mode.Name != "session" {
 			return
 		}
-		s := newHaltSite(t, mode, `memory_snapshot = true`, `network = "user"`)
+		s := newSite(t, mode, `memory_snapshot = true`, `network = "user"`)
 		id := int64(0)
 		for _, disturb := range []struct {
 			name string
 			do   func(t *testing.T, job gitlab.Job, reached func())
 			// byDefault is when it is tried without -faults, in session mode.
-			byDefault moment
+			byDefault haltPoint
 		}{
-			{"SIGTERM of driver", s.tellDriver, duringSnapshotBoot},
+			{"SIGTERM of driver", s.tellDriver, ""},
 			{"SIGKILL of driver", s.killDriver, duringSave},
 			{"SIGKILL of guest", func(t *testing.T, job gitlab.Job, reached func()) {
 				s.disturbed(t, job, reached, func() { one(t, "guest", isGuest(machineOf(job))).signal(t, syscall.SIGKILL) })
 			}, ""},
 			{"SIGKILL of libvirtd", func(t *testing.T, job gitlab.Job, reached func()) {
 				s.disturbed(t, job, reached, func() { s.endLibvirtd(t, syscall.SIGKILL)() })
-			}, duringSave},
+			}, ""},
 		} {
-			for _, m := range []moment{duringSnapshotBoot, duringSave} {
+			for _, m := range []haltPoint{duringSnapshotBoot, duringSave} {
 				if !*faultsFlag && m != disturb.byDefault {
 					continue
 				}
@@ -54,7 +54,7 @@ func TestSnapshotInterrupted(t *testing.T) {
 				}
 				t.Run(fmt.Sprintf("%s/%s", disturb.name, m), func(t *testing.T) {
 					id++
-					if err := os.RemoveAll(filepath.Join(s.storage, "clones", "snapshots")); err != nil {
+					if err := os.RemoveAll(filepath.Join(s.Storage, "clones", "snapshots")); err != nil {
 						t.Fatal(err)
 					}
 					job := s.job("true")
@@ -71,7 +71,7 @@ func TestSnapshotInterrupted(t *testing.T) {
 					if out != "fine\n" {
 						t.Errorf("the next job printed %q:\n%s", out, log)
 					}
-					if half, _ := filepath.Glob(filepath.Join(s.storage, "clones", "snapshots", "*", "*.new")); len(half) > 0 {
+					if half, _ := filepath.Glob(filepath.Join(s.Storage, "clones", "snapshots", "*", "*.new")); len(half) > 0 {
 						t.Errorf("there is half of a snapshot: %q", half)
 					}
 				})
@@ -81,11 +81,11 @@ func TestSnapshotInterrupted(t *testing.T) {
 }
 
 // awaitSnapshot waits until the job's prepare is at m.
-func (s *haltSite) awaitSnapshot(t *testing.T, m moment, job gitlab.Job) {
+func (s *site) awaitSnapshot(t *testing.T, m haltPoint, job gitlab.Job) {
 	t.Helper()
 	until(t, string(m), func() bool {
 		if m == duringSave {
-			memory, _ := filepath.Glob(filepath.Join(s.storage, "clones", "snapshots", "*", "*.new", "memory"))
+			memory, _ := filepath.Glob(filepath.Join(s.Storage, "clones", "snapshots", "*", "*.new", "memory"))
 			return len(memory) > 0
 		}
 		return len(processes(isGuest(machineOf(job)))) == 1
@@ -93,14 +93,14 @@ func (s *haltSite) awaitSnapshot(t *testing.T, m moment, job gitlab.Job) {
 }
 
 // tellDriver ends a prepare as GitLab Runner does.
-func (s *haltSite) tellDriver(t *testing.T, job gitlab.Job, reached func()) {
+func (s *site) tellDriver(t *testing.T, job gitlab.Job, reached func()) {
 	result := s.interrupt(t, job, syscall.SIGTERM, func(*gitlab.Trace) { reached() })
 	checkPrepareTold(t, s, result)
 }
 
 // killDriver kills driver and runner: nobody cleans up but sweep.
-func (s *haltSite) killDriver(t *testing.T, job gitlab.Job, reached func()) {
-	runner := s.runnerThatDies(t)
+func (s *site) killDriver(t *testing.T, job gitlab.Job, reached func()) {
+	runner := s.runnerWithout(t, "cleanup")
 	runner.PrepareWait = time.Minute
 	build := runner.Start(deadline(t), job)
 	reached()
@@ -113,7 +113,7 @@ func (s *haltSite) killDriver(t *testing.T, job gitlab.Job, reached func()) {
 
 // disturbed runs a job that must succeed, be it at the second attempt, though something
 // is killed under it.
-func (s *haltSite) disturbed(t *testing.T, job gitlab.Job, reached, kill func()) {
+func (s *site) disturbed(t *testing.T, job gitlab.Job, reached, kill func()) {
 	build := s.runner(t).Start(deadline(t), job)
 	reached()
 	kill()

@@ -1,4 +1,4 @@
-//go:build boot
+//go:build boot && nightly
 
 package e2e
 
@@ -19,29 +19,24 @@ import (
 )
 
 var (
-	soakFlag       = flag.Int("soak", 0, "run that many jobs one after another, and look for what piles up")
-	soakAtOnceFlag = flag.Int("soak-at-once", 0, "run that many jobs, eight at a time, and look for what piles up")
+	soakFlag       = flag.Int("soak", 20, "run that many jobs one after another, and look for what piles up")
+	soakAtOnceFlag = flag.Int("soak-at-once", 16, "run that many jobs, eight at a time, and look for what piles up")
 )
 
 // soakWidth is how many jobs run at once.
 const soakWidth = 8
 
-// TestSoak runs many jobs, of which each has to end as it should, and wants
-// domains, files, ports and processes as before, and no more open files of
-// libvirt's daemon. Without its flags it runs a few.
+// TestSoak runs many jobs. Each has to end as it should; domains, files, ports and
+// processes must be as before, and libvirt's daemon must not have more open files.
 func TestSoak(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
-		t.Run("one after another", func(t *testing.T) { soak(t, mode, max(*soakFlag, 2), 1) })
-		t.Run("eight at a time", func(t *testing.T) {
-			if *soakAtOnceFlag > 0 {
-				soak(t, mode, *soakAtOnceFlag, soakWidth)
-			}
-		})
+		t.Run("one after another", func(t *testing.T) { soak(t, mode, *soakFlag, 1) })
+		t.Run("eight at a time", func(t *testing.T) { soak(t, mode, *soakAtOnceFlag, soakWidth) })
 	})
 }
 
 func soak(t *testing.T, mode *testbed.Mode, jobs, width int) {
-	s := newHaltSite(t, mode, `memory = "400MiB"`, `pull_policy = "if-not-present"`)
+	s := newSite(t, mode, `memory = "400MiB"`, `pull_policy = "if-not-present"`)
 	s.soakJob(t, 1) // from here on everything is there once
 	before := s.openFiles(t)
 	began := time.Now()
@@ -76,7 +71,7 @@ func soak(t *testing.T, mode *testbed.Mode, jobs, width int) {
 
 // soakJob runs a job that says its number and ends with a status that follows
 // from it.
-func (s *haltSite) soakJob(t *testing.T, n int) time.Duration {
+func (s *site) soakJob(t *testing.T, n int) time.Duration {
 	job := s.job(fmt.Sprintf("echo job %d; exit %d", n, n%3))
 	job.ID = int64(1000 + n)
 	began := time.Now()
@@ -95,7 +90,7 @@ func (s *haltSite) soakJob(t *testing.T, n int) time.Duration {
 }
 
 // openFiles is the number of open files of the site's libvirtd.
-func (s *haltSite) openFiles(t *testing.T) int {
+func (s *site) openFiles(t *testing.T) int {
 	t.Helper()
 	sum := 0
 	for _, p := range processes(s.isLibvirtd()) {
