@@ -87,7 +87,7 @@ smoke:
 	$(GOBOOT) ./test/boot -run '^TestUserNetworkFindsNames$$'
 
 # Debian's: a version has no hyphen, and begins with a digit.
-PACKAGE_VERSION ?= $(shell echo '$(VERSION)' | sed -e 's/^v//' -e 's/^[^0-9]/0~&/' -e 's/^[0-9a-f]*$$/0~&/' -e 's/-/+/' -e 's/-/./g')
+PACKAGE_VERSION ?= $(shell echo '$(VERSION)' | sed -e 's/^v//' -e 's/^[^0-9]/0~&/' -e 's/^[0-9a-f]*\(-dirty\)\?$$/0~&/' -e 's/-/+/' -e 's/-/./g')
 RELEASES := bookworm trixie
 CLEAN    := ca-certificates lintian systemd-sysv
 
