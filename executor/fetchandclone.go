@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/policy"
+	"gitlab-sardine-executor/executor/tools"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm"
@@ -86,6 +87,9 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	}
 	spec := SpecFor(image, o)
 	spec.Seed = seed
+	if spec.Tools, err = tools.Disk(o.Settings, o.Dirs.Tools); err != nil {
+		o.Log.Warn("the guest gets no disk with gitlab-runner: %v", err)
+	}
 	if o.Settings.MemorySnapshot && !o.Size.Chosen {
 		spec.SnapshotDir = o.Dirs.Snapshot(image.Key())
 		if err := o.snapshot(ctx, host, spec, login); err != nil {

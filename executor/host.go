@@ -60,6 +60,8 @@ type instanceInfo struct {
 	// SnapshotTime is the age of the snapshot that the machine resumed from; zero if the
 	// machine booted.
 	SnapshotTime time.Time
+	// Tools: the machine has the disk with this host's gitlab-runner.
+	Tools bool
 	// Cache of the machine, without the directory; CacheName is for the log.
 	Cache     guestshell.Cache
 	CacheName string

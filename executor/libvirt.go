@@ -182,6 +182,7 @@ func (i libvirtInstance) Info() instanceInfo {
 	info := instanceInfo{
 		Login:     i.login,
 		Address:   i.Record().Address,
+		Tools:     i.HasTools(),
 		Cache:     guestshell.Cache{Mode: string(i.CacheMode()), Label: cache.Label, Fresh: i.CacheIsFresh()},
 		CacheName: i.Record().Cache,
 	}

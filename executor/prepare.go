@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/executor/policy"
+	"gitlab-sardine-executor/executor/tools"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/registry"
 	"gitlab-sardine-executor/oci/store"
@@ -212,6 +213,11 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 		return err
 	}
 	d.Log.Say("Guest ready at %s as %s (%s)", info.Address, info.Login.User, joblog.Seconds(time.Since(began)))
+	if info.Tools {
+		if err := tools.Note(d.jobDir(p.dirs)); err != nil {
+			return err
+		}
+	}
 	end()
 	if err := guestshell.RunPrepareScript(ctx, machine, p.settings, d.Job.Variables, d.Log); err != nil {
 		return err

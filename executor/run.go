@@ -11,6 +11,7 @@ import (
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/outcome"
+	"gitlab-sardine-executor/executor/tools"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -67,7 +68,8 @@ func (d *Driver) runIn(ctx context.Context, host machineHost, dirs config.Dirs, 
 	}
 	defer guest.Close()
 	settings := d.Settings.For(d.Job.Image)
-	if err := d.copyRunner(ctx, guest, dirs, settings, name); err != nil {
+	needs := tools.Guest{Guest: guest, Settings: settings, JobDir: d.jobDir(dirs), Log: d.Log}
+	if err := needs.Provide(ctx, name, script); err != nil {
 		return err
 	}
 	sh := guestshell.For(settings.Shell)

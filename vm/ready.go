@@ -65,6 +65,7 @@ type Started struct {
 	snapshot *snapshot.Snapshot // that it resumed from; nil if it booted
 
 	loginGrace time.Duration // see Spec
+	tools      bool
 }
 
 // WaitReady waits until the guest has an address and accepts the login, and stores address,
@@ -294,6 +295,9 @@ func (s *Started) DropCache() error {
 	}
 	return nil
 }
+
+// HasTools reports whether the machine has the disk of [Spec.Tools].
+func (s *Started) HasTools() bool { return s.tools }
 
 // CacheIsFresh reports whether no guest has written to the cache before this machine.
 func (s *Started) CacheIsFresh() bool { return s.cache.Fresh }

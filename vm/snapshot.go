@@ -37,6 +37,9 @@ func (s *starter) snapshotMachine(d *libvirtxml.Domain) *snapshot.Machine {
 	if spec.Seed != nil {
 		m.User = spec.Seed.User()
 	}
+	if spec.Tools != nil {
+		m.Tools = spec.Tools.Path
+	}
 	if spec.SnapshotDir != "" && spec.Network == network.User {
 		m.Network = snapshot.Network{User: true, Passt: passt.Installed(), Addresses: passt.GuestAddresses(spec.HostAccess), Resolver: passt.ResolverFiles()}
 	}

@@ -12,6 +12,7 @@ import (
 	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/seed"
+	"gitlab-sardine-executor/vm/toolsdisk"
 	"gitlab-sardine-executor/vm/watch"
 )
 
@@ -43,6 +44,9 @@ type Spec struct {
 	Seed *seed.Seed
 	// Cache to attach; nil for none.
 	Cache *cache.Config
+	// Tools is the disk with programs of this host; nil for none. A machine of another
+	// architecture does not get it.
+	Tools *toolsdisk.Disk
 	// Admission decides when the host has room for the machine.
 	Admission admission.Policy
 	// Record is stored in the metadata of the domain. [Start] adds the host key, the

@@ -21,6 +21,7 @@ import (
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/snapshot"
+	"gitlab-sardine-executor/vm/toolsdisk"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -70,6 +71,7 @@ type starter struct {
 	shared   []disk.Disk       // files that the overlays are based on
 	overlays map[string]string // paths, by the names of the disks
 	dir      *dirlock.Lock     // of the job
+	tools    bool              // the machine has the disk with programs of this host
 	cache    cache.Cache
 	network  network.Network
 	dom      *virt.Domain
@@ -88,7 +90,7 @@ func (s *starter) started(from *snapshot.Snapshot) *Started {
 	return &Started{
 		Instance: &Instance{dom: s.dom, name: s.spec.Name, record: s.record, jobDir: s.spec.JobDir},
 		Notes:    s.notes, Warnings: s.warnings,
-		network: s.network, cache: s.cache, snapshot: from, loginGrace: s.spec.LoginGrace,
+		network: s.network, cache: s.cache, snapshot: from, loginGrace: s.spec.LoginGrace, tools: s.tools,
 	}
 }
 
@@ -171,8 +173,12 @@ func (s *starter) prepareBoot(ctx context.Context, d *libvirtxml.Domain, undo *r
 	if err := disk.CopyNVRAM(d.OS, files.NVRAM, ""); err != nil {
 		return err
 	}
-	if err := domain.ApplyInstance(d, s.spec.Name, s.spec.Disks, files); err != nil || s.spec.Seed == nil {
+	if err := domain.ApplyInstance(d, s.spec.Name, s.spec.Disks, files); err != nil {
 		return err
+	}
+	s.spec.Tools.Attach(d, s.host.System())
+	if s.spec.Seed == nil {
+		return nil
 	}
 	s.record.HostKey = s.spec.Seed.HostKey()
 	dir, _ := s.spec.files(s.spec.Name)
@@ -183,6 +189,7 @@ func (s *starter) prepareBoot(ctx context.Context, d *libvirtxml.Domain, undo *r
 // run.
 func (s *starter) start(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack,
 	run func(context.Context, *libvirtxml.Domain) error) error {
+	s.tools = toolsdisk.AttachedTo(d)
 	release, err := s.spec.Admission.Admit(ctx, s.host, s.spec.Name, domain.Memory(d), s.spec.storage())
 	if err != nil {
 		return err
@@ -314,6 +321,12 @@ func (s *starter) create(ctx context.Context, d *libvirtxml.Domain) error {
 			return nil
 		}
 		warning, again := s.network.Retry(ctx, err, d)
+		if !again && s.tools && ctx.Err() == nil && !errors.Is(err, virt.ErrDisconnected) {
+			// A convenience must not keep a machine from starting.
+			toolsdisk.Detach(d)
+			s.tools, again = false, true
+			warning = fmt.Sprintf("the guest gets no disk with gitlab-runner: %v", err)
+		}
 		if !again {
 			return virt.ClassifyXML(err)
 		}

@@ -94,8 +94,8 @@ func (r Resolved) check() error {
 	if r.Timeout == 0 {
 		return errors.New("timeout must be greater than 0")
 	}
-	if r.RunnerBinary != RunnerAuto && r.RunnerBinary != RunnerOff && !filepath.IsAbs(r.RunnerBinary) {
-		return fmt.Errorf("runner_binary is %q: want auto, off or an absolute path", r.RunnerBinary)
+	if !slices.Contains([]string{RunnerAuto, RunnerGuest, RunnerOff}, r.RunnerBinary) && !filepath.IsAbs(r.RunnerBinary) {
+		return fmt.Errorf("runner_binary is %q: want auto, guest, off or an absolute path", r.RunnerBinary)
 	}
 	if r.PrepareScript != "" && !filepath.IsAbs(r.PrepareScript) {
 		return fmt.Errorf("prepare_script is %q: want an absolute path on this host", r.PrepareScript)

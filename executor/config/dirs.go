@@ -15,6 +15,7 @@ type Dirs struct {
 	Overlays string // overlays and snapshots of machines
 	Jobs     string // one directory for each job's machine
 	Caches   string // caches that jobs leave to later jobs
+	Tools    string // disks with programs of this host for guests
 	Consoles string // console logs of guests that did not start
 }
 
@@ -33,9 +34,10 @@ func (s *Settings) Dirs() (Dirs, error) {
 		Overlays: cmp.Or(s.Defaults.OverlayDir, filepath.Join(root, "clones")),
 		Jobs:     filepath.Join(root, "jobs"),
 		Caches:   cmp.Or(s.Defaults.CacheDir, filepath.Join(root, "caches")),
+		Tools:    filepath.Join(root, "tools"),
 		Consoles: filepath.Join(root, "consoles"),
 	}
-	for _, dir := range []string{dirs.Layouts, dirs.Store, dirs.Overlays, dirs.Jobs, dirs.Caches, dirs.Consoles} {
+	for _, dir := range []string{dirs.Layouts, dirs.Store, dirs.Overlays, dirs.Jobs, dirs.Caches, dirs.Tools, dirs.Consoles} {
 		if !filepath.IsAbs(dir) {
 			return Dirs{}, fmt.Errorf("%w: %q is not an absolute path", ErrSettings, dir)
 		}

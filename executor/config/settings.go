@@ -139,12 +139,13 @@ func hostDefaults() Defaults {
 
 // The values of settings that other packages ask for by name.
 const (
-	WaitBoot   = "boot"
-	CacheNone  = "none"
-	CacheDisk  = "disk"
-	CacheShare = "share"
-	RunnerAuto = "auto"
-	RunnerOff  = "off"
+	WaitBoot    = "boot"
+	CacheNone   = "none"
+	CacheDisk   = "disk"
+	CacheShare  = "share"
+	RunnerAuto  = "auto"
+	RunnerGuest = "guest"
+	RunnerOff   = "off"
 )
 
 // The variables by which the author of a job may choose, if the administrator lists

@@ -153,7 +153,7 @@ func TestBadSettingsSayWhere(t *testing.T) {
 		{"bad log level", "[defaults]\nlog_level = 'chatty'", "line 2: "},
 		{"bad log format", "[defaults]\nlog_format = 'xml'", `log_format is "xml"`},
 		{"negative time", "[defaults]\nkeep_on_failure = '-1m'", "is negative"},
-		{"bad runner binary", "[defaults]\nrunner_binary = 'gitlab-runner'", "want auto, off or an absolute path"},
+		{"bad runner binary", "[defaults]\nrunner_binary = 'gitlab-runner'", "want auto, guest, off or an absolute path"},
 		{"relative script", "[defaults]\nprepare_script = 'x.sh'", "want an absolute path"},
 		{"bad policy", "[defaults]\npull_policy = 'sometimes'", `pull_policy is "sometimes": want always, if-not-present or never`},
 		{"bad policy in a list", "[defaults]\npull_policy = ['always', 'x']", `pull_policy is "x"`},
@@ -269,7 +269,7 @@ func TestResolvedHasEverySetting(t *testing.T) {
 func TestAliases(t *testing.T) {
 	s := parse(t, "[defaults]\nstorage = '/s'\nocidir = '/o'\nvmdir = '/v'\nclonedir = '/c'\ncachedir = '/k'")
 	dirs, err := s.Dirs()
-	want := Dirs{Layouts: "/o", Store: "/v", Overlays: "/c", Jobs: "/s/jobs", Caches: "/k", Consoles: "/s/consoles"}
+	want := Dirs{Layouts: "/o", Store: "/v", Overlays: "/c", Jobs: "/s/jobs", Caches: "/k", Tools: "/s/tools", Consoles: "/s/consoles"}
 	if err != nil || dirs != want {
 		t.Errorf("got %+v, %v; want %+v", dirs, err, want)
 	}

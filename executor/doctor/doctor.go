@@ -145,7 +145,7 @@ func (d *doctor) programs() {
 	}{
 		{"qemu-img", "creates the overlays of machines", "apt install qemu-utils", Error},
 		{"passt", "connects guests with network = \"user\"; without it QEMU's slirp lets them reach this host's loopback", "apt install passt", Warning},
-		{"gitlab-runner", "is copied into guests that lack it, for artifacts and cache", "", Warning},
+		{"gitlab-runner", "is given to guests, for artifacts and cache", "", Warning},
 	} {
 		if path, err := exec.LookPath(program.name); err == nil {
 			d.add(program.name, OK, "%s", path)

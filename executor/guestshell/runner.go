@@ -21,16 +21,17 @@ import (
 )
 
 // guestBin is the directory for gitlab-runner in the guest, below the home of its user;
-// pathPrefix appends it to a script's PATH.
+// pathPrefix puts it first on a script's PATH.
 const (
 	guestBin   = ".gitlab-sardine-executor/bin"
-	pathPrefix = `export PATH="$PATH:$HOME/` + guestBin + `"` + "\n"
+	pathPrefix = `export PATH="$HOME/` + guestBin + `:$PATH"` + "\n"
 )
 
-// CopyRunner copies gitlab-runner into a guest that lacks it, for artifacts and cache.
-// If this host has none to copy, that is only a warning: GitLab's script reports what is
-// missing, and some jobs do not need it.
-func CopyRunner(ctx context.Context, guest Guest, settings config.Resolved, log *joblog.Log) error {
+// CopyRunner copies gitlab-runner into a guest that lacks it, for artifacts and cache. why is
+// the reason why the guest does not have it on a disk; empty if that is not known. If this
+// host has none to copy, that is only a warning: GitLab's script reports what is missing,
+// and some jobs do not need it.
+func CopyRunner(ctx context.Context, guest Guest, settings config.Resolved, why string, log *joblog.Log) error {
 	platform, err := guestPlatform(ctx, guest, settings)
 	if err != nil || platform == "" {
 		return err // nil if the guest has one
@@ -40,7 +41,7 @@ func CopyRunner(ctx context.Context, guest Guest, settings config.Resolved, log 
 		log.Warn("gitlab-runner is missing in the guest, and %v: artifacts and cache will not work (setting runner_binary)", err)
 		return nil
 	}
-	return copyRunner(ctx, guest, path, copyCommand(settings), log)
+	return copyRunner(ctx, guest, path, copyCommand(settings), why, log)
 }
 
 // answerMark precedes an answer of the guest, because the profile of its shell may print
@@ -95,7 +96,7 @@ var unames = map[string]string{
 // hostRunner returns the path of the binary to copy: the one in the settings, or this
 // host's own if it fits the guest.
 func hostRunner(setting, platform string) (string, error) {
-	if setting != config.RunnerAuto {
+	if setting != config.RunnerAuto && setting != config.RunnerGuest {
 		return setting, nil
 	}
 	if host := runtime.GOOS + "/" + runtime.GOARCH; unames[platform] != host {
@@ -120,14 +121,17 @@ func copyCommand(settings config.Resolved) string {
 }
 
 // copyRunner copies a binary into the guest with command, and compares checksums.
-func copyRunner(ctx context.Context, guest Guest, path, command string, log *joblog.Log) error {
+func copyRunner(ctx context.Context, guest Guest, path, command, why string, log *joblog.Log) error {
 	file, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("%w: runner_binary: %w", config.ErrSettings, err)
 	}
 	defer file.Close()
 	if info, err := file.Stat(); err == nil {
-		log.Say("Copying gitlab-runner (%s) into the guest", units.BytesSize(float64(info.Size())))
+		if why != "" {
+			why = ", which cannot use the disk with it: " + why
+		}
+		log.Say("Copying gitlab-runner (%s) into the guest%s", units.BytesSize(float64(info.Size())), joblog.OneLine(why))
 	}
 	sum := sha256.New()
 	var stdout, stderr bytes.Buffer

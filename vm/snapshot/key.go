@@ -31,6 +31,9 @@ type Machine struct {
 	User string
 	// Network of the host, as far as the guest knows it.
 	Network Network
+	// Tools is the path of its disk with programs of this host, which names their version;
+	// empty for none.
+	Tools string
 	// Cache: the machine has a cache.
 	Cache bool
 }
@@ -88,13 +91,13 @@ func (m *Machine) key(h *virt.Host) (string, error) {
 		Disks               []disk.Disk
 		DiskSize            int64
 		SSHPort             int
-		User                string
+		User, Tools         string
 		Passt               bool
 		Libvirt, QEMU       uint32
 		Kernel, Processor   string
 		Addresses, Resolver []string
 	}{
-		doc, m.Disks, m.DiskSize, m.SSHPort, m.User,
+		doc, m.Disks, m.DiskSize, m.SSHPort, m.User, m.Tools,
 		m.Network.Passt, h.Version(), qemu,
 		unix.ByteSliceToString(kernel.Release[:]), processor(),
 		m.Network.Addresses, m.Network.Resolver,

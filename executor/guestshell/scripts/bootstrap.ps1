@@ -10,8 +10,10 @@ $OutputEncoding = New-Object System.Text.UTF8Encoding
 # Fails where there is no console.
 try { [Console]::OutputEncoding = $OutputEncoding; [Console]::InputEncoding = $OutputEncoding } catch { }
 
-# The driver may have copied gitlab-runner here.
-$env:PATH += "$([IO.Path]::PathSeparator)$HOME/.gitlab-sardine-executor/bin"
+# gitlab-runner may be here, or on the drive that mount-tools.ps1 found.
+foreach ($__dir in @("$HOME/.gitlab-sardine-executor/bin", (Get-Content "$HOME/.gitlab-sardine-executor/tools" -ErrorAction SilentlyContinue))) {
+  if ($__dir) { $env:PATH = "$__dir$([IO.Path]::PathSeparator)$env:PATH" }
+}
 
 # The reader skips a byte order mark. A script that does not parse ends here. (PowerShell
 # itself reads standard input only if this text contains "$input".)
