@@ -129,7 +129,7 @@ func (i *fakeInstance) Run(ctx context.Context, command guestssh.Command) (int, 
 		return 0, err
 	}
 	// The shell tells the commands apart: sh makes directories, bash runs scripts.
-	name := "run " + strings.Fields(command.Line)[0]
+	name := "run " + strings.Fields(strings.TrimPrefix(command.Line, "exec "))[0]
 	if err := i.host.call(ctx, name); err != nil {
 		return 0, err
 	}

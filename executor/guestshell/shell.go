@@ -52,11 +52,12 @@ var shells = map[string]Shell{
 const runStdin = `eval "$(command cat || echo exit 127)" </dev/null`
 
 // posix is a POSIX shell that login starts as a login shell. The user's own shell, which
-// can be any, passes the quoted text on unchanged.
+// can be any, passes the quoted text on unchanged, and gives it its process: Dropbear sends a
+// signal to that one alone, OpenSSH to all of the session.
 func posix(login, gitlab string, export func(name, value string) string) Shell {
 	return Shell{
-		Command: login + " -c '" + runStdin + "'",
-		Merged:  login + " -c '" + runStdin + " 2>&1'",
+		Command: "exec " + login + " -c '" + runStdin + "'",
+		Merged:  "exec " + login + " -c '" + runStdin + " 2>&1'",
 		GitLab:  gitlab, Prefix: pathPrefix, export: export,
 	}
 }

@@ -27,8 +27,8 @@ func eachShell(t *testing.T, line func(Shell) string, script string, check func(
 		}
 		tried++
 		t.Run(local.command, func(t *testing.T) {
-			_, arguments, _ := strings.Cut(line(shells[local.shell]), " ")
-			cmd := exec.Command("sh", "-c", local.command+" "+arguments)
+			_, arguments, _ := strings.Cut(strings.TrimPrefix(line(shells[local.shell]), "exec "), " ")
+			cmd := exec.Command("sh", "-c", "exec "+local.command+" "+arguments)
 			cmd.Env = []string{"HOME=" + home, "PATH=" + os.Getenv("PATH")}
 			cmd.Stdin = strings.NewReader(script)
 			var stdout, stderr strings.Builder

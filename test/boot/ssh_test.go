@@ -60,19 +60,21 @@ func TestGuestEndsDuringAScript(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		ended := running(t, guest, "sleep 40; echo done", guestssh.Keepalive{})
-		stop(syscall.SIGSTOP)
-		select {
-		case err := <-ended:
-			t.Errorf("the guest stands still: got %v", err)
-		case <-time.After(stillTime):
-		}
-		stop(syscall.SIGCONT)
-		if err := <-ended; err != nil {
-			t.Errorf("the guest stood still: got %v", err)
+		if nightly {
+			ended := running(t, guest, "sleep 40; echo done", guestssh.Keepalive{})
+			stop(syscall.SIGSTOP)
+			select {
+			case err := <-ended:
+				t.Errorf("the guest stands still: got %v", err)
+			case <-time.After(stillTime):
+			}
+			stop(syscall.SIGCONT)
+			if err := <-ended; err != nil {
+				t.Errorf("the guest stood still: got %v", err)
+			}
 		}
 
-		ended = running(t, guest, "sleep 1000", guestssh.Keepalive{Interval: time.Second, Timeout: 5 * time.Second})
+		ended := running(t, guest, "sleep 1000", guestssh.Keepalive{Interval: time.Second, Timeout: 5 * time.Second})
 		stop(syscall.SIGSTOP)
 		err := <-ended
 		stop(syscall.SIGCONT)
@@ -87,7 +89,11 @@ func TestGuestEndsDuringAScript(t *testing.T) {
 			{"reboot", "sudo -n reboot -f", vm.ErrRebooted},
 			{"poweroff", "sudo -n poweroff -f", vm.ErrPoweredOff},
 		} {
+			if guest == nil { // this guest makes new host keys when it boots
+				guest = l.ready(t, l.spec(test.name))
+			}
 			again := l.reconnect(t, guest.Name())
+			guest = nil
 			if err := <-running(t, again, test.script+"; sleep 100", guestssh.Keepalive{}); !errors.Is(err, test.want) {
 				t.Errorf("%s: got %v, want %v", test.name, err, test.want)
 			}

@@ -71,7 +71,7 @@ func TestBadInput(t *testing.T) {
 				job.Image.Name = s.pushDescribed(t, `<domain type="kvm"><memory unit="MiB">64</memory><vcpu>1</vcpu><os><type arch="s390x">hvm</type></os><devices>`+
 					`<disk type="file" device="disk"><source file="disk.qcow2"/><target dev="vda"/></disk></devices></domain>`, "x-qemu-disk")
 			},
-			gitlab.BuildFailure, []string{"vms/described:1", "is for s390x", "x86_64"},
+			gitlab.BuildFailure, []string{"vms/described:1", "is for s390x", "use an image for "},
 		},
 		{
 			"ISO image without a disk",

@@ -28,7 +28,7 @@ func TestInterruptedScript(t *testing.T) {
 		s := sharedSite(t, mode)
 		job := s.jobUntil(duringScript, 1)
 		job.Script = waitingScript
-		job.AfterScript = "cat /tmp/state; pgrep -f 'tmp/go' >/dev/null || echo nothing runs"
+		job.AfterScript = "cat /tmp/state"
 		job.Scripts = map[string]string{gitlab.StageUploadArtifactsOnFailure: "echo uploads"}
 		s.mustPrepare(t, job)
 		for _, test := range []struct {
@@ -58,7 +58,7 @@ func TestInterruptedScript(t *testing.T) {
 					t.Errorf("want %s, exit code %d and the stages %v, got %s", test.status, test.exit, test.stages, result)
 				}
 				// Without its client, a killed driver's script goes on until it notices.
-				if after, ran := result.Find(gitlab.StageAfterScript); ran && test.exit >= 0 && after.Stdout != "state\nnothing runs\n" {
+				if after, ran := result.Find(gitlab.StageAfterScript); ran && test.exit >= 0 && after.Stdout != "state\n" {
 					t.Errorf("after_script: %s", after)
 				}
 				if uploads, ran := result.Find(gitlab.StageUploadArtifactsOnFailure); ran && uploads.Stdout != "uploads\n" {

@@ -59,7 +59,7 @@ func TestJob(t *testing.T) {
 			t.Fatal(result)
 		}
 		script, _ := result.Find(gitlab.StageBuildScript)
-		if want := "to stdout from vagrant in /builds/group/project: grüß 'dich' $HOME\n"; script.Stdout != want {
+		if want := "to stdout from vagrant in /builds/group/project: grüß 'dich' $HOME\nto stderr\n"; script.Stdout != want { // in this order, in one stream
 			t.Errorf("stdout is %q, want %q", script.Stdout, want)
 		}
 		if want := ""; script.Stderr != want {

@@ -73,6 +73,9 @@ type subscription struct {
 	ids    []int
 	events chan Event
 	once   sync.Once
+	// signaled: QEMU ends because of a signal, not because of its guest. Only the event loop
+	// uses it.
+	signaled bool
 }
 
 func (d *Domain) subscribe() (*subscription, error) {
@@ -82,7 +85,7 @@ func (d *Domain) subscribe() (*subscription, error) {
 	}
 	s := &subscription{conn: conn, events: make(chan Event, eventBuffer)}
 	id, err := conn.DomainEventLifecycleRegister(d.dom, func(_ *libvirt.Connect, _ *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
-		s.report(eventOf(e))
+		s.report(s.lifecycle(e))
 	})
 	if err == nil {
 		s.ids = append(s.ids, id)
@@ -119,6 +122,20 @@ func (s *subscription) stop() {
 	})
 }
 
+// lifecycle is eventOf. QEMU announces a signal (virsh destroy sends one) like a shutdown of
+// the guest; what libvirt reports next says which it was.
+func (s *subscription) lifecycle(e *libvirt.DomainEventLifecycle) Event {
+	if e.Event == libvirt.DOMAIN_EVENT_SHUTDOWN && libvirt.DomainEventShutdownDetailType(e.Detail) == libvirt.DOMAIN_EVENT_SHUTDOWN_HOST {
+		s.signaled = true
+		return 0
+	}
+	event := eventOf(e)
+	if event == PoweredOff && s.signaled {
+		return Died
+	}
+	return event
+}
+
 // eventOf returns the event that libvirt reports; 0 for one that does not end a domain.
 //
 // QEMU announces that the guest shuts down, and libvirt that the domain has stopped. A QEMU
@@ -127,9 +144,6 @@ func (s *subscription) stop() {
 func eventOf(e *libvirt.DomainEventLifecycle) Event {
 	switch e.Event {
 	case libvirt.DOMAIN_EVENT_SHUTDOWN:
-		if libvirt.DomainEventShutdownDetailType(e.Detail) == libvirt.DOMAIN_EVENT_SHUTDOWN_HOST {
-			return Died
-		}
 		return PoweredOff
 	case libvirt.DOMAIN_EVENT_CRASHED:
 		return Crashed
