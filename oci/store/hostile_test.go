@@ -133,7 +133,6 @@ func TestPullArtifact(t *testing.T) {
 		}, "b.qcow2", "qcow2"},
 		"img that is qcow2": {func(l ocitest.TestLayout) v1.Descriptor { return titled(l.Blob("x/y", plain), "b.img") }, "b.img", "qcow2"},
 		"img":               {func(l ocitest.TestLayout) v1.Descriptor { return titled(l.Blob("x/y", []byte("\x00boot")), "b.img") }, "b.img", "raw"},
-		"raw, whatever":     {func(l ocitest.TestLayout) v1.Descriptor { return titled(l.Blob("x/y", plain), "b.raw") }, "b.raw", "raw"},
 		"gz": {func(l ocitest.TestLayout) v1.Descriptor {
 			return titled(l.Blob("x/y", ocitest.Zipped(t, "z", plain)), "b.qcow2.gz")
 		}, "b.qcow2", "qcow2"},
@@ -151,6 +150,17 @@ func TestPullArtifact(t *testing.T) {
 			}
 			checkDigest(t, image)
 		})
+	}
+}
+
+// TestPullArtifactNamedRaw: a disk named raw is not read as qcow2, nor is qcow2 as raw.
+func TestPullArtifactNamedRaw(t *testing.T) {
+	l := ocitest.NewLayout(t)
+	disk := l.Blob("x/y", ocitest.Qcow2File(t))
+	disk.Annotations = map[string]string{v1.AnnotationTitle: "b.raw"}
+	_, err := newStore(t).Pull(t.Context(), l.Write(v1.Manifest{Layers: []v1.Descriptor{disk}}), PullOptions{})
+	if !errors.Is(err, oci.ErrFormat) || !strings.Contains(err.Error(), "name it *.qcow2") {
+		t.Errorf("got %v", err)
 	}
 }
 
