@@ -132,7 +132,10 @@ func TestList(t *testing.T) {
 func aSpec(t *testing.T, name string) Spec {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.raw")
-	if err := os.WriteFile(path, make([]byte, 1<<20), 0o444); err != nil {
+	content := make([]byte, 1<<20)
+	copy(content, "\xfa\xeb\xfe")   // cli; jmp $
+	copy(content[510:], "\x55\xaa") // the mark of a boot sector
+	if err := os.WriteFile(path, content, 0o444); err != nil {
 		t.Fatal(err)
 	}
 	return Spec{
