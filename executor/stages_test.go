@@ -352,8 +352,8 @@ func TestCleanupRetries(t *testing.T) {
 	b.wantCalls(t, "open")
 }
 
-// A stage that loses its machine says how, and whose failure it is. Later stages fail at
-// once, in one short line, and do not connect.
+// A stage that loses its machine says how, and whether that is a failure of the job. Later
+// stages fail at once, in one short line, and do not connect.
 func TestRunLosesTheMachine(t *testing.T) {
 	for _, test := range []struct {
 		name   string

@@ -84,7 +84,7 @@ func (d *doctor) userNetwork(ctx context.Context, r config.Resolved) {
 		d.add("network", OK, "user: a private network for each guest, which does not reach this host at %s (host_access = true would let it)", own)
 	}
 	if program, err := exec.LookPath("passt"); err == nil && !passt.BlocksLoopback(ctx, program) {
-		d.add("passt", Warning, "this passt is older than February 2024: root in a guest can reach services on this host's loopback address; install a newer one (Debian 13), or use a libvirt network or a packet filter (docs/network.md)")
+		d.add("passt", Warning, "this passt is so old (it has no --map-host-loopback) that root in a guest can reach services on this host's loopback address; install a newer one (Debian 13), or use a libvirt network or a packet filter (docs/network.md)")
 	}
 }
 
@@ -93,7 +93,7 @@ func (d *doctor) userNetwork(ctx context.Context, r config.Resolved) {
 // the same table, which those of libvirt's nftables backend are not.
 func (d *doctor) forwarding(ctx context.Context, n *libvirtxml.Network) {
 	if n.Bridge == nil || n.Bridge.Name == "" || n.Forward == nil {
-		return // guests are to stay inside, or the bridge is somebody else's
+		return // an isolated network, or a bridge that libvirt does not manage
 	}
 	rules, err := iptables(ctx)
 	if err != nil {

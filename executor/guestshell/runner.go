@@ -93,16 +93,26 @@ var unames = map[string]string{
 	"Windows AMD64": "windows/amd64", "Windows ARM64": "windows/arm64",
 }
 
-// hostRunner returns the path of the binary to copy: the one in the settings, or this
-// host's own if it fits the guest.
-func hostRunner(setting, platform string) (string, error) {
-	if setting != config.RunnerAuto && setting != config.RunnerGuest {
+// HostRunner returns the path of the gitlab-runner for guests: the one in the setting
+// runner_binary, or this host's own. The error is [exec.ErrNotFound] if this host has none.
+func HostRunner(setting string) (string, error) {
+	if isPath(setting) {
 		return setting, nil
 	}
-	if host := runtime.GOOS + "/" + runtime.GOARCH; unames[platform] != host {
+	return exec.LookPath("gitlab-runner")
+}
+
+// isPath reports whether the setting runner_binary is a path.
+func isPath(setting string) bool {
+	return setting != config.RunnerAuto && setting != config.RunnerGuest
+}
+
+// hostRunner returns the path of the binary to copy: this host's own must fit the guest.
+func hostRunner(setting, platform string) (string, error) {
+	if host := runtime.GOOS + "/" + runtime.GOARCH; !isPath(setting) && unames[platform] != host {
 		return "", fmt.Errorf("that of this host is for %s, not for %s", host, platform)
 	}
-	path, err := exec.LookPath("gitlab-runner")
+	path, err := HostRunner(setting)
 	if errors.Is(err, exec.ErrNotFound) {
 		return "", errors.New("it is not on the PATH of this host either")
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/vm/toolsdisk"
 )
 
@@ -19,7 +20,7 @@ func Disk(settings config.Resolved, dir string) (*toolsdisk.Disk, error) {
 	if settings.RunnerBinary == config.RunnerOff {
 		return nil, nil
 	}
-	path, err := hostRunner(settings.RunnerBinary)
+	path, err := guestshell.HostRunner(settings.RunnerBinary)
 	if errors.Is(err, exec.ErrNotFound) {
 		return nil, nil
 	}
@@ -45,15 +46,6 @@ func Disk(settings config.Resolved, dir string) (*toolsdisk.Disk, error) {
 		return nil, err
 	}
 	return &toolsdisk.Disk{Path: disk, Architecture: system.architecture, Windows: system.windows}, nil
-}
-
-// hostRunner is the path of the gitlab-runner for guests: the one in the settings, or that of
-// this host.
-func hostRunner(setting string) (string, error) {
-	if setting == config.RunnerAuto || setting == config.RunnerGuest {
-		return exec.LookPath("gitlab-runner")
-	}
-	return setting, nil
 }
 
 // A platform is what a program runs on. The zero value is that of a script.

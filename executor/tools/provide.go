@@ -117,7 +117,7 @@ func (g *Guest) useDisk(ctx context.Context) (todo, why string, err error) {
 // compare uses this host's gitlab-runner if the guest's own is of another minor version,
 // since the two should match (https://docs.gitlab.com/runner/#gitlab-runner-versions).
 func (g *Guest) compare(ctx context.Context) error {
-	path, err := hostRunner(g.Settings.RunnerBinary)
+	path, err := guestshell.HostRunner(g.Settings.RunnerBinary)
 	if err != nil {
 		return nil // it was there when prepare ran
 	}

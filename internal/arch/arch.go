@@ -48,7 +48,7 @@ var Areas = map[string]Area{
 	"internal": {Name: "internal", Title: "internal: used by any of them", Color: "#f2f2f2", Root: "internal", Flat: true},
 }
 
-// Apart are areas of which the first never imports the second.
+// Apart lists pairs of areas: the first never imports the second.
 var Apart = [][2]string{
 	{"oci", "vm"}, {"vm", "oci"},
 	{"oci", "executor"}, {"vm", "executor"}, {"internal", "executor"}, {"internal", "vm"}, {"internal", "oci"},
@@ -56,7 +56,7 @@ var Apart = [][2]string{
 	{"cmd", "test"}, {"executor", "test"}, {"vm", "test"}, {"oci", "test"}, {"internal", "test"},
 }
 
-// A Rule names the only packages whose code may import a foreign one.
+// A Rule names the only packages that may import a foreign one.
 type Rule struct {
 	// Import is the path of a package; those below it count, too.
 	Import string

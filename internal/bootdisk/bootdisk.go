@@ -60,7 +60,7 @@ var mkfsText = []byte("not a bootable disk")
 // A File is one file of a backing chain. Format is "qcow2" or "raw".
 type File struct{ Path, Format string }
 
-// LookAt is [look] at a disk in files, of which each is backed by the next. It opens no
+// LookAt is [look] at a disk in a chain of files: each is backed by the next. It opens no
 // other files.
 func LookAt(chain []File) (Boots, error) {
 	var content io.ReaderAt

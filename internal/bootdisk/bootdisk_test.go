@@ -34,7 +34,7 @@ func ofMkfs(fat []byte) []byte {
 	return fat
 }
 
-// run lets a program change a disk, the path of which is its last argument.
+// run lets a program change a disk. Its last argument is the path of the disk.
 func run(t *testing.T, disk []byte, program string, args ...string) []byte {
 	t.Helper()
 	return runWith(t, "", disk, program, args...)

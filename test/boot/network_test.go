@@ -212,7 +212,7 @@ func TestLibvirtNetwork(t *testing.T) {
 	})
 }
 
-// checkFilterGoes removes the machines, with the last of which the filter goes.
+// checkFilterGoes removes the machines. The filter goes with the last one.
 func checkFilterGoes(t *testing.T, l *lab, machines ...string) {
 	t.Helper()
 	filters := func() bool { return strings.Contains(l.virsh(t, "nwfilter-list"), "gitlab-sardine-executor") }

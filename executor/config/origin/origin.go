@@ -29,7 +29,7 @@ type setting struct {
 	from string
 }
 
-// masked is shown in place of a password.
+// masked is shown instead of a password.
 const masked = "********"
 
 // Print writes the settings as TOML, with a comment on each that says where it comes from: those

@@ -61,8 +61,9 @@ func HostAddresses() []string {
 }
 
 // BlocksLoopback reports whether this passt drops what a guest sends to the host's loopback
-// address, as versions since February 2024 do; that of Debian 12 does not. Debian's builds do
-// not say their version, so an option decides that came later.
+// address. That of Debian 13 (May 2025) does, that of Debian 12 (March 2023) does not. Debian's
+// builds do not say their version, so an option of later versions decides; one from between
+// that drops these packets is taken for one that does not.
 func BlocksLoopback(ctx context.Context, program string) bool {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
