@@ -34,7 +34,7 @@ func (u *unpacker) unpackChunks(ctx context.Context, i int, f *os.File, disk for
 	if err := f.Truncate(size); err != nil {
 		return diskState{}, err
 	}
-	bound := u.newBound(i)
+	bound, to := u.newBound(i), &sparse.Writeback{File: f}
 	group, ctx := errgroup.WithContext(ctx)
 	for i := range disk.Streams {
 		select {
@@ -42,7 +42,7 @@ func (u *unpacker) unpackChunks(ctx context.Context, i int, f *os.File, disk for
 		case <-ctx.Done():
 			return diskState{}, errors.Join(group.Wait(), context.Cause(ctx))
 		}
-		p := &chunk{u: u, file: f, bound: bound, stream: disk.Streams[i], limit: u.chunkLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
+		p := &chunk{u: u, file: f, to: to, bound: bound, stream: disk.Streams[i], limit: u.chunkLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
 		group.Go(func() error {
 			defer func() { <-u.chunks }()
 			return p.make(ctx)
@@ -119,6 +119,7 @@ func (u *unpacker) finishChunks(f *os.File, disk format.Disk) (diskState, error)
 type chunk struct {
 	u      *unpacker
 	file   *os.File
+	to     *sparse.Writeback // of file, shared by its chunks
 	bound  *bound
 	stream format.Stream
 	limit  int64
@@ -161,7 +162,7 @@ func (p *chunk) verify() bool {
 }
 
 func (p *chunk) writer() *sparse.Writer {
-	out := p.u.writer(p.file, p.stream.Offset, p.limit, p.bound)
+	out := p.u.writer(p.to, p.stream.Offset, p.limit, p.bound)
 	out.Dense = p.old
 	return out
 }

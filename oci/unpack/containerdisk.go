@@ -15,6 +15,7 @@ import (
 	"gitlab-sardine-executor/oci/internal/readers"
 	"gitlab-sardine-executor/oci/unpack/containerdisk"
 	"gitlab-sardine-executor/oci/unpack/decompress"
+	"gitlab-sardine-executor/oci/unpack/sparse"
 )
 
 const (
@@ -106,7 +107,7 @@ func (l *layerReader) write(name string, size int64, content io.Reader) error {
 	}
 	// A sparse entry has fewer bytes in the archive than its size.
 	l.other += min(size, l.u.fileLimit())
-	out := l.u.writer(l.file, 0, l.u.fileLimit(), l.bound)
+	out := l.u.writer(&sparse.Writeback{File: l.file}, 0, l.u.fileLimit(), l.bound)
 	hash := digest.Canonical.Digester()
 	if _, err := io.CopyBuffer(io.MultiWriter(hash.Hash(), out), readers.Only(content), make([]byte, readers.BufferSize)); err != nil {
 		return err

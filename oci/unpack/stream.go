@@ -19,6 +19,7 @@ import (
 	"gitlab-sardine-executor/oci/internal/readers"
 	"gitlab-sardine-executor/oci/unpack/blobreader"
 	"gitlab-sardine-executor/oci/unpack/decompress"
+	"gitlab-sardine-executor/oci/unpack/sparse"
 )
 
 // Buffers between decompression and the goroutine that writes.
@@ -257,7 +258,7 @@ func readSegment(plain *decompress.Stream, buffer []byte) (segment, error) {
 }
 
 func (d *streamDisk) consume(full <-chan segment, empty chan<- []byte) error {
-	out := d.u.writer(d.file, d.state.Size, d.u.fileLimit()-d.state.Size, d.bound)
+	out := d.u.writer(&sparse.Writeback{File: d.file}, d.state.Size, d.u.fileLimit()-d.state.Size, d.bound)
 	for s := range full {
 		d.hash.Write(s.bytes)
 		if _, err := out.Write(s.bytes); err != nil {

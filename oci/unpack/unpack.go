@@ -220,8 +220,8 @@ func fileLimit(maxDisk int64) int64 {
 	return maxDisk + maxDisk/8 + 64<<20
 }
 
-func (u *unpacker) writer(f *os.File, offset, limit int64, b *bound) *sparse.Writer {
-	return &sparse.Writer{File: f, Offset: offset, Limit: limit, Admit: b.admit, Room: u.room}
+func (u *unpacker) writer(to *sparse.Writeback, offset, limit int64, b *bound) *sparse.Writer {
+	return &sparse.Writer{To: to, Offset: offset, Limit: limit, Admit: b.admit, Room: u.room}
 }
 
 // diskFormat returns "qcow2" or "raw". A disk that the image calls raw is raw whatever its

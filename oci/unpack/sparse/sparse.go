@@ -3,9 +3,6 @@ package sparse
 import (
 	"bytes"
 	"fmt"
-	"os"
-
-	"golang.org/x/sys/unix"
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/space"
@@ -14,8 +11,7 @@ import (
 const (
 	// SparseBlock is the granularity of holes: the block size of most file systems.
 	SparseBlock = 4096
-	// writeBehind is how many bytes are written before writeback is started, so that the
-	// sync at the end of a pull is short.
+	// writeBehind is how many bytes are written before their writeback is started.
 	writeBehind = 8 << 20
 )
 
@@ -24,7 +20,7 @@ var zeroBlock = make([]byte, SparseBlock)
 // A Writer writes to a file from an offset on, with holes for zeroes. It returns
 // [oci.ErrInvalid] for more than Limit bytes.
 type Writer struct {
-	File   *os.File
+	To     *Writeback
 	Offset int64 // of the next byte; starts at a multiple of SparseBlock
 	Limit  int64
 	// Dense makes it write zeroes, too: the file may have other bytes here.
@@ -54,7 +50,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 			if err := w.Room.Spend(int64(end - done)); err != nil {
 				return done, err
 			}
-			if _, err := w.File.WriteAt(p[done:end], w.Offset); err != nil {
+			if _, err := w.To.File.WriteAt(p[done:end], w.Offset); err != nil {
 				return done, err
 			}
 		}
@@ -84,9 +80,9 @@ func (w *Writer) run(p []byte, start int) (end int, hole bool) {
 	return end, hole
 }
 
-// StartWriteback makes the kernel start writing. It ignores errors: this only saves time.
+// StartWriteback makes the kernel start writing what was written last.
 func (w *Writer) StartWriteback() {
-	_ = unix.SyncFileRange(int(w.File.Fd()), w.Offset-w.behind, w.behind, unix.SYNC_FILE_RANGE_WRITE)
+	w.To.Start(w.Offset-w.behind, w.behind)
 	w.behind = 0
 }
 
@@ -101,4 +97,4 @@ func IsZero(b []byte) bool { return bytes.Equal(b, zeroBlock[:len(b)]) }
 func (w *Writer) Size() int64 { return w.size }
 
 // Finish sets the size of the file, which a hole at its end does not.
-func (w *Writer) Finish() error { return w.File.Truncate(w.Offset) }
+func (w *Writer) Finish() error { return w.To.File.Truncate(w.Offset) }

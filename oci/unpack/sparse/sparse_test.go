@@ -22,7 +22,7 @@ func TestSparseWriter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &Writer{File: f, Limit: int64(len(content))}
+		w := &Writer{To: &Writeback{File: f}, Limit: int64(len(content))}
 		_, err = io.CopyBuffer(struct{ io.Writer }{w}, readers.Only(bytes.NewReader(content)), make([]byte, step))
 		if err := errors.Join(err, w.Finish(), f.Close()); err != nil {
 			t.Fatal(err)
