@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
+	"gitlab-sardine-executor/executor/sweep"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -97,7 +98,7 @@ func (h *fakeHost) Remove(ctx context.Context) error {
 	return os.RemoveAll(h.jobDir)
 }
 
-func (h *fakeHost) Sweep(ctx context.Context, _ *metrics.Changes) ([]Swept, error) {
+func (h *fakeHost) Sweep(ctx context.Context, _ *metrics.Changes) ([]sweep.Swept, error) {
 	return nil, h.call(ctx, "sweep")
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"gitlab-sardine-executor/executor/claim"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/policy"
@@ -40,6 +41,11 @@ type FetchAndCloneOptions struct {
 	Cache *cache.Config
 	// Record of the job; image and digest are filled in.
 	Record record.Record
+	// Version of this program.
+	Version string
+	// TakeIdle takes an idle machine instead of starting one, if there is one of the same
+	// kind.
+	TakeIdle bool
 	// Log of the job.
 	Log *joblog.Log
 	// Phase is called at the start of a phase, and its result at the end; may be nil.
@@ -53,11 +59,14 @@ type Instance struct {
 	Name  string // of the domain
 	Guest *vm.Started
 	Login guestssh.Login // to the guest
+	// Kind is equal for machines that are made alike; empty if the job chose the size. See
+	// [claim.Kind].
+	Kind string
 }
 
 // FetchAndClone pulls and unpacks an image unless the store has it, clones it
 // copy-on-write and starts the clone, an ephemeral machine. It does not wait for the
-// guest. If it fails, it removes the machine; if that booted for a snapshot, [vm.Remove]
+// guest. If it fails, it removes the machine; if that booted for a snapshot, [removal.Remove]
 // still has to remove its console log. The image stays in the store.
 //
 // With the setting memory_snapshot the clone resumes from a snapshot of a booted machine,
@@ -78,7 +87,7 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 		return nil, err
 	}
 	defer image.Close() // not before QEMU has opened its disks
-	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(sizeOf(image))), joblog.Hostname(), joblog.Seconds(time.Since(began)))
+	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(image.Size())), joblog.Hostname(), joblog.Seconds(time.Since(began)))
 	end()
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
 	login, seed, err := loginFor(o.Settings, image.Guest)
@@ -90,13 +99,14 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	if spec.Tools, err = tools.Disk(o.Settings, o.Dirs.Tools); err != nil {
 		o.Log.Warn("the guest gets no disk with gitlab-runner: %v", err)
 	}
-	if o.Settings.MemorySnapshot && !o.Size.Chosen {
-		spec.SnapshotDir = o.Dirs.Snapshot(image.Key())
-		if err := o.snapshot(ctx, host, spec, login); err != nil {
-			return nil, fmt.Errorf("make a snapshot of %s: %w", o.Image, err)
-		}
+	kind, err := o.kind(host, image, login, spec)
+	if err != nil {
+		return nil, err
 	}
-	guest, err := vm.Start(ctx, host, spec)
+	guest, err := o.takeIdle(ctx, host, spec, kind)
+	if guest == nil && err == nil {
+		guest, err = o.start(ctx, host, image, spec, login)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("start a machine of %s: %w", o.Image, err)
 	}
@@ -106,7 +116,67 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	for _, note := range guest.Notes {
 		o.detail(note)
 	}
-	return &Instance{Name: o.Name, Guest: guest, Login: guest.Login(login)}, nil
+	return &Instance{Name: o.Name, Guest: guest, Login: guest.Login(login), Kind: kind}, nil
+}
+
+// kind is the fingerprint of the machine that spec describes; empty if the job chose its size:
+// no idle machine has that.
+func (o *FetchAndCloneOptions) kind(host *virt.Host, image *oci.Image, login guestssh.Login, spec vm.Spec) (string, error) {
+	if o.Size.Chosen {
+		return "", nil
+	}
+	k := claim.Kind{
+		Version: o.Version, Connect: host.URI(), Image: image.Key(), Reference: o.Image.String(),
+		Settings: o.Settings, Size: o.Size, Login: login,
+	}
+	if spec.Tools != nil {
+		k.Tools = spec.Tools.Path
+	}
+	return k.Fingerprint()
+}
+
+// KindOf is the kind of the machines that [MakeIdle] would make of the image in the store. The
+// error is [oci.ErrNotFound] if the store does not have it.
+func (o *FetchAndCloneOptions) KindOf(host *virt.Host) (string, error) {
+	images, err := store.Open(o.Dirs.Store)
+	if err != nil {
+		return "", err
+	}
+	image, err := images.Lookup(o.Image, o.Pull.Architecture)
+	if err != nil {
+		return "", err
+	}
+	login, _, err := loginFor(o.Settings, image.Guest)
+	if err != nil {
+		return "", err
+	}
+	var spec vm.Spec
+	if spec.Tools, err = tools.Disk(o.Settings, o.Dirs.Tools); err != nil {
+		o.detail(err.Error())
+	}
+	return o.kind(host, image, login, spec)
+}
+
+// takeIdle takes an idle machine of that kind; nil if there is none.
+func (o *FetchAndCloneOptions) takeIdle(ctx context.Context, host *virt.Host, spec vm.Spec, kind string) (*vm.Started, error) {
+	if !o.TakeIdle || kind == "" {
+		return nil, nil
+	}
+	wish := claim.Wish{
+		Kind: kind, Name: o.Name, Place: spec.Place, Cache: o.Cache, Record: o.Record, Admission: o.Admission, Detail: o.detail,
+	}
+	return wish.Take(ctx, host)
+}
+
+// start starts a machine, from a snapshot if the settings want that.
+func (o *FetchAndCloneOptions) start(ctx context.Context, host *virt.Host, image *oci.Image, spec vm.Spec, login guestssh.Login) (*vm.Started, error) {
+	if o.Settings.MemorySnapshot && !o.Size.Chosen {
+		spec.SnapshotDir = o.Dirs.Snapshot(image.Key())
+		if err := o.snapshot(ctx, host, spec, login); err != nil {
+			return nil, fmt.Errorf("make a snapshot: %w", err)
+		}
+	}
+	return vm.Start(ctx, host, spec)
 }
 
 func (o *FetchAndCloneOptions) detail(text string) {
@@ -124,13 +194,9 @@ func (o *FetchAndCloneOptions) begin(phase, section, title string) (end func()) 
 	return func() { endPhase(); endSection() }
 }
 
-// sizeOf returns the size of an image's files, in bytes.
-func sizeOf(image *oci.Image) int64 {
-	var sum int64
-	for _, d := range image.Disks {
-		sum += d.Size
-	}
-	return sum
+// place is where the machine has its files.
+func (o *FetchAndCloneOptions) place() vm.Place {
+	return vm.Place{OverlayDir: o.Dirs.Overlays, JobDir: o.Dirs.Job(o.Name)}
 }
 
 // SpecFor describes a machine of an image to vm.
@@ -166,7 +232,7 @@ func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 			MaxMemory: o.Settings.MaxMemory,
 			DiskSize:  o.Size.Disk,
 		},
-		Place:      vm.Place{OverlayDir: o.Dirs.Overlays, JobDir: filepath.Join(o.Dirs.Jobs, o.Name)},
+		Place:      o.place(),
 		Admission:  o.Admission,
 		Network:    o.Settings.Network,
 		HostAccess: o.Settings.HostAccess,

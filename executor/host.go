@@ -6,6 +6,7 @@ import (
 
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/metrics"
+	"gitlab-sardine-executor/executor/sweep"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -25,8 +26,8 @@ type machineHost interface {
 	Keep(ctx context.Context, until time.Time) error
 	// Remove removes the machine and its files, if they exist.
 	Remove(ctx context.Context) error
-	// Sweep removes machines and files that no job owns; see [Sweep].
-	Sweep(ctx context.Context, counted *metrics.Changes) ([]Swept, error)
+	// Sweep removes machines and files that no job owns; see [sweep.Run].
+	Sweep(ctx context.Context, counted *metrics.Changes) ([]sweep.Swept, error)
 	// UpdateGauges sets the gauges of machines, images, caches and snapshots.
 	UpdateGauges(ctx context.Context, gauges *metrics.Changes) error
 	Close() error
@@ -60,6 +61,8 @@ type instanceInfo struct {
 	// SnapshotTime is the age of the snapshot that the machine resumed from; zero if the
 	// machine booted.
 	SnapshotTime time.Time
+	// Idle: the machine had waited for the job.
+	Idle bool
 	// Tools: the machine has the disk with this host's gitlab-runner.
 	Tools bool
 	// Cache of the machine, without the directory; CacheName is for the log.

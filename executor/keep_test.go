@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"libvirt.org/go/libvirtxml"
+
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
@@ -19,6 +21,8 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 // outcomeBed returns a driver with a machine for its job, and the path of its metrics.
@@ -35,9 +39,17 @@ func outcomeBed(t *testing.T, settings string) (d *Driver, dirs config.Dirs, met
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := newSweepBed(t)
-	b.dirs = dirs
-	b.machine(d.Job.VMName(), time.Now().Add(time.Hour))
+	record, err := record.Record{Job: d.Job.ID, Expires: time.Now().Add(time.Hour)}.Metadata()
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine := virttest.Start(t, virttest.Open(t), &libvirtxml.Domain{Name: d.Job.VMName(), Metadata: record})
+	t.Cleanup(func() { _ = machine.Destroy(context.Background()) })
+	for _, dir := range []string{dirs.Jobs, dirs.Overlays} {
+		if err := os.MkdirAll(filepath.Join(dir, d.Job.VMName()), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return d, dirs, metrics
 }
 

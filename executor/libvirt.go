@@ -7,14 +7,15 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/gauges"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/metrics"
-	"gitlab-sardine-executor/oci/store"
+	"gitlab-sardine-executor/executor/sweep"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
-	"gitlab-sardine-executor/vm/snapshot"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -36,7 +37,7 @@ func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Ins
 	if err != nil {
 		return nil, err
 	}
-	login, err := guestssh.LoadLogin(jobDir)
+	login, err := guestssh.LoadLogin(guest.JobDir())
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +52,10 @@ type libvirtHost struct {
 }
 
 func (h *libvirtHost) jobDir() string { return h.dirs.Job(h.machine) }
+
+func (h *libvirtHost) place() vm.Place {
+	return vm.Place{OverlayDir: h.dirs.Overlays, JobDir: h.jobDir()}
+}
 
 // CPUs of the host, as libvirt counts them.
 func (h *libvirtHost) CPUs(ctx context.Context) (uint, error) {
@@ -87,7 +92,7 @@ func (h *libvirtHost) FlushCache(ctx context.Context, dir string) error {
 	if err != nil || guest.CacheMode() != cache.Disk || guest.Record().Address == "" {
 		return nil // Remove reports the error
 	}
-	login, err := guestssh.LoadLogin(h.jobDir())
+	login, err := guestssh.LoadLogin(guest.JobDir())
 	if err == nil {
 		err = guest.Connect(ctx, login)
 	}
@@ -103,72 +108,25 @@ func (h *libvirtHost) FlushCache(ctx context.Context, dir string) error {
 
 // Keep changes the record in the machine's domain.
 func (h *libvirtHost) Keep(ctx context.Context, until time.Time) error {
-	return record.Keep(ctx, h.Host, h.machine, until)
+	domain, _, err := h.place().Locate(ctx, h.Host, h.machine)
+	if err != nil {
+		return err
+	}
+	return record.Keep(ctx, h.Host, domain, until)
 }
 
 // Remove also removes files without a domain.
 func (h *libvirtHost) Remove(ctx context.Context) error {
-	return vm.Remove(ctx, h.Host, h.machine, vm.Place{OverlayDir: h.dirs.Overlays, JobDir: h.jobDir()})
+	return removal.Remove(ctx, h.Host, h.machine, h.place())
 }
 
 // Sweep removes what has expired by now.
-func (h *libvirtHost) Sweep(ctx context.Context, counted *metrics.Changes) ([]Swept, error) {
-	return Sweep(ctx, h.Host, h.dirs, SweepOptions{Now: time.Now(), Metrics: counted})
+func (h *libvirtHost) Sweep(ctx context.Context, counted *metrics.Changes) ([]sweep.Swept, error) {
+	return sweep.Run(ctx, h.Host, h.dirs, sweep.Options{Now: time.Now(), Metrics: counted})
 }
 
-// UpdateGauges sets the gauges that it can find out, and returns the errors of the others.
-func (h *libvirtHost) UpdateGauges(ctx context.Context, gauges *metrics.Changes) error {
-	machines, err := record.List(ctx, h.Host)
-	if err == nil {
-		gauges.Set("sardine_machines", float64(len(machines)))
-	}
-	return errors.Join(err, imageGauges(ctx, h.dirs, gauges), cacheGauges(h.dirs, gauges), snapshotGauges(h.dirs, gauges))
-}
-
-func imageGauges(ctx context.Context, dirs config.Dirs, gauges *metrics.Changes) error {
-	local, err := store.Open(dirs.Store)
-	if err != nil {
-		return err
-	}
-	images, err := local.List(ctx)
-	if err != nil {
-		return err
-	}
-	var size int64
-	for _, image := range images {
-		size += sizeOf(image)
-	}
-	gauges.Set("sardine_images", float64(len(images)))
-	gauges.Set("sardine_image_bytes", float64(size))
-	return nil
-}
-
-// cacheGauges counts caches. It would take too long to measure shares.
-func cacheGauges(dirs config.Dirs, gauges *metrics.Changes) error {
-	caches, err := cache.List(dirs.Caches)
-	if err != nil {
-		return err
-	}
-	count, size := map[cache.Mode]float64{}, float64(0)
-	for _, c := range caches {
-		count[c.Mode]++
-		size += float64(c.Size)
-	}
-	for _, mode := range []cache.Mode{cache.Disk, cache.Share} {
-		gauges.Set("sardine_caches", count[mode], "mode", string(mode))
-	}
-	gauges.Set("sardine_cache_disk_bytes", size)
-	return nil
-}
-
-func snapshotGauges(dirs config.Dirs, gauges *metrics.Changes) error {
-	count, size, err := snapshot.Usage(dirs.Snapshots())
-	if err != nil {
-		return err
-	}
-	gauges.Set("sardine_snapshots", float64(count))
-	gauges.Set("sardine_snapshot_bytes", float64(size))
-	return nil
+func (h *libvirtHost) UpdateGauges(ctx context.Context, counted *metrics.Changes) error {
+	return gauges.Update(ctx, h.Host, h.dirs, counted)
 }
 
 // A libvirtInstance is a machine that libvirt started, with the login of its guest.
@@ -182,6 +140,7 @@ func (i libvirtInstance) Info() instanceInfo {
 	info := instanceInfo{
 		Login:     i.login,
 		Address:   i.Record().Address,
+		Idle:      i.Idle(),
 		Tools:     i.HasTools(),
 		Cache:     guestshell.Cache{Mode: string(i.CacheMode()), Label: cache.Label, Fresh: i.CacheIsFresh()},
 		CacheName: i.Record().Cache,

@@ -28,6 +28,7 @@ type plan struct {
 	settings config.Resolved
 	policies []oci.PullPolicy
 	dirs     config.Dirs
+	takeIdle bool
 }
 
 // plan checks the choices of the job.
@@ -42,6 +43,7 @@ func (d *Driver) plan() (p plan, err error) {
 	if _, err = rules.KeepTime(p.settings); err != nil {
 		return p, err
 	}
+	p.takeIdle = true
 	p.dirs, err = d.Settings.Dirs()
 	return p, err
 }
@@ -116,6 +118,7 @@ func beforeReady(err error) error {
 // retry replaces a machine that failed because of cause, before anything of the job has run
 // in it. It is called once for a job.
 func (d *Driver) retry(ctx context.Context, host machineHost, p plan, cause error, how string) error {
+	p.takeIdle = false
 	d.Log.Warn("%s: %s", joblog.OneLine(cause.Error()), how)
 	d.admin().Warn(how, "reason", cause)
 	if err := d.removeStale(ctx, host); err != nil {
@@ -134,7 +137,7 @@ func (d *Driver) start(ctx context.Context, host machineHost, p plan) (instance,
 	if err != nil {
 		return nil, err
 	}
-	admit := admissionPolicy(d.Settings)
+	admit := AdmissionPolicy(d.Settings)
 	admit.Waiting = func(reason string) {
 		d.Log.Say("Waiting for room on this host: %s", reason)
 		d.admin().Info("waiting for room", "reason", reason)
@@ -155,14 +158,16 @@ func (d *Driver) start(ctx context.Context, host machineHost, p plan) (instance,
 		Admission: admit,
 		Cache:     d.cache(p.settings, p.dirs),
 		Record:    d.record(time.Now()),
+		Version:   d.Version,
+		TakeIdle:  p.takeIdle,
 		Log:       d.Log,
 		Phase:     d.phase,
 		Detail:    func(text string) { d.admin().Debug(text) },
 	})
 }
 
-// admissionPolicy returns the conditions for another machine on the host.
-func admissionPolicy(s *config.Settings) admission.Policy {
+// AdmissionPolicy returns the conditions for another machine on the host.
+func AdmissionPolicy(s *config.Settings) admission.Policy {
 	return admission.Policy{
 		Slots:   s.Defaults.Slots,
 		Reserve: int64(s.Defaults.HostReserve),
@@ -203,7 +208,11 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 		return err
 	}
 	from := "boot"
-	if info.resumed() {
+	switch {
+	case info.Idle:
+		from = "idle"
+		d.Log.Say("The machine was ready before the job")
+	case info.resumed():
 		from = "snapshot"
 		d.Log.Say("Guest resumed from a snapshot of %s", info.SnapshotTime.Format(time.RFC3339))
 	}

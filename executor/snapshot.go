@@ -19,6 +19,8 @@ const (
 	resumePart = 10
 )
 
+func resumeTimeout(timeout time.Duration) time.Duration { return max(resumeMin, timeout/resumePart) }
+
 // errNotResumed says that a machine did not become ready after its snapshot.
 var errNotResumed = errors.New("the machine did not resume from its snapshot")
 
@@ -44,7 +46,7 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *virt.Host, sp
 // waitResumed waits for a guest that resumes from a snapshot. If it does not answer, the
 // error is an [errNotResumed], and the snapshot is not used again.
 func (d *Driver) waitResumed(ctx context.Context, machine instance, timeout time.Duration) error {
-	waiting, cancel := context.WithTimeout(ctx, max(resumeMin, timeout/resumePart))
+	waiting, cancel := context.WithTimeout(ctx, resumeTimeout(timeout))
 	defer cancel()
 	err := machine.WaitReady(waiting, machine.Info().Login)
 	if err == nil || ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) {

@@ -122,6 +122,15 @@ const (
 // the same digest and different keys are different.
 func (i *Image) Key() string { return filepath.Base(i.Dir) }
 
+// Size returns the size of the image's files, in bytes.
+func (i *Image) Size() int64 {
+	var sum int64
+	for _, d := range i.Disks {
+		sum += d.Size
+	}
+	return sum
+}
+
 // Close unlocks the image, so that it can be removed from the store. An image returned by
 // store.Store.Pull is locked until Close or the end of this process: call Close once QEMU
 // has opened the disks.

@@ -40,22 +40,32 @@ type Instance struct {
 	client *guestssh.Client
 }
 
-// Find finds the machine of that name. The error is [virt.ErrNoDomain] if there is none,
-// and [record.ErrNotOurs] if the domain is not a job's.
+// Find finds the machine that a job knows by that name. The error is [virt.ErrNoDomain] if
+// there is none, and [record.ErrNotOurs] if the domain is not the job's.
 func Find(ctx context.Context, h *virt.Host, name, jobDir string) (*Instance, error) {
-	dom, err := h.Domain(ctx, name)
+	domain, at, err := Place{JobDir: jobDir}.Locate(ctx, h, name)
+	if err != nil {
+		return nil, err
+	}
+	dom, err := h.Domain(ctx, domain)
 	if err != nil {
 		return nil, err
 	}
 	found, err := record.Read(ctx, dom)
-	if err != nil {
-		return nil, fmt.Errorf("domain %s: %w", name, err)
+	if err == nil && domain != name && found.Machine != name {
+		err = fmt.Errorf("%w: %s has not taken it", record.ErrNotOurs, name)
 	}
-	return &Instance{dom: dom, name: name, record: found, jobDir: jobDir}, nil
+	if err != nil {
+		return nil, fmt.Errorf("domain %s: %w", domain, err)
+	}
+	return &Instance{dom: dom, name: domain, record: found, jobDir: at.JobDir}, nil
 }
 
 // Name of the domain.
 func (i *Instance) Name() string { return i.name }
+
+// JobDir is the directory of the machine's files.
+func (i *Instance) JobDir() string { return i.jobDir }
 
 // Record of the job that has the machine.
 func (i *Instance) Record() record.Record { return i.record }

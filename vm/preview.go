@@ -17,7 +17,7 @@ func Preview(spec Spec) (doc string, dropped []string, err error) {
 		return "", nil, err
 	}
 	spec.Resize(built.Domain)
-	dir, files := spec.files(spec.Name)
+	dir, files := spec.Files(spec.Name)
 	if files.BackingStore, err = domain.WritesBackingStore(spec.OmitBackingStore, math.MaxUint32); err != nil {
 		return "", nil, err
 	}

@@ -66,6 +66,9 @@ type Started struct {
 
 	loginGrace time.Duration // see Spec
 	tools      bool
+
+	idle  bool           // it had waited for the job: see [Claim.Take]
+	login guestssh.Login // of such a machine
 }
 
 // WaitReady waits until the guest has an address and accepts the login, and stores address,
@@ -76,6 +79,9 @@ type Started struct {
 // the clock of a guest that resumed from a snapshot. [ConsoleOf] returns
 // the last lines of the guest's console for its errors.
 func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
+	if s.idle {
+		return nil // [Claim.Take] has logged in
+	}
 	waiting, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	log := &console.PanicWatch{Path: filepath.Join(s.jobDir, ConsoleFile)}

@@ -8,6 +8,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
@@ -16,7 +17,7 @@ func TestRemoveLeavesOtherDomainsAlone(t *testing.T) {
 	h := virttest.Open(t)
 	virttest.Start(t, h, &libvirtxml.Domain{Name: "sardine-00000000-1"})
 	clones, job := t.TempDir(), t.TempDir()
-	if err := Remove(t.Context(), h, "sardine-00000000-1", Place{OverlayDir: clones, JobDir: job}); !errors.Is(err, record.ErrNotOurs) {
+	if err := removal.Remove(t.Context(), h, "sardine-00000000-1", Place{OverlayDir: clones, JobDir: job}); !errors.Is(err, record.ErrNotOurs) {
 		t.Errorf("got %v, want %v", err, record.ErrNotOurs)
 	}
 	if _, err := h.Domain(t.Context(), "sardine-00000000-1"); err != nil {
@@ -36,7 +37,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 	virttest.Start(t, h, &libvirtxml.Domain{Name: "ours", Metadata: metadata})
 	clones, job := t.TempDir(), t.TempDir()
 	for range 3 {
-		if err := Remove(t.Context(), h, "ours", Place{OverlayDir: clones, JobDir: job}); err != nil {
+		if err := removal.Remove(t.Context(), h, "ours", Place{OverlayDir: clones, JobDir: job}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -83,7 +83,7 @@ func (s *starter) bootAndSave(ctx context.Context, draft *snapshot.Draft, d *lib
 	snapshot.AddGenID(d)
 	undo := &rollback.Stack{}
 	err = s.boot(ctx, d, undo)
-	dir, _ := s.spec.files(s.spec.Name)
+	dir, _ := s.spec.Files(s.spec.Name)
 	if err == nil {
 		// QEMU has opened the files. Other QEMUs run as the same user and must not reach
 		// them; this one gets access again for the moment of the save.
@@ -188,7 +188,7 @@ func (s *starter) resume(ctx context.Context, from *snapshot.Snapshot) (err erro
 	if err != nil {
 		return err
 	}
-	dir, _ := s.spec.files(s.spec.Name)
+	dir, _ := s.spec.Files(s.spec.Name)
 	if err := saved.Rename(snapshot.Clone{Name: s.spec.Name, Dir: dir, Files: files}); err != nil {
 		return err
 	}
@@ -216,8 +216,11 @@ func (s *Started) SnapshotTime() time.Time {
 }
 
 // Login returns the login of the guest. login is that of a guest that boots; a guest that
-// resumed still has the key that it was given at boot.
+// resumed, or had waited for the job, still has the key that it was given at boot.
 func (s *Started) Login(login guestssh.Login) guestssh.Login {
+	if s.idle {
+		return s.login
+	}
 	if s.snapshot != nil && s.snapshot.Seed != nil {
 		login.Key, login.Late = s.snapshot.Seed, false
 	}

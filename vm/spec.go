@@ -2,14 +2,13 @@ package vm
 
 import (
 	"errors"
-	"path/filepath"
 	"time"
 
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
-	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/network/passt"
+	"gitlab-sardine-executor/vm/place"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/seed"
 	"gitlab-sardine-executor/vm/toolsdisk"
@@ -55,30 +54,10 @@ type Spec struct {
 }
 
 // A Place is where a machine has its files.
-type Place struct {
-	// OverlayDir is the directory for overlays. QEMU must be able to reach it. The overlays
-	// of a machine are in OverlayDir/NAME until QEMU has opened them.
-	OverlayDir string
-	// JobDir is the directory for files of this machine that outlive the process: secrets
-	// and the console log. [Start] creates it with mode 0700.
-	JobDir string
-}
+type Place = place.Place
 
 // ConsoleFile is the log of the guest's serial console, in the job directory.
-const ConsoleFile = "console.log"
-
-// files returns the directory for the overlays of the machine of that name, and the paths
-// of its files.
-func (p Place) files(name string) (dir string, files domain.Files) {
-	dir = filepath.Join(p.OverlayDir, name)
-	return dir, domain.Files{
-		NVRAM:   filepath.Join(dir, disk.NVRAMFile),
-		Console: filepath.Join(p.JobDir, ConsoleFile),
-	}
-}
-
-// storage is the directory for files that the machines of this host share.
-func (p Place) storage() string { return filepath.Dir(p.JobDir) }
+const ConsoleFile = place.ConsoleFile
 
 // Errors that callers act on. Others are in the packages below.
 var (
@@ -92,6 +71,4 @@ var (
 	ErrNetworkEnded = passt.ErrEnded
 	// ErrNoBoot: the firmware of the machine found nothing to boot on its disks.
 	ErrNoBoot = errors.New("the guest has not booted")
-	// errEnding: libvirt was asked to destroy the machine and is still doing so.
-	errEnding = errors.New("the machine is still ending")
 )

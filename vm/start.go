@@ -20,6 +20,7 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/snapshot"
 	"gitlab-sardine-executor/vm/toolsdisk"
 	"gitlab-sardine-executor/vm/virt"
@@ -119,7 +120,7 @@ func (s *starter) unlinkOverlays() error {
 	if err := disk.ChownToRoot(s.shared); err != nil {
 		return err
 	}
-	dir, _ := s.spec.files(s.spec.Name)
+	dir, _ := s.spec.Files(s.spec.Name)
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("unlink the overlays of %s: %w", s.spec.Name, err)
 	}
@@ -159,7 +160,7 @@ func (s *starter) buildDomain(ctx context.Context) (*libvirtxml.Domain, error) {
 	if err != nil {
 		return nil, err
 	}
-	warning, err := domain.Accelerate(ctx, built.Domain, s.spec.Accel, s.spec.storage())
+	warning, err := domain.Accelerate(ctx, built.Domain, s.spec.Accel, s.spec.Storage())
 	s.warn(warning)
 	return built.Domain, err
 }
@@ -181,7 +182,7 @@ func (s *starter) prepareBoot(ctx context.Context, d *libvirtxml.Domain, undo *r
 		return nil
 	}
 	s.record.HostKey = s.spec.Seed.HostKey()
-	dir, _ := s.spec.files(s.spec.Name)
+	dir, _ := s.spec.Files(s.spec.Name)
 	return s.spec.Seed.Attach(d, dir)
 }
 
@@ -190,7 +191,11 @@ func (s *starter) prepareBoot(ctx context.Context, d *libvirtxml.Domain, undo *r
 func (s *starter) start(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack,
 	run func(context.Context, *libvirtxml.Domain) error) error {
 	s.tools = toolsdisk.AttachedTo(d)
-	release, err := s.spec.Admission.Admit(ctx, s.host, s.spec.Name, domain.Memory(d), s.spec.storage())
+	admission := s.spec.Admission
+	admission.Evict = func(ctx context.Context, memory uint64) error {
+		return removal.Evict(ctx, s.host, s.spec.Place, memory)
+	}
+	release, err := admission.Admit(ctx, s.host, s.spec.Name, domain.Memory(d), s.spec.Storage())
 	if err != nil {
 		return err
 	}
@@ -211,7 +216,7 @@ func (s *starter) start(ctx context.Context, d *libvirtxml.Domain, undo *rollbac
 	undo.Add(func() error {
 		ctx, cancel := rollback.Context(ctx)
 		defer cancel()
-		return destroy(ctx, s.host, s.spec.Name)
+		return removal.Destroy(ctx, s.host, s.spec.Name)
 	})
 	if err := run(ctx, d); err != nil {
 		return err
@@ -260,7 +265,7 @@ func (s *starter) attachNetwork(ctx context.Context, d *libvirtxml.Domain, undo 
 // createFiles creates the directories of the machine, and overlays on disks. The job
 // directory stays locked until the machine runs or everything is undone.
 func (s *starter) createFiles(ctx context.Context, disks []disk.Disk, undo *rollback.Stack) (domain.Files, error) {
-	dir, files := s.spec.files(s.spec.Name)
+	dir, files := s.spec.Files(s.spec.Name)
 	var err error
 	if files.BackingStore, err = domain.WritesBackingStore(s.spec.OmitBackingStore, s.host.Version()); err != nil {
 		return files, err

@@ -16,6 +16,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/daemon"
 	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/diagnose"
 	"gitlab-sardine-executor/executor/failure"
 )
@@ -104,6 +105,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			pushCommand(cfg, stdout, stderr),
 			pullCommand(cfg, stdout, stderr),
 			sweepCommand(cfg, stdout),
+			daemon.Serve(cfg, programVersion(), stderr),
 			diagnose.Doctor(cfg, stdout),
 			diagnose.Status(cfg, stdout, stderr),
 			diagnose.Version(cfg, programVersion(), commit, stdout),

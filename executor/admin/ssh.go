@@ -47,8 +47,11 @@ func findMachine(ctx context.Context, host *virt.Host, job string) (string, erro
 	}
 	var found []string
 	for _, m := range machines {
-		if m.Name == job || m.Record.Job == job {
-			found = append(found, m.Name)
+		if m.Record.Idle {
+			continue
+		}
+		if m.Name == job || m.MachineName() == job || m.Record.Job == job {
+			found = append(found, m.MachineName())
 		}
 	}
 	switch len(found) {

@@ -8,15 +8,16 @@ import (
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/metrics"
+	"gitlab-sardine-executor/executor/sweep"
 )
 
 // sweepTimeout bounds a whole sweep.
 const sweepTimeout = 10 * time.Minute
 
 // Sweep removes machines and files that no job owns any more, as each prepare does, and
-// addresses that no machine has; see [executor.Sweep]. With all it removes the machines of running jobs too; with dryRun
+// addresses that no machine has; see [sweep.Run]. With all it removes the machines of running jobs too; with dryRun
 // nothing. It counts what it removed in the file of metrics.
-func Sweep(ctx context.Context, settings *config.Settings, all, dryRun bool) ([]executor.Swept, error) {
+func Sweep(ctx context.Context, settings *config.Settings, all, dryRun bool) ([]sweep.Swept, error) {
 	dirs, err := settings.Dirs()
 	if err != nil {
 		return nil, err
@@ -29,7 +30,7 @@ func Sweep(ctx context.Context, settings *config.Settings, all, dryRun bool) ([]
 	}
 	defer host.Close()
 	var counted metrics.Changes
-	swept, err := executor.Sweep(ctx, host, dirs, executor.SweepOptions{
+	swept, err := sweep.Run(ctx, host, dirs, sweep.Options{
 		All: all, DryRun: dryRun, Addresses: true, Now: time.Now(), Metrics: &counted,
 	})
 	return swept, errors.Join(err, counted.Write(settings.Defaults.MetricsTextfile))

@@ -26,6 +26,8 @@ type Options struct {
 	// file, or if the file cannot be opened.
 	Stderr   io.Writer
 	IsRunner bool
+	// IsService sends the log to Stderr, which systemd keeps, if there is no file.
+	IsService bool
 	// Secrets are not shown.
 	Secrets []string
 }
@@ -48,6 +50,9 @@ func Open(o Options) (*slog.Logger, io.Closer, error) {
 			return slog.New(o.fileHandler(file, hide)), file, nil
 		}
 		lost = fmt.Errorf("the setting log_file: %w", err)
+	}
+	if o.IsService {
+		return slog.New(o.fileHandler(o.Stderr, hide)), none, lost
 	}
 	if !o.IsRunner {
 		return slog.New(slog.DiscardHandler), none, lost

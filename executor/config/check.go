@@ -29,6 +29,9 @@ func (s *Settings) check() error {
 	if err := s.resolve(Section{}).check(); err != nil {
 		return fmt.Errorf("[defaults]: %w", err)
 	}
+	if err := s.Serve.check(); err != nil {
+		return fmt.Errorf("[serve]: %w", err)
+	}
 	for i, section := range s.Images {
 		if section.Match == "" {
 			return fmt.Errorf("[[image]] number %d has no match = \"GLOB\"", i+1)
@@ -78,9 +81,11 @@ func (s *Section) check() error {
 		return fmt.Errorf("domain is %q: want an absolute path on this host", s.Domain)
 	}
 	if s.Architecture != "" {
-		return oneOf("architecture", s.Architecture, "amd64", "arm64")
+		if err := oneOf("architecture", s.Architecture, "amd64", "arm64"); err != nil {
+			return err
+		}
 	}
-	return nil
+	return s.checkIdle()
 }
 
 // check of a section finds errors of the section alone: [defaults] was checked before.

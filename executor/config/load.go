@@ -61,7 +61,7 @@ func candidates(explicit string) (paths []string, must bool) {
 // Parse reads the text of a settings file. An unknown key is an error that names the
 // nearest known one.
 func Parse(text []byte) (*Settings, error) {
-	s := &Settings{Defaults: hostDefaults()}
+	s := &Settings{Defaults: hostDefaults(), Serve: serveDefaults()}
 	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(s); err != nil {
 		return nil, describeTOML(err)
 	}
@@ -114,6 +114,8 @@ func nearestKey(key []string) string {
 		known = append(tomlKeys(reflect.TypeFor[Settings]()), tomlKeys(reflect.TypeFor[Defaults]())...)
 	case key[0] == "defaults":
 		known = tomlKeys(reflect.TypeFor[Defaults]())
+	case key[0] == "serve":
+		known = tomlKeys(reflect.TypeFor[Serve]())
 	default:
 		known = tomlKeys(reflect.TypeFor[Section]())
 	}

@@ -25,6 +25,7 @@ type Settings struct {
 	// Path is the file that was read; empty if there is none.
 	Path     string    `toml:"-"`
 	Defaults Defaults  `toml:"defaults"`
+	Serve    Serve     `toml:"serve"`
 	Images   []Section `toml:"image"`
 }
 
@@ -88,6 +89,10 @@ type Section struct {
 	// Domain is the path of the administrator's domain XML, which replaces the
 	// image's. It is trusted.
 	Domain string `toml:"domain"`
+	// IdleMachines is how many machines of each image serve keeps ready; IdleTime is the age
+	// at which it replaces them, nil for the default. See [Section.IdleLimit].
+	IdleMachines uint      `toml:"idle_machines"`
+	IdleTime     *Duration `toml:"idle_time"`
 
 	PerImage
 }

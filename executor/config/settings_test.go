@@ -45,10 +45,16 @@ func TestExampleHasDefaults(t *testing.T) {
 	if diff := cmp.Diff(host, example.Defaults, cmp.AllowUnexported(Defaults{})); diff != "" {
 		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
 	}
+	if diff := cmp.Diff(serveDefaults(), example.Serve); diff != "" {
+		t.Errorf("config.example.toml differs from the built-in defaults (-built-in +example):\n%s", diff)
+	}
+	if limit := example.Images[0].IdleLimit(); limit != defaultIdleTime || example.Images[0].IdleMachines != 0 {
+		t.Errorf("idle machines of the example: %d, %s", example.Images[0].IdleMachines, limit)
+	}
 	if len(example.Images) != 1 || example.Images[0].Trusted || example.Images[0].Image != "" {
 		t.Errorf("image section: %+v", example.Images)
 	}
-	for _, typ := range []reflect.Type{reflect.TypeFor[Defaults](), reflect.TypeFor[Section]()} {
+	for _, typ := range []reflect.Type{reflect.TypeFor[Defaults](), reflect.TypeFor[Section](), reflect.TypeFor[Serve]()} {
 		for _, key := range tomlKeys(typ) {
 			if !regexp.MustCompile(`(?m)^#` + key + ` = `).Match(text) {
 				t.Errorf("config.example.toml does not show %q", key)
@@ -71,7 +77,7 @@ func TestDocsNameEverySetting(t *testing.T) {
 		}
 		docs.Write(text)
 	}
-	known := slices.Concat(tomlKeys(reflect.TypeFor[Defaults]()), tomlKeys(reflect.TypeFor[Section]()))
+	known := slices.Concat(tomlKeys(reflect.TypeFor[Defaults]()), tomlKeys(reflect.TypeFor[Section]()), tomlKeys(reflect.TypeFor[Serve]()))
 	for _, key := range known {
 		if !regexp.MustCompile("`" + key + "\\b").MatchString(docs.String()) {
 			t.Errorf("no page in docs/ names the setting `%s`", key)

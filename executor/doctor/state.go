@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/sweep"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -33,7 +33,7 @@ func (d *doctor) clock() {
 
 // leftovers looks for machines and files that no job owns any more.
 func (d *doctor) leftovers(ctx context.Context, host *virt.Host, dirs config.Dirs) {
-	swept, err := executor.Sweep(ctx, host, dirs, executor.SweepOptions{DryRun: true, Now: time.Now()})
+	swept, err := sweep.Run(ctx, host, dirs, sweep.Options{DryRun: true, Now: time.Now()})
 	if err != nil {
 		d.add("machines", Warning, "%v", err)
 	}

@@ -18,6 +18,9 @@ var labelValues = map[string][]string{
 	"mode":     {"disk", "share"},
 	"le":       nil,
 	"instance": nil,
+	"match":    nil,
+	"image":    nil,
+	"reason":   nil,
 	"file":     nil,
 }
 

@@ -48,6 +48,12 @@ var metricHelp = map[string]string{
 	"sardine_snapshots":          "Memory snapshots of machines.",
 	"sardine_snapshot_bytes":     "Size of all snapshots on this host.",
 	"sardine_machines":           "Running machines of jobs.",
+	"sardine_idle_machines":      "Running machines that wait for a job.",
+	"sardine_idle_wanted":        "Idle machines that serve is to keep, by section of the settings and image.",
+	"sardine_idle_ready":         "Idle machines that jobs can take, by section of the settings and image.",
+	"sardine_idle_made_total":    "Machines that serve made ready, by section of the settings.",
+	"sardine_idle_failed_total":  "Machines that serve could not make ready, by section of the settings.",
+	"sardine_idle_removed_total": "Idle machines that serve removed, by reason.",
 }
 
 // Changes are what one process adds to the metrics file, in Prometheus' text format.

@@ -44,6 +44,8 @@ type PullOptions struct {
 	// Check is called with the description of an image before its disks are transferred. An
 	// error ends the pull. It is not called for images in the store. nil accepts all.
 	Check func(*oci.Inspection) error
+	// Unused: the pull does not count as a use of the image.
+	Unused bool
 	// Progress may be nil.
 	Progress oci.Progress
 	// StallTimeout is how long a registry may send less than 1000 bytes per second; 0 means
@@ -84,7 +86,9 @@ func (s *Store) Pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oc
 	for _, policy := range policies {
 		image, err := s.pullBy(ctx, policy, ref, o)
 		if err == nil {
-			s.touch(image)
+			if !o.Unused {
+				s.touch(image)
+			}
 			return image, nil
 		}
 		failed = joinPolicies(failed, policy, err)

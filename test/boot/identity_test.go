@@ -25,6 +25,7 @@ import (
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/dhcp"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -242,7 +243,7 @@ func TestAddressesAreGivenBack(t *testing.T) {
 			// Its lease does not show that it is up: two twins share a client identifier, and
 			// dnsmasq lists only the one that asked last.
 			return errors.Join(waitReady(t, guest, guestLogin), guest.Close(),
-				vm.Remove(t.Context(), l.host, name, spec.Place))
+				removal.Remove(t.Context(), l.host, name, spec.Place))
 		}
 		machines := 4 // more than there are addresses
 		if nightly {
@@ -318,7 +319,7 @@ func TestNoAddressLeft(t *testing.T) {
 		}
 		for i := range cap(results) {
 			spec := l.spec(fmt.Sprintf("at-once-%d", i))
-			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
+			if err := removal.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
 				t.Error(err)
 			}
 		}

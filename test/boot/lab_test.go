@@ -17,6 +17,7 @@ import (
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -94,7 +95,7 @@ func (l *lab) start(t testing.TB, spec vm.Spec) *vm.Started {
 			return
 		}
 		defer host.Close()
-		if err := vm.Remove(ctx, host, spec.Name, spec.Place); err != nil {
+		if err := removal.Remove(ctx, host, spec.Name, spec.Place); err != nil {
 			t.Errorf("remove %s: %v", spec.Name, err)
 		}
 	})

@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/removal"
 )
 
 // listen serves "reached" by HTTP on an address of the host.
@@ -221,7 +222,7 @@ func checkFilterGoes(t *testing.T, l *lab, machines ...string) {
 			t.Errorf("with %d machines there is no filter", len(machines)-i)
 		}
 		spec := l.spec(name)
-		if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
+		if err := removal.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
 			t.Fatal(err)
 		}
 	}

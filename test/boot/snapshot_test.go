@@ -19,6 +19,7 @@ import (
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/snapshot"
 )
 
@@ -102,7 +103,7 @@ func TestSnapshotThatIsOfNoUse(t *testing.T) {
 				if guest.Resumed() || !strings.Contains(said, test.says) {
 					t.Errorf("%s: resumed: %v; it says %q, want %q", test.name, guest.Resumed(), said, test.says)
 				}
-				if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
+				if err := removal.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -17,6 +17,7 @@ import (
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/network"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/toolsdisk"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -109,7 +110,7 @@ func (s *sideBySide) startOne(b *testing.B) (took time.Duration, end func()) {
 		b.Error(err)
 	}
 	return took, func() {
-		if err := vm.Remove(context.WithoutCancel(b.Context()), host, spec.Name, spec.Place); err != nil {
+		if err := removal.Remove(context.WithoutCancel(b.Context()), host, spec.Name, spec.Place); err != nil {
 			b.Error(err)
 		}
 		host.Close()

@@ -13,6 +13,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/firmware"
+	"gitlab-sardine-executor/vm/removal"
 )
 
 // A disk on which UEFI finds nothing is the image's fault, and the error has what the
@@ -39,7 +40,7 @@ func TestUEFIFindsNothing(t *testing.T) {
 			if !errors.Is(err, vm.ErrNoBoot) || kind == firmware.Secure && !strings.Contains(err.Error(), "signed") {
 				t.Errorf("%s: got %v", kind, err)
 			}
-			if err := vm.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
+			if err := removal.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {
 				t.Fatal(err)
 			}
 		}

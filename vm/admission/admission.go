@@ -14,6 +14,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"gitlab-sardine-executor/vm/errdefs"
+	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -21,6 +22,8 @@ import (
 const (
 	// pollInterval is how often a waiting machine checks for room.
 	pollInterval = time.Second
+	// evictPause is the same after idle machines were told to go.
+	evictPause = 50 * time.Millisecond
 	// turnPause is how long a machine waits for its turn before it looks why.
 	turnPause = 200 * time.Millisecond
 )
@@ -33,11 +36,14 @@ const (
 	reservationDir = ".admitted"
 )
 
-// errNoRoom: the host had no room for the machine within the timeout.
-var errNoRoom = errors.New("no room on this host")
+// ErrNoRoom: the host had no room for the machine within the timeout, or for an idle machine
+// now.
+var ErrNoRoom = errors.New("no room on this host")
 
 // A Policy limits the number of machines on a host. The zero value has no limit but the
 // memory of the host.
+//
+// Idle machines count as nothing: they give way to machines of jobs.
 type Policy struct {
 	// Slots is the maximum number of machines of jobs; 0 means no limit.
 	Slots uint
@@ -50,6 +56,12 @@ type Policy struct {
 	// Waiting is called with the reason when the machine must wait, and when the reason
 	// changes. The reason is for the log of a job: it names no other job.
 	Waiting func(reason string)
+	// Evict ends idle machines that have at least that memory, in bytes, together, or all that
+	// it can end now. If it is nil, their memory is not needed: the new machine is one of them.
+	Evict func(ctx context.Context, memory uint64) error
+	// Idle: the new machine is for no job yet. It does not wait: it gets only what neither
+	// machines of jobs nor idle ones use, and nothing while a job waits.
+	Idle bool
 }
 
 // Admit waits until the host has room for the machine of that name, which needs that much
@@ -76,6 +88,13 @@ func (a Policy) Admit(ctx context.Context, h *virt.Host, name string, need uint6
 	}
 	path := filepath.Join(dir, lockFile)
 	q := &queue{h: h, a: a, name: name, need: need, size: size, lock: flock.New(path), reservations: reservations(filepath.Join(dir, reservationDir))}
+	if a.Idle {
+		reserved, err := q.admitIdle(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return reserved.release, nil
+	}
 	reserved, err := q.wait(ctx)
 	if err != nil {
 		return nil, queueError(ctx, q.said, err)
@@ -112,29 +131,75 @@ func (q *queue) wait(ctx context.Context) (_ *reservation, err error) {
 	}
 	defer func() { err = errors.Join(err, q.blocks(false), q.lock.Close()) }()
 	for asked := false; ; asked = true {
-		reason, err := q.noRoom(now)
+		reason, surplus, err := q.noRoom(now)
 		if err != nil {
 			return nil, err
 		}
-		if reason == "" && now.isRecent() {
+		if reason == "" && surplus == 0 && now.isRecent() {
 			return q.reservations.add(q.name, q.need)
 		}
-		if reason != "" && asked {
-			if err := q.blocks(true); err != nil {
-				return nil, err
-			}
-			q.say(reason)
-			select {
-			case <-time.After(pollInterval):
-			case <-ctx.Done():
-				return nil, context.Cause(ctx)
-			}
+		if err := q.makeRoom(ctx, reason, surplus, asked); err != nil {
+			return nil, err
 		}
 		// Machines may have ended since libvirt was asked.
 		if now, err = q.look(ctx); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// makeRoom evicts idle machines if only they are in the way, and waits otherwise. asked: the
+// reason is not that libvirt was asked long ago.
+func (q *queue) makeRoom(ctx context.Context, reason string, surplus uint64, asked bool) error {
+	pause := time.Duration(0)
+	switch {
+	case !asked:
+	case reason != "":
+		if err := q.blocks(true); err != nil {
+			return err
+		}
+		q.say(reason)
+		pause = pollInterval
+	case surplus > 0:
+		if err := q.a.Evict(ctx, surplus); err != nil {
+			return err
+		}
+		pause = evictPause // one may just be starting, or be given to a job
+	}
+	if pause == 0 {
+		return nil
+	}
+	select {
+	case <-time.After(pause):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// admitIdle reserves room for an idle machine, if there is room now.
+func (q *queue) admitIdle(ctx context.Context) (_ *reservation, err error) {
+	now, err := q.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	got, err := q.lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("look for room on this host: %w", err)
+	}
+	if !got {
+		return nil, fmt.Errorf("%w for an idle machine: a job's machine starts or waits", ErrNoRoom)
+	}
+	defer func() { err = errors.Join(err, q.lock.Close()) }()
+	starting, err := q.reservations.since(now.at)
+	if err != nil {
+		return nil, err
+	}
+	u := now.usage(starting)
+	if used := u.memory + u.idle; q.a.Reserve >= 0 && used+q.need+uint64(q.a.Reserve) > q.size.Memory {
+		return nil, fmt.Errorf("%w for an idle machine: %s", ErrNoRoom, q.lack(used))
+	}
+	return q.reservations.add(q.name, q.need)
 }
 
 // takeTurn waits for the lock. The kernel gives it to waiting processes roughly in order. A
@@ -168,7 +233,7 @@ func (q *queue) takeTurn(ctx context.Context, now observation) (observation, err
 		latest, err := q.look(ctx)
 		if err == nil {
 			now = latest
-			reason, err = q.noRoom(now)
+			reason, _, err = q.noRoom(now)
 		}
 		if err != nil {
 			go leave()
@@ -211,7 +276,7 @@ func (q *queue) say(reason string) {
 // queueError describes what the machine waited for.
 func queueError(ctx context.Context, reason string, err error) error {
 	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) && reason != "" {
-		return fmt.Errorf("%w in time (queue_timeout): %s", errNoRoom, reason)
+		return fmt.Errorf("%w in time (queue_timeout): %s", ErrNoRoom, reason)
 	}
 	return fmt.Errorf("wait for room on this host: %w", err)
 }
@@ -240,32 +305,74 @@ func (q *queue) look(ctx context.Context) (now observation, err error) {
 	return now, err
 }
 
-// noRoom describes why there is no room for the machine; empty if there is. Machines that
-// are starting are counted by their reservations.
-func (q *queue) noRoom(now observation) (string, error) {
+// usage is what machines take.
+type usage struct {
+	count  int    // of machines of jobs
+	memory uint64 // of all domains but idle machines, in bytes
+	idle   uint64 // memory of idle machines, in bytes
+}
+
+// usage adds up what was observed, and the memory of machines that are starting, by name. It
+// removes from starting what libvirt knows.
+func (o observation) usage(starting map[string]uint64) (u usage) {
+	waits := make(map[string]bool) // for a job, by the name of the domain
+	for _, m := range o.machines {
+		// A machine that a job took is reserved by the name that the job gave it.
+		delete(starting, m.Name)
+		delete(starting, m.MachineName())
+		if m.Record.Idle {
+			waits[m.Name] = true
+		} else {
+			u.count++
+		}
+	}
+	for name, memory := range o.domains {
+		delete(starting, name)
+		if waits[name] {
+			u.idle += memory
+		} else {
+			u.memory += memory
+		}
+	}
+	for name, memory := range starting {
+		if idle.IsName(name) {
+			u.idle += memory
+		} else {
+			u.memory += memory
+			u.count++
+		}
+	}
+	return u
+}
+
+// noRoom describes why there is no room for the machine; empty if there is, once idle
+// machines with the memory surplus, in bytes, are gone. Machines that are starting are counted
+// by their reservations.
+func (q *queue) noRoom(now observation) (reason string, surplus uint64, err error) {
 	starting, err := q.reservations.since(now.at)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	delete(starting, q.name) // of an earlier attempt
-	count, used := len(now.machines), uint64(0)
-	for _, m := range now.machines {
-		delete(starting, m.Name)
+	u := now.usage(starting)
+	if q.a.Slots > 0 && uint(u.count) >= q.a.Slots {
+		return fmt.Sprintf("%d of %d machines are running", u.count, q.a.Slots), 0, nil
 	}
-	for name, memory := range now.domains {
-		used += memory
-		delete(starting, name)
+	if q.a.Reserve < 0 {
+		return "", 0, nil
 	}
-	for _, memory := range starting {
-		used += memory
+	need := q.need + uint64(q.a.Reserve)
+	if u.memory+need > q.size.Memory {
+		return q.lack(u.memory), 0, nil
 	}
-	count += len(starting)
-	if q.a.Slots > 0 && uint(count) >= q.a.Slots {
-		return fmt.Sprintf("%d of %d machines are running", count, q.a.Slots), nil
+	if all := u.memory + u.idle + need; q.a.Evict != nil && all > q.size.Memory {
+		surplus = min(u.idle, all-q.size.Memory)
 	}
-	if q.a.Reserve >= 0 && used+q.need+uint64(q.a.Reserve) > q.size.Memory {
-		return fmt.Sprintf("%s of memory are needed, and of the host's %s, running machines use %s",
-			units.BytesSize(float64(q.need)), units.BytesSize(float64(q.size.Memory)), units.BytesSize(float64(used))), nil
-	}
-	return "", nil
+	return "", surplus, nil
+}
+
+// lack says that the memory, of which used is in use, does not suffice.
+func (q *queue) lack(used uint64) string {
+	return fmt.Sprintf("%s of memory are needed, and of the host's %s, running machines use %s",
+		units.BytesSize(float64(q.need)), units.BytesSize(float64(q.size.Memory)), units.BytesSize(float64(used)))
 }

@@ -40,7 +40,7 @@ func TestAdmissionByMemory(t *testing.T) {
 		{name: "fits exactly"},
 		{name: "a byte too little", reserve: 1, ends: true, waits: "running machines use 1GiB"},
 		{name: "beside a machine of no job", reserve: 1, foreign: true, ends: true, waits: "running machines use 1GiB"},
-		{name: "until the timeout", reserve: 1, waits: "running machines use 1GiB", err: errNoRoom},
+		{name: "until the timeout", reserve: 1, waits: "running machines use 1GiB", err: ErrNoRoom},
 		{name: "memory is not counted", reserve: -4 << 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -158,8 +158,8 @@ func TestStartsAreSideBySide(t *testing.T) {
 		}
 	}
 	policy.Timeout, policy.Waiting = time.Second, nil
-	if _, err := policy.Admit(t.Context(), h, "one-too-many", 0, dir); !errors.Is(err, errNoRoom) {
-		t.Errorf("got %v, want %v", err, errNoRoom)
+	if _, err := policy.Admit(t.Context(), h, "one-too-many", 0, dir); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("got %v, want %v", err, ErrNoRoom)
 	}
 }
 
@@ -237,8 +237,8 @@ func TestKilledStart(t *testing.T) {
 	}
 	brief := policy
 	brief.Timeout = time.Second
-	if _, err := brief.Admit(t.Context(), h, "second", 0, dir); !errors.Is(err, errNoRoom) {
-		t.Errorf("beside a machine that starts: %v, want %v", err, errNoRoom)
+	if _, err := brief.Admit(t.Context(), h, "second", 0, dir); !errors.Is(err, ErrNoRoom) {
+		t.Errorf("beside a machine that starts: %v, want %v", err, ErrNoRoom)
 	}
 	cmd.Process.Kill()
 	cmd.Wait()

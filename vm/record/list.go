@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,10 @@ type InstanceInfo struct {
 	Record Record
 }
 
-// List lists the machines of jobs. A domain without a record is not a job's, whatever its
+// MachineName is the name by which the stages of the job know the machine.
+func (m InstanceInfo) MachineName() string { return cmp.Or(m.Record.Machine, m.Name) }
+
+// List lists the machines of jobs, and those that wait for one. A domain without a record is not a job's, whatever its
 // name, and neither is a defined domain with one: an administrator has copied it.
 func List(ctx context.Context, h *virt.Host) ([]InstanceInfo, error) {
 	domains, err := h.RunningTransient(ctx)

@@ -31,6 +31,11 @@ type Record struct {
 	Job     string `xml:"id" json:"job"`
 	Project string `xml:"project,omitempty" json:"project,omitempty"`
 	Server  string `xml:"server,omitempty" json:"server,omitempty"`
+	// Machine is the name by which the stages of the job know the machine, if that is not the
+	// name of the domain: the job has taken an idle machine.
+	Machine string `xml:"machine,omitempty" json:"machine,omitempty"`
+	// Idle: the machine waits for a job. It has no Job, Project and Server.
+	Idle bool `xml:"idle,omitempty" json:"idle,omitempty"`
 	// Image and Digest identify the image of the machine.
 	Image  string `xml:"image,omitempty" json:"image,omitempty"`
 	Digest string `xml:"digest,omitempty" json:"digest,omitempty"`

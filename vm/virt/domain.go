@@ -169,6 +169,20 @@ func (d *Domain) SetMetadata(ctx context.Context, what, text, prefix, namespace 
 	})
 }
 
+// SetTitle sets the title of a running domain, which virsh list --title shows.
+func (d *Domain) SetTitle(ctx context.Context, title string) error {
+	return awaitDone(ctx, "set the title of its domain", func() error {
+		return d.dom.SetMetadata(libvirt.DOMAIN_METADATA_TITLE, title, "", "", libvirt.DOMAIN_AFFECT_LIVE)
+	})
+}
+
+// AttachDevice plugs a device into the running domain.
+func (d *Domain) AttachDevice(ctx context.Context, device string) error {
+	return awaitDone(ctx, "plug a device into domain "+d.name, func() error {
+		return d.dom.AttachDeviceFlags(device, libvirt.DOMAIN_DEVICE_MODIFY_LIVE)
+	})
+}
+
 // Start starts a defined domain.
 func (d *Domain) Start(ctx context.Context) error {
 	return awaitDone(ctx, "start domain "+d.name, d.dom.Create)

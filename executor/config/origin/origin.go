@@ -36,7 +36,19 @@ const masked = "********"
 // of the host and, under [[image]], those for an image, a reference as a job has it. If image
 // is empty, they are those for images without a section.
 func Print(w io.Writer, s *config.Settings, image string) error {
-	host, perImage, err := resolve(s, image)
+	written, err := read(s)
+	if err != nil {
+		return err
+	}
+	host, err := ofHost(s, written)
+	if err != nil {
+		return err
+	}
+	perImage, err := ofImage(s, image, written)
+	if err != nil {
+		return err
+	}
+	serve, err := ofServe(s, written)
 	if err != nil {
 		return err
 	}
@@ -55,7 +67,11 @@ func Print(w io.Writer, s *config.Settings, image string) error {
 		}
 		fmt.Fprintf(w, "match = %s\n", name)
 	}
-	return table(w, perImage)
+	if err := table(w, perImage); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "\n[serve]")
+	return table(w, serve)
 }
 
 func table(w io.Writer, settings []setting) error {
@@ -66,21 +82,31 @@ func table(w io.Writer, settings []setting) error {
 	return columns.Flush()
 }
 
-// resolve returns the settings of the host and those of an image.
-func resolve(s *config.Settings, image string) (host, perImage []setting, err error) {
-	written := places{}
-	if s.Path != "" {
-		text, err := os.ReadFile(s.Path)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%w: %w", config.ErrSettings, err)
+// read finds the keys in the settings file.
+func read(s *config.Settings) (places, error) {
+	if s.Path == "" {
+		return places{}, nil
+	}
+	text, err := os.ReadFile(s.Path)
+	if err != nil {
+		return places{}, fmt.Errorf("%w: %w", config.ErrSettings, err)
+	}
+	return find(text), nil
+}
+
+// ofServe returns the settings of the command serve.
+func ofServe(s *config.Settings, written places) (settings []setting, err error) {
+	table := reflect.ValueOf(s.Serve)
+	for i := range table.NumField() {
+		key, from := table.Type().Field(i).Tag.Get("toml"), "default"
+		if line, ok := written.serve[key]; ok {
+			from = place("[serve]", line)
 		}
-		written = find(text)
+		if settings, err = add(settings, key, table.Field(i).Interface(), from); err != nil {
+			return nil, err
+		}
 	}
-	if host, err = ofHost(s, written); err != nil {
-		return nil, nil, err
-	}
-	perImage, err = ofImage(s, image, written)
-	return host, perImage, err
+	return settings, nil
 }
 
 // ofHost returns the settings of the host, with the directories that result.
@@ -152,7 +178,9 @@ func ofImage(s *config.Settings, image string, written places) (settings []setti
 			key   string
 			value any
 			set   bool
-		}{{"image", resolved.Image, section.Image != ""}, {"trusted", resolved.Trusted, section.Trusted}, {"domain", resolved.Domain, section.Domain != ""}} {
+		}{{"image", resolved.Image, section.Image != ""}, {"trusted", resolved.Trusted, section.Trusted}, {"domain", resolved.Domain, section.Domain != ""},
+			{"idle_machines", section.IdleMachines, section.IdleMachines > 0},
+			{"idle_time", config.Duration(section.IdleLimit()), section.IdleTime != nil}} {
 			from := "default"
 			if special.set {
 				from = place(where, own[special.key])

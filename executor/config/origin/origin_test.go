@@ -138,8 +138,9 @@ func TestPrintIsSettings(t *testing.T) {
 
 // Keys are found in whatever form TOML has for them.
 func TestFind(t *testing.T) {
-	got := find([]byte("defaults.slots = 1\n[defaults]\n'timeout' = '5m'\n\n\"network\" = 'user'\n[[ image ]]\nmatch = 'a'\n\n[[image]]\n\nmatch = '''\nb'''\ncpus = 1\n"))
+	got := find([]byte("defaults.slots = 1\n[defaults]\n'timeout' = '5m'\n\n\"network\" = 'user'\n[[ image ]]\nmatch = 'a'\n\n[[image]]\n\nmatch = '''\nb'''\ncpus = 1\n[serve]\nlisten = ''\n"))
 	want := places{
+		serve:    map[string]int{"listen": 15},
 		defaults: map[string]int{"slots": 1, "timeout": 3, "network": 5},
 		images:   []map[string]int{{"match": 7}, {"match": 11, "cpus": 13}},
 	}

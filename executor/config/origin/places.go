@@ -5,13 +5,14 @@ import "github.com/pelletier/go-toml/v2/unstable"
 // places are the lines of the keys in a settings file.
 type places struct {
 	defaults map[string]int
+	serve    map[string]int
 	images   []map[string]int // by the number of the section
 }
 
 // find finds the keys. The text has been read as settings before, and so is TOML. A key in an
 // array of inline tables has no place.
 func find(text []byte) places {
-	found := places{defaults: make(map[string]int)}
+	found := places{defaults: make(map[string]int), serve: make(map[string]int)}
 	var parser unstable.Parser
 	parser.Reset(text)
 	var path []string
@@ -46,6 +47,8 @@ func (p *places) add(parser *unstable.Parser, path []string, e *unstable.Node) {
 	switch {
 	case path[0] == "defaults":
 		p.defaults[path[1]] = line
+	case path[0] == "serve":
+		p.serve[path[1]] = line
 	case path[0] == "image" && len(p.images) > 0:
 		p.images[len(p.images)-1][path[1]] = line
 	}

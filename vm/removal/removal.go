@@ -1,4 +1,5 @@
-package vm
+// Package removal removes machines with everything that belongs to them.
+package removal
 
 import (
 	"context"
@@ -11,9 +12,11 @@ import (
 
 	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/internal/rollback"
+	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/dhcp"
 	"gitlab-sardine-executor/vm/network/passt"
+	"gitlab-sardine-executor/vm/place"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -26,37 +29,74 @@ const (
 	forceLockTimeout = 20 * time.Second
 )
 
-// Remove destroys a machine and removes everything that belongs to it: domain, overlays,
-// helper processes, job directory. A machine that does not exist is no error. If a domain
+// errEnding: libvirt was asked to destroy the machine and is still doing so.
+var errEnding = errors.New("the machine is still ending")
+
+// Remove destroys the machine that a job knows by that name, and removes everything that
+// belongs to it: domain, overlays, helper processes, job directory. A machine that does not exist is no error. If a domain
 // of that name is not a job's, the error is [record.ErrNotOurs] and nothing is touched.
 //
 // If ctx ends while libvirt destroys the domain, Remove returns an error: libvirt continues,
 // and the files are removed without waiting for it.
-func Remove(ctx context.Context, h *virt.Host, name string, place Place) error {
-	locked, err := lockToRemove(name, place)
+func Remove(ctx context.Context, h *virt.Host, name string, at place.Place) error {
+	domain, files, err := at.Locate(ctx, h, name)
+	if err != nil {
+		return err
+	}
+	locked, err := lockToRemove(domain, files)
 	if err != nil {
 		return err
 	}
 	if locked != nil {
 		defer locked.Unlock()
 	}
-	return remove(ctx, h, name, place)
+	if domain != name {
+		if err := checkOwner(ctx, h, domain, name); err != nil {
+			return err
+		}
+	}
+	if err := Locked(ctx, h, domain, files); err != nil {
+		return err
+	}
+	return idle.Forget(at.Storage(), name, domain)
 }
 
-// remove is [Remove] for a caller that holds the lock on the job directory.
-func remove(ctx context.Context, h *virt.Host, name string, place Place) error {
-	err := destroy(ctx, h, name)
+// checkOwner makes sure that the machine with that domain was idle and is now the one of
+// the job, or was being given to it. A domain that is gone is nobody's.
+func checkOwner(ctx context.Context, h *virt.Host, domain, machine string) error {
+	dom, err := h.Domain(ctx, domain)
+	if errors.Is(err, virt.ErrNoDomain) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dom.Free()
+	found, err := record.Read(ctx, dom)
+	if err == nil && !found.Idle && found.Machine != machine {
+		err = fmt.Errorf("%w: it is the one of %s", record.ErrNotOurs, found.Machine)
+	}
+	if err != nil {
+		return fmt.Errorf("domain %s, which %s has taken: %w", domain, machine, err)
+	}
+	return nil
+}
+
+// Locked is [Remove] by the name of the domain, for a caller that holds the lock on the job
+// directory.
+func Locked(ctx context.Context, h *virt.Host, name string, at place.Place) error {
+	err := Destroy(ctx, h, name)
 	switch {
 	case errors.Is(err, errEnding):
-		return errors.Join(err, removeFiles(ctx, h, name, place))
+		return errors.Join(err, removeFiles(ctx, h, name, at))
 	case err != nil:
 		return err
 	}
-	return errors.Join(removeFiles(ctx, h, name, place), network.RemoveFilter(ctx, h))
+	return errors.Join(removeFiles(ctx, h, name, at), network.RemoveFilter(ctx, h))
 }
 
-// A RemoveRule decides which machines [RemoveExpired] removes.
-type RemoveRule struct {
+// A Rule decides which machines [Expired] removes.
+type Rule struct {
 	// Now is compared with the expiry time of the machines.
 	Now time.Time
 	// Force also removes machines that have not expired, and those of a job that is just
@@ -64,14 +104,21 @@ type RemoveRule struct {
 	Force bool
 	// DryRun removes nothing.
 	DryRun bool
+	// Abandoned: no process looks after idle machines.
+	Abandoned bool
 }
 
-// RemoveExpired is [Remove] for a machine that [record.List] shows to have expired. It
+// Applies reports whether the rule removes a machine with that record.
+func (r Rule) Applies(m record.Record) bool {
+	return r.Force || !r.Now.Before(m.Expires) || m.Idle && r.Abandoned
+}
+
+// Expired is [Remove] for a machine that [record.List] shows to have expired. It
 // reports whether it removed the machine. It does not if the job is just starting or
 // removing the machine, has removed it, or has extended its time.
-func RemoveExpired(ctx context.Context, h *virt.Host, name string, place Place, rule RemoveRule) (removed bool, err error) {
-	locked, err := rule.lock(ctx, place.JobDir)
-	if err != nil || locked == nil && !rule.Force && exists(place.JobDir) {
+func Expired(ctx context.Context, h *virt.Host, name string, at place.Place, rule Rule) (removed bool, err error) {
+	locked, err := rule.lock(ctx, at.JobDir)
+	if err != nil || locked == nil && !rule.Force && exists(at.JobDir) {
 		return false, err
 	}
 	if locked != nil {
@@ -88,18 +135,21 @@ func RemoveExpired(ctx context.Context, h *virt.Host, name string, place Place, 
 	}
 	found, err := record.Read(ctx, dom)
 	dom.Free()
-	if err != nil || !rule.Force && rule.Now.Before(found.Expires) {
+	if err != nil || !rule.Applies(found) {
 		return false, err
 	}
 	if rule.DryRun {
 		return true, nil
 	}
-	return true, remove(ctx, h, name, place)
+	if err := Locked(ctx, h, name, at); err != nil {
+		return true, err
+	}
+	return true, idle.Forget(at.Storage(), found.Machine, name)
 }
 
 // lock locks a job directory, and creates it if necessary. It returns nil if another
 // process has it locked, or if it would be created for a dry run.
-func (r RemoveRule) lock(ctx context.Context, path string) (*dirlock.Lock, error) {
+func (r Rule) lock(ctx context.Context, path string) (*dirlock.Lock, error) {
 	if r.DryRun {
 		locked, err := dirlock.Try(path)
 		return locked, ignoring(err, fs.ErrNotExist)
@@ -111,18 +161,18 @@ func (r RemoveRule) lock(ctx context.Context, path string) (*dirlock.Lock, error
 	return dirlock.Acquire(ctx, path, timeout)
 }
 
-// RemoveAbandoned removes the files of a machine that has no domain, unless another process
+// Abandoned removes the files of a machine that has no domain, unless another process
 // is just starting it, and reports whether there were any. With dryRun it only reports.
 // If there is a domain of that name, also one that is not a job's, the files stay.
-func RemoveAbandoned(ctx context.Context, h *virt.Host, name string, place Place, dryRun bool) (found bool, err error) {
+func Abandoned(ctx context.Context, h *virt.Host, name string, at place.Place, dryRun bool) (found bool, err error) {
 	created := false
 	if !dryRun { // see lockToRemove
-		if err := os.MkdirAll(filepath.Dir(place.JobDir), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Dir(at.JobDir), 0o700); err != nil {
 			return false, fmt.Errorf("create the job's directory: %w", err)
 		}
-		created = os.Mkdir(place.JobDir, 0o700) == nil
+		created = os.Mkdir(at.JobDir, 0o700) == nil
 	}
-	locked, err := dirlock.Try(place.JobDir)
+	locked, err := dirlock.Try(at.JobDir)
 	switch {
 	case dryRun && errors.Is(err, fs.ErrNotExist): // there are only overlays
 	case errors.Is(err, fs.ErrNotExist): // another process has just removed it
@@ -136,23 +186,23 @@ func RemoveAbandoned(ctx context.Context, h *virt.Host, name string, place Place
 	// domain that it started is known by now.
 	if _, err := h.Domain(ctx, name); !errors.Is(err, virt.ErrNoDomain) {
 		if created {
-			err = errors.Join(err, os.Remove(place.JobDir))
+			err = errors.Join(err, os.Remove(at.JobDir))
 		}
 		return false, err
 	}
-	overlays, _ := place.files(name)
+	overlays, _ := at.Files(name)
 	if created && !exists(overlays) { // everything has been removed since the caller saw it
-		return false, os.Remove(place.JobDir)
+		return false, os.Remove(at.JobDir)
 	}
 	if dryRun {
 		return true, nil
 	}
-	return true, removeFiles(ctx, h, name, place)
+	return true, removeFiles(ctx, h, name, at)
 }
 
-// destroy destroys the domain if it exists and is a job's, and releases its addresses. The
+// Destroy destroys the domain if it exists and is a job's, and releases its addresses. The
 // error is errEnding if ctx ended first.
-func destroy(ctx context.Context, h *virt.Host, name string) error {
+func Destroy(ctx context.Context, h *virt.Host, name string) error {
 	dom, err := h.Domain(ctx, name)
 	if errors.Is(err, virt.ErrNoDomain) {
 		return nil
@@ -182,29 +232,37 @@ func destroy(ctx context.Context, h *virt.Host, name string) error {
 
 // removeFiles removes the files and processes that a machine leaves on the host. Its domain
 // must be gone, and its job directory should be locked: see lockToRemove.
-func removeFiles(ctx context.Context, h *virt.Host, name string, place Place) error {
+func removeFiles(ctx context.Context, h *virt.Host, name string, at place.Place) error {
 	ctx, cancel := rollback.Context(ctx)
 	defer cancel()
-	overlays, _ := place.files(name)
+	overlays, _ := at.Files(name)
 	return errors.Join(
-		passt.New(h, name, place.OverlayDir, place.JobDir).Stop(ctx),
-		os.RemoveAll(overlays), os.RemoveAll(place.JobDir))
+		passt.New(h, name, at.OverlayDir, at.JobDir).Stop(ctx),
+		idle.Withdraw(at.Storage(), name), os.RemoveAll(overlays), os.RemoveAll(at.JobDir))
 }
 
 // lockToRemove locks the job directory of a machine until the machine has been removed: a
 // sweep that finds no domain then finds the lock. It waits a short time for a process that
 // is just starting the machine; if that does not end, the lock is nil. It is also nil if
 // the machine has no files.
-func lockToRemove(name string, place Place) (*dirlock.Lock, error) {
-	overlays, _ := place.files(name)
-	if !exists(place.JobDir) && !exists(overlays) {
+func lockToRemove(name string, at place.Place) (*dirlock.Lock, error) {
+	overlays, _ := at.Files(name)
+	if !exists(at.JobDir) && !exists(overlays) {
 		return nil, nil
 	}
 	// The lock is for the whole machine, also if there are only overlays.
-	return dirlock.Acquire(context.Background(), place.JobDir, removeLockTimeout)
+	return dirlock.Acquire(context.Background(), at.JobDir, removeLockTimeout)
 }
 
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// ignoring returns err, or nil if err is the ignored error.
+func ignoring(err, ignored error) error {
+	if errors.Is(err, ignored) {
+		return nil
+	}
+	return err
 }

@@ -1,4 +1,5 @@
-package executor
+// Package sweep removes what jobs left on a host: machines that have expired, and files.
+package sweep
 
 import (
 	"context"
@@ -14,13 +15,15 @@ import (
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/console"
+	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/network/dhcp"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// SweepOptions configure [Sweep].
-type SweepOptions struct {
+// Options configure [Run].
+type Options struct {
 	// All removes the machines of all jobs, running ones included.
 	All bool
 	// DryRun removes nothing.
@@ -42,16 +45,17 @@ type Swept struct {
 	Reason string
 }
 
-// Sweep removes machines that have expired, because a killed runner does not clean up,
+// Run removes machines that have expired, because a killed runner does not clean up,
 // and files without a machine; with Addresses, also addresses that no machine has. The
-// record in its domain, not its name alone, makes a domain the machine of a job. Sweep
+// record in its domain, not its name alone, makes a domain the machine of a job. Run
 // continues after errors, and returns what it removed and all errors. When ctx ends,
 // libvirt still completes what it was asked for.
-func Sweep(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
+func Run(ctx context.Context, host *virt.Host, dirs config.Dirs, o Options) ([]Swept, error) {
 	machines, err := record.List(ctx, host)
 	if err != nil {
 		return nil, err
 	}
+	rule := removal.Rule{Now: o.Now, Force: o.All, DryRun: o.DryRun, Abandoned: idle.Abandoned(dirs.Jobs, o.Now)}
 	var swept []Swept
 	var going []record.InstanceInfo
 	var failed []error
@@ -59,15 +63,10 @@ func Sweep(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOption
 		if ctx.Err() != nil {
 			break
 		}
-		reason := "swept with all others"
-		if !o.All {
-			if o.Now.Before(m.Record.Expires) {
-				continue
-			}
-			reason = "expired at " + m.Record.Expires.Format(time.RFC3339)
+		if !rule.Applies(m.Record) {
+			continue
 		}
-		rule := vm.RemoveRule{Now: o.Now, Force: o.All, DryRun: o.DryRun}
-		removed, err := vm.RemoveExpired(ctx, host, m.Name, vm.Place{OverlayDir: dirs.Overlays, JobDir: filepath.Join(dirs.Jobs, m.Name)}, rule)
+		removed, err := removal.Expired(ctx, host, m.Name, vm.Place{OverlayDir: dirs.Overlays, JobDir: filepath.Join(dirs.Jobs, m.Name)}, rule)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("sweep machine %s: %w", m.Name, err))
 			continue
@@ -75,7 +74,7 @@ func Sweep(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOption
 		if !removed {
 			continue
 		}
-		swept, going = append(swept, Swept{m.Name, reason}), append(going, m)
+		swept, going = append(swept, Swept{m.Name, reasonFor(m.Record, rule)}), append(going, m)
 	}
 	abandoned, err := sweepFiles(ctx, host, dirs, o)
 	if !o.DryRun {
@@ -96,8 +95,19 @@ func Sweep(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOption
 	return swept, errors.Join(failed...)
 }
 
+// reasonFor says why the rule removes a machine.
+func reasonFor(m record.Record, rule removal.Rule) string {
+	switch {
+	case rule.Force:
+		return "swept with all others"
+	case rule.Now.Before(m.Expires):
+		return "idle, and no serve looks after it"
+	}
+	return "expired at " + m.Expires.Format(time.RFC3339)
+}
+
 // sweepFiles removes the files of machines that are not running.
-func sweepFiles(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepOptions) ([]Swept, error) {
+func sweepFiles(ctx context.Context, host *virt.Host, dirs config.Dirs, o Options) ([]Swept, error) {
 	var swept []Swept
 	var failed []error
 	names := make(map[string]bool)
@@ -107,13 +117,13 @@ func sweepFiles(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepO
 			failed = append(failed, fmt.Errorf("sweep: %w", err))
 		}
 		for _, entry := range entries {
-			if entry.IsDir() && job.IsMachineName(entry.Name()) {
+			if entry.IsDir() && (job.IsMachineName(entry.Name()) || idle.IsName(entry.Name())) {
 				names[entry.Name()] = true
 			}
 		}
 	}
 	for name := range names {
-		removed, err := vm.RemoveAbandoned(ctx, host, name, vm.Place{OverlayDir: dirs.Overlays, JobDir: filepath.Join(dirs.Jobs, name)}, o.DryRun)
+		removed, err := removal.Abandoned(ctx, host, name, vm.Place{OverlayDir: dirs.Overlays, JobDir: filepath.Join(dirs.Jobs, name)}, o.DryRun)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("sweep the files of %s: %w", name, err))
 		}
@@ -121,5 +131,6 @@ func sweepFiles(ctx context.Context, host *virt.Host, dirs config.Dirs, o SweepO
 			swept = append(swept, Swept{name, "its domain is gone"})
 		}
 	}
+	failed = append(failed, idle.Tidy(dirs.Jobs, o.DryRun))
 	return swept, errors.Join(failed...)
 }

@@ -1,4 +1,4 @@
-package executor
+package sweep
 
 import (
 	"errors"
@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -101,10 +102,10 @@ func (b *sweepBed) left() (domains, files []string) {
 	return domains, slices.Compact(files)
 }
 
-func (b *sweepBed) sweep(o SweepOptions) []string {
+func (b *sweepBed) sweep(o Options) []string {
 	b.t.Helper()
 	o.Now = sweepNow
-	swept, err := Sweep(b.t.Context(), b.host, b.dirs, o)
+	swept, err := Run(b.t.Context(), b.host, b.dirs, o)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -125,19 +126,19 @@ func TestSweep(t *testing.T) {
 	everything := []string{notOurs, live, expired, foreign, gone, beingMade}
 	for _, test := range []struct {
 		name                  string
-		o                     SweepOptions
+		o                     Options
 		swept, domains, files []string
 	}{
 		{
-			"as prepare does", SweepOptions{},
+			"as prepare does", Options{},
 			[]string{expired, gone}, []string{live, foreign}, []string{notOurs, live, foreign, beingMade},
 		},
 		{
-			"all", SweepOptions{All: true},
+			"all", Options{All: true},
 			[]string{live, expired, gone}, []string{foreign}, []string{notOurs, foreign, beingMade},
 		},
 		{
-			"dry run", SweepOptions{All: true, DryRun: true},
+			"dry run", Options{All: true, DryRun: true},
 			[]string{live, expired, gone}, []string{live, expired, foreign}, everything,
 		},
 	} {
@@ -190,10 +191,10 @@ func TestSweepLeavesDefinedCopies(t *testing.T) {
 				}
 				t.Cleanup(func() { dom.Destroy() })
 			}
-			if swept := b.sweep(SweepOptions{All: true}); len(swept) > 0 {
+			if swept := b.sweep(Options{All: true}); len(swept) > 0 {
 				t.Errorf("swept %q", swept)
 			}
-			if err := vm.Remove(t.Context(), b.host, name, vm.Place{OverlayDir: b.dirs.Overlays, JobDir: b.dirs.Jobs}); !errors.Is(err, record.ErrNotOurs) {
+			if err := removal.Remove(t.Context(), b.host, name, vm.Place{OverlayDir: b.dirs.Overlays, JobDir: b.dirs.Jobs}); !errors.Is(err, record.ErrNotOurs) {
 				t.Errorf("remove: %v", err)
 			}
 			if domains, _ := b.left(); !slices.Equal(domains, []string{name}) {
@@ -213,7 +214,7 @@ func TestSweepFindsOverlaysAlone(t *testing.T) {
 	if err := os.RemoveAll(b.dirs.Jobs); err != nil {
 		t.Fatal(err)
 	}
-	if got := b.sweep(SweepOptions{}); !slices.Equal(got, []string{"sardine-aaaaaaaa-9"}) {
+	if got := b.sweep(Options{}); !slices.Equal(got, []string{"sardine-aaaaaaaa-9"}) {
 		t.Errorf("got %v", got)
 	}
 	if _, files := b.left(); len(files) > 0 {
