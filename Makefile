@@ -33,7 +33,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture site check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -149,12 +149,16 @@ lint: ## gofmt, go vet, staticcheck, architecture, go.mod, licences
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
 	go vet -tags $(TAGS),boot,nightly ./...
 	go run ./internal/arch/draw -check .
+	go run ./scripts/settings -check .
 	$(STATICCHECK) -tags boot,nightly ./...
 	scripts/check-modules.sh
 	go run ./scripts/licences -tags $(TAGS) $(PACKAGE)
 
 architecture: ## draw docs/architecture.svg and the table of packages in docs/architecture.md
 	go generate ./internal/arch
+
+settings: ## make docs/settings.md from config.example.toml
+	go run ./scripts/settings .
 
 site: ## build the documentation as a site in .site/public, and check its links
 	@scripts/site.sh

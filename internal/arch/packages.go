@@ -73,6 +73,7 @@ var Packages = []Package{
 	{Path: "oci/unpack/filetype", Imports: "oci/unpack/decompress"},
 	{Path: "oci/unpack/sparse", Imports: "oci oci/space"},
 	{Path: "scripts/licences"},
+	{Path: "scripts/settings"},
 	{Path: "test/bench", Imports: "internal/diskusage oci oci/export oci/store oci/transfer"},
 	{Path: "test/boot"},
 	{Path: "test/e2e"},
