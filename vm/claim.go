@@ -10,7 +10,6 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/dirlock"
-	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -22,6 +21,9 @@ import (
 
 // claimTimeout is how long the guest of an idle machine may take to accept the login.
 const claimTimeout = 2 * time.Second
+
+// dropTimeout is how long a job waits for the end of an idle machine that it cannot use.
+const dropTimeout = time.Second
 
 // A Claim is what a job wants of an idle machine.
 type Claim struct {
@@ -58,7 +60,8 @@ func (c Claim) Take(ctx context.Context, h *virt.Host) (*Started, error) {
 	if err == nil {
 		return taken, nil
 	}
-	ending, cancel := rollback.Context(ctx)
+	// libvirt takes long to end a QEMU that hangs, and goes on with it.
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), dropTimeout)
 	defer cancel()
 	return nil, errors.Join(
 		fmt.Errorf("take the idle machine %s: %w", c.Domain, err),

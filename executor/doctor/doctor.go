@@ -182,6 +182,7 @@ func (d *doctor) libvirt(ctx context.Context, dirs config.Dirs) (size virt.HostS
 	d.snapshots(host.System())
 	d.networks(ctx, host)
 	d.leftovers(ctx, host, dirs)
+	d.service(d.settings, dirs)
 	return size
 }
 

@@ -12,8 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gitlab-sardine-executor/executor/claim"
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/sweep"
+	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -40,6 +42,27 @@ func (d *doctor) leftovers(ctx context.Context, host *virt.Host, dirs config.Dir
 	if len(swept) > 0 {
 		d.advise("machines", Warning, program+" sweep", "%d that no job owns, such as %s (%s)", len(swept), swept[0].Machine, swept[0].Reason)
 	}
+}
+
+// service checks whether serve looks after the idle machines that the settings want.
+func (d *doctor) service(settings *config.Settings, dirs config.Dirs) {
+	wanted := uint(0)
+	for _, section := range settings.Images {
+		wanted += section.IdleMachines
+	}
+	if wanted == 0 {
+		return
+	}
+	if idle.Abandoned(dirs.Jobs, time.Now()) {
+		d.advise("serve", Warning, "systemctl enable --now "+program, "%d idle machines are wanted (idle_machines), and no serve runs: jobs boot their machines", wanted)
+		return
+	}
+	ready, err := claim.Ready(dirs.Jobs, "")
+	if err != nil {
+		d.add("serve", Warning, "%v", err)
+		return
+	}
+	d.add("serve", OK, "%d idle machines are ready", len(ready))
 }
 
 // user compares this user with that of a GitLab Runner that runs.

@@ -4,6 +4,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -132,6 +133,8 @@ type view struct {
 	// ready are the machines that jobs may take, and waiting all idle domains.
 	ready   []claim.Machine
 	waiting map[string]bool
+	// making are the machines that were being made before the others were looked for.
+	making map[string]string
 }
 
 // look compares the machines with what is wanted, removes some, and begins to make others.
@@ -172,6 +175,9 @@ func (k *Keeper) view(ctx context.Context) (*view, error) {
 	if v.host, err = k.connect(ctx, v.settings); err != nil {
 		return nil, err
 	}
+	k.mu.Lock()
+	v.making = maps.Clone(k.making)
+	k.mu.Unlock()
 	// Ready before waiting: a machine that a job takes in between is in neither.
 	if v.ready, err = claim.Ready(v.dirs.Jobs, ""); err != nil {
 		return nil, err
@@ -242,7 +248,7 @@ func (k *Keeper) sort(ctx context.Context, v *view) (kept map[string]int, err er
 		}
 	}
 	for name, waits := range v.waiting {
-		if waits && !offered[name] && !k.isMaking(name) {
+		if waits && !offered[name] && v.making[name] == "" && !k.isMaking(name) {
 			going.add(name, "abandoned") // or a job is just taking it, and has its lock
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"gitlab-sardine-executor/oci/space"
 	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm/admission"
+	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/record"
 )
 
@@ -40,6 +41,8 @@ const (
 	starting = "starting"
 	// Ready: the guest has accepted the login.
 	Ready = "ready"
+	// waiting: ready, and waiting for a job.
+	waiting = "idle"
 )
 
 // A Machine is the machine of a job.
@@ -169,17 +172,24 @@ func (s *Status) addMachines(ctx context.Context, settings *config.Settings, que
 		s.Room.MemoryUsed += memory
 	}
 	s.Machines = []Machine{}
+	listed := make(map[string]bool)
 	for _, m := range machines {
 		s.Machines = append(s.Machines, newMachine(m, memories[m.Name]))
+		listed[m.MachineName()] = true
+		if !m.Record.Idle {
+			s.Room.SlotsUsed++
+		}
 	}
 	for name, memory := range queue.Starting {
-		if _, running := memories[name]; running {
+		if _, running := memories[name]; running || listed[name] {
 			continue
 		}
 		s.Machines = append(s.Machines, Machine{Name: name, State: starting, Memory: memory})
 		s.Room.MemoryUsed += memory
+		if !idle.IsName(name) {
+			s.Room.SlotsUsed++
+		}
 	}
-	s.Room.SlotsUsed = len(s.Machines)
 	slices.SortStableFunc(s.Machines, byAge)
 	return nil
 }
@@ -197,11 +207,15 @@ func byAge(a, b Machine) int {
 
 func newMachine(m record.InstanceInfo, memory uint64) Machine {
 	state := starting
-	if m.Record.Address != "" {
+	switch {
+	case m.Record.Address == "":
+	case m.Record.Idle:
+		state = waiting
+	default:
 		state = Ready
 	}
 	return Machine{
-		Name: m.Name, State: state, Job: m.Record.Job, Project: m.Record.Project, Image: m.Record.Image,
+		Name: m.MachineName(), State: state, Job: m.Record.Job, Project: m.Record.Project, Image: m.Record.Image,
 		Digest: digest.Digest(m.Record.Digest), Memory: memory, Created: m.Record.Created, Expires: m.Record.Expires,
 	}
 }
