@@ -239,6 +239,7 @@ func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		SSHPort:    image.Guest.SSHPort(),
 		LoginGrace: o.Settings.LoginGrace,
 		Cache:      o.Cache,
+		CacheLater: o.Record.Idle && o.Settings.Cache == config.CacheDisk,
 		Record:     o.Record,
 	}
 }

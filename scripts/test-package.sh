@@ -36,6 +36,8 @@ for file in /usr/share/man/man8/$package.8.gz /usr/share/bash-completion/complet
 	[[ -s $file ]] || fail "$file is missing"
 done
 systemd-analyze verify /usr/lib/systemd/system/$package-{sweep,prune}.{service,timer}
+systemd-analyze verify /usr/lib/systemd/system/$package.service /usr/lib/systemd/user/$package.service
+[[ ! -e /etc/systemd/system/multi-user.target.wants/$package.service ]] || fail 'serve is enabled'
 [[ -e /etc/systemd/system/timers.target.wants/$package-sweep.timer ]] || fail 'the timer of sweep is not enabled'
 [[ ! -e /etc/systemd/system/timers.target.wants/$package-prune.timer ]] || fail 'the timer of prune is enabled'
 (

@@ -43,6 +43,8 @@ type Spec struct {
 	Seed *seed.Seed
 	// Cache to attach; nil for none.
 	Cache *cache.Config
+	// CacheLater leaves a slot for a cache disk: see [Claim].
+	CacheLater bool
 	// Tools is the disk with programs of this host; nil for none. A machine of another
 	// architecture does not get it.
 	Tools *toolsdisk.Disk

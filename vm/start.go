@@ -151,6 +151,9 @@ func (s *starter) buildDomain(ctx context.Context) (*libvirtxml.Domain, error) {
 	if home, err := os.UserConfigDir(); err == nil && !s.host.System() {
 		s.notes = append(s.notes, domain.DropLongChannels(built.Domain, s.spec.Name, home)...)
 	}
+	if s.spec.CacheLater {
+		domain.LeaveSlots(built.Domain)
+	}
 	s.spec.Resize(built.Domain)
 	s.warn(s.spec.Limit(built.Domain, size.CPUs, size.Memory)...)
 	architectures, err := s.host.Architectures(ctx)

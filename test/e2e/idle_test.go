@@ -108,19 +108,19 @@ func (s *site) awaitIdle(t testing.TB, count int) (names []string) {
 const readyBefore = "The machine was ready before the job"
 
 // A job gets a machine that was ready before, which is like any other: its scripts, its title,
-// its login by ssh, its removal. Another one replaces it, and all idle ones go with the service.
+// its login by ssh, its cache disk, its removal. Another one replaces it, and all idle ones go with the service.
 func TestIdleMachine(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
-		s, v := idleSite(t, mode, 1)
+		s, v := idleSite(t, mode, 1, `cache = "disk"`, `cache_size = "32MiB"`)
+		t.Cleanup(func() { s.dropCaches(t) })
 		first := s.awaitIdle(t, 1)[0]
-		job := s.job("echo job >>/tmp/jobs; cat /tmp/jobs")
-		job.ID = 900
+		job := s.cacheJob(900, 42, false, "")
 		s.mustPrepare(t, job)
 		if titles := mode.Virsh(t, "list", "--title"); !strings.Contains(titles, first) || !strings.Contains(titles, machineOf(job)) {
 			t.Errorf("virsh shows\n%s, want %s with the title %s", titles, first, machineOf(job))
 		}
 		s.inGuest(t, job, "echo ssh >>/tmp/jobs")
-		if e := s.script(t, job, gitlab.StageBuildScript, "cat /tmp/jobs\n"); e.Stdout != "ssh\n" {
+		if e := s.script(t, job, gitlab.StageBuildScript, "cat /tmp/jobs\n"+cacheLook); e.Stdout != "ssh\n"+emptyCache {
 			t.Errorf("a script of the job: %s", e)
 		}
 		second := s.awaitIdle(t, 1)[0]
@@ -130,11 +130,11 @@ func TestIdleMachine(t *testing.T) {
 		if e := s.runner(t).Stage(deadline(t), job, "cleanup"); e.ExitCode != 0 || strings.Contains(mode.Virsh(t, "list", "--name"), first) {
 			t.Errorf("after %s there is still %s", e, first)
 		}
-		result := s.runner(t).Run(deadline(t), s.job("echo job >>/tmp/jobs; cat /tmp/jobs"))
+		result := s.runner(t).Run(deadline(t), s.cacheJob(901, 42, false, "echo job >>/tmp/jobs; cat /tmp/jobs\n"+cacheLook))
 		checkOutputs(t, result)
 		prepare, _ := result.Find("prepare")
 		script, _ := result.Find(gitlab.StageBuildScript)
-		if result.Status != gitlab.Success || !strings.Contains(prepare.Stderr, readyBefore) || script.Stdout != "job\n" {
+		if result.Status != gitlab.Success || !strings.Contains(prepare.Stderr, readyBefore) || script.Stdout != "job\n"+keptCache {
 			t.Errorf("the second job: %s", result)
 		}
 		v.stop(t)
@@ -187,7 +187,7 @@ func TestIdleMachineContested(t *testing.T) {
 		for n := range executions {
 			job := s.job("")
 			job.ID = int64(910 + n)
-			if e := s.script(t, job, gitlab.StageBuildScript, "cat /tmp/jobs; echo x >/tmp/jobs\n"); e.Stdout != "" {
+			if e := s.script(t, job, gitlab.StageBuildScript, "cat /tmp/jobs 2>/dev/null; echo x >/tmp/jobs\n"); e.Stdout != "" {
 				t.Errorf("the guest of job %d is not fresh: %s", job.ID, e)
 			}
 			if e := s.runner(t).Stage(deadline(t), job, "cleanup"); e.ExitCode != 0 {

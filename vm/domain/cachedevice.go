@@ -1,6 +1,8 @@
 package domain
 
 import (
+	"strings"
+
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/disk"
@@ -102,3 +104,24 @@ func explicitRootSlots(d *libvirtxml.Domain) map[uint]bool {
 	}
 	return taken
 }
+
+// LeaveSlots adds PCIe ports to a machine that has no other slots where a cache disk can be
+// plugged in while it runs. libvirt adds as many ports as a domain has devices. It gives the
+// devices the first of the ports that are there, so that the last ones stay free.
+func LeaveSlots(d *libvirtxml.Domain) {
+	if d.OS == nil || d.OS.Type == nil {
+		return
+	}
+	machine := d.OS.Type.Machine
+	if !strings.Contains(machine, "q35") && !strings.HasPrefix(machine, "virt") {
+		return // a PCI bus has slots
+	}
+	devices := len(d.Devices.Disks) + len(d.Devices.Interfaces) + len(d.Devices.Controllers) + len(d.Devices.RNGs) +
+		len(d.Devices.Channels) + len(d.Devices.Inputs) + len(d.Devices.Videos) + len(d.Devices.Sounds)
+	for range devices + extraPorts {
+		d.Devices.Controllers = append(d.Devices.Controllers, libvirtxml.DomainController{Type: "pci", Model: "pcie-root-port"})
+	}
+}
+
+// extraPorts is more than the devices that libvirt adds: memory balloon, USB, serial.
+const extraPorts = 4
