@@ -33,7 +33,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-debian13 test-debian13-smoke smoke package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
+.PHONY: help deps build guest full-guest demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ test-boot: ## boot machines by package vm, in both modes
 
 test-host: ## test the commands for base machines, and the test equipment
 	$(GOBOOT) -p 1 ./test/admin ./internal/testbed
+
+test-upgrade: deps guest ## test that this driver finds what that of the last tag left (REVISION=…)
+	@scripts/test-upgrade.sh $(REVISION)
 
 # With the libvirt, QEMU and passt of that release, on this machine's kernel. A part of it
 # is for every commit, the whole for nights.
@@ -147,10 +150,10 @@ bench-oci: deps ## measure pulls of a gigabyte against skopeo and gzip
 
 lint: ## gofmt, go vet, staticcheck, architecture, go.mod, licences
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "run gofmt on: $$unformatted"; exit 1; }
-	go vet -tags $(TAGS),boot,nightly ./...
+	go vet -tags $(TAGS),boot,nightly,upgrade ./...
 	go run ./internal/arch/draw -check .
 	go run ./scripts/settings -check .
-	$(STATICCHECK) -tags boot,nightly ./...
+	$(STATICCHECK) -tags boot,nightly,upgrade ./...
 	scripts/check-modules.sh
 	go run ./scripts/licences -tags $(TAGS) $(PACKAGE)
 
