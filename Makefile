@@ -142,8 +142,8 @@ fuzz: ## let each fuzz target look for FUZZTIME (20s)
 		done; \
 	done
 
-bench: deps build guest ## measure against virsh, ssh, skopeo
-	go test -tags boot -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
+bench: deps build guest full-guest ## measure against virsh, ssh, skopeo; write docs/benchmarks.md
+	@scripts/bench.sh
 
 bench-oci: deps ## measure pulls of a gigabyte against skopeo and gzip
 	go run ./test/bench

@@ -72,6 +72,7 @@ var Packages = []Package{
 	{Path: "oci/unpack/decompress/inflate"},
 	{Path: "oci/unpack/filetype", Imports: "oci/unpack/decompress"},
 	{Path: "oci/unpack/sparse", Imports: "oci oci/space"},
+	{Path: "scripts/benchmarks"},
 	{Path: "scripts/licences"},
 	{Path: "scripts/settings"},
 	{Path: "test/bench", Imports: "internal/diskusage oci oci/export oci/store oci/transfer"},

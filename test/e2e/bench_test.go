@@ -111,6 +111,7 @@ func compare(b *testing.B, times map[string][]time.Duration, stage, peer string)
 	}
 	theirs := median(times[peer])
 	ratio := ours.Seconds() / theirs.Seconds()
+	b.ReportMetric(theirs.Seconds(), stage+"-peer-s")
 	b.ReportMetric(ratio, stage+"-ratio")
 	b.Logf("%-8s %6.3f s   %-20s %6.3f s   ratio %.2f, difference %+.3f s",
 		stage, ours.Seconds(), peer, theirs.Seconds(), ratio, (ours - theirs).Seconds())
