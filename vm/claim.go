@@ -86,7 +86,7 @@ func (c Claim) open(ctx context.Context, h *virt.Host, jobDir string) (_ *Starte
 	if err != nil {
 		return nil, err
 	}
-	s := &Started{Instance: &Instance{dom: dom, name: c.Domain, record: found, jobDir: jobDir}, tools: state.Tools, idle: true}
+	s := &Started{Instance: &Instance{host: h, dom: dom, name: c.Domain, record: found, jobDir: jobDir}, tools: state.Tools, idle: true}
 	defer func() {
 		if err != nil {
 			s.Close()

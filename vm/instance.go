@@ -29,10 +29,13 @@ const (
 	stopGrace = 30 * time.Second
 	// networkGrace is the same after the end of the guest's network.
 	networkGrace = 3 * time.Second
+	// watchAfter is the time that a login takes before the machine is watched.
+	watchAfter = time.Second
 )
 
 // An Instance is a running machine that has been ready once.
 type Instance struct {
+	host   *virt.Host
 	dom    *virt.Domain
 	name   string
 	record record.Record
@@ -41,24 +44,30 @@ type Instance struct {
 }
 
 // Find finds the machine that a job knows by that name. The error is [virt.ErrNoDomain] if
-// there is none, and [record.ErrNotOurs] if the domain is not the job's.
+// there is none, [ErrBeforeLogin] and [ErrPoweredOff] too if its guest shut it down, and
+// [record.ErrNotOurs] if the domain is not the job's.
 func Find(ctx context.Context, h *virt.Host, name, jobDir string) (*Instance, error) {
 	domain, at, err := Place{JobDir: jobDir}.Locate(ctx, h, name)
 	if err != nil {
 		return nil, err
 	}
 	dom, err := h.Domain(ctx, domain)
+	var found record.Record
+	if err == nil {
+		if found, err = record.Read(ctx, dom); err != nil {
+			err = fmt.Errorf("domain %s: %w", domain, err)
+		}
+	}
+	if errors.Is(err, virt.ErrNoDomain) && isDir(at.JobDir) && h.PoweredOff(domain) {
+		return nil, fmt.Errorf("%w: %w: %w", ErrBeforeLogin, ErrPoweredOff, err)
+	}
+	if err == nil && domain != name && found.Machine != name {
+		err = fmt.Errorf("domain %s: %w: %s has not taken it", domain, record.ErrNotOurs, name)
+	}
 	if err != nil {
 		return nil, err
 	}
-	found, err := record.Read(ctx, dom)
-	if err == nil && domain != name && found.Machine != name {
-		err = fmt.Errorf("%w: %s has not taken it", record.ErrNotOurs, name)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("domain %s: %w", domain, err)
-	}
-	return &Instance{dom: dom, name: domain, record: found, jobDir: at.JobDir}, nil
+	return &Instance{host: h, dom: dom, name: domain, record: found, jobDir: at.JobDir}, nil
 }
 
 // Name of the domain.
@@ -85,11 +94,49 @@ func (i *Instance) Close() error {
 
 // Connect logs in to a guest that was ready before, in this process or another. It requires
 // the host key and the machine that were seen then: the error is [network.ErrContested] if
-// another machine answers at the guest's address.
+// another machine answers at the guest's address. It is [ErrBeforeLogin] if the guest stops
+// or reboots meanwhile, and [ErrPoweredOff] or [ErrRebooted] too.
 func (i *Instance) Connect(ctx context.Context, login guestssh.Login) error {
 	if i.client != nil {
 		return nil
 	}
+	connecting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// Most guests answer at once.
+	watching := time.AfterFunc(watchAfter, func() {
+		watch.Watch{Domain: i.dom, Poll: bootPoll, Running: true}.Run(connecting, cancel)
+	})
+	defer watching.Stop()
+	err := i.connect(connecting, login)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if !errors.Is(err, guestssh.ErrLogin) && !errors.Is(err, guestssh.ErrHostKey) && !errors.Is(err, network.ErrContested) {
+		err = errors.Join(i.awaitEnd(connecting), err) // the guest may be shutting down
+	}
+	if end := i.endOf(ctx, context.Cause(connecting)); end != nil {
+		return fmt.Errorf("%w: %w", ErrBeforeLogin, end)
+	}
+	return err
+}
+
+// endOf returns the error of a guest that has stopped or rebooted; nil if it has not. cause
+// is that of the watch, which may have begun too late to see why.
+func (i *Instance) endOf(ctx context.Context, cause error) error {
+	if errors.Is(cause, ErrPoweredOff) || errors.Is(cause, ErrRebooted) {
+		return cause
+	}
+	stopped := watch.Alive(ctx, i.dom)
+	if !errors.Is(stopped, ErrGuestStopped) {
+		return nil
+	}
+	if i.host.PoweredOff(i.name) {
+		return ErrPoweredOff
+	}
+	return stopped
+}
+
+func (i *Instance) connect(ctx context.Context, login guestssh.Login) error {
 	if i.record.Address == "" || i.record.HostKey == "" {
 		return fmt.Errorf("machine %s was never ready: its record has no address", i.name)
 	}
@@ -170,6 +217,11 @@ func (i *Instance) awaitEnd(running context.Context) error {
 // Shell runs an interactive shell: see [guestssh.Client.Shell].
 func (i *Instance) Shell(ctx context.Context, stdin *os.File, stdout, stderr io.Writer) (int, error) {
 	return i.client.Shell(ctx, stdin, stdout, stderr)
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // logIn logs in over a connection to the guest's address, if this machine is at its other

@@ -67,6 +67,8 @@ var (
 	ErrGuestStopped = watch.ErrStopped
 	ErrPoweredOff   = watch.ErrPoweredOff
 	ErrRebooted     = watch.ErrRebooted
+	// ErrBeforeLogin: the guest ended before a stage that follows prepare had logged in.
+	ErrBeforeLogin = errors.New("before the login")
 	// ErrNoAnswer: the guest is running, but its SSH server did not answer in time.
 	ErrNoAnswer = errors.New("the guest does not answer")
 	// ErrNetworkEnded: the process that is the guest's user network has ended.

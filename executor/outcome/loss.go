@@ -28,7 +28,14 @@ type Loss struct {
 // LossIn returns the loss of the machine that err of a stage reports, and the error with its
 // explanation. The loss is nil if the machine is not lost.
 func LossIn(stage string, err error) (*Loss, error) {
+	between := errors.Is(err, vm.ErrBeforeLogin)
 	switch {
+	case errors.Is(err, vm.ErrPoweredOff) && between:
+		return &Loss{stage, "the job had powered it off", true},
+			failure.OfJob(fmt.Errorf("the guest was powered off by the job before %s: a command of an earlier stage shut it down", stage))
+	case errors.Is(err, vm.ErrRebooted) && between:
+		return &Loss{stage, "the job had rebooted it", true},
+			failure.OfJob(fmt.Errorf("the guest was rebooted by the job before %s, by a command of an earlier stage: a job cannot go on after a reboot", stage))
 	case errors.Is(err, vm.ErrPoweredOff):
 		return &Loss{stage, "it powered off", true},
 			failure.OfJob(fmt.Errorf("the machine powered off during %s: a command in it shut it down (%w)", stage, err))

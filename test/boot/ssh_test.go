@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -53,7 +54,7 @@ const stillTime = 32 * time.Second
 // another hand.
 func TestGuestEndsDuringAScript(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, l *lab) {
-		guest := l.ready(t, l.spec("lost"))
+		guest := l.ready(t, l.spec("lost", rebootEnds(t)))
 		pid := l.qemu(t, guest.Name())
 		stop := func(signal syscall.Signal) {
 			if err := syscall.Kill(pid, signal); err != nil {
@@ -99,6 +100,28 @@ func TestGuestEndsDuringAScript(t *testing.T) {
 			}
 		}
 	})
+}
+
+// rebootEnds is an image whose domain XML ends the machine with a reboot, as that of an
+// installation does.
+func rebootEnds(t *testing.T) func(*vm.Spec) {
+	t.Helper()
+	return func(s *vm.Spec) {
+		opts := domainxml.DefaultOptions{}
+		for _, d := range s.Disks {
+			opts.Disks = append(opts.Disks, domainxml.DefaultDisk{Disk: domainxml.Disk{Name: d.Name, Format: d.Format}})
+		}
+		d, err := domainxml.Default(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.OnReboot = "destroy"
+		text, err := d.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.DomainXML = []byte(text)
+	}
 }
 
 // reconnect finds a machine and logs in to its guest, which may be booting.

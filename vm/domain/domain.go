@@ -135,9 +135,12 @@ func defaultDomain(source Source) (d *libvirtxml.Domain, note string, err error)
 	return d, note, setFirmware(d, kind)
 }
 
-// ApplyInstance gives the domain of an image the name and the files of one machine.
+// ApplyInstance gives the domain of an image the name and the files of one machine. What its
+// guest does ends it or not, whatever the image says: a guest may reboot while it boots, and
+// a reboot must not look like a shutdown.
 func ApplyInstance(d *libvirtxml.Domain, name string, disks []disk.Disk, files Files) error {
 	d.Name, d.Metadata = name, nil
+	d.OnPoweroff, d.OnReboot, d.OnCrash = "destroy", "restart", "destroy"
 	if disk.HasNVRAM(d.OS) {
 		disk.SetNVRAM(d.OS, files.NVRAM)
 	}
