@@ -38,11 +38,17 @@ type fakeHost struct {
 	kept    time.Time
 	// removeLeft is the time that the last Remove had.
 	removeLeft time.Duration
+	// deadlines of the calls, by name; zero without one.
+	deadlines map[string]time.Time
 }
 
 // call records a call and returns its error, or that of a context that has ended.
 func (h *fakeHost) call(ctx context.Context, name string) error {
 	h.calls = append(h.calls, name)
+	if h.deadlines == nil {
+		h.deadlines = map[string]time.Time{}
+	}
+	h.deadlines[name], _ = ctx.Deadline()
 	err := h.fail[name]
 	if run := h.called[name]; run != nil {
 		run()
@@ -137,7 +143,7 @@ func (i *fakeInstance) Run(ctx context.Context, command guestssh.Command) (int, 
 	if i.host.script == nil {
 		return 0, nil
 	}
-	return i.host.script(string(text), command.Stdout, command.Stderr), nil
+	return i.host.script(strings.TrimSuffix(string(text), "\x00"), command.Stdout, command.Stderr), nil
 }
 
 func (i *fakeInstance) DistrustSnapshot(error) error {

@@ -228,7 +228,10 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 		}
 	}
 	end()
-	if err := guestshell.RunPrepareScript(ctx, machine, p.settings, d.Job.Variables, d.Log); err != nil {
+	err = guestshell.Within(ctx, limit, func(ctx context.Context) error {
+		return guestshell.RunPrepareScript(ctx, machine, p.settings, d.Job.Variables, d.Log)
+	})
+	if err != nil {
 		return err
 	}
 	// If no script follows, the job was cancelled.

@@ -53,6 +53,22 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
+// One deadline holds for all that prepare waits for after the machine has started, the
+// administrator's script included.
+func TestPrepareHasOneDeadline(t *testing.T) {
+	b := newStageBed(t, "timeout = '5m'\nprepare_script = '/dev/null'")
+	began := time.Now()
+	if err := b.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	latest := time.Now().Add(5 * time.Minute)
+	for _, call := range []string{"ready", "run sh", "run bash"} {
+		if d := b.host.deadlines[call]; d.Before(began.Add(5*time.Minute)) || d.After(latest) {
+			t.Errorf("%s has the deadline %v, want 5 minutes from %v", call, d, began)
+		}
+	}
+}
+
 // A prepare that fails removes its machine, whatever failed, and its error has the right
 // class.
 func TestPrepareFails(t *testing.T) {
