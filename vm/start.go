@@ -89,7 +89,7 @@ func newStarter(h *virt.Host, spec Spec) *starter {
 // booted.
 func (s *starter) started(from *snapshot.Snapshot) *Started {
 	return &Started{
-		Instance: &Instance{dom: s.dom, name: s.spec.Name, record: s.record, jobDir: s.spec.JobDir},
+		Instance: &Instance{host: s.host, dom: s.dom, name: s.spec.Name, record: s.record, jobDir: s.spec.JobDir},
 		Notes:    s.notes, Warnings: s.warnings,
 		network: s.network, cache: s.cache, snapshot: from, loginGrace: s.spec.LoginGrace, tools: s.tools,
 	}
@@ -203,11 +203,11 @@ func (s *starter) start(ctx context.Context, d *libvirtxml.Domain, undo *rollbac
 		return err
 	}
 	undo.Add(release)
-	unlock, err := s.attachCache(ctx, d)
+	releaseCache, err := s.attachCache(ctx, d)
 	if err != nil {
 		return err
 	}
-	undo.Add(unlock)
+	undo.Add(releaseCache)
 	if err := s.attachNetwork(ctx, d, undo); err != nil {
 		return err
 	}
@@ -228,16 +228,16 @@ func (s *starter) start(ctx context.Context, d *libvirtxml.Domain, undo *rollbac
 		return err
 	}
 	// libvirt counts the machine now, and its record names its cache.
-	return errors.Join(unlock(), release())
+	return errors.Join(releaseCache(), release())
 }
 
-// attachCache attaches the cache. unlock must be called when libvirt knows the machine, or
+// attachCache attaches the cache. release must be called when libvirt knows the machine, or
 // when the start fails.
-func (s *starter) attachCache(ctx context.Context, d *libvirtxml.Domain) (unlock func() error, err error) {
+func (s *starter) attachCache(ctx context.Context, d *libvirtxml.Domain) (release func() error, err error) {
 	if s.spec.Cache == nil {
 		return func() error { return nil }, nil
 	}
-	if s.cache, unlock, err = s.spec.Cache.Acquire(ctx, s.host); err != nil {
+	if s.cache, release, err = s.spec.Cache.Acquire(ctx, s.host); err != nil {
 		return nil, err
 	}
 	if s.spec.Cache.Mode == cache.Disk {
@@ -246,7 +246,7 @@ func (s *starter) attachCache(ctx context.Context, d *libvirtxml.Domain) (unlock
 		domain.AddCacheShare(d, s.cache.Path, cache.Label)
 	}
 	s.record.Cache = s.cache.Name
-	return unlock, nil
+	return release, nil
 }
 
 func (s *starter) attachNetwork(ctx context.Context, d *libvirtxml.Domain, undo *rollback.Stack) error {

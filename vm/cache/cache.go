@@ -47,12 +47,13 @@ const Label = "sardine-cache"
 //	disks/<key>/0.img, 1.img, …   raw, sparse
 //	shares/<key>/files/           what the guests see
 //	removed/                      to be deleted
+//	reserved/                     files that processes lock which start a machine
 //	lock                          held while a cache is chosen or removed
 //
 // and a file "owner" for each key, for administrators. The caches in use are those in the
-// records of running machines: there is no other state that a crash could leave behind. A
-// process that chooses a cache holds the lock until libvirt knows the machine. In addition,
-// QEMU locks each disk against a second writer.
+// records of running machines, and those that are reserved until libvirt knows the machine:
+// no state that a crash could leave behind. In addition, QEMU locks each disk against a second
+// writer.
 type Config struct {
 	Mode Mode
 	// Dir is the directory of all caches. The user of QEMU can search it.
@@ -64,18 +65,19 @@ type Config struct {
 }
 
 const (
-	// lockTimeout bounds the wait for a process that starts a machine with a cache.
+	// lockTimeout bounds the wait for processes that choose or remove caches.
 	lockTimeout = 2 * time.Minute
 	lockPoll    = 20 * time.Millisecond
 )
 
 const (
-	diskDir    = "disks"
-	shareDir   = "shares"
-	removedDir = "removed"
-	filesDir   = "files"
-	ownerFile  = "owner"
-	diskSuffix = ".img"
+	diskDir     = "disks"
+	shareDir    = "shares"
+	removedDir  = "removed"
+	reservedDir = "reserved"
+	filesDir    = "files"
+	ownerFile   = "owner"
+	diskSuffix  = ".img"
 )
 
 var validKey = regexp.MustCompile(`^[0-9a-f]{32}$`)
@@ -90,19 +92,21 @@ type Cache struct {
 	Fresh bool
 }
 
-// Acquire finds a cache that no running machine has, or creates one. No other machine gets a
-// cache until release is called. Call it when libvirt knows the machine, with the cache in
-// its record, or when the start has failed.
+// Acquire finds a cache that no other machine has, or creates one, and reserves it until
+// release is called. Call it when libvirt knows the machine, with the cache in its record, or
+// when the start has failed.
 func (c *Config) Acquire(ctx context.Context, h *virt.Host) (_ Cache, release func() error, err error) {
-	release, err = lock(ctx, c.Dir)
+	unlock, err := lock(ctx, c.Dir)
 	if err != nil {
 		return Cache{}, nil, err
 	}
+	defer func() { err = errors.Join(err, unlock()) }()
 	acquired, err := c.choose(ctx, h)
 	if err != nil {
-		return Cache{}, nil, errors.Join(err, release())
+		return Cache{}, nil, err
 	}
-	return acquired, release, nil
+	release, err = reserve(c.Dir, acquired.Name)
+	return acquired, release, err
 }
 
 // ModeOf returns the mode of the cache of that name; empty if the name is empty.
@@ -116,15 +120,14 @@ func ModeOf(name string) Mode {
 	return ""
 }
 
-// choose finds a cache that no running machine has, or creates one. The caller holds the
-// lock.
+// choose finds a cache that no other machine has, or creates one. The caller holds the lock.
 func (c *Config) choose(ctx context.Context, h *virt.Host) (Cache, error) {
 	if !validKey.MatchString(c.Key) {
 		return Cache{}, fmt.Errorf("%w: %q is not the key of a cache", errdefs.ErrInvalid, c.Key)
 	}
 	switch c.Mode {
 	case Disk:
-		taken, err := inUse(ctx, h)
+		taken, err := inUse(ctx, h, c.Dir)
 		if err != nil {
 			return Cache{}, err
 		}
@@ -135,13 +138,18 @@ func (c *Config) choose(ctx context.Context, h *virt.Host) (Cache, error) {
 	return Cache{}, fmt.Errorf("%w: cache is %q: want disk or share", errdefs.ErrInvalid, c.Mode)
 }
 
-// inUse returns the names of the caches of all machines.
-func inUse(ctx context.Context, h *virt.Host) (map[string]bool, error) {
+// inUse returns the names of the caches of all machines, also of those that are starting. The
+// caller holds the lock of dir. A machine whose reservation has ended is in libvirt's list,
+// because that is asked for afterwards.
+func inUse(ctx context.Context, h *virt.Host, dir string) (map[string]bool, error) {
+	names, err := reserved(dir)
+	if err != nil {
+		return nil, err
+	}
 	machines, err := record.List(ctx, h)
 	if err != nil {
 		return nil, fmt.Errorf("find out which caches are in use: %w", err)
 	}
-	names := make(map[string]bool)
 	for _, m := range machines {
 		names[m.Record.Cache] = true
 	}

@@ -139,6 +139,74 @@ func TestCachesAreLocked(t *testing.T) {
 	}
 }
 
+// A machine that starts does not keep others from starting: its cache is reserved, for its own
+// process alone. A process that died has reserved nothing.
+func TestCachesAreReserved(t *testing.T) {
+	h, c := virttest.Open(t), aCache(t, Disk)
+	share := *c
+	share.Mode = Share
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // less than lockTimeout
+	defer cancel()
+	acquire := func(c *Config) (Cache, func()) {
+		t.Helper()
+		acquired, release, err := c.Acquire(ctx, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return acquired, func() {
+			t.Helper()
+			if err := release(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	prune := func(want ...string) {
+		t.Helper()
+		pruned, err := Prune(ctx, h, c.Dir, PruneOptions{UnusedSince: time.Now().Add(time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, p := range pruned {
+			names = append(names, p.Name)
+		}
+		slices.Sort(names)
+		slices.Sort(want)
+		if !slices.Equal(names, want) {
+			t.Errorf("pruned %q, want %q", names, want)
+		}
+	}
+	first, failed := acquire(c)
+	second, started := acquire(c)
+	if first.Name == second.Name {
+		t.Errorf("two machines get %s", first.Name)
+	}
+	shared, one := acquire(&share)
+	again, other := acquire(&share)
+	if shared.Name != again.Name {
+		t.Errorf("the shares are %s and %s", shared.Name, again.Name)
+	}
+	one()
+	prune() // all are reserved
+	other()
+	machineWith(t, h, "second", second.Name)
+	started()
+	failed()
+	if third, release := acquire(c); third.Name != first.Name {
+		t.Errorf("after a start that failed a machine gets %s, want %s", third.Name, first.Name)
+	} else {
+		release()
+	}
+	dead := filepath.Join(c.Dir, reservedDir, strings.ReplaceAll(first.Name, "/", "-"))
+	if err := os.WriteFile(dead, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	prune(shared.Name, first.Name)
+	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the file of a reservation that has ended: %v", err)
+	}
+}
+
 func TestPruneCaches(t *testing.T) {
 	h, c := virttest.Open(t), aCache(t, Disk)
 	used, idle, old := c.mustChoose(t, h), Cache{}, Cache{}

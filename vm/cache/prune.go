@@ -113,7 +113,7 @@ func setAside(ctx context.Context, h *virt.Host, dir string, o PruneOptions) (pr
 		return nil, nil, err
 	}
 	defer func() { err = errors.Join(err, unlock()) }()
-	taken, err := inUse(ctx, h)
+	taken, err := inUse(ctx, h, dir)
 	if err != nil {
 		return nil, nil, err
 	}
