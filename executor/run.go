@@ -73,16 +73,11 @@ func (d *Driver) runIn(ctx context.Context, host machineHost, dirs config.Dirs, 
 		return err
 	}
 	sh := guestshell.For(settings.Shell)
-	line := sh.Command
-	if d.OneLog {
-		line = sh.Merged
+	line, stdin, err := sh.Run(io.MultiReader(strings.NewReader(sh.Prefix), script), d.OneLog)
+	if err != nil {
+		return err
 	}
-	status, err := guest.Run(ctx, guestssh.Command{
-		Line:   line,
-		Stdin:  io.MultiReader(strings.NewReader(sh.Prefix), script),
-		Stdout: stdout,
-		Stderr: stderr,
-	})
+	status, err := guest.Run(ctx, guestssh.Command{Line: line, Stdin: stdin, Stdout: stdout, Stderr: stderr})
 	if err != nil {
 		return err
 	}

@@ -31,12 +31,11 @@ func RunPrepareScript(ctx context.Context, guest Guest, settings config.Resolved
 		return fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, err)
 	}
 	output, sh := log.Writer(), For(settings.Shell)
-	status, err := guest.Run(ctx, guestssh.Command{
-		Line:   sh.Merged,
-		Stdin:  io.MultiReader(strings.NewReader(sh.exports(variables)), text),
-		Stdout: output,
-		Stderr: output,
-	})
+	line, stdin, err := sh.Run(io.MultiReader(strings.NewReader(sh.exports(variables)), text), true)
+	if err != nil {
+		return fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, err)
+	}
+	status, err := guest.Run(ctx, guestssh.Command{Line: line, Stdin: stdin, Stdout: output, Stderr: output})
 	if err != nil {
 		return fmt.Errorf("run prepare_script in the guest: %w", err)
 	}

@@ -1,12 +1,15 @@
 package guestshell
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 // localShells are the shells of this host that stand for those of guests: setting and command
@@ -17,7 +20,7 @@ var localShells = []struct{ shell, command string }{
 
 // eachShell runs a script in each shell as an SSH server would: its command line is run by
 // the user's shell.
-func eachShell(t *testing.T, line func(Shell) string, script string, check func(t *testing.T, stdout, stderr string, status int)) {
+func eachShell(t *testing.T, merged bool, script string, check func(t *testing.T, stdout, stderr string, status int)) {
 	t.Helper()
 	home := t.TempDir()
 	tried := 0
@@ -27,10 +30,14 @@ func eachShell(t *testing.T, line func(Shell) string, script string, check func(
 		}
 		tried++
 		t.Run(local.command, func(t *testing.T) {
-			_, arguments, _ := strings.Cut(strings.TrimPrefix(line(shells[local.shell]), "exec "), " ")
+			line, stdin, err := shells[local.shell].Run(strings.NewReader(script), merged)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, arguments, _ := strings.Cut(strings.TrimPrefix(line, "exec "), " ")
 			cmd := exec.Command("sh", "-c", "exec "+local.command+" "+arguments)
 			cmd.Env = []string{"HOME=" + home, "PATH=" + os.Getenv("PATH")}
-			cmd.Stdin = strings.NewReader(script)
+			cmd.Stdin = stdin
 			var stdout, stderr strings.Builder
 			cmd.Stdout, cmd.Stderr = &stdout, &stderr
 			_ = cmd.Run()
@@ -42,16 +49,54 @@ func eachShell(t *testing.T, line func(Shell) string, script string, check func(
 	}
 }
 
-func command(s Shell) string { return s.Command }
-
 // No command of a script can swallow the rest of the script, and its exit status is that of
 // the script.
 func TestScriptHasEmptyStdin(t *testing.T) {
-	eachShell(t, command, "echo one\ncat\necho two >&2\nexit 3\n", func(t *testing.T, stdout, stderr string, status int) {
+	eachShell(t, false, "echo one\ncat\necho two >&2\nexit 3\n", func(t *testing.T, stdout, stderr string, status int) {
 		if stdout != "one\n" || stderr != "two\n" || status != 3 {
 			t.Errorf("got %q, %q, %d", stdout, stderr, status)
 		}
 	})
+}
+
+// Small scripts take another way in bash. Whatever bytes they have, they arrive, around the size
+// where the ways part, and leave nothing behind but what the script sets.
+func TestSmallScript(t *testing.T) {
+	head, tail := "v='", "'\nprintf %s \"$v\" | cksum\necho ${REPLY-unset}\ncat\nexit 4\n"
+	for _, size := range []int{200, smallMax - 1, smallMax, smallMax + 1} {
+		value := strings.Repeat("\x01\x7f\u00e9\xff \\$x\"`\n", size)[:size-len(head)-len(tail)]
+		sum := exec.Command("cksum")
+		sum.Stdin = strings.NewReader(value)
+		want, err := sum.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		eachShell(t, true, head+value+tail, func(t *testing.T, output, _ string, status int) {
+			if output != string(want)+"unset\n" || status != 4 {
+				t.Errorf("%d bytes: status %d, %.200q, want %q", size, status, output, want)
+			}
+		})
+	}
+	line, stdin, err := shells["bash"].Run(strings.NewReader("echo one\n\x00echo two\n"), false)
+	if text, _ := io.ReadAll(stdin); err != nil || line != shells["bash"].Command || string(text) != "echo one\n\x00echo two\n" {
+		t.Errorf("a script with a NUL: %q, %q, %v", line, text, err)
+	}
+	if _, _, err := shells["bash"].Run(iotest.ErrReader(errors.New("disk")), false); err == nil {
+		t.Error("no error of a script that cannot be read")
+	}
+}
+
+// A script that is cut off, because the driver was killed, does not run.
+func TestSmallScriptIsCutOff(t *testing.T) {
+	line, stdin, err := shells["bash"].Run(strings.NewReader("echo ran\nrm -rf /tmp/directory-of-a-test\n"), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", line)
+	cmd.Stdin = io.LimitReader(stdin, 20)
+	if output, err := cmd.CombinedOutput(); err == nil || strings.Contains(string(output), "ran") {
+		t.Errorf("%v: %s", err, output)
+	}
 }
 
 // A shell does not read its script byte by byte.
@@ -71,7 +116,7 @@ func TestLargeScript(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eachShell(t, command, script.String(), func(t *testing.T, stdout, stderr string, status int) {
+	eachShell(t, false, script.String(), func(t *testing.T, stdout, stderr string, status int) {
 		got, calls, _ := strings.Cut(stdout, "\n")
 		n, err := strconv.Atoi(strings.TrimSpace(calls))
 		if status != 0 || stderr != "" || got+"\n" != string(want) || err != nil {
@@ -90,7 +135,7 @@ func TestMergedOutputIsInOrder(t *testing.T) {
 		fmt.Fprintf(&script, "echo %d\necho %d >&2\n", i, -i)
 		fmt.Fprintf(&want, "%d\n%d\n", i, -i)
 	}
-	eachShell(t, func(s Shell) string { return s.Merged }, script.String(), func(t *testing.T, stdout, stderr string, status int) {
+	eachShell(t, true, script.String(), func(t *testing.T, stdout, stderr string, status int) {
 		if stdout != want.String() || stderr != "" || status != 0 {
 			t.Errorf("status %d, stderr %q, stdout:\n%s", status, stderr, stdout)
 		}

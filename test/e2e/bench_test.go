@@ -320,17 +320,71 @@ func newSSH(b *testing.B, mode *testbed.Mode) *sshClient {
 
 func (c *sshClient) run(b *testing.B, address string) time.Duration {
 	b.Helper()
+	return c.runWith(b, address, "true", "")
+}
+
+func (c *sshClient) runWith(b *testing.B, address, command, stdin string) time.Duration {
+	b.Helper()
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		b.Fatal(err)
 	}
 	cmd := c.mode.Command(b.Context(), "ssh", "-F", "/dev/null", "-q", "-p", port,
 		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "PreferredAuthentications=password",
-		"vagrant@"+host, "true")
+		"vagrant@"+host, command)
+	cmd.Stdin = strings.NewReader(stdin)
 	cmd.Env = append(cmd.Env, "SSH_ASKPASS="+c.askpass, "SSH_ASKPASS_REQUIRE=force")
 	begin := time.Now()
 	if output, err := cmd.CombinedOutput(); err != nil {
 		b.Fatalf("ssh: %v\n%s", err, output)
 	}
 	return time.Since(begin)
+}
+
+// BenchmarkScripts measures how long a script takes to start, by its size, against ssh: a
+// small one against ssh true, one of megabytes against cat of it by ssh. The sides alternate.
+func BenchmarkScripts(b *testing.B) {
+	b.Run("session", func(b *testing.B) { benchmarkScripts(b, testbed.Session(b)) })
+	b.Run("system", func(b *testing.B) { benchmarkScripts(b, testbed.System(b)) })
+}
+
+func benchmarkScripts(b *testing.B, mode *testbed.Mode) {
+	s := newSite(b, mode)
+	runner, job, ssh := s.runner(b), s.job(""), newSSH(b, mode)
+	prepare := runner.Stage(b.Context(), job, "prepare")
+	if prepare.ExitCode != 0 {
+		b.Fatal(prepare)
+	}
+	defer runner.Stage(context.WithoutCancel(b.Context()), job, "cleanup")
+	address := guestAddress(b, prepare)
+	for _, test := range []struct {
+		name   string
+		size   int // of the script, in bytes
+		rounds int
+	}{{"empty", 0, 21}, {"6-KB", 6 << 10, 21}, {"10-MB", 10 << 20, 5}} {
+		b.Run(test.name, func(b *testing.B) {
+			// GitLab's scripts set some hundred variables. A large one ends as soon as it has started.
+			const line = "export CI_VARIABLE_WITH_A_NAME=$'and a value of usual length, as GitLab sets some hundred of'\n"
+			text := "#!/usr/bin/env bash\n" + strings.Repeat(line, test.size/len(line))
+			script := filepath.Join(mode.Dir(b), "script")
+			command, input := "true", ""
+			if test.size > 1<<20 {
+				text = "exit 0\n" + text
+				command, input = "cat >/dev/null", text
+			}
+			mode.WriteFile(b, script, text)
+			times := map[string][]time.Duration{}
+			for b.Loop() {
+				for range test.rounds {
+					e := runner.Stage(b.Context(), job, "run", script, gitlab.StageBuildScript)
+					if e.ExitCode != 0 {
+						b.Fatal(e)
+					}
+					times["run"] = append(times["run"], e.Duration+e.OutputDelay)
+					times["ssh "+command] = append(times["ssh "+command], ssh.runWith(b, address, command, input))
+				}
+			}
+			compare(b, times, "run", "ssh "+command)
+		})
+	}
 }
