@@ -86,25 +86,13 @@ func TestGuestWithoutSSH(t *testing.T) {
 // the driver, nor of libvirt's daemon, nor of the passt that holds what connects to a
 // guest that still boots, also when the driver has given up.
 func TestWaitingCostsNoProcessor(t *testing.T) {
-	const wait = 10 * time.Second
 	eachMode(t, func(t *testing.T, l *lab) {
-		mute := variant{
-			arguments: "rdinit=/usr/bin/mute", // which the kernel hands arguments of its own
-			files:     map[string]string{"usr/bin/mute": "#!/usr/bin/busybox sh\nexec sleep 1000\n"},
-		}
-		spec := l.spec("mute", mute.of(t, l))
+		name := network.User
 		if l.mode == "system" { // libvirt has to be asked for an address
-			spec.Network = foreign(t, l)
+			name = foreign(t, l)
 		}
-		guest := l.start(t, spec)
-		ctx, cancel := context.WithTimeout(t.Context(), wait)
-		defer cancel()
-		daemon := daemonOf(t)
-		before, daemonBefore := ownTime(t), processTime(t, daemon)
-		if err := guest.WaitReady(ctx, guestLogin); !errors.Is(err, vm.ErrNoAnswer) {
-			t.Errorf("got %v, want %v", err, vm.ErrNoAnswer)
-		}
-		own, daemons := ownTime(t)-before, processTime(t, daemon)-daemonBefore
+		const wait = 10 * time.Second
+		spec, own, daemons := l.wait(t, name, wait)
 		t.Logf("in %v the driver used %v, libvirtd %v", wait, own, daemons)
 		if share := float64(own+daemons) / float64(wait); share > 0.03 {
 			t.Errorf("the driver and libvirtd used %.1f %% of a processor to wait, want at most 3 %%", 100*share)
@@ -121,6 +109,49 @@ func TestWaitingCostsNoProcessor(t *testing.T) {
 	})
 }
 
+// BenchmarkWaiting measures what share of a processor the driver and libvirtd use while they
+// wait for a guest that boots and does not answer, on each network.
+func BenchmarkWaiting(b *testing.B) {
+	for _, name := range []string{network.User, "default", "foreign"} {
+		b.Run("network="+name, func(b *testing.B) {
+			l := benchLab(b)
+			if name == "foreign" {
+				foreign(b, l)
+			}
+			const wait = 30 * time.Second
+			var own, daemons time.Duration
+			for b.Loop() {
+				spec, o, d := l.wait(b, name, wait)
+				own, daemons = own+o, daemons+d
+				l.virsh(b, "destroy", spec.Name)
+			}
+			all := float64(wait) * float64(b.N) / 100
+			b.ReportMetric(float64(own)/all, "%-driver")
+			b.ReportMetric(float64(daemons)/all, "%-libvirtd")
+		})
+	}
+}
+
+// wait waits in vain for a guest without an SSH server, and returns the processor time that this
+// process and libvirt's daemon used for it.
+func (l *lab) wait(t testing.TB, network string, wait time.Duration) (spec vm.Spec, own, daemons time.Duration) {
+	t.Helper()
+	mute := variant{
+		arguments: "rdinit=/usr/bin/mute", // which the kernel hands arguments of its own
+		files:     map[string]string{"usr/bin/mute": "#!/usr/bin/busybox sh\nexec sleep 1000\n"},
+	}
+	spec = l.spec("mute", mute.of(t, l), onNetwork(network))
+	guest := l.start(t, spec)
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	daemon := daemonOf(t)
+	before, daemonBefore := ownTime(t), processTime(t, daemon)
+	if err := guest.WaitReady(ctx, guestLogin); !errors.Is(err, vm.ErrNoAnswer) {
+		t.Errorf("got %v, want %v", err, vm.ErrNoAnswer)
+	}
+	return spec, ownTime(t) - before, processTime(t, daemon) - daemonBefore
+}
+
 // foreign makes a libvirt network on which libvirt assigns no addresses, gone after the test.
 func foreign(t testing.TB, l *lab) (name string) {
 	t.Helper()
@@ -134,7 +165,7 @@ func foreign(t testing.TB, l *lab) (name string) {
 }
 
 // ownTime is how long this process has had a processor.
-func ownTime(t *testing.T) time.Duration {
+func ownTime(t testing.TB) time.Duration {
 	t.Helper()
 	var usage unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &usage); err != nil {
@@ -144,7 +175,7 @@ func ownTime(t *testing.T) time.Duration {
 }
 
 // passtOf is the process of the machine's passt.
-func passtOf(t *testing.T, spec vm.Spec) int {
+func passtOf(t testing.TB, spec vm.Spec) int {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(spec.JobDir, "passt.json"))
 	if err != nil {
@@ -161,12 +192,12 @@ func passtOf(t *testing.T, spec vm.Spec) int {
 }
 
 // daemonOf is the process of this user's libvirt daemon.
-func daemonOf(t *testing.T) int {
+func daemonOf(t testing.TB) int {
 	t.Helper()
 	return pgrep(t, "-x", "-u", strconv.Itoa(os.Geteuid()), "libvirtd|virtqemud")
 }
 
-func pgrep(t *testing.T, args ...string) (pid int) {
+func pgrep(t testing.TB, args ...string) (pid int) {
 	t.Helper()
 	found := strings.Fields(run(t, "pgrep", args...))
 	if len(found) != 1 {
@@ -180,7 +211,7 @@ func pgrep(t *testing.T, args ...string) (pid int) {
 }
 
 // processTime is how long a process has had a processor.
-func processTime(t *testing.T, pid int) time.Duration {
+func processTime(t testing.TB, pid int) time.Duration {
 	t.Helper()
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
+	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/toolsdisk"
@@ -30,14 +32,25 @@ import (
 // alone does so beside seven guests that keep their virtual processors busy, as the guests
 // of those that start at once do as soon as they run.
 func BenchmarkStartsSideBySide(b *testing.B) {
-	for _, name := range []string{network.User, "default"} {
-		b.Run("network="+name, func(b *testing.B) {
+	for _, test := range []struct {
+		name, network string
+		cache         bool
+	}{
+		{"network=user", network.User, false}, {"network=default", "default", false}, {"network=user,cache=disk", network.User, true},
+	} {
+		b.Run(test.name, func(b *testing.B) {
 			l := benchLab(b)
 			busy := variant{
 				arguments: "rdinit=/usr/bin/busy",
 				files:     map[string]string{"usr/bin/busy": "#!/usr/bin/busybox sh\nwhile :; do :; done\n"},
 			}.of(b, l)
-			s := &sideBySide{lab: l, change: func(spec *vm.Spec) { busy(spec); spec.Network = name }}
+			s := &sideBySide{lab: l, change: func(spec *vm.Spec) {
+				busy(spec)
+				spec.Network = test.network
+				if test.cache {
+					spec.Cache = &cache.Config{Mode: cache.Disk, Dir: filepath.Join(l.dir, "caches"), Key: strings.Repeat("0", 32), Owner: "group/project", Size: 64 << 20}
+				}
+			}}
 			s.start(b, 8) // reserves the addresses, which later machines find reserved
 			var alone, atOnce []time.Duration
 			for b.Loop() {
