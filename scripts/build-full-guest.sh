@@ -4,17 +4,30 @@
 # could log in: the driver must bring its own. A minute of work and a minute of
 # emulated boot: one test uses it.
 #
-#   scripts/build-full-guest.sh          build unless it is there; print its path
-#   scripts/build-full-guest.sh --path   print the path where it is or would be
+#   scripts/build-full-guest.sh [SUITE]          build unless it is there; print its path
+#   scripts/build-full-guest.sh --path [SUITE]   print the path where it is or would be
 #
+# SUITE is bookworm, or trixie: with an OpenSSH that punishes refused logins.
 # mmdebstrap installs it, as root or in a user namespace; a disk with a FAT
 # partition for syslinux and an ext4 one for the system is put together without
 # loop devices. The cache directory is named after this file.
 set -euo pipefail
 
+path_only=
+if [[ ${1-} == --path ]]; then
+	path_only=yes
+	shift
+fi
+suite=${1:-bookworm}
+case $#$suite in
+0bookworm | 1bookworm | 1trixie) ;;
+*)
+	echo "usage: $0 [--path] [bookworm|trixie]" >&2
+	exit 64
+	;;
+esac
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/gitlab-sardine-executor/full-guest
-target=$cache/$(sha256sum "${BASH_SOURCE[0]}" | cut -c1-16)/full-guest.qcow2
-suite=bookworm
+target=$cache/$(sha256sum "${BASH_SOURCE[0]}" | cut -c1-16)/$suite/full-guest.qcow2
 boot_mib=64
 root_mib=1400
 packages=(
@@ -23,19 +36,7 @@ packages=(
 	ca-certificates git iproute2 curl
 )
 
-case ${1-} in
---path)
-	echo "$target"
-	exit
-	;;
-'') ;;
-*)
-	echo "usage: $0 [--path]" >&2
-	exit 64
-	;;
-esac
-
-if [[ -e $target ]]; then
+if [[ $path_only || -e $target ]]; then
 	echo "$target"
 	exit
 fi
@@ -82,6 +83,19 @@ sources() {
 			return
 		fi
 	done
+	echo "deb $(mirror) $suite main"
+}
+
+# mirror is that of the machine's own release, if this is a Debian.
+mirror() {
+	local uri release component origin
+	while read -r uri release component origin; do
+		if [[ $origin == Debian && $component == main && $release != *-* ]]; then
+			echo "$uri"
+			return
+		fi
+	done < <(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)' 'Identifier: Packages' 2>/dev/null)
+	echo http://deb.debian.org/debian
 }
 
 # An initramfs with no more than the disk's drivers, for a machine that is
@@ -109,7 +123,7 @@ install() {
 		--aptopt='Acquire::Languages "none"' --dpkgopt='path-exclude=/usr/share/doc/*' \
 		--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
 		--essential-hook="$configure" --customize-hook="$finish" \
-		"$suite" "$work/root.tar" ${from:+"$from"}
+		"$suite" "$work/root.tar" "$from"
 }
 
 filesystem() {

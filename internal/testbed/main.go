@@ -13,9 +13,10 @@ import (
 
 // What tests get from outside their host.
 const (
-	guestVariable     = "TESTBED_GUEST"      // path of the test guest's disk
-	fullGuestVariable = "TESTBED_FULL_GUEST" // path of the full guest's
-	programsVariable  = "TESTBED_PROGRAMS"   // directory of the programs built for tests
+	guestVariable     = "TESTBED_GUEST"             // path of the test guest's disk
+	fullGuestVariable = "TESTBED_FULL_GUEST"        // path of the full guest's
+	trixieVariable    = "TESTBED_FULL_GUEST_TRIXIE" // that of Debian 13
+	programsVariable  = "TESTBED_PROGRAMS"          // directory of the programs built for tests
 )
 
 // Main runs the tests of a package on a host of its own, and does not return.
@@ -87,8 +88,10 @@ func Program(t testing.TB, name string) string {
 	return path
 }
 
-// guestScripts build the guests, and say where they put them.
-var guestScripts = map[string]string{guestVariable: "build-guest.sh", fullGuestVariable: "build-full-guest.sh"}
+// guestScripts build the guests, and say where they put them. The suite may follow.
+var guestScripts = map[string]string{
+	guestVariable: "build-guest.sh", fullGuestVariable: "build-full-guest.sh", trixieVariable: "build-full-guest.sh trixie",
+}
 
 // Guest is the path of the test guest's disk, a qcow2 file (scripts/guest). User
 // and password are "vagrant".
@@ -102,6 +105,12 @@ func Guest(t testing.TB) string {
 func FullGuest(t testing.TB) string {
 	t.Helper()
 	return guest(t, fullGuestVariable, "make full-guest")
+}
+
+// FullGuestTrixie is a [FullGuest] of Debian 13.
+func FullGuestTrixie(t testing.TB) string {
+	t.Helper()
+	return guest(t, trixieVariable, "make full-guest-trixie")
 }
 
 func guest(t testing.TB, variable, target string) string {
@@ -125,7 +134,8 @@ func guestPath(script string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path, err := exec.Command(filepath.Join(root, "scripts", script), "--path").Output()
+	name, suite, _ := strings.Cut(script, " ")
+	path, err := exec.Command(filepath.Join(root, "scripts", name), append([]string{"--path"}, strings.Fields(suite)...)...).Output()
 	if err != nil {
 		return "", fmt.Errorf("ask scripts/%s for its guest: %w", script, err)
 	}
