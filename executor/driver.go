@@ -54,13 +54,40 @@ type Driver struct {
 	// OneLog puts standard error of a script on its standard output, so that their order
 	// remains. PowerShell keeps them apart.
 	OneLog bool
+	// PrepareOnly: another program runs the scripts of the job, and does not tell how it
+	// ended. The machine expires after the timeout of the job, and prepare does not sweep.
+	PrepareOnly bool
+	// AuthorizedKeys may log in to the guest, too: lines as in authorized_keys(5).
+	AuthorizedKeys []string
 
+	machine Machine // that prepare has made
 	metrics metrics.Changes
 	newHost func(context.Context) (machineHost, error) // of tests; nil for libvirt
 }
 
 // WriteMetrics adds the metrics of this process to the file metrics_textfile.
 func (d *Driver) WriteMetrics() error { return d.metrics.Write(d.Settings.Defaults.MetricsTextfile) }
+
+// AddMetrics adds the metrics so far to those of a service, unless there is a file for them.
+func (d *Driver) AddMetrics(live *metrics.Live) error {
+	if d.Settings.Defaults.MetricsTextfile != "" {
+		return d.WriteMetrics()
+	}
+	live.Add(&d.metrics)
+	return nil
+}
+
+// A Machine is what other programs need to know about the machine of a job.
+type Machine struct {
+	Name string
+	// Address is host:port of the guest's SSH server as seen from this host.
+	Address string
+	// User of the login.
+	User string
+}
+
+// Machine returns the machine that [Driver.Prepare] has made.
+func (d *Driver) Machine() Machine { return d.machine }
 
 // phase starts to measure a phase of the job; end stops it.
 func (d *Driver) phase(name string) (end func()) {

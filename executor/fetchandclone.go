@@ -10,6 +10,7 @@ import (
 
 	"gitlab-sardine-executor/executor/claim"
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/credentials"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/policy"
 	"gitlab-sardine-executor/executor/tools"
@@ -90,7 +91,7 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(image.Size())), joblog.Hostname(), joblog.Seconds(time.Since(began)))
 	end()
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
-	login, seed, err := loginFor(o.Settings, image.Guest)
+	login, seed, err := credentials.For(o.Settings, image.Guest)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +147,7 @@ func (o *FetchAndCloneOptions) KindOf(host *virt.Host) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	login, _, err := loginFor(o.Settings, image.Guest)
+	login, _, err := credentials.For(o.Settings, image.Guest)
 	if err != nil {
 		return "", err
 	}

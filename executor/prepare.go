@@ -69,7 +69,9 @@ func (d *Driver) Prepare(ctx context.Context) (err error) {
 		return err
 	}
 	defer host.Close()
-	d.sweep(ctx, host)
+	if !d.PrepareOnly {
+		d.sweep(ctx, host)
+	}
 	if err := d.removeStale(ctx, host); err != nil {
 		return err
 	}
@@ -217,7 +219,12 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 		d.Log.Say("Guest resumed from a snapshot of %s", info.SnapshotTime.Format(time.RFC3339))
 	}
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
-	err = guestshell.Within(ctx, limit, func(ctx context.Context) error { return guestshell.Settle(ctx, machine, p.settings, d.Log) })
+	err = guestshell.Within(ctx, limit, func(ctx context.Context) error {
+		if err := guestshell.Settle(ctx, machine, p.settings, d.Log); err != nil {
+			return err
+		}
+		return guestshell.Authorize(ctx, machine, p.settings, d.AuthorizedKeys, d.Log)
+	})
 	if err != nil {
 		return err
 	}
@@ -234,19 +241,28 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 	if err != nil {
 		return err
 	}
+	d.machine = Machine{Name: d.Job.VMName(), Address: info.Address, User: info.Login.User}
 	// If no script follows, the job was cancelled.
-	d.save(d.jobDir(p.dirs), outcome.Outcome{Result: outcome.Cancelled})
+	result := outcome.Cancelled
+	if d.PrepareOnly {
+		result = outcome.Unknown
+	}
+	d.save(d.jobDir(p.dirs), outcome.Outcome{Result: result})
 	return nil
 }
 
 // record returns the record of the job for the machine's domain.
 func (d *Driver) record(now time.Time) record.Record {
+	grace := expiryGrace
+	if d.PrepareOnly {
+		grace = 0
+	}
 	return record.Record{
 		Job:     d.Job.ID,
 		Project: d.Job.Project,
 		Server:  d.Job.Server,
 		Created: now.UTC().Truncate(time.Second),
-		Expires: now.Add(d.Job.Timeout + expiryGrace).UTC().Truncate(time.Second),
+		Expires: now.Add(d.Job.Timeout + grace).UTC().Truncate(time.Second),
 	}
 }
 

@@ -36,6 +36,8 @@ const (
 	buildFailure  = "build_failure"
 	systemFailure = "system_failure"
 	Cancelled     = "cancelled" // by a person, or by a timeout
+	// Unknown: another program ran the scripts.
+	Unknown = "unknown"
 )
 
 // ResultOf returns the result of a job with a stage that ended with err. After a signal,

@@ -33,7 +33,7 @@ func (s *Server) listen() (*page, error) {
 	}
 	var listener net.Listener
 	if network == "unix" {
-		listener, err = listenUnix(address)
+		listener, err = ListenUnix(address, -1)
 	} else if listener, err = net.Listen(network, address); err != nil {
 		err = fmt.Errorf("listen at %s (the setting serve.listen): %w", address, err)
 	}
@@ -43,10 +43,12 @@ func (s *Server) listen() (*page, error) {
 	return &page{s, listener}, nil
 }
 
-// listenUnix listens at the path of a socket, which the group of this process may use. A
-// socket where nothing listens is left over from a process that died, and is replaced.
-func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+// ListenUnix listens at the path of a socket, which the group with that ID may use; -1 means
+// the group of this process. A socket where nothing listens is left over from a process that
+// died, and is replaced. The socket is removed when the listener is closed.
+func ListenUnix(path string, group int) (net.Listener, error) {
+	// All users pass through the directory, and see nothing of it: the sockets have modes.
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
 	if err := removeStale(path); err != nil {
@@ -65,7 +67,10 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
 	listener.SetUnlinkOnClose(false)
-	if err = os.Chmod(hidden, socketMode); err == nil {
+	if err = os.Chown(hidden, -1, group); err == nil {
+		err = os.Chmod(hidden, socketMode)
+	}
+	if err == nil {
 		err = os.Rename(hidden, path)
 	}
 	if err != nil {

@@ -142,11 +142,11 @@ func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	syscall.Close(fd)
-	first, err := listenUnix(path)
+	first, err := ListenUnix(path, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second, err := listenUnix(path); err == nil {
+	if second, err := ListenUnix(path, -1); err == nil {
 		second.Close()
 		t.Error("two listen at one path")
 	}
@@ -154,7 +154,7 @@ func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if third, err := listenUnix(path); err == nil {
+	if third, err := ListenUnix(path, -1); err == nil {
 		third.Close()
 		t.Error("a file that is no socket was replaced")
 	}

@@ -78,11 +78,17 @@ func keepFixed(old, s *config.Settings) (changed []string) {
 		{"image_dir", old.Defaults.ImageDir, &s.Defaults.ImageDir},
 		{"overlay_dir", old.Defaults.OverlayDir, &s.Defaults.OverlayDir},
 		{"serve.listen", old.Serve.Listen, &s.Serve.Listen},
+		{"serve.nesting_socket", old.Serve.NestingSocket, &s.Serve.NestingSocket},
+		{"serve.nesting_group", old.Serve.NestingGroup, &s.Serve.NestingGroup},
 	} {
 		if *fixed.current != fixed.old {
 			changed = append(changed, fixed.key)
 			*fixed.current = fixed.old
 		}
+	}
+	if s.Serve.Nesting != old.Serve.Nesting {
+		changed = append(changed, "serve.nesting")
+		s.Serve.Nesting = old.Serve.Nesting
 	}
 	return changed
 }

@@ -101,6 +101,16 @@ func ParseHostKey(line string) (ssh.PublicKey, error) {
 	return key, nil
 }
 
+// CheckAuthorizedKey checks one line for authorized_keys(5). The error does not show the line,
+// which may be a private key by mistake.
+func CheckAuthorizedKey(line string) error {
+	_, _, _, rest, err := ssh.ParseAuthorizedKey([]byte(line))
+	if err != nil || strings.ContainsAny(line, "\r\n") || len(rest) > 0 {
+		return errors.New("want one public key, as in a file .pub of ssh-keygen")
+	}
+	return nil
+}
+
 // signatureAlgorithms returns the algorithms with which a server can prove that it has
 // key. RSA has three, and new servers refuse the one that has the name of the key type.
 func signatureAlgorithms(key ssh.PublicKey) []string {

@@ -14,6 +14,7 @@ import (
 	"gitlab-sardine-executor/executor/adminlog"
 	"gitlab-sardine-executor/executor/keeper"
 	"gitlab-sardine-executor/executor/metrics"
+	"gitlab-sardine-executor/executor/nesting"
 	"gitlab-sardine-executor/executor/serve"
 )
 
@@ -54,5 +55,5 @@ func run(ctx context.Context, cfg *command.Settings, version string, stderr io.W
 
 // components are the parts of the service.
 func components(env serve.Env) []serve.Component {
-	return []serve.Component{&serve.Housekeeper{Env: env}, keeper.New(env)}
+	return []serve.Component{&serve.Housekeeper{Env: env}, keeper.New(env), nesting.New(env)}
 }

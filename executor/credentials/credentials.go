@@ -1,4 +1,5 @@
-package executor
+// Package credentials decides how to log in to the guest of an image.
+package credentials
 
 import (
 	"cmp"
@@ -15,10 +16,10 @@ import (
 var errNoUser = errors.New("the settings have credentials for the guest but no username, " +
 	"and the image has no VM config with users: set username for this image")
 
-// loginFor returns the login to a guest of an image. If neither the image nor the
+// For returns the login to a guest of an image. If neither the image nor the
 // settings have credentials, as with cloud images of distributions, the seed gives the
 // guest a key of the job at boot; else seed is nil.
-func loginFor(settings config.Resolved, guest oci.GuestConfig) (guestssh.Login, *seed.Seed, error) {
+func For(settings config.Resolved, guest oci.GuestConfig) (guestssh.Login, *seed.Seed, error) {
 	login := settings.Login(guest)
 	if login.User != "" && (login.Password != "" || login.IdentityFile != "" || login.Agent) {
 		return login, nil, nil

@@ -1,4 +1,4 @@
-package executor
+package credentials
 
 import (
 	"errors"
@@ -10,7 +10,7 @@ import (
 	"gitlab-sardine-executor/vm/seed"
 )
 
-func TestLoginFor(t *testing.T) {
+func TestFor(t *testing.T) {
 	silent := oci.GuestConfig{}
 	named := oci.GuestConfig{Users: []oci.User{{Username: "debian"}}}
 	complete := oci.GuestConfig{Users: []oci.User{{Username: "vagrant", Password: "vagrant"}}}
@@ -37,7 +37,7 @@ func TestLoginFor(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			login, seed, err := loginFor(settings.For("registry.example.com/a:1"), test.guest)
+			login, seed, err := For(settings.For("registry.example.com/a:1"), test.guest)
 			if !errors.Is(err, test.want) {
 				t.Fatalf("got %v, want %v", err, test.want)
 			}
