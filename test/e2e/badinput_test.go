@@ -120,7 +120,7 @@ func TestBadInput(t *testing.T) {
 		{
 			"unknown setting",
 			func(t *testing.T, s *site, _ *gitlab.Job) { s.Configure(t, `pul_policy = "always"`) },
-			gitlab.BuildFailure, []string{"config.toml: line 9", "pul_policy", "pull_policy"},
+			gitlab.BuildFailure, []string{"config.toml: line 11", "pul_policy", "pull_policy"},
 		},
 		{
 			"libvirt not reachable",

@@ -33,7 +33,9 @@ func BenchmarkStages(b *testing.B) {
 }
 
 func benchmarkStages(b *testing.B, mode *testbed.Mode) {
-	s := newSite(b, mode, `pull_policy = "if-not-present"`)
+	s := newSite(b, mode)
+	s.DefaultMachine = true
+	s.Configure(b, `pull_policy = "if-not-present"`)
 	machine := newPeer(b, s)
 	runner, job := s.runner(b), s.job("")
 	script := mode.WriteFile(b, filepath.Join(mode.Dir(b), "script"), "#!/usr/bin/env bash\n")
@@ -75,6 +77,7 @@ func BenchmarkSnapshot(b *testing.B) {
 
 func benchmarkSnapshot(b *testing.B, mode *testbed.Mode) {
 	s := newSite(b, mode)
+	s.DefaultMachine = true
 	settings := []string{`pull_policy = "if-not-present"`, `network = "user"`}
 	runner, job := s.runner(b), s.job("")
 	times := map[string][]time.Duration{}

@@ -18,7 +18,7 @@ import (
 func TestEightGuestsAtOnce(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		const guests = 8
-		s := newSite(t, mode, `memory = "256MiB"`, `cpus = 1`)
+		s := newSite(t, mode)
 		pushed := len(s.blobsSent(t))
 		jobs := make([]gitlab.Job, guests)
 		for i := range jobs {

@@ -45,9 +45,12 @@ func checkOutputs(t testing.TB, result gitlab.Result) {
 
 var inside = regexp.MustCompile(`goroutine \d|panic:|\.go:\d+|internal error`)
 
+// A whole job in the machine that the program makes without settings.
 func TestJob(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
-		s := newSite(t, mode, `accel = "auto"`)
+		s := newSite(t, mode)
+		s.DefaultMachine = true
+		s.Configure(t, `accel = "auto"`)
 		job := s.job("echo \"to stdout from $(id -un) in $PWD: $GREETING\"\necho to stderr >&2\ntouch file ../../../cache/file")
 		job.Variables = []gitlab.Variable{{Key: "GREETING", Value: "grüß 'dich' $HOME"}}
 		job.AfterScript = "ls"
