@@ -33,12 +33,18 @@ func listen(t *testing.T, address string) (port string) {
 	return port
 }
 
-// reaches says whether the guest gets an answer by HTTP. The client keeps its side
-// open: passt of Debian 12 can lose the answer to one that has closed it.
+// reaches says whether the guest gets an answer by HTTP.
 func reaches(t *testing.T, guest instance, address, port string) bool {
 	t.Helper()
-	out, _ := script(t, guest, fmt.Sprintf("{ echo 'GET / HTTP/1.0\n'; sleep 2; } | timeout 5 nc -w 3 %s %s 2>/dev/null", address, port))
+	out, _ := script(t, guest, connection("GET / HTTP/1.0\\n", address, port))
 	return strings.HasSuffix(out, "reached")
+}
+
+// connection is a command of the guest that connects, sends a line and prints the answer.
+// The sleep keeps the client's side open, since passt of Debian 12 can lose the answer to
+// one that has closed it; a client whose server has closed the connection ends before it.
+func connection(line, address, port string) string {
+	return fmt.Sprintf("{ printf '%s\\n'; sleep 5 </dev/null 2>/dev/null & } | timeout 4 nc -w 3 %s %s 2>/dev/null", line, address, port)
 }
 
 // reachesAtLast is for connections that must come about: an emulated guest on a busy
@@ -61,7 +67,7 @@ func greets(t *testing.T, guest instance, address string) bool {
 
 func greetsAt(t *testing.T, guest instance, address, port string) bool {
 	t.Helper()
-	out, _ := script(t, guest, fmt.Sprintf("{ echo SSH-2.0-test; sleep 2; } | timeout 4 nc -w 3 %s %s", address, port))
+	out, _ := script(t, guest, connection("SSH-2.0-test", address, port))
 	return strings.HasPrefix(out, "SSH-2.0-")
 }
 
