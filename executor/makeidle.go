@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"gitlab-sardine-executor/executor/guestshell"
@@ -38,6 +40,12 @@ func MakeIdle(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (err
 		return err
 	}
 	defer made.Guest.Close()
+	defer func() {
+		// What evicts a machine removes its files, too.
+		if _, gone := os.Stat(o.place().JobDir); err != nil && errors.Is(gone, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrEvicted, err)
+		}
+	}()
 	timeout := o.Settings.Timeout
 	if made.Guest.Resumed() {
 		timeout = resumeTimeout(timeout)

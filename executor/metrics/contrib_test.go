@@ -14,7 +14,7 @@ import (
 var labelValues = map[string][]string{
 	"result":   {"success", "script_failure", "build_failure", "system_failure", "cancelled"},
 	"phase":    {"pull", "snapshot", "boot", "prepare", "run", "cleanup"},
-	"from":     {"boot", "snapshot"},
+	"from":     {"boot", "snapshot", "idle"},
 	"mode":     {"disk", "share"},
 	"le":       nil,
 	"instance": nil,

@@ -4,12 +4,11 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -45,7 +44,7 @@ func (s *site) configureIdle(t testing.TB, machines int, settings ...string) {
 // serve starts the service. The test ends it, unless it has ended.
 func (s *site) serve(t testing.TB) *service {
 	t.Helper()
-	v := &service{s: s, cmd: s.Mode.Command(deadline(t), s.Driver, "--config", s.Config, "serve"), log: &bytes.Buffer{}, ended: make(chan error, 1)}
+	v := &service{s: s, cmd: s.Mode.Command(context.WithoutCancel(t.Context()), s.Driver, "--config", s.Config, "serve"), log: &bytes.Buffer{}, ended: make(chan error, 1)}
 	v.cmd.Stderr = v.log
 	if err := v.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -203,11 +202,7 @@ func TestIdleMachineContested(t *testing.T) {
 func TestIdleMachinesGiveWay(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		const guest = 256 << 20
-		total, err := strconv.ParseInt(strings.Fields(regexp.MustCompile(`Memory size: .*`).FindString(mode.Virsh(t, "nodeinfo")))[2], 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, v := idleSite(t, mode, 2, `memory = "256MiB"`, `pull_policy = "if-not-present"`, fmt.Sprintf("host_reserve = '%dB'", total<<10-2*guest-guest/2))
+		s, v := idleSite(t, mode, 2, `memory = "256MiB"`, `pull_policy = "if-not-present"`, fmt.Sprintf("host_reserve = '%dB'", hostMemory(t, mode)-2*guest-guest/2))
 		names := s.awaitIdle(t, 2)
 		v.kill(t)
 		job := s.job("")

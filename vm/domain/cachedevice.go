@@ -118,8 +118,15 @@ func LeaveSlots(d *libvirtxml.Domain) {
 	}
 	devices := len(d.Devices.Disks) + len(d.Devices.Interfaces) + len(d.Devices.Controllers) + len(d.Devices.RNGs) +
 		len(d.Devices.Channels) + len(d.Devices.Inputs) + len(d.Devices.Videos) + len(d.Devices.Sounds)
-	for range devices + extraPorts {
-		d.Devices.Controllers = append(d.Devices.Controllers, libvirtxml.DomainController{Type: "pci", Model: "pcie-root-port"})
+	next := uint(1) // 0 is the root
+	for _, c := range d.Devices.Controllers {
+		if c.Type == "pci" && c.Index != nil {
+			next = max(next, *c.Index+1)
+		}
+	}
+	for n := range uint(devices) + extraPorts {
+		index := next + n
+		d.Devices.Controllers = append(d.Devices.Controllers, libvirtxml.DomainController{Type: "pci", Model: "pcie-root-port", Index: &index})
 	}
 }
 

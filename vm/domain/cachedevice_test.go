@@ -6,19 +6,23 @@ import (
 	"libvirt.org/go/libvirtxml"
 )
 
-// A share does not get a slot that the image's domain uses.
-func TestShareAddress(t *testing.T) {
-	zero, slot := uint(0), uint(0x10)
-	d := &libvirtxml.Domain{
-		OS: &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Arch: "x86_64"}},
-		Devices: &libvirtxml.DomainDeviceList{Interfaces: []libvirtxml.DomainInterface{{
-			Address: &libvirtxml.DomainAddress{PCI: &libvirtxml.DomainAddressPCI{Bus: &zero, Slot: &slot}},
-		}}},
-	}
-	for want := uint(0x11); want <= 0x12; want++ {
-		AddCacheShare(d, "/share", "label")
-		if got := *d.Devices.Filesystems[len(d.Devices.Filesystems)-1].Address.PCI.Slot; got != want {
-			t.Errorf("got slot %#x, want %#x", got, want)
+func TestLeaveSlots(t *testing.T) {
+	six := uint(6)
+	for machine, want := range map[string]bool{"pc-q35-7.2": true, "virt-7.2": true, "pc-i440fx-7.2": false, "": false} {
+		d := &libvirtxml.Domain{
+			OS:      &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Machine: machine}},
+			Devices: &libvirtxml.DomainDeviceList{Controllers: []libvirtxml.DomainController{{Type: "pci", Model: "pcie-root-port", Index: &six}}},
+		}
+		LeaveSlots(d)
+		added := d.Devices.Controllers[1:]
+		if (len(added) > 0) != want {
+			t.Errorf("machine %q: %d ports", machine, len(added))
+		}
+		for i, port := range added {
+			if *port.Index != uint(7+i) {
+				t.Errorf("port %d has the index %d", i, *port.Index)
+			}
 		}
 	}
+	LeaveSlots(&libvirtxml.Domain{})
 }

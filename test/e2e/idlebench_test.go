@@ -1,0 +1,127 @@
+//go:build boot
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab-sardine-executor/internal/testbed"
+)
+
+// otherKind is a setting that no idle machine of these benchmarks was made with: jobs that have
+// it boot.
+const otherKind = `login_grace = "31s"`
+
+// BenchmarkIdle measures prepare with an idle machine against prepare with a boot, and against
+// ssh guest true; prepare with a boot on a host that idle machines fill against one with room;
+// and what serve takes at rest.
+func BenchmarkIdle(b *testing.B) {
+	b.Run("session", func(b *testing.B) { benchmarkIdle(b, testbed.Session(b)) })
+	b.Run("system", func(b *testing.B) { benchmarkIdle(b, testbed.System(b)) })
+}
+
+func benchmarkIdle(b *testing.B, mode *testbed.Mode) {
+	const idle = 4
+	full := fmt.Sprintf("host_reserve = '%dB'", hostMemory(b, mode)-idle*(256<<20)-(64<<20))
+	s, v := idleSite(b, mode, idle, `memory = "256MiB"`, `pull_policy = "if-not-present"`, full)
+	booting := *s
+	installation := *s.Site
+	booting.Site = &installation
+	booting.Config = filepath.Join(mode.Dir(b), "boot.toml")
+	times := map[string][]time.Duration{}
+	ssh := newSSH(b, mode)
+	prepare := func(s *site, name string) {
+		job := s.job("")
+		e := s.runner(b).Stage(b.Context(), job, "prepare")
+		if e.ExitCode != 0 || strings.Contains(e.Stderr, readyBefore) != (name == "idle") {
+			b.Fatalf("%s: %s", name, e)
+		}
+		times[name] = append(times[name], e.Duration+e.OutputDelay)
+		if name == "idle" {
+			times["ssh true"] = append(times["ssh true"], ssh.run(b, guestAddress(b, e)))
+		}
+		if e := s.runner(b).Stage(b.Context(), job, "cleanup"); e.ExitCode != 0 {
+			b.Fatal(e)
+		}
+	}
+	for b.Loop() {
+		for range rounds {
+			s.awaitIdle(b, idle)
+			prepare(s, "idle")
+			s.awaitIdle(b, idle)
+			booting.Configure(b, `memory = "256MiB"`, `pull_policy = "if-not-present"`, otherKind)
+			prepare(&booting, "boot, room")
+			s.awaitIdle(b, idle)
+			booting.Configure(b, `memory = "256MiB"`, `pull_policy = "if-not-present"`, otherKind, full)
+			prepare(&booting, "boot, full")
+		}
+		s.awaitIdle(b, idle)
+		v.rest(b)
+	}
+	compare(b, times, "idle", "boot, room")
+	compare(b, times, "idle", "ssh true")
+	compare(b, times, "boot, full", "boot, room")
+}
+
+// hostMemory is the memory of the host in bytes, as libvirt sees it.
+func hostMemory(t testing.TB, mode *testbed.Mode) int64 {
+	t.Helper()
+	for line := range strings.Lines(mode.Virsh(t, "nodeinfo")) {
+		if field := strings.Fields(line); len(field) == 4 && field[0] == "Memory" {
+			n, err := strconv.ParseInt(field[2], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n << 10
+		}
+	}
+	t.Fatal("virsh nodeinfo does not tell the memory")
+	return 0
+}
+
+// restTime is how long the service is watched at rest.
+const restTime = 60 * time.Second
+
+// rest reports the processor and the memory that the service takes while nothing happens.
+func (v *service) rest(b *testing.B) {
+	b.Helper()
+	begin := v.processorTime(b)
+	time.Sleep(restTime)
+	used := v.processorTime(b) - begin
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", v.cmd.Process.Pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if text, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			b.Logf("serve at rest: %.2f %% of a processor, %s of memory", 100*used.Seconds()/restTime.Seconds(), strings.TrimSpace(text))
+		}
+	}
+	b.ReportMetric(100*used.Seconds()/restTime.Seconds(), "rest-%")
+}
+
+// processorTime is what the service has used so far. The kernel counts in hundredths of a
+// second (proc_pid_stat(5), USER_HZ).
+func (v *service) processorTime(t testing.TB) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", v.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	field := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+2:]))
+	var ticks int64
+	for _, text := range field[11:13] {
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
