@@ -49,6 +49,7 @@ type Keeper struct {
 	asked    map[string]time.Time // when the registry was asked, by key
 	made     chan struct{}        // a machine was made, or not
 	makers   errgroup.Group
+	shown    []want // in the gauges
 	host     *virt.Host
 	settings *config.Settings // of the host connection
 }

@@ -68,13 +68,13 @@ func (k *Keeper) isMaking(name string) bool {
 // made until ctx ends.
 func (k *Keeper) fill(ctx context.Context, v *view, kept map[string]int) {
 	k.forget(v.wants)
-	var gauges metrics.Changes
+	k.setGauges(v.wants, kept)
 	for _, w := range v.wants {
-		gauges.Set("sardine_idle_wanted", float64(w.count), "match", w.match, "image", w.ref.String())
-		gauges.Set("sardine_idle_ready", float64(kept[w.key()]), "match", w.match, "image", w.ref.String())
 		o, err := k.options(ctx, v, w)
 		if err != nil {
-			k.end(ctx, w, "", err)
+			if k.isDue(w) {
+				k.end(ctx, w, "", err)
+			}
 			continue
 		}
 		for k.begin(w, kept[w.key()]) {
@@ -83,6 +83,23 @@ func (k *Keeper) fill(ctx context.Context, v *view, kept map[string]int) {
 		}
 		k.refresh(ctx, v, w, o)
 	}
+}
+
+// setGauges shows what is wanted and ready. What is not wanted any more is 0: Prometheus would
+// show the last value for ever.
+func (k *Keeper) setGauges(all []want, kept map[string]int) {
+	var gauges metrics.Changes
+	set := func(w want, wanted, ready int) {
+		gauges.Set("sardine_idle_wanted", float64(wanted), "match", w.match, "image", w.ref.String())
+		gauges.Set("sardine_idle_ready", float64(ready), "match", w.match, "image", w.ref.String())
+	}
+	for _, w := range k.shown {
+		set(w, 0, 0)
+	}
+	for _, w := range all {
+		set(w, w.count, kept[w.key()])
+	}
+	k.shown = all
 	k.Metrics.Add(&gauges)
 }
 
@@ -99,6 +116,13 @@ func (k *Keeper) forget(all []want) {
 			delete(k.attempts, key)
 		}
 	}
+}
+
+// isDue reports whether the delay after the last failure is over.
+func (k *Keeper) isDue(w want) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !time.Now().Before(k.attempts[w.key()].next)
 }
 
 // begin reports whether to make one more machine now.
