@@ -192,6 +192,27 @@ func TestPrepareRetriesWithColdBoot(t *testing.T) {
 	}
 }
 
+// A job asks for an idle machine, says if it got one, and prepares its guest like any other. A
+// second attempt boots.
+func TestPrepareWithAnIdleMachine(t *testing.T) {
+	b := newStageBed(t, "")
+	b.host.info.Idle = true
+	if err := b.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.wantCalls(t, "open", "sweep", "remove", "cpus", "start", "ready", "run sh", "log out", "gauges", "close")
+	b.wantLog(t, "Machine "+b.Job.VMName(), "The machine was ready before the job", "Guest ready at 192.0.2.7:22 as ci (…)")
+	b = newStageBed(t, "")
+	b.host.fail["ready"] = vm.ErrNetworkEnded
+	b.host.called["ready"] = func() { delete(b.host.fail, "ready") }
+	if err := b.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.host.started) != 2 || !b.host.started[0].TakeIdle || b.host.started[1].TakeIdle {
+		t.Errorf("started %d machines", len(b.host.started))
+	}
+}
+
 // A machine that loses its network before its guest is ready is started once more, and only
 // once. Its cache is not to blame.
 func TestPrepareRetriesOnNewNetwork(t *testing.T) {

@@ -25,6 +25,10 @@ const claimTimeout = 2 * time.Second
 // dropTimeout is how long a job waits for the end of an idle machine that it cannot use.
 const dropTimeout = time.Second
 
+// ErrPlug: the cache disk cannot be plugged into the idle machine, and probably not into others
+// of its kind.
+var ErrPlug = errors.New("the cache disk cannot be plugged in")
+
 // A Claim is what a job wants of an idle machine.
 type Claim struct {
 	// Domain of the idle machine.
@@ -131,9 +135,8 @@ func (c Claim) plugCache(ctx context.Context, h *virt.Host, s *Started) (unlock 
 	if err != nil {
 		return nil, err
 	}
-	err = plugDisk(ctx, s.dom, acquired.Path)
-	if err != nil {
-		return nil, errors.Join(err, unlock())
+	if err := plugDisk(ctx, s.dom, acquired.Path); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrPlug, err), unlock())
 	}
 	s.cache = acquired
 	return unlock, nil

@@ -110,6 +110,9 @@ func (w Wish) first(ctx context.Context, h *virt.Host) (*vm.Started, error) {
 			return nil, err
 		}
 		w.Detail(err.Error())
+		if errors.Is(err, vm.ErrPlug) {
+			break // the others stay for jobs without a cache
+		}
 	}
 	return nil, nil
 }

@@ -18,6 +18,9 @@ import (
 // it boot.
 const otherKind = `login_grace = "31s"`
 
+// idleRounds of each measurement: four machines boot in each.
+const idleRounds = 5
+
 // BenchmarkIdle measures prepare with an idle machine against prepare with a boot, and against
 // ssh guest true; prepare with a boot on a host that idle machines fill against one with room;
 // and what serve takes at rest.
@@ -51,7 +54,7 @@ func benchmarkIdle(b *testing.B, mode *testbed.Mode) {
 		}
 	}
 	for b.Loop() {
-		for range rounds {
+		for range idleRounds {
 			s.awaitIdle(b, idle)
 			prepare(s, "idle")
 			s.awaitIdle(b, idle)
