@@ -1,6 +1,7 @@
 package config
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -49,5 +50,44 @@ func TestIdleSettings(t *testing.T) {
 		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v; want %q", text, err, want)
 		}
+	}
+}
+
+func TestNestingSettings(t *testing.T) {
+	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+	s := parse(t, "[serve]\nnesting = true\nnesting_authorized_keys = ['"+key+"', '"+key+" me@here']")
+	if !s.Serve.Nesting || s.Serve.NestingTimeout != Duration(12*time.Hour) || len(s.Serve.NestingAuthorizedKeys) != 2 {
+		t.Errorf("%+v", s.Serve)
+	}
+	for text, want := range map[string]string{
+		"nesting_socket = 'unix:/run/x'":                                          "want an absolute path",
+		"nesting_timeout = '0s'":                                                  "nesting_timeout must be at least 1s",
+		"nesting_authorized_keys = ['']":                                          "number 1: want one public key",
+		"nesting_authorized_keys = ['" + key + "', 'ssh-ed25519 AAAA']":           "number 2: want one public key",
+		"nesting_authorized_keys = ['-----BEGIN OPENSSH PRIVATE KEY-----s3cret']": "number 1: want one public key",
+		`nesting_authorized_keys = ["` + key + `\n` + key + `"]`:                  "number 1: want one public key",
+	} {
+		_, err := Parse([]byte("[serve]\n" + text))
+		if err == nil || !strings.Contains(err.Error(), "[serve]: nesting_") || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: %v; want %q", text, err, want)
+		}
+	}
+}
+
+func TestNestingPath(t *testing.T) {
+	if path, err := (Serve{NestingSocket: "/a//b/../s"}).NestingPath(); path != "/a/s" || err != nil {
+		t.Errorf("%q, %v", path, err)
+	}
+	t.Setenv("XDG_RUNTIME_DIR", "/run/user/7")
+	want := "/run/user/7/gitlab-sardine-executor/nesting.sock"
+	if os.Geteuid() == 0 {
+		want = "/run/gitlab-sardine-executor/nesting.sock"
+	}
+	if path, err := (Serve{}).NestingPath(); path != want || err != nil {
+		t.Errorf("%q, %v; want %q", path, err, want)
+	}
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	if path, err := (Serve{}).NestingPath(); os.Geteuid() != 0 && (err == nil || !strings.Contains(err.Error(), "nesting_socket")) {
+		t.Errorf("%q, %v", path, err)
 	}
 }
