@@ -181,6 +181,9 @@ func (i *Instance) run(ctx context.Context, cmd guestssh.Command, n network.Netw
 	if cause := context.Cause(running); cause != nil {
 		err = cause
 	}
+	if errors.Is(err, ErrGuestStopped) && i.host.PoweredOff(i.name) {
+		err = ErrPoweredOff // the event that says so may be lost
+	}
 	if errors.Is(err, ErrPoweredOff) || errors.Is(err, ErrRebooted) {
 		return 0, err
 	}
