@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"libvirt.org/go/libvirt"
 )
@@ -14,8 +15,9 @@ var ErrNoMetadata = errors.New("the domain has no such metadata")
 // A Domain is a domain of libvirt. It refers to the domain that was looked up, also if
 // another one gets its name later.
 type Domain struct {
-	dom  *libvirt.Domain
-	name string
+	dom        *libvirt.Domain
+	name       string
+	keepEvents *sync.Once // of the connection: see subscribe
 }
 
 // Domain looks up a domain by its name; the error is [ErrNoDomain] if there is
@@ -40,14 +42,14 @@ func (h *Host) found(dom *libvirt.Domain, name string, err error) (*Domain, erro
 	if isCode(err, libvirt.ERR_NO_DOMAIN) {
 		return nil, fmt.Errorf("%w: %s at %s", ErrNoDomain, name, h.uri)
 	}
-	return wrap(dom, name, err)
+	return h.wrap(dom, name, err)
 }
 
-func wrap(dom *libvirt.Domain, name string, err error) (*Domain, error) {
+func (h *Host) wrap(dom *libvirt.Domain, name string, err error) (*Domain, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Domain{dom, name}, nil
+	return &Domain{dom, name, h.keepEvents}, nil
 }
 
 // Domains lists all domains, active or not. The caller frees them.
@@ -71,7 +73,7 @@ func (h *Host) list(ctx context.Context, flags libvirt.ConnectListAllDomainsFlag
 			if err != nil {
 				return nil, err
 			}
-			domains = append(domains, &Domain{&listed[i], name})
+			domains = append(domains, &Domain{&listed[i], name, h.keepEvents})
 		}
 		return domains, nil
 	})
@@ -82,7 +84,7 @@ func (h *Host) Start(ctx context.Context, name, doc string) (*Domain, error) {
 	dom, err := await(ctx, "start domain "+name, func() (*libvirt.Domain, error) {
 		return h.conn.DomainCreateXML(doc, 0)
 	})
-	return wrap(dom, name, err)
+	return h.wrap(dom, name, err)
 }
 
 // Define defines a domain without starting it. With validate, libvirt checks the XML
@@ -95,7 +97,7 @@ func (h *Host) Define(ctx context.Context, name, doc string, validate bool) (*Do
 	dom, err := await(ctx, "define domain "+name, func() (*libvirt.Domain, error) {
 		return h.conn.DomainDefineXMLFlags(doc, flags)
 	})
-	return wrap(dom, name, err)
+	return h.wrap(dom, name, err)
 }
 
 // Restore starts a domain from a file that [Domain.Save] wrote.

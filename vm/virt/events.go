@@ -38,6 +38,13 @@ const eventBuffer = 16
 // loopPause follows an error of the event loop, which would otherwise repeat at once.
 const loopPause = 100 * time.Millisecond
 
+// How often, and how long apart, [Domain.Events] tries while libvirt still stops the last
+// subscription.
+const (
+	trackedTries = 40
+	trackedPause = 50 * time.Millisecond
+)
+
 // startLoop starts libvirt's event loop. It must run before a connection is opened that is
 // to have events.
 var startLoop = sync.OnceValue(func() error {
@@ -78,11 +85,30 @@ type subscription struct {
 	signaled bool
 }
 
+// subscribe tries again while an earlier subscription to the domain is being stopped: libvirt
+// refuses a second one ("event callback already tracked").
 func (d *Domain) subscribe() (*subscription, error) {
+	for tries := 1; ; tries++ {
+		s, err := d.subscribeOnce()
+		if !isCode(err, libvirt.ERR_INVALID_ARG) || tries == trackedTries {
+			return s, err
+		}
+		time.Sleep(trackedPause)
+	}
+}
+
+func (d *Domain) subscribeOnce() (*subscription, error) {
 	conn, err := d.dom.DomainGetConnect()
 	if err != nil {
 		return nil, err
 	}
+	// This one stays until the connection closes. If the last registration of a connection ends
+	// while libvirt reports an event, and another event comes, libvirt reports none any more
+	// (virObjectEventStateFlush of 9.0 leaves that one in the queue, and only the first event of
+	// a queue starts the timer). If it fails, so does the next one.
+	d.keepEvents.Do(func() {
+		_, _ = conn.DomainEventWatchdogRegister(nil, func(*libvirt.Connect, *libvirt.Domain, *libvirt.DomainEventWatchdog) {})
+	})
 	s := &subscription{conn: conn, events: make(chan Event, eventBuffer)}
 	id, err := conn.DomainEventLifecycleRegister(d.dom, func(_ *libvirt.Connect, _ *libvirt.Domain, e *libvirt.DomainEventLifecycle) {
 		s.report(s.lifecycle(e))

@@ -52,3 +52,38 @@ func TestEvents(t *testing.T) {
 		})
 	}
 }
+
+// One watch of a domain follows another: stop does not wait for the daemon. Events go on while
+// the last watch of a connection ends, in which libvirt can lose them for good.
+func TestEventsOfOneWatchAfterAnother(t *testing.T) {
+	h := virttest.OpenEmpty(t)
+	for range 2 {
+		dom := virttest.Start(t, h, &libvirtxml.Domain{Name: "watched"})
+		for range 10 {
+			_, stop, err := dom.Events(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := virttest.Start(t, h, &libvirtxml.Domain{Name: "other"}).Destroy(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			stop()
+		}
+		events, stop, err := dom.Events(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := dom.Destroy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case e := <-events:
+			if e != virt.Destroyed {
+				t.Errorf("got %v", e)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("no event")
+		}
+		stop()
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
@@ -13,8 +14,9 @@ import (
 
 // A Host is a connection to the libvirt daemon that runs the machines.
 type Host struct {
-	conn *libvirt.Connect
-	uri  string
+	conn       *libvirt.Connect
+	uri        string
+	keepEvents *sync.Once
 }
 
 // defaultURI is that of virsh: the system daemon for root, the user's own daemon
@@ -40,7 +42,7 @@ func Open(ctx context.Context, uri string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w: is libvirtd running, and may this user use it? (try: virsh -c %s list)", ErrUnreachable, err, uri)
 	}
-	return &Host{conn: conn, uri: uri}, nil
+	return &Host{conn: conn, uri: uri, keepEvents: &sync.Once{}}, nil
 }
 
 // Close closes the connection. Machines continue to run.
