@@ -83,7 +83,7 @@ func TestDiskFileRefused(t *testing.T) {
 		"data file": {ocitest.Qcow2File(t, "-o", "data_file="+filepath.Join(t.TempDir(), "data.raw")), "keeps its content in another file"},
 		"text":      {[]byte("root:x:0:0:root:/root:/bin/sh\n"), "not a disk but text"},
 		"empty":     {nil, "empty"},
-		"too large": {bytes.Repeat([]byte{0}, 100<<20), "max_disk"},
+		"too large": {bytes.Repeat([]byte{0}, 2<<20), "max_disk"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			store := newStore(t)

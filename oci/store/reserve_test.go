@@ -51,6 +51,7 @@ func TestStorageReserve(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			store, ref := newStore(t), image(ocitest.NewLayout(t))
 			small := &smallFS{total: 100 * mib, free: 30 * mib}
 			_, err := store.Pull(t.Context(), ref, PullOptions{Architecture: "amd64", Reserve: space.Reserve{Bytes: mib, Percent: 10}, room: small.room})
@@ -72,7 +73,7 @@ func TestStorageReserve(t *testing.T) {
 // TestZeroesTakeNoRoom: holes do not count.
 func TestZeroesTakeNoRoom(t *testing.T) {
 	l := ocitest.NewLayout(t)
-	ref := l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "a.raw", make([]byte, 100<<20))))
+	ref := l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "a.raw", make([]byte, 24<<20))))
 	small := &smallFS{total: 100 << 20, free: 11 << 20}
 	image, err := newStore(t).Pull(t.Context(), ref, PullOptions{Reserve: space.Reserve{Percent: 10}, room: small.room})
 	if err != nil {
