@@ -33,7 +33,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest full-guest-trixie demo picture test test-unit test-session test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
+.PHONY: help deps build guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,13 +62,22 @@ picture: deps build guest ## draw docs/images/job.svg from a real run
 # Each part has a host of its own. One more at once than two processors, since each part
 # also waits: for timeouts, leases, and guests that stand still.
 test: deps guest full-guest ## run every test: the unit tests, and those that boot machines
-	@$(MAKE) --no-print-directory --keep-going -j3 test-session test-boot test-system test-unit test-host
+	@$(MAKE) --no-print-directory --keep-going -j3 test-boot test-session-1 test-session-2 test-system test-unit test-host
 
 test-unit: ## run the unit tests: no root, no libvirtd, no guest
 	$(GOTEST) ./...
 
 test-session test-system: test-%: ## run jobs as an ordinary user; as root
 	$(GOBOOT) ./test/e2e -mode $*
+
+# The jobs of an ordinary user are the longest part. Its halves are for make test; a name
+# matches or does not, so that no test is in neither.
+HALF := Cache|Faults|Idle|Killed|PowerOff|Signal|Snapshot|ToolsDisk|Upgrade
+test-session-1:
+	$(GOBOOT) ./test/e2e -mode session -skip '$(HALF)'
+
+test-session-2:
+	$(GOBOOT) ./test/e2e -mode session -run '$(HALF)'
 
 test-boot: ## boot machines by package vm, in both modes
 	$(GOBOOT) ./test/boot
