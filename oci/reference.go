@@ -176,3 +176,6 @@ func (r Reference) LayoutDir() string { return r.layout }
 
 // IsRegistry reports whether the image is in a registry.
 func (r Reference) IsRegistry() bool { return r.named != nil }
+
+// AtDigest returns the reference to an image by its digest in the same layout.
+func (r Reference) AtDigest(d digest.Digest) Reference { return Reference{layout: r.layout, digest: d} }

@@ -47,7 +47,7 @@ func (e *exporter) addChunkedDisk(ctx context.Context, file packedFile) (err err
 	defer content.Close()
 	transfer := e.progress.Start(file.name, content.size)
 	defer func() { transfer.Done(err) }()
-	c := &chunker{e: e, size: e.options.ChunkSize}
+	c := &chunker{e: e, size: e.options.ChunkSize, known: knownChunks(e.dest.Manifests())}
 	if c.size == 0 {
 		c.size = chunkSizeFor(content.size)
 	}
@@ -91,6 +91,7 @@ type chunker struct {
 	e      *exporter
 	size   int64 // of a chunk
 	total  int64 // of the disk
+	known  map[digest.Digest]v1.Descriptor
 	chunks []v1.Descriptor
 }
 
@@ -142,24 +143,60 @@ func (c *chunker) run(ctx context.Context, r io.Reader) error {
 }
 
 func (c *chunker) put(ctx context.Context, encoder *chunkEncoder, raw []byte, offset int64) (v1.Descriptor, error) {
-	encoder.packed = encoder.zstd.EncodeAll(raw, encoder.packed[:0])
-	desc, err := c.e.put(ctx, format.TypeChunk, bytes.NewReader(encoder.packed))
-	if err != nil {
-		return v1.Descriptor{}, err
+	rawDigest := digest.FromBytes(raw)
+	desc, ok := c.known[rawDigest]
+	if !ok || !c.holds(encoder, desc, raw) {
+		encoder.packed = encoder.zstd.EncodeAll(raw, encoder.packed[:0])
+		var err error
+		if desc, err = c.e.put(ctx, format.TypeChunk, bytes.NewReader(encoder.packed)); err != nil {
+			return v1.Descriptor{}, err
+		}
 	}
 	desc.Annotations = map[string]string{
 		format.ChunkOffset: strconv.FormatInt(offset, 10),
 		format.ChunkSize:   strconv.Itoa(len(raw)),
-		format.ChunkDigest: digest.FromBytes(raw).String(),
+		format.ChunkDigest: rawDigest.String(),
 	}
 	return desc, nil
 }
 
+// knownChunks returns the chunk layers of the images in the layout, by the digests of their
+// raw content. These are only claims.
+func knownChunks(manifests []v1.Manifest) map[digest.Digest]v1.Descriptor {
+	known := make(map[digest.Digest]v1.Descriptor)
+	for _, m := range manifests {
+		for _, layer := range m.Layers {
+			if layer.MediaType == format.TypeChunk {
+				raw := digest.Digest(layer.Annotations[format.ChunkDigest])
+				known[raw] = v1.Descriptor{MediaType: layer.MediaType, Digest: layer.Digest, Size: layer.Size}
+			}
+		}
+	}
+	return known
+}
+
+// holds reports whether a blob of the layout is raw, compressed. To read it costs a fraction of
+// compressing raw.
+func (c *chunker) holds(encoder *chunkEncoder, desc v1.Descriptor, raw []byte) bool {
+	packed, err := c.e.dest.ReadBlob(desc, int64(len(raw)+len(raw)/8+format.ChunkUnit))
+	if err != nil {
+		return false
+	}
+	content, err := encoder.reader.DecodeAll(packed, encoder.unpacked[:0])
+	if err != nil {
+		return false
+	}
+	encoder.unpacked = content
+	return bytes.Equal(content, raw)
+}
+
 // A chunkEncoder compresses one chunk at a time.
 type chunkEncoder struct {
-	zstd   *zstd.Encoder
-	raw    []byte
-	packed []byte
+	zstd     *zstd.Encoder
+	reader   *zstd.Decoder
+	raw      []byte
+	packed   []byte
+	unpacked []byte
 }
 
 func newChunkEncoder(level int, size int64) (*chunkEncoder, error) {
@@ -173,7 +210,12 @@ func newChunkEncoder(level int, size int64) (*chunkEncoder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("zstd: %w", err)
 	}
-	return &chunkEncoder{zstd: z, raw: make([]byte, size)}, nil
+	r, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(decompress.ChunkWindow),
+		zstd.WithDecoderMaxMemory(uint64(max(size, decompress.ChunkWindow))))
+	if err != nil {
+		return nil, fmt.Errorf("zstd: %w", err)
+	}
+	return &chunkEncoder{zstd: z, reader: r, raw: make([]byte, size)}, nil
 }
 
 func allZero(b []byte) bool {

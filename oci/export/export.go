@@ -36,6 +36,8 @@ type Options struct {
 	// machine with these disks.
 	DomainXML []byte
 	Guest     oci.GuestConfig
+	// Labels of the image's config.
+	Labels map[string]string
 	// Architecture is Go's name; empty means that of this host.
 	Architecture string
 	// OS is Go's name; empty means linux.
@@ -54,6 +56,10 @@ type Options struct {
 	Level int
 	// Progress may be nil.
 	Progress oci.Progress
+	// Check judges the image before it gets its tag; its reference has the digest. After an
+	// error nothing of the image stays. It may be nil. No other process writes to the layout
+	// meanwhile.
+	Check func(context.Context, oci.Reference) error
 }
 
 // A Disk is a trusted disk file on this host: its backing files are opened by the paths in
@@ -100,7 +106,7 @@ func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, er
 	if err != nil {
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
-	e := &exporter{dest: dest, options: o, created: o.Created.UTC(), progress: progress}
+	e := &exporter{dest: dest, to: to, options: o, created: o.Created.UTC(), progress: progress}
 	if o.Created.IsZero() {
 		e.created = time.Now().UTC()
 	}
@@ -138,6 +144,7 @@ func (o Options) check() error {
 // An exporter writes layers and collects the entries of the manifest and the config.
 type exporter struct {
 	dest     *layout.Writer
+	to       oci.Reference
 	options  Options
 	created  time.Time
 	progress oci.Progress
@@ -303,6 +310,7 @@ func (e *exporter) commit(ctx context.Context, arch, system string) (digest.Dige
 	config, err := json.Marshal(v1.Image{
 		Created:  &e.created,
 		Platform: v1.Platform{Architecture: arch, OS: system},
+		Config:   v1.ImageConfig{Labels: e.options.Labels},
 		RootFS:   v1.RootFS{Type: "layers", DiffIDs: e.diffIDs},
 		History:  e.history,
 	})
@@ -326,8 +334,22 @@ func (e *exporter) commit(ctx context.Context, arch, system string) (digest.Dige
 		return "", fmt.Errorf("a manifest of %d bytes for %d layers: registries accept %d; use larger chunks", len(manifest), len(e.layers), transport.MaxManifest)
 	}
 	top := transport.RawManifest{Raw: manifest, MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(manifest)}
+	if err := e.check(ctx, top); err != nil {
+		return "", err
+	}
 	if err := e.dest.Commit(ctx, top); err != nil {
 		return "", err
 	}
 	return top.Digest, nil
+}
+
+// check passes the complete image to [Options.Check].
+func (e *exporter) check(ctx context.Context, top transport.RawManifest) error {
+	if e.options.Check == nil {
+		return nil
+	}
+	if err := e.dest.Stage(ctx, top); err != nil {
+		return err
+	}
+	return e.options.Check(ctx, e.to.AtDigest(top.Digest))
 }

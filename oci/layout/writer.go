@@ -110,6 +110,40 @@ func (w *Writer) prepare() error {
 	return os.Mkdir(partial, 0o755)
 }
 
+// Manifests returns the images in the layout, as far as they can be read.
+func (w *Writer) Manifests() []v1.Manifest {
+	index, err := w.readIndex()
+	if err != nil {
+		return nil
+	}
+	var found []v1.Manifest
+	for _, desc := range index.Manifests {
+		raw, err := w.ReadBlob(desc, transport.MaxManifest)
+		var m v1.Manifest
+		if err == nil && json.Unmarshal(raw, &m) == nil {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+// ReadBlob reads a blob of up to limit bytes, and verifies it.
+func (w *Writer) ReadBlob(desc v1.Descriptor, limit int64) ([]byte, error) {
+	if desc.Size < 0 || desc.Size > limit {
+		return nil, fmt.Errorf("%w: blob %s has %d bytes", oci.ErrInvalid, desc.Digest, desc.Size)
+	}
+	path, err := w.blobPath(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	blob, _, err := fileutil.OpenRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer blob.Close()
+	return io.ReadAll(transport.Verify(blob, desc))
+}
+
 // Has reads the whole blob, so that a damaged one is written again.
 func (w *Writer) Has(ctx context.Context, desc v1.Descriptor) (bool, error) {
 	path, err := w.blobPath(desc.Digest)
@@ -227,6 +261,28 @@ func (w *Writer) PutManifest(_ context.Context, m transport.RawManifest) error {
 		defer w.mu.Unlock()
 		w.written = append(w.written, path)
 	}
+	return nil
+}
+
+// Stage writes the manifest, so that the image can be read by its digest before it has a tag.
+func (w *Writer) Stage(ctx context.Context, top transport.RawManifest) error {
+	if err := w.PutManifest(ctx, top); err != nil {
+		return err
+	}
+	path := filepath.Join(w.dir, v1.ImageIndexFile)
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	raw, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{}})
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(path, raw, 0o644); err != nil {
+		return fmt.Errorf("writing the index of the OCI layout %s: %w", w.dir, err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.written = append(w.written, path)
 	return nil
 }
 
