@@ -47,6 +47,9 @@ type FetchAndCloneOptions struct {
 	// TakeIdle takes an idle machine instead of starting one, if there is one of the same
 	// kind.
 	TakeIdle bool
+	// KeepDisks keeps the overlays until [removal.Remove], and the image locked: the caller closes
+	// [Instance.Image].
+	KeepDisks bool
 	// Log of the job.
 	Log *joblog.Log
 	// Phase is called at the start of a phase, and its result at the end; may be nil.
@@ -60,6 +63,7 @@ type Instance struct {
 	Name  string // of the domain
 	Guest *vm.Started
 	Login guestssh.Login // to the guest
+	Image *oci.Image
 	// Kind is equal for machines that are made alike; empty if the job chose the size. See
 	// [claim.Kind].
 	Kind string
@@ -75,7 +79,7 @@ type Instance struct {
 //
 // The clone is made by [vm.Start], not by [define.Clone]: it needs no defined domain, and does
 // not trust the image's domain XML.
-func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (*Instance, error) {
+func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (started *Instance, err error) {
 	images, err := store.Open(o.Dirs.Store)
 	if err != nil {
 		return nil, err
@@ -87,7 +91,11 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 		end()
 		return nil, err
 	}
-	defer image.Close() // not before QEMU has opened its disks
+	defer func() {
+		if started == nil || !o.KeepDisks {
+			image.Close() // not before QEMU has opened its disks
+		}
+	}()
 	o.Log.Say("Image %s, %s, %s, on %s (%s)", o.Image, image.Digest, units.BytesSize(float64(image.Size())), joblog.Hostname(), joblog.Seconds(time.Since(began)))
 	end()
 	o.Record.Image, o.Record.Digest = o.Image.String(), image.Digest.String()
@@ -117,7 +125,7 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	for _, note := range guest.Notes {
 		o.detail(note)
 	}
-	return &Instance{Name: o.Name, Guest: guest, Login: guest.Login(login), Kind: kind}, nil
+	return &Instance{Name: o.Name, Guest: guest, Login: guest.Login(login), Image: image, Kind: kind}, nil
 }
 
 // kind is the fingerprint of the machine that spec describes; empty if the job chose its size:
@@ -238,7 +246,7 @@ func SpecFor(image *oci.Image, o FetchAndCloneOptions) vm.Spec {
 		Network:    o.Settings.Network,
 		HostAccess: o.Settings.HostAccess,
 		SSHPort:    image.Guest.SSHPort(),
-		LoginGrace: o.Settings.LoginGrace,
+		LoginGrace: o.Settings.LoginGrace, KeepOverlays: o.KeepDisks,
 		Cache:      o.Cache,
 		CacheLater: o.Record.Idle && o.Settings.Cache == config.CacheDisk,
 		Record:     o.Record,

@@ -58,6 +58,9 @@ type Started struct {
 	// Notes and Warnings say how the machine differs from what the image or the settings
 	// ask for, one line each.
 	Notes, Warnings []string
+	// Overlays are the paths of the overlays, by the names of the image's disks. With
+	// [Spec.KeepOverlays] they are complete once the guest has powered off and its domain is gone.
+	Overlays map[string]string
 
 	network  network.Network
 	changed  <-chan struct{} // see [network.Network.Watch]

@@ -30,6 +30,9 @@ type Spec struct {
 	// OverlayDir and belong to this image alone. If it is empty, machines boot.
 	SnapshotDir string
 
+	// KeepOverlays leaves the overlays until [removal.Remove]: see [Started.Overlays].
+	KeepOverlays bool
+
 	// Network is "user" or the name of a libvirt network.
 	Network string
 	// HostAccess lets a guest on the user network reach this host at the host's own address.

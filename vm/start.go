@@ -90,7 +90,7 @@ func newStarter(h *virt.Host, spec Spec) *starter {
 func (s *starter) started(from *snapshot.Snapshot) *Started {
 	return &Started{
 		Instance: &Instance{host: s.host, dom: s.dom, name: s.spec.Name, record: s.record, jobDir: s.spec.JobDir},
-		Notes:    s.notes, Warnings: s.warnings,
+		Notes:    s.notes, Warnings: s.warnings, Overlays: s.overlays,
 		network: s.network, cache: s.cache, snapshot: from, loginGrace: s.spec.LoginGrace, tools: s.tools,
 	}
 }
@@ -119,6 +119,9 @@ func (s *starter) explain(ctx context.Context, d *libvirtxml.Domain, err error) 
 func (s *starter) unlinkOverlays() error {
 	if err := disk.ChownToRoot(s.shared); err != nil {
 		return err
+	}
+	if s.spec.KeepOverlays {
+		return s.dir.Unlock()
 	}
 	dir, _ := s.spec.Files(s.spec.Name)
 	if err := os.RemoveAll(dir); err != nil {
