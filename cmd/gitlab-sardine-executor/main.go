@@ -18,6 +18,7 @@ import (
 	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/command"
 	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/daemon"
 	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/diagnose"
+	"gitlab-sardine-executor/cmd/gitlab-sardine-executor/makeimage"
 	"gitlab-sardine-executor/executor/failure"
 )
 
@@ -99,6 +100,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			importCommand(cfg, stdout, stderr),
 			cloneCommand(cfg, stdout, stderr),
 			exportCommand(cfg, stdout, stderr),
+			makeimage.Build(cfg, imageCategory, stdout, stderr),
 			loginCommand(cfg, stdout, stderr),
 			logoutCommand(stdout),
 			fetchCommand(cfg, stdout, stderr),

@@ -166,6 +166,12 @@ func (r Resolved) MachineArchitecture(image string) string {
 	return cmp.Or(image, oci.Architecture(r.Architecture))
 }
 
+// WithUser returns settings that choose the user of the guest, whatever the image says.
+func (r Resolved) WithUser(name string) Resolved {
+	r.Username, r.sectionUsername = name, true
+	return r
+}
+
 // Login returns how to log in to the guest of an image with that VM config. The
 // image's own section of the settings wins over the image, and the image over
 // [defaults].

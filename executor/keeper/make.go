@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"runtime/debug"
 	"time"
 
 	"gitlab-sardine-executor/executor"
@@ -179,7 +178,6 @@ func (k *Keeper) start(ctx context.Context, v *view, w want, o executor.FetchAnd
 			k.Log.Info("an idle machine is ready", "machine", o.Name, "image", w.ref.String(), "seconds", time.Since(began).Seconds())
 		}
 		k.end(ctx, w, o.Name, err)
-		debug.FreeOSMemory() // of the pull
 		return nil
 	})
 }

@@ -7,13 +7,15 @@ package arch
 // A new arrow is a decision: it must not lead upward or across (see [Apart]), and the
 // packages that only tests use stay out.
 var Packages = []Package{
-	{Path: "cmd/gitlab-sardine-executor", Imports: "cmd/gitlab-sardine-executor/command cmd/gitlab-sardine-executor/daemon cmd/gitlab-sardine-executor/diagnose executor executor/admin executor/adminlog executor/config executor/failure executor/job executor/joblog oci oci/export oci/registry oci/source oci/store oci/transfer vm/define"},
+	{Path: "cmd/gitlab-sardine-executor", Imports: "cmd/gitlab-sardine-executor/command cmd/gitlab-sardine-executor/daemon cmd/gitlab-sardine-executor/diagnose cmd/gitlab-sardine-executor/makeimage executor executor/admin executor/adminlog executor/config executor/failure executor/job executor/joblog oci oci/export oci/registry oci/source oci/store oci/transfer vm/define"},
 	{Path: "cmd/gitlab-sardine-executor/command", Imports: "executor/adminlog executor/config executor/joblog oci/registry"},
 	{Path: "cmd/gitlab-sardine-executor/daemon", Imports: "cmd/gitlab-sardine-executor/command executor/adminlog executor/keeper executor/metrics executor/nesting executor/serve"},
 	{Path: "cmd/gitlab-sardine-executor/diagnose", Imports: "cmd/gitlab-sardine-executor/command executor/config executor/config/origin executor/doctor executor/failure executor/joblog executor/status vm/virt"},
+	{Path: "cmd/gitlab-sardine-executor/makeimage", Imports: "cmd/gitlab-sardine-executor/command executor/build executor/joblog oci oci/format"},
 	{Path: "executor", Imports: "executor/claim executor/config executor/credentials executor/failure executor/gauges executor/guestshell executor/job executor/joblog executor/metrics executor/outcome executor/policy executor/sweep executor/tools internal/dirlock internal/rollback oci oci/registry oci/space oci/store vm vm/admission vm/cache vm/console vm/disk vm/domain vm/guestssh vm/idle vm/record vm/removal vm/snapshot vm/virt"},
 	{Path: "executor/admin", Imports: "executor executor/config executor/guestshell executor/job executor/joblog executor/metrics executor/policy executor/sweep oci oci/export oci/source oci/store vm vm/cache vm/define vm/record vm/seed vm/snapshot vm/virt"},
 	{Path: "executor/adminlog"},
+	{Path: "executor/build", Imports: "executor executor/config executor/guestshell executor/job executor/joblog executor/policy internal/dirlock internal/fileutil oci oci/export oci/registry oci/store oci/transfer vm vm/admission vm/define vm/guestssh vm/record vm/removal vm/virt"},
 	{Path: "executor/claim", Imports: "executor/config executor/policy vm vm/admission vm/cache vm/guestssh vm/idle vm/network vm/network/passt vm/record vm/virt"},
 	{Path: "executor/config", Imports: "oci oci/space oci/store vm/guestssh"},
 	{Path: "executor/config/origin", Imports: "executor/config oci/space"},

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/crypto/ssh"
 )
 
 // A Login holds the credentials for a guest. All that are set are tried.
@@ -51,4 +52,16 @@ func LoadLogin(jobDir string) (Login, error) {
 		return login, fmt.Errorf("load the login that prepare saved: %w", err)
 	}
 	return login, nil
+}
+
+// PublicKey returns the public half of Key as in authorized_keys; empty without a Key.
+func (l Login) PublicKey() string {
+	if len(l.Key) == 0 {
+		return ""
+	}
+	public, err := ssh.NewPublicKey(l.Key.Public())
+	if err != nil {
+		panic(err) // it is an ed25519 key
+	}
+	return FormatKey(public)
 }

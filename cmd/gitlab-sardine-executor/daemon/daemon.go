@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -18,9 +17,6 @@ import (
 	"gitlab-sardine-executor/executor/nesting"
 	"gitlab-sardine-executor/executor/serve"
 )
-
-// gcPercent is how much the heap may grow between collections, in percent of what is in use.
-const gcPercent = 25
 
 // Serve is the command serve.
 func Serve(cfg *command.Settings, version string, stderr io.Writer) *cli.Command {
@@ -49,8 +45,6 @@ func run(ctx context.Context, cfg *command.Settings, version string, stderr io.W
 		return err
 	}
 	defer closer.Close()
-	// The service does little and stays long: it trades a little time for memory.
-	debug.SetGCPercent(gcPercent)
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	defer signal.Stop(reload)

@@ -1,0 +1,72 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+
+	"gitlab-sardine-executor/oci"
+	"gitlab-sardine-executor/oci/export"
+	"gitlab-sardine-executor/vm/define"
+)
+
+// export packs the disks of the machine, which has powered off, on top of those of the base.
+func (b *builder) export(ctx context.Context, m *machine) (digest.Digest, error) {
+	disks, domain, err := newDisks(m.image, m.started.Overlays)
+	if err != nil {
+		return "", fmt.Errorf("export the disks of the machine: %w", err)
+	}
+	progress := b.Progress("Exporting")
+	defer progress.Close()
+	o := export.Options{
+		Disks: disks, DomainXML: domain, Guest: b.guestConfig(m.image.Guest), Labels: b.Labels,
+		Architecture: m.image.Architecture, OS: m.image.OS, Format: b.Format, Progress: progress,
+	}
+	if !b.NoVerify {
+		o.Check = b.verify
+	}
+	return export.Export(ctx, b.To, o)
+}
+
+// newDisks returns the disks of the new image and its domain XML. Each overlay replaces a disk
+// of the base, which becomes its backing file.
+func newDisks(base *oci.Image, overlays map[string]string) ([]export.Disk, []byte, error) {
+	var disks []export.Disk
+	renamed := make(map[string]string)
+	for _, d := range base.Disks {
+		if overlay, ok := overlays[d.Name]; ok {
+			disk := export.Disk{Path: overlay, Name: d.Name, Format: "qcow2"}
+			if d.Format != "qcow2" {
+				disk.Name = filepath.Base(overlay)
+				renamed[d.Name] = disk.Name
+			}
+			disks = append(disks, disk)
+		} else if d.CDROM {
+			disks = append(disks, export.Disk{Path: filepath.Join(base.Dir, d.Name), Name: d.Name, Format: d.Format, CDROM: true})
+		}
+	}
+	if base.DomainXML == nil || len(renamed) == 0 {
+		return disks, base.DomainXML, nil
+	}
+	doc, err := define.RenameDisks(base.DomainXML, renamed)
+	return disks, doc, err
+}
+
+// guestConfig puts the user of the build first, if one was chosen.
+func (b *builder) guestConfig(guest oci.GuestConfig) oci.GuestConfig {
+	if b.User == "" {
+		return guest
+	}
+	users := []oci.User{{Username: b.User}}
+	for _, user := range guest.Users {
+		if user.Username == b.User {
+			users[0] = user
+		}
+	}
+	rest := slices.DeleteFunc(slices.Clone(guest.Users), func(u oci.User) bool { return u.Username == b.User })
+	guest.Users = append(users, rest...)
+	return guest
+}
