@@ -19,7 +19,7 @@ import (
 const otherKind = `login_grace = "31s"`
 
 // idleRounds of each measurement: four machines boot in each.
-const idleRounds = 5
+const idleRounds = 3
 
 // BenchmarkIdle measures prepare with an idle machine against prepare with a boot, and against
 // ssh guest true; prepare with a boot on a host that idle machines fill against one with room;
