@@ -59,17 +59,17 @@ func benchmarkIdle(b *testing.B, mode *testbed.Mode) {
 			prepare(s, "idle")
 			s.awaitIdle(b, idle)
 			booting.Configure(b, `memory = "256MiB"`, `pull_policy = "if-not-present"`, otherKind)
-			prepare(&booting, "boot, room")
+			prepare(&booting, "boot-room")
 			s.awaitIdle(b, idle)
 			booting.Configure(b, `memory = "256MiB"`, `pull_policy = "if-not-present"`, otherKind, full)
-			prepare(&booting, "boot, full")
+			prepare(&booting, "boot-full")
 		}
 		s.awaitIdle(b, idle)
 		v.rest(b)
 	}
-	compare(b, times, "idle", "boot, room")
+	compare(b, times, "idle", "boot-room")
 	compare(b, times, "idle", "ssh true")
-	compare(b, times, "boot, full", "boot, room")
+	compare(b, times, "boot-full", "boot-room")
 }
 
 // hostMemory is the memory of the host in bytes, as libvirt sees it.
@@ -89,7 +89,7 @@ func hostMemory(t testing.TB, mode *testbed.Mode) int64 {
 }
 
 // restTime is how long the service is watched at rest.
-const restTime = 60 * time.Second
+const restTime = 30 * time.Second
 
 // rest reports the processor and the memory that the service takes while nothing happens.
 func (v *service) rest(b *testing.B) {
