@@ -21,6 +21,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/executor/serve"
@@ -279,6 +280,27 @@ func TestTooManyCreates(t *testing.T) {
 	}
 	if _, err := m.Create(t.Context(), "registry.example.com/a:1"); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The work for a call ends with its client, and with serve, as a stage ends by a signal.
+func TestBound(t *testing.T) {
+	ending, end := context.WithCancel(t.Context())
+	m := &machines{ending: ending}
+	client, leave := context.WithCancel(t.Context())
+	first, release := m.bound(client)
+	defer release()
+	leave()
+	<-first.Done()
+	if cause := context.Cause(first); !errors.Is(cause, failure.ErrCancelled) || errors.Is(cause, errEnding) {
+		t.Errorf("the client is gone: %v", cause)
+	}
+	second, release := m.bound(t.Context())
+	defer release()
+	end()
+	<-second.Done()
+	if cause := context.Cause(second); !errors.Is(cause, errEnding) {
+		t.Errorf("serve is ending: %v", cause)
 	}
 }
 
