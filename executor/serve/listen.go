@@ -106,6 +106,9 @@ type socket struct {
 	path string
 }
 
+// Addr is where clients find it.
+func (s *socket) Addr() net.Addr { return &net.UnixAddr{Name: s.path, Net: "unix"} }
+
 func (s *socket) Close() error { return errors.Join(os.Remove(s.path), s.Listener.Close()) }
 
 func (p *page) Name() string  { return "listen" }

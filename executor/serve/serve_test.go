@@ -146,6 +146,9 @@ func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if got := first.Addr().String(); got != path {
+		t.Errorf("it listens at %s, want %s", got, path)
+	}
 	if second, err := ListenUnix(path, -1); err == nil {
 		second.Close()
 		t.Error("two listen at one path")
