@@ -9,10 +9,10 @@ import (
 
 const output = `commit: 0123456
 cpu: Example
-BenchmarkStages/session-2         	       1	89642254511 ns/op	 5.0 prepare-s	 4.0 prepare-peer-s 1.25 prepare-ratio 0.2 run-s 0.1 run-peer-s 2 run-ratio 0.3 cleanup-s 0.3 cleanup-peer-s 1 cleanup-ratio
+BenchmarkStages/session-2         	       1	89642254511 ns/op	 5.0 prepare-s	 4.0 virsh-create-banner-s 1.25 prepare/virsh-create-banner 0.2 run-s 0.1 ssh-true-s 2 run/ssh-true 0.3 cleanup-s 0.3 virsh-destroy-s 1 cleanup/virsh-destroy
 --- BENCH: BenchmarkStages/session-2
     bench_test.go:109: config    0.083 s
-BenchmarkPull/gzip 1 2.5 pull-s 10 pull-peer-s 0.25 pull-ratio
+BenchmarkPull/gzip 1 2.5 pull-s 10 skopeo-gzip-s 0.25 pull/skopeo-gzip
 BenchmarkOutput-2 1 300 MB/s
 PASS
 `

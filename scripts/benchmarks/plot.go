@@ -25,16 +25,16 @@ var plots = []plot{
 	{
 		File: "benchmark-stages.svg", Title: "Seconds of a job with an empty script",
 		Bars: []bar{
-			{"virsh, ssh: by hand", []part{{"Stages/session prepare-peer-s", "create, until SSH answers"}, {"Stages/session run-peer-s", "ssh true"}, {"Stages/session cleanup-peer-s", "destroy"}}, true},
+			{"virsh, ssh: by hand", []part{{"Stages/session virsh-create-banner-s", "create, until SSH answers"}, {"Stages/session ssh-true-s", "ssh true"}, {"Stages/session virsh-destroy-s", "destroy"}}, true},
 			{"boot", []part{{"Stages/session prepare-s", "prepare"}, {"Stages/session run-s", "run"}, {"Stages/session cleanup-s", "cleanup"}}, false},
 			{"memory snapshot", []part{{"Snapshot/session snapshot-s", "prepare"}, {"Stages/session run-s", "run"}, {"Stages/session cleanup-s", "cleanup"}}, false},
-			{"idle machine of serve", []part{{"IdleMachine/session prepare-s", "prepare"}, {"Stages/session run-s", "run"}, {"Stages/session cleanup-s", "cleanup"}}, false},
+			{"idle machine of serve", []part{{"Idle/session idle-s", "prepare"}, {"Stages/session run-s", "run"}, {"Stages/session cleanup-s", "cleanup"}}, false},
 		},
 	},
 	{
 		File: "benchmark-pulls.svg", Title: "Seconds from a registry to a disk of 1 GiB",
 		Bars: []bar{
-			{"skopeo copy, gzip -dc", []part{{"Pull/gzip pull-peer-s", ""}}, true},
+			{"skopeo copy, gzip -dc", []part{{"Pull/gzip skopeo-gzip-s", ""}}, true},
 			{"gzip layer", []part{{"Pull/gzip pull-s", ""}}, false},
 			{"chunked", []part{{"Pull/chunked pull-s", ""}}, false},
 		},

@@ -104,20 +104,27 @@ func benchmarkSnapshot(b *testing.B, mode *testbed.Mode) {
 	compare(b, times, "snapshot", "boot")
 }
 
-// compare reports the medians of a stage and of what it is measured against.
+// compare reports the medians of a stage and of what it is measured against, in seconds, and
+// their ratio.
 func compare(b *testing.B, times map[string][]time.Duration, stage, peer string) {
 	ours := median(times[stage])
-	b.ReportMetric(ours.Seconds(), stage+"-s")
+	b.ReportMetric(ours.Seconds(), unit(stage)+"-s")
 	if peer == "" {
 		b.Logf("%-8s %6.3f s", stage, ours.Seconds())
 		return
 	}
 	theirs := median(times[peer])
 	ratio := ours.Seconds() / theirs.Seconds()
-	b.ReportMetric(theirs.Seconds(), stage+"-peer-s")
-	b.ReportMetric(ratio, stage+"-ratio")
+	b.ReportMetric(theirs.Seconds(), unit(peer)+"-s")
+	b.ReportMetric(ratio, unit(stage)+"/"+unit(peer))
 	b.Logf("%-8s %6.3f s   %-20s %6.3f s   ratio %.2f, difference %+.3f s",
 		stage, ours.Seconds(), peer, theirs.Seconds(), ratio, (ours - theirs).Seconds())
+}
+
+// unit makes a unit of a metric, which has no spaces: "virsh create, banner" is
+// virsh-create-banner.
+func unit(name string) string {
+	return strings.Join(strings.FieldsFunc(name, func(r rune) bool { return r == ' ' || r == ',' || r == '/' }), "-")
 }
 
 func median(times []time.Duration) time.Duration {
