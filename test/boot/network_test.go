@@ -22,7 +22,7 @@ import (
 // listen serves "reached" by HTTP on an address of the host.
 func listen(t *testing.T, address string) (port string) {
 	t.Helper()
-	l, err := net.Listen("tcp4", net.JoinHostPort(address, "0"))
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,12 +79,50 @@ func addressIn(t *testing.T, guest instance) (address, gateway string) {
 	return address, gateway
 }
 
+// routeIPv6 gives the host a route for IPv6, until the test ends.
+func routeIPv6(t *testing.T) {
+	t.Helper()
+	if os.Getenv(modeVariable) != "" {
+		return
+	}
+	run(t, "ip", "-6", "route", "add", "default", "via", "2001:db8::1", "dev", "uplink")
+	t.Cleanup(func() { run(t, "ip", "-6", "route", "del", "default", "via", "2001:db8::1", "dev", "uplink") })
+}
+
+// checkIPv6 looks at the same with IPv6: the guest has an address if the host has one, and
+// never reaches the loopback address. It makes its address from the prefix that passt
+// announces, so that it has no copy of the host's, and reaches the host in any case.
+func checkIPv6(t *testing.T, guest instance, hostAccess bool, loopback, main string) {
+	t.Helper()
+	own, _ := script(t, guest, `for n in $(seq 50); do ip -6 -o addr show eth0 scope global | sed 's/.*inet6 \([^/]*\).*/\1/' | grep . && break; sleep 0.2; done`)
+	gateway, _ := script(t, guest, `ip -6 route | sed -n 's/default via \([^ ]*\).*/\1%eth0/p'`)
+	own, gateway = strings.TrimSpace(own), strings.TrimSpace(gateway)
+	t.Logf("%s has the address %s and the gateway %s", guest.Name(), own, gateway)
+	if own == "" || gateway == "" || strings.HasPrefix(own, "fd95:3c51:7a0e:1:") != hostAccess {
+		t.Errorf("%s has the address %q and the gateway %q", guest.Name(), own, gateway)
+		return
+	}
+	if !reachesAtLast(t, guest, hostIPv6, main) {
+		t.Errorf("%s does not reach the host by its main IPv6 address", guest.Name())
+	}
+	// All at once: a connection that does not come about takes its time.
+	out, _ := script(t, guest, fmt.Sprintf("for a in ::1 %s %s; do { echo 'GET / HTTP/1.0\n'; sleep 2; } | timeout 5 nc -w 3 $a %s 2>/dev/null & done; wait", gateway, own, loopback))
+	if strings.Contains(out, "reached") {
+		t.Errorf("%s reaches the host's ::1 by ::1, %s or %s: %s", guest.Name(), gateway, own, out)
+	}
+}
+
+// hostIPv6 is the host's address on the interface with the default route.
+const hostIPv6 = "2001:db8::2"
+
 // The user network gives each guest a private network, and nothing of the host's
 // loopback address. What the guest has as its own address leads to the host only if that is
 // wanted.
 func TestUserNetwork(t *testing.T) {
+	routeIPv6(t)
 	mostlyIn(t, "session", func(t *testing.T, l *lab) {
 		port, outside, main := listen(t, "127.0.0.1"), listen(t, hostAddress), listen(t, host.Uplink)
+		port6, main6 := listen(t, "::1"), listen(t, hostIPv6)
 		first := l.ready(t, l.spec("first", onNetwork(network.User)))
 		second := l.ready(t, l.spec("second", onNetwork(network.User), func(s *vm.Spec) { s.HostAccess = true }))
 		for _, guest := range []*vm.Started{first, second} {
@@ -113,6 +151,8 @@ func TestUserNetwork(t *testing.T) {
 				}
 			}
 		}
+		checkIPv6(t, first, false, port6, main6)
+		checkIPv6(t, second, true, port6, main6)
 		// The forwarded ports of SSH are on the loopback address, too.
 		_, forwarded, _ := net.SplitHostPort(second.Record().Address)
 		if greetsAt(t, first, gateway, forwarded) {
