@@ -33,7 +33,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
+.PHONY: help deps build guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package first-hour test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +118,11 @@ test-package: guest ## install, use, upgrade and remove the packages in clean re
 			dist/gitlab-sardine-executor_0~test1+deb$${n}_*.deb dist/gitlab-sardine-executor_0~test2+deb$${n}_*.deb || exit 1; \
 		rm -f dist/gitlab-sardine-executor_0~test*; \
 	done
+
+first-hour: guest ## walk from a clean Debian 13 to a job, and write docs/first-hour.md
+	@scripts/in-debian.sh trixie env COMMIT='$(COMMIT)' scripts/package.sh 0~walk deb
+	@DEBIAN_PACKAGES='$(CLEAN)' scripts/in-debian.sh trixie scripts/first-hour.sh dist/gitlab-sardine-executor_0~walk+deb13_*.deb
+	@rm -f dist/gitlab-sardine-executor_0~walk*
 
 # The race detector needs CGO and about twice the time. What boots machines runs without:
 # the program under test is another process there.
