@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,12 +146,18 @@ func TestBadInput(t *testing.T) {
 			gitlab.BuildFailure, []string{"vagrant", "VM config", "identity_file"},
 		},
 	}
+	// What each attempt waits for is seen in one.
+	waits := []string{"registry down", "guest that never answers"}
 	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		for _, test := range tests {
 			t.Run(test.name, func(t *testing.T) {
 				s := sharedSite(t, mode)
 				job := s.job("echo script runs")
 				test.arrange(t, s, &job)
+				if slices.Contains(waits, test.name) {
+					s.checkPrepareFails(t, job, test.says)
+					return
+				}
 				result := s.runner(t).Run(deadline(t), job)
 				checkOutputs(t, result)
 				if result.Status != test.status {
@@ -172,14 +179,20 @@ func TestGuestWithoutAddress(t *testing.T) {
 		s := sharedSite(t, mode, `timeout = "3s"`)
 		job := s.job("true")
 		job.Image.Name = s.pushBlankDisk(t)
-		result := s.runner(t).Run(deadline(t), job)
-		checkOutputs(t, result)
-		failed, attempts := failures(result)
-		if result.Status != gitlab.SystemFailure || attempts != gitlab.PrepareAttempts {
-			t.Errorf("%d attempts, want %d: %s", attempts, gitlab.PrepareAttempts, result)
-		}
-		checkErrorLine(t, failed.Stderr, []string{"3s", "got no address from the network"})
+		s.checkPrepareFails(t, job, []string{"3s", "got no address from the network"})
 	})
+}
+
+// checkPrepareFails has one attempt to prepare a job fail on the host's side, and wants it
+// to leave nothing.
+func (s *site) checkPrepareFails(t *testing.T, job gitlab.Job, says []string) {
+	t.Helper()
+	e := s.runner(t).Stage(deadline(t), job, "prepare")
+	if e.ExitCode != gitlab.SystemFailureExitCode || e.OutputHeld {
+		t.Errorf("want a system failure, got %s", e)
+	}
+	checkErrorLine(t, e.Stderr, says)
+	s.mustCleanUp(t, job)
 }
 
 // failures returns the first execution that failed, and how many attempts there
