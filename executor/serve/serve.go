@@ -154,7 +154,8 @@ func (s *Server) lock() (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dirs.Jobs, 0o700); err != nil {
+	// The QEMU of the system daemon passes through the storage, but not through jobs.
+	if err := errors.Join(os.MkdirAll(filepath.Dir(dirs.Jobs), 0o755), os.MkdirAll(dirs.Jobs, 0o700)); err != nil {
 		return nil, fmt.Errorf("start serve: %w", err)
 	}
 	lock := flock.New(filepath.Join(dirs.Jobs, lockFile))

@@ -112,6 +112,15 @@ func TestPagesAndTheirSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop := s.start(t)
+	dirs, err := s.Settings.Get().Dirs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if info, err := os.Stat(filepath.Dir(dirs.Jobs)); err != nil || info.Mode().Perm()&0o001 == 0 {
+			t.Errorf("QEMU cannot pass through a new storage: %v, %v", info, err)
+		}
+	}()
 	var changes metrics.Changes
 	changes.Set("sardine_machines", 2)
 	s.Metrics.Add(&changes)
