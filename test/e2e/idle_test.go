@@ -17,6 +17,7 @@ import (
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/gitlab"
+	"gitlab-sardine-executor/vm/idle"
 )
 
 // A service is a running gitlab-sardine-executor serve.
@@ -84,13 +85,9 @@ func (v *service) kill(t testing.TB) {
 	v.ended = nil
 }
 
-// idle are the names of the machines that jobs can take.
+// idle are the names of the machines that jobs can take, the oldest first.
 func (s *site) idle() []string {
-	entries, _ := os.ReadDir(filepath.Join(s.Storage, "jobs", ".idle"))
-	var names []string
-	for _, entry := range entries {
-		names = append(names, entry.Name())
-	}
+	names, _ := idle.Offered(filepath.Join(s.Storage, "jobs"))
 	return names
 }
 
