@@ -107,7 +107,8 @@ func stage(c *cli.Context, cfg *command.Settings, stderr io.Writer, run func(*ex
 	log := joblog.NewGitLab(stderr)
 	// Ignore further signals: prepare has to remove its machine, and exitInTime ends
 	// a stage that hangs.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(c.Context, func() { exitInTime(log) })
 	settings, err := cfg.Load()
 	if err != nil {
@@ -133,7 +134,7 @@ func stage(c *cli.Context, cfg *command.Settings, stderr io.Writer, run func(*ex
 	if err != nil && c.Context.Err() != nil {
 		logger.Debug("error after the signal", "error", err)
 	}
-	err = resultAfterSignal(c, err)
+	err = resultAfterSignal(c, signals, err)
 	logStage(logger, c.Command.Name, j, time.Since(began), err)
 	return finish(log, err)
 }
@@ -150,12 +151,29 @@ func exitInTime(log *joblog.Log) {
 // resultAfterSignal replaces the error of a stage that got a signal by the signal. That
 // includes nil, because the job would go on. A cleanup that succeeded has succeeded:
 // nothing follows it.
-func resultAfterSignal(c *cli.Context, err error) error {
+func resultAfterSignal(c *cli.Context, signals <-chan os.Signal, err error) error {
 	cause := context.Cause(c.Context)
+	if gotSignal(signals) {
+		cause = failure.ErrCancelled // perhaps too late for the context
+	}
 	if !errors.Is(cause, failure.ErrCancelled) || err == nil && c.Command.Name == "cleanup" {
 		return err
 	}
 	return cause
+}
+
+// gotSignal reports whether a signal is in the channel, after what the kernel has delivered
+// to this process has got there: [signal.Stop] waits for that.
+func gotSignal(signals <-chan os.Signal) bool {
+	another := make(chan os.Signal, 1)
+	signal.Notify(another, syscall.SIGTERM, syscall.SIGINT)
+	signal.Stop(another)
+	select {
+	case <-signals:
+		return true
+	default:
+		return false
+	}
 }
 
 // logStage logs for the administrator how a stage ended.
