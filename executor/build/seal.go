@@ -4,11 +4,11 @@ import (
 	"context"
 	_ "embed" // the script
 	"fmt"
+	"strings"
+	"time"
 
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm/guestssh"
-	"strings"
-	"time"
 )
 
 // sealScript removes from the guest what must differ between machines, and what a build
@@ -17,6 +17,10 @@ import (
 //go:embed scripts/seal.sh
 var sealScript string
 
+// readSeal runs the script from standard input, since Dropbear refuses commands that are
+// that long. It has an empty standard input then.
+const readSeal = `script=$(cat) && eval "$script" </dev/null`
+
 // seal prepares the guest for many machines. The connection stays usable.
 func (m *machine) seal(ctx context.Context) error {
 	began := time.Now()
@@ -24,7 +28,7 @@ func (m *machine) seal(ctx context.Context) error {
 	defer end()
 	ctx, cancel := context.WithTimeout(ctx, m.b.Timeout)
 	defer cancel()
-	if err := runAsRoot(ctx, m.started.Instance, m.b.Log, nil, sealScript, publicKey(m.login)); err != nil {
+	if err := runAsRoot(ctx, m.started.Instance, m.b.Log, strings.NewReader(sealScript), readSeal, publicKey(m.login)); err != nil {
 		return fmt.Errorf("seal the guest: %w", err)
 	}
 	m.b.Log.Say("Sealed (%s)", joblog.Seconds(time.Since(began)))
