@@ -1,0 +1,254 @@
+//go:build boot
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gitlab.com/gitlab-org/fleeting/nesting/api"
+	"golang.org/x/crypto/ssh"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"gitlab-sardine-executor/internal/testbed"
+)
+
+// A dialFunc opens connections from a host: to sockets, and to its guests.
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// newSigner makes an SSH key.
+func newSigner() (ssh.Signer, error) {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return ssh.NewSignerFromKey(private)
+}
+
+// newKey makes an SSH key, and its line for authorized_keys.
+func newKey(t testing.TB) (ssh.Signer, string) {
+	t.Helper()
+	signer, err := newSigner()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+}
+
+// nestingClient connects to the nesting API as GitLab Runner does: by GitLab's client.
+func nestingClient(t testing.TB, dial dialFunc, socket string) api.Client {
+	t.Helper()
+	conn, err := api.NewClientConn("unix://"+socket, api.Dialer(dial))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := api.New(conn)
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// inMachine runs a command in the machine of a client, and returns its output.
+func inMachine(ctx context.Context, dial dialFunc, address string, auth ssh.AuthMethod, command string) (string, error) {
+	conn, err := dial(ctx, "tcp", address)
+	if err != nil {
+		return "", fmt.Errorf("connect to the machine: %w", err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	// GitLab Runner does not know the host keys of guests either.
+	c, channels, requests, err := ssh.NewClientConn(conn, address, &ssh.ClientConfig{User: "vagrant", Auth: []ssh.AuthMethod{auth}, HostKeyCallback: ssh.InsecureIgnoreHostKey()})
+	if err != nil {
+		return "", fmt.Errorf("log in to the machine: %w", err)
+	}
+	client := ssh.NewClient(c, channels, requests)
+	defer client.Close()
+	session, err := client.NewSession()
+	if err != nil {
+		return "", err
+	}
+	var output bytes.Buffer
+	session.Stdout, session.Stderr = &output, &output
+	err = session.Run(command)
+	return output.String(), err
+}
+
+// configureNesting writes settings with the nesting API, for clients with that key.
+func (s *site) configureNesting(t testing.TB, socket, key string, machines int) {
+	t.Helper()
+	s.configureIdle(t, machines, `pull_policy = "if-not-present"`, fmt.Sprintf("allowed_images = [%q]", strings.TrimSuffix(s.image, "guest:1")+"*"))
+	s.append(t, "[serve]", "nesting = true", fmt.Sprintf("nesting_socket = %q", socket), fmt.Sprintf("nesting_authorized_keys = [%q]", key))
+}
+
+// append adds lines to the settings.
+func (s *site) append(t testing.TB, lines ...string) {
+	t.Helper()
+	text, err := os.ReadFile(s.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Mode.WriteFile(t, s.Config, string(text)+strings.Join(lines, "\n")+"\n")
+}
+
+// A client of the nesting API gets a machine that was ready before, and one that boots. They are
+// like those of jobs, and outlive a serve that is killed.
+func TestNesting(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := sharedSite(t, mode)
+		socket := filepath.Join(mode.Dir(t), "run", "nesting.sock")
+		key, line := newKey(t)
+		s.configureNesting(t, socket, line, 1)
+		v := s.serve(t)
+		first := s.awaitIdle(t, 1)[0]
+		dial := (&net.Dialer{}).DialContext
+		client, ctx, slot := nestingClient(t, dial, socket), deadline(t), int32(0)
+
+		if _, _, err := client.Create(ctx, s.image, &slot); !errors.Is(err, api.ErrNotInitialized) {
+			t.Errorf("Create before Init: %v", err)
+		}
+		if err := client.Init(ctx, []byte("null")); err != nil {
+			t.Fatal(err)
+		}
+		for image, code := range map[string]codes.Code{
+			strings.Replace(s.image, "guest:1", "missing:1", 1): codes.NotFound, "docker.io/library/debian": codes.InvalidArgument,
+		} {
+			if _, _, err := client.Create(ctx, image, nil); status.Code(err) != code || !strings.Contains(err.Error(), "(build failure)") {
+				t.Errorf("Create %s: %v", image, err)
+			}
+		}
+		idle, _, err := client.Create(ctx, s.image, &slot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.configureNesting(t, socket, line, 0)
+		if titles := mode.Virsh(t, "list", "--title"); !strings.Contains(titles, first) || !strings.Contains(titles, idle.GetId()) {
+			t.Errorf("%s is not %s:\n%s", idle.GetId(), first, titles)
+		}
+		for name, auth := range map[string]ssh.AuthMethod{"key": ssh.PublicKeys(key), "password": ssh.Password("vagrant")} {
+			if output, err := inMachine(ctx, dial, idle.GetAddr(), auth, "echo mark >>/tmp/mark; cat /tmp/mark | tail -n 1"); output != "mark\n" || err != nil {
+				t.Errorf("by %s: %q, %v", name, output, err)
+			}
+		}
+		s.checkStatus(t, idle.GetId())
+		number := idle.GetId()[strings.LastIndexByte(idle.GetId(), '-')+1:]
+		cmd := mode.Command(ctx, s.Driver, "--config", s.Config, "ssh", number)
+		cmd.Stdin = strings.NewReader("cat /tmp/mark\n")
+		if output, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(output), "mark") {
+			t.Errorf("the command ssh: %v, %s", err, output)
+		}
+
+		// The slot's machine is replaced by one that boots.
+		booted, stomped, err := client.Create(ctx, s.image, &slot)
+		if err != nil || stomped == nil || *stomped != idle.GetId() || strings.Contains(mode.Virsh(t, "list", "--name"), first) {
+			t.Fatalf("Create in the same slot: %v, %v, %v", booted, stomped, err)
+		}
+		until(t, "idle machines are gone", func() bool { return len(s.idleDomains(t)) == 0 })
+		if output, err := inMachine(ctx, dial, booted.GetAddr(), ssh.PublicKeys(key), "cat /tmp/mark"); err == nil {
+			t.Errorf("the machine is not fresh: %s", output)
+		}
+		v.kill(t)
+		v = s.serve(t)
+		client = nestingClient(t, dial, socket)
+		until(t, "serve listens again", func() bool { _, err := client.List(ctx); return status.Code(err) != codes.Unavailable })
+		vms, err := client.List(ctx)
+		if err != nil || len(vms) != 1 || vms[0].GetId() != booted.GetId() || vms[0].GetAddr() != booted.GetAddr() || vms[0].GetName() != s.image {
+			t.Errorf("List after a kill of serve: %v, %v", vms, err)
+		}
+		for range 2 {
+			if err := client.Delete(ctx, booted.GetId()); err != nil {
+				t.Errorf("Delete: %v", err)
+			}
+		}
+		// A client that vanishes while its machine boots.
+		vanishing, vanish := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { _, _, err := client.Create(vanishing, s.image, nil); ended <- err }()
+		until(t, "the machine boots", func() bool { return strings.Contains(mode.Virsh(t, "list", "--name"), "sardine-") })
+		vanish()
+		if err := <-ended; status.Code(err) != codes.Canceled {
+			t.Errorf("a Create that was cancelled: %v", err)
+		}
+		until(t, "its machine is gone", func() bool { return s.left(t) == "nothing" })
+		v.stop(t)
+	})
+}
+
+// checkStatus wants status to show the machine as it shows those of jobs.
+func (s *site) checkStatus(t testing.TB, machine string) {
+	t.Helper()
+	if text := s.Run(t, "status", "--json"); !strings.Contains(text, `"nesting"`) || !strings.Contains(text, machine[strings.LastIndexByte(machine, '-')+1:]) {
+		t.Errorf("status does not show %s: %s", machine, text)
+	}
+}
+
+// A machine that no client removes goes when it has expired, without serve.
+func TestNestingExpires(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s := sharedSite(t, mode)
+		socket := filepath.Join(mode.Dir(t), "run", "nesting.sock")
+		_, line := newKey(t)
+		s.configureNesting(t, socket, line, 0)
+		s.append(t, `nesting_timeout = "1s"`)
+		v := s.serve(t)
+		client, ctx := nestingClient(t, (&net.Dialer{}).DialContext, socket), deadline(t)
+		until(t, "serve listens", func() bool { return status.Code(client.Init(ctx, nil)) != codes.Unavailable })
+		vm, _, err := client.Create(ctx, s.image, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.kill(t)
+		until(t, "the machine has expired", func() bool { return strings.Contains(s.Run(t, "sweep"), vm.GetId()) })
+		if left := s.left(t); left != "nothing" {
+			t.Errorf("left is %s", left)
+		}
+	})
+}
+
+// BenchmarkNesting measures Create with an idle machine, against a login by ssh to the same
+// machine, and Delete.
+func BenchmarkNesting(b *testing.B) {
+	mode := testbed.Session(b)
+	s := newSite(b, mode)
+	socket := filepath.Join(mode.Dir(b), "run", "nesting.sock")
+	_, line := newKey(b)
+	s.configureNesting(b, socket, line, 1)
+	v := s.serve(b)
+	shell := newSSH(b, mode)
+	client := nestingClient(b, (&net.Dialer{}).DialContext, socket)
+	until(b, "serve listens", func() bool { return status.Code(client.Init(b.Context(), nil)) != codes.Unavailable })
+	times := map[string][]time.Duration{}
+	for b.Loop() {
+		for range rounds {
+			s.awaitIdle(b, 1)
+			began := time.Now()
+			vm, _, err := client.Create(b.Context(), s.image, nil)
+			times["create"] = append(times["create"], time.Since(began))
+			if err != nil {
+				b.Fatal(err)
+			}
+			times["ssh true"] = append(times["ssh true"], shell.run(b, vm.GetAddr()))
+			began = time.Now()
+			if err := client.Delete(b.Context(), vm.GetId()); err != nil {
+				b.Fatal(err)
+			}
+			times["delete"] = append(times["delete"], time.Since(began))
+		}
+	}
+	slices.Sort(times["create"])
+	b.Logf("create: %v", times["create"])
+	compare(b, times, "create", "ssh true")
+	compare(b, times, "delete", "")
+	v.stop(b)
+}
