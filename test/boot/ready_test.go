@@ -22,7 +22,8 @@ import (
 )
 
 // A guest that cannot become ready ends the wait at once, long before the
-// deadline, and what it last said is at hand.
+// deadline, and what it last said is at hand. (By day, test/e2e has one with another
+// password.)
 func TestGuestThatWillNotBeReady(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -36,6 +37,9 @@ func TestGuestThatWillNotBeReady(t *testing.T) {
 		{"panics and restarts", variant{arguments: "rdinit=/usr/bin/false"}, guestLogin, vm.ErrGuestStopped, ""},
 		{"has another password", variant{}, guestssh.Login{User: "vagrant", Password: "guess"}, guestssh.ErrLogin, "guest:"},
 	} {
+		if test.want == guestssh.ErrLogin && !nightly {
+			continue
+		}
 		t.Run(strings.ReplaceAll(test.name, " ", "_"), func(t *testing.T) {
 			sessionOnly(t, func(t *testing.T, l *lab) {
 				guest := l.start(t, l.spec("unready", test.guest.of(t, l)))
