@@ -27,7 +27,12 @@ type Client struct {
 }
 
 // Close ends the connection.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	if err := c.conn.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil // the guest had closed it
+}
 
 // Handshake logs in on conn, which it closes on failure. Only ctx bounds it. pinned is the
 // required host key; nil accepts any.
