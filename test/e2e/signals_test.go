@@ -118,6 +118,23 @@ func TestSignalsDuringPrepare(t *testing.T) {
 	})
 }
 
+// watchOpens returns a function that reports whether a file was opened since.
+func watchOpens(t *testing.T, path string) func() bool {
+	t.Helper()
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err == nil {
+		t.Cleanup(func() { unix.Close(fd) })
+		_, err = unix.InotifyAddWatch(fd, path, unix.IN_OPEN)
+	}
+	if err != nil {
+		t.Fatalf("watch %s: %v", path, err)
+	}
+	return func() bool {
+		n, err := unix.Read(fd, make([]byte, unix.SizeofInotifyEvent+unix.NAME_MAX+1))
+		return n > 0 && err == nil
+	}
+}
+
 // A prepare that is told to end when its guest is ready, and only its metrics are not
 // written yet, has failed: the job must not go on.
 func TestSignalAtEndOfPrepare(t *testing.T) {
@@ -139,8 +156,10 @@ func TestSignalAtEndOfPrepare(t *testing.T) {
 		if err := build.Log().WaitFor(deadline(t), "Guest ready"); err != nil {
 			t.Fatal(err)
 		}
+		opens := watchOpens(t, path)
 		driver := one(t, "driver", s.isDriver("prepare"))
-		until(t, "the driver waits to write its metrics", func() bool { return driver.opened(path) })
+		// It opens the file for each attempt to lock it.
+		until(t, "the driver waits to write its metrics", func() bool { return opens() || driver.opened(path) })
 		driver.signal(t, syscall.SIGTERM)
 		until(t, "the driver has taken the signal", func() bool { return !driver.pending(syscall.SIGTERM) })
 		lock.Close()
