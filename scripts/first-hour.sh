@@ -21,7 +21,7 @@ if [[ ${1-} != --inside ]]; then
 	cp "$(scripts/build-guest.sh --path)" "$work/guest.qcow2"
 	page=$PWD/docs/first-hour.md
 	apt-get -qq update
-	(cd "$work" && apt-get -qq -o Dpkg::Use-Pty=0 install "./${program}_VERSION+deb13_amd64.deb" >"$work/apt.log" 2>&1) ||
+	(cd "$work" && apt-get -qq -o Dpkg::Use-Pty=0 -o APT::Install-Recommends=true install "./${program}_VERSION+deb13_amd64.deb" >"$work/apt.log" 2>&1) ||
 		{ tail -n 20 "$work/apt.log" >&2; exit 1; }
 	# libvirtd, in namespaces: nothing but it is started for the walk.
 	"$work/nsrun" "$PWD/scripts/first-hour.sh" --inside "$work" "$page.new"
@@ -50,7 +50,8 @@ text() {
 	echo
 }
 settings() { cat >/etc/$program/config.toml; }
-cp /etc/$program/config.toml "$work/config.toml.orig"
+mkdir -p /etc/$program # nsrun has an /etc of its own
+: >/etc/$program/config.toml
 
 text <<'TEXT'
 # The first hour
@@ -85,7 +86,7 @@ The image says which user and password its guest has. Here an image section says
 TEXT
 settings <<'TOML'
 [[image]]
-match = "oci:**"
+match = "oci:/**"
 password = "wrong"
 login_grace = "5s"
 TOML
@@ -117,7 +118,7 @@ umount /srv/small
 text <<'TEXT'
 ## A libvirtd that does not run
 TEXT
-cp "$work/config.toml.orig" /etc/$program/config.toml
+: >/etc/$program/config.toml
 mv /run/libvirt/libvirt-sock /run/libvirt/libvirt-sock.away
 shown "$program try oci:guest:latest -- uname -a"
 shown "$program doctor | head -n 8"
@@ -129,4 +130,9 @@ An ordinary user who is not in the group `libvirt` asks for the system's libvirt
 TEXT
 useradd --create-home ci
 chmod 770 /run/libvirt/libvirt-sock
-shown "setpriv --reuid ci --regid ci --clear-groups env HOME=/home/ci LIBVIRT_DEFAULT_URI=qemu:///system $program try oci:guest:latest -- uname -a"
+settings <<'TOML'
+[defaults]
+connect = "qemu:///system"
+TOML
+shown "cat /etc/$program/config.toml"
+shown "setpriv --reuid ci --regid ci --clear-groups env HOME=/home/ci $program try oci:guest:latest -- uname -a"
