@@ -40,7 +40,7 @@ shown() {
 	echo "# $*"
 	bash -c "$*" >"$work/output" 2>&1 </dev/null || status=$?
 	# Columns for terminals, and what differs in each run.
-	sed -e 's/\x1b\[[0-9;]*[A-Za-z]//g' -e 's/\r$//' -e "s|$work|/root|g" "$work/output"
+	sed -e 's/\x1b\[[0-9;]*[A-Za-z]//g' -e 's/\r$//' -e "s|$work|/root|g" -e "s|/run/home/root|/root|g" "$work/output"
 	[[ $status == 0 ]] || echo "(exit status $status)"
 	echo '```'
 	echo
