@@ -22,6 +22,7 @@ import (
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/guestssh"
+	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -64,8 +65,8 @@ type Instance struct {
 	Guest *vm.Started
 	Login guestssh.Login // to the guest
 	Image *oci.Image
-	// Kind is equal for machines that are made alike; empty if the job chose the size. See
-	// [claim.Kind].
+	// Kind is equal for machines that are made alike; empty if the job chose the size, or if
+	// this host has no idle machines. See [claim.Kind].
 	Kind string
 }
 
@@ -108,9 +109,11 @@ func FetchAndClone(ctx context.Context, host *virt.Host, o FetchAndCloneOptions)
 	if spec.Tools, err = tools.Disk(o.Settings, o.Dirs.Tools); err != nil {
 		o.Log.Warn("the guest gets no disk with gitlab-runner: %v", err)
 	}
-	kind, err := o.kind(host, image, login, spec)
-	if err != nil {
-		return nil, err
+	kind := ""
+	if o.Record.Idle || o.TakeIdle && idle.Used(o.Dirs.Jobs) {
+		if kind, err = o.kind(host, image, login, spec); err != nil {
+			return nil, err
+		}
 	}
 	guest, err := o.takeIdle(ctx, host, spec, kind)
 	if guest == nil && err == nil {

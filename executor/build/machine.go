@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strconv"
 	"time"
 
@@ -227,9 +226,6 @@ func (m *machine) remove(ctx context.Context) error {
 	err := removal.Remove(ctx, m.b.host, m.name, vm.Place{OverlayDir: m.b.dirs.Overlays, JobDir: m.jobDir})
 	if err != nil {
 		err = fmt.Errorf("remove the machine %s (sweep will try again): %w", m.name, err)
-	}
-	if errors.Is(closed, os.ErrClosed) {
-		closed = nil
 	}
 	return errors.Join(closed, err)
 }

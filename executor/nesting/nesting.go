@@ -1,7 +1,7 @@
 // Package nesting offers GitLab's nesting API on a UNIX socket: GitLab Runner's instance
 // executor makes a machine for each job by it, on any number of hosts.
 //
-// The protocol is that of gitlab.com/gitlab-org/fleeting/nesting, the server of which is used.
+// It uses the server of gitlab.com/gitlab-org/fleeting/nesting, which defines the protocol.
 // A machine is made as in the prepare stage of the custom executor, and removed as in its
 // cleanup stage.
 package nesting

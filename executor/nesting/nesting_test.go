@@ -215,7 +215,7 @@ func machineOf(number string) string { return job.Job{ID: number, Server: server
 
 // After a restart the machines are known from libvirt: List shows those that are ready, Delete
 // removes them without Init, and those that were not ready are gone. A machine of a job of the
-// custom executor, or of nobody, cannot be removed.
+// custom executor, or without an owner, cannot be removed.
 func TestMachinesOfAnEarlierServe(t *testing.T) {
 	env, socket := newEnv(t, "")
 	h := virttest.Open(t)

@@ -103,7 +103,7 @@ func runBuild(ctx context.Context, cfg *command.Settings, f *buildFlags, to stri
 	}
 	o.Log = joblog.New(stderr)
 	if os.Getenv("GITLAB_CI") == "true" {
-		o.Log = joblog.NewGitLab(stderr) // whose sections fold
+		o.Log = joblog.NewGitLab(stderr) // its sections fold
 	}
 	o.Progress = func(what string) joblog.Progress { return f.Progress(stderr, what) }
 	d, err := build.Build(ctx, o)
