@@ -1,8 +1,6 @@
 package domainxml
 
 import (
-	"regexp"
-
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -15,7 +13,7 @@ const (
 )
 
 // usbPort is a path through hubs: 1, or 1.4.2.
-var usbPort = regexp.MustCompile(`^[1-9][0-9]?(\.[1-9][0-9]?){0,3}$`)
+var usbPort = newPattern(`^[1-9][0-9]?(\.[1-9][0-9]?){0,3}$`)
 
 // address keeps the address of a device. An invalid one is refused, not dropped: the device
 // would get another address, and so another name in the guest.

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // oneOf returns v if it is among the allowed values, and otherwise the empty string: the
@@ -18,9 +19,17 @@ func oneOf(v string, allowed ...string) string {
 func onOff(v string) string { return oneOf(v, "on", "off") }
 func yesNo(v string) string { return oneOf(v, "yes", "no") }
 
-// matching returns v if it matches pattern, and otherwise the empty string.
-func matching(pattern *regexp.Regexp, v string) string {
-	if pattern.MatchString(v) {
+// A pattern is a regular expression that is compiled when it is first used: all processes of
+// this program would compile them at their start, and few read any XML.
+type pattern func() *regexp.Regexp
+
+func newPattern(text string) pattern {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+}
+
+// matching returns v if it matches p, and otherwise the empty string.
+func matching(p pattern, v string) string {
+	if p().MatchString(v) {
 		return v
 	}
 	return ""

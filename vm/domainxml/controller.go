@@ -1,8 +1,6 @@
 package domainxml
 
 import (
-	"regexp"
-
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -33,7 +31,7 @@ var pciModels = []string{
 	"xio3130-downstream", "pxb", "pxb-pcie", "spapr-pci-host-bridge",
 }
 
-var nvmeSerial = regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`)
+var nvmeSerial = newPattern(`^[A-Za-z0-9_-]{1,20}$`)
 
 // controller keeps the topology of the buses exactly. A controller that cannot be kept is
 // refused, since the addresses of its devices would change. The result is nil for

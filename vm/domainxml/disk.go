@@ -2,7 +2,6 @@ package domainxml
 
 import (
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -10,14 +9,14 @@ import (
 )
 
 var (
-	layerName  = regexp.MustCompile(`^[^/\x00-\x1f\x7f]{1,255}$`)
-	diskTarget = regexp.MustCompile(`^(fd[ab]|hd[a-z]|(sd|vd)a?[a-z])$`)
+	layerName  = newPattern(`^[^/\x00-\x1f\x7f]{1,255}$`)
+	diskTarget = newPattern(`^(fd[ab]|hd[a-z]|(sd|vd)a?[a-z])$`)
 	// diskSerial matches what libvirt accepts (virDomainDiskDefValidate), without characters
 	// of paths and URLs.
-	diskSerial  = regexp.MustCompile(`^[A-Za-z0-9 _.+-]{1,36}$`)
-	diskWWN     = regexp.MustCompile(`^[0-9a-fA-F]{16}$`)
-	scsiVendor  = regexp.MustCompile(`^[A-Za-z0-9 ._-]{1,8}$`)
-	scsiProduct = regexp.MustCompile(`^[A-Za-z0-9 ._-]{1,16}$`)
+	diskSerial  = newPattern(`^[A-Za-z0-9 _.+-]{1,36}$`)
+	diskWWN     = newPattern(`^[0-9a-fA-F]{16}$`)
+	scsiVendor  = newPattern(`^[A-Za-z0-9 ._-]{1,8}$`)
+	scsiProduct = newPattern(`^[A-Za-z0-9 ._-]{1,16}$`)
 )
 
 // check prevents paths in a domain.

@@ -3,7 +3,6 @@ package domainxml
 import (
 	"math/bits"
 	"path"
-	"regexp"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -20,7 +19,7 @@ var architectures = []string{"x86_64", "i686", "aarch64", "armv7l", "riscv64", "
 
 // machineName matches QEMU's general-purpose boards with their versions and the variants of
 // distributions: pc-q35-7.2, pc-i440fx-jammy, virt-8.1, pc-q35-rhel9.4.0.
-var machineName = regexp.MustCompile(`^(pc|q35|virt|microvm|pseries|s390-ccw-virtio|pc-(q35|i440fx)|(pc-q35|pc-i440fx|virt|pseries|s390-ccw-virtio)-[a-z]{0,12}[0-9]{0,3}(\.[0-9]{1,3}){0,2}(-hpb|-sxxm|-v[0-9])?)$`)
+var machineName = newPattern(`^(pc|q35|virt|microvm|pseries|s390-ccw-virtio|pc-(q35|i440fx)|(pc-q35|pc-i440fx|virt|pseries|s390-ccw-virtio)-[a-z]{0,12}[0-9]{0,3}(\.[0-9]{1,3}){0,2}(-hpb|-sxxm|-v[0-9])?)$`)
 
 func (r *rebuilder) domainType(in, out *libvirtxml.Domain) error {
 	switch in.Type {
@@ -213,10 +212,10 @@ func kibibytes(element string, value uint, unit string) (uint, error) {
 }
 
 var (
-	cpuModel   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
-	cpuFeature = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,40}(\.[0-9])?$`) // sse4.1
-	cpuVendor  = regexp.MustCompile(`^[A-Za-z]{1,16}$`)
-	vendorID   = regexp.MustCompile(`^[A-Za-z0-9 !?_-]{1,12}$`) // a comma would begin another QEMU option
+	cpuModel   = newPattern(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
+	cpuFeature = newPattern(`^[a-z0-9][a-z0-9_-]{0,40}(\.[0-9])?$`) // sse4.1
+	cpuVendor  = newPattern(`^[A-Za-z]{1,16}$`)
+	vendorID   = newPattern(`^[A-Za-z0-9 !?_-]{1,12}$`) // a comma would begin another QEMU option
 )
 
 func (r *rebuilder) cpus(in, out *libvirtxml.Domain) error {
