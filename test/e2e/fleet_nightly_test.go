@@ -125,43 +125,46 @@ func serveSSH(conn net.Conn, authorized string) {
 	}
 	go ssh.DiscardRequests(requests)
 	for offered := range channels {
-		network, address := "", ""
-		switch offered.ChannelType() {
-		case "direct-streamlocal@openssh.com":
-			var to struct {
-				Path     string
-				Reserved string
-				Port     uint32
-			}
-			if ssh.Unmarshal(offered.ExtraData(), &to) == nil {
-				network, address = "unix", to.Path
-			}
-		case "direct-tcpip":
-			var to struct {
-				Host       string
-				Port       uint32
-				Origin     string
-				OriginPort uint32
-			}
-			if ssh.Unmarshal(offered.ExtraData(), &to) == nil {
-				network, address = "tcp", net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port)))
-			}
-		}
-		go func() {
-			to, err := net.DialTimeout(network, address, 10*time.Second)
-			if err != nil {
-				_ = offered.Reject(ssh.ConnectionFailed, err.Error())
-				return
-			}
-			channel, requests, err := offered.Accept()
-			if err != nil {
-				to.Close()
-				return
-			}
-			go ssh.DiscardRequests(requests)
-			pipe(channel, to)
-		}()
+		go forwardChannel(offered)
 	}
+}
+
+// forwardChannel connects a channel with the socket or port that its opener asks for.
+func forwardChannel(offered ssh.NewChannel) {
+	network, address := "", ""
+	switch offered.ChannelType() {
+	case "direct-streamlocal@openssh.com":
+		var to struct {
+			Path     string
+			Reserved string
+			Port     uint32
+		}
+		if ssh.Unmarshal(offered.ExtraData(), &to) == nil {
+			network, address = "unix", to.Path
+		}
+	case "direct-tcpip":
+		var to struct {
+			Host       string
+			Port       uint32
+			Origin     string
+			OriginPort uint32
+		}
+		if ssh.Unmarshal(offered.ExtraData(), &to) == nil {
+			network, address = "tcp", net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port)))
+		}
+	}
+	to, err := net.DialTimeout(network, address, 10*time.Second)
+	if err != nil {
+		_ = offered.Reject(ssh.ConnectionFailed, err.Error())
+		return
+	}
+	channel, requests, err := offered.Accept()
+	if err != nil {
+		to.Close()
+		return
+	}
+	go ssh.DiscardRequests(requests)
+	pipe(channel, to)
 }
 
 const (
@@ -312,6 +315,89 @@ func (h *fleetHost) machineFiles() []string {
 	return append(jobs, clones...)
 }
 
+// A fleet is the work of a runner manager: jobs that wait for a host, and how they went.
+type fleet struct {
+	hosts []*fleetHost
+	todo  chan int       // numbers of jobs
+	open  sync.WaitGroup // jobs that have not ended well
+
+	mu     sync.Mutex
+	counts []int // of jobs that ended well, by host
+	lost   int   // attempts, on the host that dies
+	dead   bool
+}
+
+const (
+	fleetJobs = 20
+	// fleetWorkers is the number of jobs that each host has at a time.
+	fleetWorkers = 2
+	// fleetVictim is the host that dies when it has a machine for the job after so many.
+	fleetVictim, fleetVictimJobs = 1, 2
+)
+
+// run runs the jobs. All hosts have jobs until all jobs have ended well.
+func (f *fleet) run(t *testing.T) {
+	f.todo, f.counts = make(chan int, fleetJobs), make([]int, len(f.hosts))
+	f.open.Add(fleetJobs)
+	for n := range fleetJobs {
+		f.todo <- n
+	}
+	finished := make(chan struct{})
+	go func() { f.open.Wait(); close(finished) }()
+	var workers sync.WaitGroup
+	for which := range f.hosts {
+		for slot := range fleetWorkers {
+			client := f.hosts[which].client(t)
+			workers.Go(func() { f.work(t, client, which, int32(slot), finished) })
+		}
+	}
+	workers.Wait()
+}
+
+// work runs jobs on one host until all have ended well, or the host is dead.
+func (f *fleet) work(t *testing.T, client api.Client, which int, slot int32, finished <-chan struct{}) {
+	for {
+		select {
+		case n := <-f.todo:
+			err := f.hosts[which].job(t.Context(), client, n, slot, func() { f.powerFailure(which) })
+			if f.ended(which, err) {
+				f.todo <- n // as retry: runner_system_failure does
+				return
+			}
+			if err != nil {
+				t.Errorf("job %d on host %d: %v", n, which, err)
+			}
+			f.open.Done()
+		case <-finished:
+			return
+		}
+	}
+}
+
+// powerFailure ends the victim, in the middle of its jobs.
+func (f *fleet) powerFailure(which int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if which == fleetVictim && f.counts[which] >= fleetVictimJobs && !f.dead {
+		f.dead = true
+		f.hosts[which].kill()
+	}
+}
+
+// ended counts an attempt, and reports whether the death of the host has ended it.
+func (f *fleet) ended(which int, err error) (died bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	died = err != nil && f.dead && which == fleetVictim
+	switch {
+	case died:
+		f.lost++
+	case err == nil:
+		f.counts[which]++
+	}
+	return died
+}
+
 // Twenty jobs on two hosts with one registry behind a mirror. One host dies while it runs jobs:
 // they run again on the other one, which loses nothing. The dead one has nothing of them when it
 // is back, and takes jobs.
@@ -322,86 +408,40 @@ func TestTwoHosts(t *testing.T) {
 	site.Mode.Trust(t, registry)
 	site.Run(t, "push", "--quiet", "oci:"+guestLayout(t)+":1", registry.Image("vms/guest:1"))
 	mirror := startMirror(t, registry)
-	hosts := []*fleetHost{newFleetHost(t, mirror, "user", 1), newFleetHost(t, mirror, "default", 0)}
-	for _, h := range hosts {
+	f := &fleet{hosts: []*fleetHost{newFleetHost(t, mirror, "user", 1), newFleetHost(t, mirror, "default", 0)}}
+	for _, h := range f.hosts {
 		h.start(t)
 	}
-	const jobs, workers = 20, 2
-	todo := make(chan int, jobs)
-	for n := range jobs {
-		todo <- n
+	f.run(t)
+	if !f.dead || f.lost == 0 || f.counts[0]+f.counts[1] != fleetJobs {
+		t.Errorf("%v jobs on the hosts, %d lost, one host died: %v", f.counts, f.lost, f.dead)
 	}
-	var done, all sync.WaitGroup
-	done.Add(jobs)
-	finished := make(chan struct{})
-	go func() { done.Wait(); close(finished) }()
-	var mu sync.Mutex
-	counts, lost, dead := [2]int{}, 0, false
-	ctx := t.Context()
-	for which, h := range hosts {
-		for slot := range workers {
-			client := h.client(t)
-			all.Go(func() {
-				for {
-					var n int
-					select {
-					case n = <-todo:
-					case <-finished:
-						return
-					}
-					err := h.job(ctx, client, n, int32(slot), func() {
-						mu.Lock()
-						defer mu.Unlock()
-						if which == 1 && counts[1] >= 2 && !dead {
-							dead = true
-							h.kill()
-						}
-					})
-					mu.Lock()
-					failed := dead && which == 1
-					if err == nil {
-						counts[which]++
-						mu.Unlock()
-						done.Done()
-						continue
-					}
-					lost++
-					mu.Unlock()
-					if !failed {
-						t.Errorf("job %d on host %d: %v", n, which, err)
-						done.Done()
-						continue
-					}
-					todo <- n // as retry: runner_system_failure does
-					return
-				}
-			})
-		}
-	}
-	all.Wait()
-	if !dead || lost == 0 || counts[0]+counts[1] != jobs {
-		t.Errorf("%v jobs on the hosts, %d lost, one host died: %v", counts, lost, dead)
-	}
-	if vms, err := hosts[0].client(t).List(ctx); err != nil || len(vms) > 0 {
+	if vms, err := f.hosts[0].client(t).List(t.Context()); err != nil || len(vms) > 0 {
 		t.Errorf("on the host that lived: %v, %v", vms, err)
 	}
-	if len(hosts[1].machineFiles()) == 0 {
+	f.hosts[fleetVictim].checkAfterDeath(t)
+	gets := strings.Count(registry.Log(t), `http.request.method=GET http.request.remoteaddr`)
+	t.Logf("jobs on the hosts: %v, lost and repeated: %d; requests to the registry: %d", f.counts, f.lost, gets)
+}
+
+// checkAfterDeath switches a host on that died while it had machines.
+func (h *fleetHost) checkAfterDeath(t *testing.T) {
+	t.Helper()
+	if len(h.machineFiles()) == 0 {
 		t.Error("the dead host has no files of its machines: the test shows nothing")
 	}
-	hosts[1].start(t)
-	client := hosts[1].client(t)
-	until(t, "the dead host is swept", func() bool { return len(hosts[1].machineFiles()) == 0 })
+	h.start(t)
+	client, ctx := h.client(t), t.Context()
+	until(t, "the dead host is swept", func() bool { return len(h.machineFiles()) == 0 })
 	if vms, err := client.List(ctx); err != nil || len(vms) > 0 {
 		t.Errorf("on the host that died: %v, %v", vms, err)
 	}
-	if err := hosts[1].job(ctx, client, jobs, 0, func() {}); err != nil {
+	if err := h.job(ctx, client, fleetJobs, 0, func() {}); err != nil {
 		t.Errorf("a job on the host that died: %v", err)
 	}
 	if _, _, err := client.Create(ctx, fleetRegistry+"/vms/other:1", nil); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("an image that is not allowed: %v", err)
 	}
-	blobs := strings.Count(registry.Log(t), `http.request.method=GET http.request.remoteaddr`)
-	t.Logf("jobs on the hosts: %v, lost and repeated: %d; requests to the registry: %d", counts, lost, blobs)
 }
 
 // startMirror starts a pull-through cache of the registry, which listens at a socket.

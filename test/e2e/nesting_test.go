@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"gitlab.com/gitlab-org/fleeting/nesting/api"
+	"gitlab.com/gitlab-org/fleeting/nesting/hypervisor"
 	"golang.org/x/crypto/ssh"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -79,16 +79,16 @@ func inMachine(ctx context.Context, dial dialFunc, address string, auth ssh.Auth
 	if err != nil {
 		return "", err
 	}
-	var output bytes.Buffer
-	session.Stdout, session.Stderr = &output, &output
-	err = session.Run(command)
-	return output.String(), err
+	// Two goroutines write. One buffer as Stdout and Stderr would lose what is in it when the
+	// empty one ends.
+	output, err := session.CombinedOutput(command)
+	return string(output), err
 }
 
 // configureNesting writes settings with the nesting API, for clients with that key.
-func (s *site) configureNesting(t testing.TB, socket, key string, machines int) {
+func (s *site) configureNesting(t testing.TB, socket, key string, machines int, settings ...string) {
 	t.Helper()
-	s.configureIdle(t, machines, `pull_policy = "if-not-present"`, fmt.Sprintf("allowed_images = [%q]", strings.TrimSuffix(s.image, "guest:1")+"*"))
+	s.configureIdle(t, machines, append(settings, `pull_policy = "if-not-present"`, fmt.Sprintf("allowed_images = [%q]", strings.TrimSuffix(s.image, "guest:1")+"*"))...)
 	s.append(t, "[serve]", "nesting = true", fmt.Sprintf("nesting_socket = %q", socket), fmt.Sprintf("nesting_authorized_keys = [%q]", key))
 }
 
@@ -107,82 +107,116 @@ func (s *site) append(t testing.TB, lines ...string) {
 func TestNesting(t *testing.T) {
 	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
 		s := sharedSite(t, mode)
-		socket := filepath.Join(mode.Dir(t), "run", "nesting.sock")
-		key, line := newKey(t)
-		s.configureNesting(t, socket, line, 1)
+		c := &nestingUser{site: s, socket: filepath.Join(mode.Dir(t), "run", "nesting.sock"), dial: (&net.Dialer{}).DialContext, ctx: deadline(t)}
+		c.key, c.line = newKey(t)
+		s.configureNesting(t, c.socket, c.line, 1)
 		v := s.serve(t)
 		first := s.awaitIdle(t, 1)[0]
-		dial := (&net.Dialer{}).DialContext
-		client, ctx, slot := nestingClient(t, dial, socket), deadline(t), int32(0)
-
-		if _, _, err := client.Create(ctx, s.image, &slot); !errors.Is(err, api.ErrNotInitialized) {
-			t.Errorf("Create before Init: %v", err)
-		}
-		if err := client.Init(ctx, []byte("null")); err != nil {
-			t.Fatal(err)
-		}
-		for image, code := range map[string]codes.Code{
-			strings.Replace(s.image, "guest:1", "missing:1", 1): codes.NotFound, "docker.io/library/debian": codes.InvalidArgument,
-		} {
-			if _, _, err := client.Create(ctx, image, nil); status.Code(err) != code || !strings.Contains(err.Error(), "(build failure)") {
-				t.Errorf("Create %s: %v", image, err)
-			}
-		}
-		idle, _, err := client.Create(ctx, s.image, &slot)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.configureNesting(t, socket, line, 0)
-		if titles := mode.Virsh(t, "list", "--title"); !strings.Contains(titles, first) || !strings.Contains(titles, idle.GetId()) {
-			t.Errorf("%s is not %s:\n%s", idle.GetId(), first, titles)
-		}
-		for name, auth := range map[string]ssh.AuthMethod{"key": ssh.PublicKeys(key), "password": ssh.Password("vagrant")} {
-			if output, err := inMachine(ctx, dial, idle.GetAddr(), auth, "echo mark >>/tmp/mark; cat /tmp/mark | tail -n 1"); output != "mark\n" || err != nil {
-				t.Errorf("by %s: %q, %v", name, output, err)
-			}
-		}
-		s.checkStatus(t, idle.GetId())
-		number := idle.GetId()[strings.LastIndexByte(idle.GetId(), '-')+1:]
-		cmd := mode.Command(ctx, s.Driver, "--config", s.Config, "ssh", number)
-		cmd.Stdin = strings.NewReader("cat /tmp/mark\n")
-		if output, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(output), "mark") {
-			t.Errorf("the command ssh: %v, %s", err, output)
-		}
+		c.Client = nestingClient(t, c.dial, c.socket)
+		c.checkRefusals(t)
+		idle := c.checkIdle(t, first)
 
 		// The slot's machine is replaced by one that boots.
-		booted, stomped, err := client.Create(ctx, s.image, &slot)
+		booted, stomped, err := c.Create(c.ctx, s.image, new(int32))
 		if err != nil || stomped == nil || *stomped != idle.GetId() || strings.Contains(mode.Virsh(t, "list", "--name"), first) {
 			t.Fatalf("Create in the same slot: %v, %v, %v", booted, stomped, err)
 		}
 		until(t, "idle machines are gone", func() bool { return len(s.idleDomains(t)) == 0 })
-		if output, err := inMachine(ctx, dial, booted.GetAddr(), ssh.PublicKeys(key), "cat /tmp/mark"); err == nil {
+		if output, err := inMachine(c.ctx, c.dial, booted.GetAddr(), ssh.PublicKeys(c.key), "cat /tmp/mark"); err == nil {
 			t.Errorf("the machine is not fresh: %s", output)
 		}
 		v.kill(t)
 		v = s.serve(t)
-		client = nestingClient(t, dial, socket)
-		until(t, "serve listens again", func() bool { _, err := client.List(ctx); return status.Code(err) != codes.Unavailable })
-		vms, err := client.List(ctx)
-		if err != nil || len(vms) != 1 || vms[0].GetId() != booted.GetId() || vms[0].GetAddr() != booted.GetAddr() || vms[0].GetName() != s.image {
-			t.Errorf("List after a kill of serve: %v, %v", vms, err)
-		}
-		for range 2 {
-			if err := client.Delete(ctx, booted.GetId()); err != nil {
-				t.Errorf("Delete: %v", err)
-			}
-		}
-		// A client that vanishes while its machine boots.
-		vanishing, vanish := context.WithCancel(ctx)
-		ended := make(chan error, 1)
-		go func() { _, _, err := client.Create(vanishing, s.image, nil); ended <- err }()
-		until(t, "the machine boots", func() bool { return strings.Contains(mode.Virsh(t, "list", "--name"), "sardine-") })
-		vanish()
-		if err := <-ended; status.Code(err) != codes.Canceled {
-			t.Errorf("a Create that was cancelled: %v", err)
-		}
-		until(t, "its machine is gone", func() bool { return s.left(t) == "nothing" })
+		c.checkAfterKill(t, booted)
+		c.checkVanishing(t)
 		v.stop(t)
 	})
+}
+
+// A nestingUser is a client of the nesting API, with the key by which it logs in to machines.
+type nestingUser struct {
+	api.Client
+	*site
+	socket string
+	dial   dialFunc
+	key    ssh.Signer
+	line   string // of the key in authorized_keys
+	ctx    context.Context
+}
+
+// checkRefusals initializes the API, and asks for what it does not give.
+func (c *nestingUser) checkRefusals(t *testing.T) {
+	t.Helper()
+	if _, _, err := c.Create(c.ctx, c.image, new(int32)); !errors.Is(err, api.ErrNotInitialized) {
+		t.Errorf("Create before Init: %v", err)
+	}
+	if err := c.Init(c.ctx, []byte("null")); err != nil {
+		t.Fatal(err)
+	}
+	for image, code := range map[string]codes.Code{
+		strings.Replace(c.image, "guest:1", "missing:1", 1): codes.NotFound, "docker.io/library/debian": codes.InvalidArgument,
+	} {
+		if _, _, err := c.Create(c.ctx, image, nil); status.Code(err) != code || !strings.Contains(err.Error(), "(build failure)") {
+			t.Errorf("Create %s: %v", image, err)
+		}
+	}
+}
+
+// checkIdle takes the machine that waits in that domain, for slot 0, and leaves a mark in it.
+func (c *nestingUser) checkIdle(t *testing.T, domain string) hypervisor.VirtualMachine {
+	t.Helper()
+	vm, _, err := c.Create(c.ctx, c.image, new(int32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.configureNesting(t, c.socket, c.line, 0)
+	if titles := c.Mode.Virsh(t, "list", "--title"); !strings.Contains(titles, domain) || !strings.Contains(titles, vm.GetId()) {
+		t.Errorf("%s is not %s:\n%s", vm.GetId(), domain, titles)
+	}
+	for name, auth := range map[string]ssh.AuthMethod{"key": ssh.PublicKeys(c.key), "password": ssh.Password("vagrant")} {
+		if output, err := inMachine(c.ctx, c.dial, vm.GetAddr(), auth, "echo mark >>/tmp/mark; cat /tmp/mark | tail -n 1"); output != "mark\n" || err != nil {
+			t.Errorf("by %s: %q, %v", name, output, err)
+		}
+	}
+	c.checkStatus(t, vm.GetId())
+	number := vm.GetId()[strings.LastIndexByte(vm.GetId(), '-')+1:]
+	cmd := c.Mode.Command(c.ctx, c.Driver, "--config", c.Config, "ssh", number)
+	cmd.Stdin = strings.NewReader("cat /tmp/mark\n")
+	if output, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(output), "mark") {
+		t.Errorf("the command ssh: %v, %s", err, output)
+	}
+	return vm
+}
+
+// checkAfterKill wants a new serve to know the machine of the one that was killed.
+func (c *nestingUser) checkAfterKill(t *testing.T, vm hypervisor.VirtualMachine) {
+	t.Helper()
+	c.Client = nestingClient(t, c.dial, c.socket)
+	until(t, "serve listens again", func() bool { _, err := c.List(c.ctx); return status.Code(err) != codes.Unavailable })
+	vms, err := c.List(c.ctx)
+	if err != nil || len(vms) != 1 || vms[0].GetId() != vm.GetId() || vms[0].GetAddr() != vm.GetAddr() || vms[0].GetName() != c.image {
+		t.Errorf("List after a kill of serve: %v, %v", vms, err)
+	}
+	for range 2 {
+		if err := c.Delete(c.ctx, vm.GetId()); err != nil {
+			t.Errorf("Delete: %v", err)
+		}
+	}
+}
+
+// checkVanishing is a client that vanishes while its machine boots.
+func (c *nestingUser) checkVanishing(t *testing.T) {
+	t.Helper()
+	ctx, vanish := context.WithCancel(c.ctx)
+	defer vanish()
+	ended := make(chan error, 1)
+	go func() { _, _, err := c.Create(ctx, c.image, nil); ended <- err }()
+	until(t, "the machine boots", func() bool { return strings.Contains(c.Mode.Virsh(t, "list", "--name"), "sardine-") })
+	vanish()
+	if err := <-ended; status.Code(err) != codes.Canceled {
+		t.Errorf("a Create that was cancelled: %v", err)
+	}
+	until(t, "its machine is gone", func() bool { return c.left(t) == "nothing" })
 }
 
 // checkStatus wants status to show the machine as it shows those of jobs.
