@@ -16,6 +16,7 @@ import (
 
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/internal/readers"
+	"gitlab-sardine-executor/oci/packing"
 	"gitlab-sardine-executor/oci/unpack/decompress"
 	"gitlab-sardine-executor/oci/unpack/sparse"
 )
@@ -39,17 +40,17 @@ func chunkSizeFor(size int64) int64 {
 
 // addChunkedDisk reads a disk, compresses its chunks in several goroutines, and appends a
 // layer for the disk and one for each chunk that is not all zero.
-func (e *exporter) addChunkedDisk(ctx context.Context, file packedFile) (err error) {
-	content, err := file.open()
+func (e *exporter) addChunkedDisk(ctx context.Context, file packing.File) (err error) {
+	content, err := file.Open()
 	if err != nil {
 		return err
 	}
 	defer content.Close()
-	transfer := e.progress.Start(file.name, content.size)
+	transfer := e.progress.Start(file.Name, content.Size)
 	defer func() { transfer.Done(err) }()
 	c := &chunker{e: e, size: e.options.ChunkSize, known: knownChunks(e.dest.Manifests())}
 	if c.size == 0 {
-		c.size = chunkSizeFor(content.size)
+		c.size = chunkSizeFor(content.Size)
 	}
 	whole := digest.Canonical.Digester()
 	if err := c.run(ctx, io.TeeReader(readers.Counting(content, transfer), whole.Hash())); err != nil {
@@ -63,27 +64,16 @@ func (e *exporter) addChunkedDisk(ctx context.Context, file packedFile) (err err
 		return err
 	}
 	head.Annotations = map[string]string{
-		format.DiskName:      file.name,
-		format.DiskContent:   format.ContentNames[file.content()],
+		format.DiskName:      file.Name,
+		format.DiskContent:   format.ContentNames[file.Kind()],
 		format.DiskSize:      strconv.FormatInt(c.total, 10),
 		format.DiskDigest:    whole.Digest().String(),
 		format.DiskChunkSize: strconv.FormatInt(c.size, 10),
 		format.DiskChunks:    strconv.Itoa(len(c.chunks)),
 	}
 	e.layers = append(append(e.layers, head), c.chunks...)
-	e.addFile(whole.Digest(), "zstd "+file.name)
+	e.addFile(whole.Digest(), "zstd "+file.Name)
 	return nil
-}
-
-// content converts the format of the file for package format.
-func (f packedFile) content() format.Content {
-	switch {
-	case f.format == "qcow2":
-		return format.QCOW2
-	case f.cdrom:
-		return format.ISO
-	}
-	return format.Raw
 }
 
 // A chunker makes layers of the chunks of one disk.

@@ -6,11 +6,12 @@ import (
 
 	"gitlab-sardine-executor/internal/bootdisk"
 	"gitlab-sardine-executor/internal/defaultmachine"
+	"gitlab-sardine-executor/oci/packing"
 )
 
 // defaultDomain describes a default machine with the given disks. The format requires a
 // domain, also for images made from disk files only.
-func defaultDomain(arch string, files []packedFile) ([]byte, error) {
+func defaultDomain(arch string, files []packing.File) ([]byte, error) {
 	d := domain{Type: "kvm", Name: "machine"}
 	d.Memory.Unit, d.Memory.Value = "MiB", defaultmachine.Memory>>20
 	d.VCPU = defaultmachine.CPUs
@@ -29,13 +30,13 @@ func defaultDomain(arch string, files []packedFile) ([]byte, error) {
 	d.CPU.Mode = "host-model"
 	disks, cdroms := 0, 0
 	for _, file := range files {
-		if !file.top {
+		if !file.Top {
 			continue
 		}
 		disk := domainDisk{Type: "file", Device: "disk"}
-		disk.Driver.Name, disk.Driver.Type = "qemu", file.format
-		disk.Source.File = file.name
-		if file.cdrom {
+		disk.Driver.Name, disk.Driver.Type = "qemu", file.Format
+		disk.Source.File = file.Name
+		if file.CDROM {
 			disk.Device, disk.ReadOnly = "cdrom", &struct{}{}
 			disk.Target.Dev, disk.Target.Bus = fmt.Sprintf("sd%c", 'a'+cdroms), "sata"
 			cdroms++
@@ -62,14 +63,14 @@ func defaultDomain(arch string, files []packedFile) ([]byte, error) {
 }
 
 // onlyUEFI reports whether the first disk that can boot does so by UEFI alone.
-func onlyUEFI(files []packedFile) bool {
+func onlyUEFI(files []packing.File) bool {
 	for _, file := range files {
-		if !file.top || file.cdrom {
+		if !file.Top || file.CDROM {
 			continue
 		}
 		var chain []bootdisk.File
-		for f := &file; f != nil; f = f.backing {
-			chain = append(chain, bootdisk.File{Path: f.path, Format: f.format})
+		for f := &file; f != nil; f = f.Backing {
+			chain = append(chain, bootdisk.File{Path: f.Path, Format: f.Format})
 		}
 		boots, err := bootdisk.LookAt(chain)
 		if err != nil || boots.BIOS || boots.UEFI {

@@ -23,6 +23,7 @@ import (
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/internal/readers"
 	"gitlab-sardine-executor/oci/layout"
+	"gitlab-sardine-executor/oci/packing"
 	"gitlab-sardine-executor/oci/transport"
 	"gitlab-sardine-executor/oci/unpack/decompress"
 )
@@ -62,16 +63,8 @@ type Options struct {
 	Check func(context.Context, oci.Reference) error
 }
 
-// A Disk is a trusted disk file on this host: its backing files are opened by the paths in
-// its header.
-type Disk struct {
-	Path string
-	// Name in the image; empty means the base name of Path. Names must be unique.
-	Name string
-	// Format is "qcow2" or "raw"; empty means to detect it.
-	Format string
-	CDROM  bool
-}
+// A Disk is a disk file on this host, which is trusted.
+type Disk = packing.Disk
 
 // Export packs disk files as an image in the OCI layout to, which is created if necessary. It
 // moves the tag ("latest" if to has none) to the new image at the end; after an error the tag
@@ -84,7 +77,7 @@ func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, er
 	if err := o.check(); err != nil {
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
-	files, err := packingList(o.Disks)
+	files, err := packing.List(o.Disks, packing.OpenTrusted)
 	if err != nil {
 		return "", fmt.Errorf("exporting to %s: %w", to, err)
 	}
@@ -94,8 +87,8 @@ func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, er
 	}
 	if o.Format != format.Chunked {
 		for _, file := range files {
-			if err := gzipName(file.name); err != nil {
-				return "", fmt.Errorf("exporting to %s: disk %s: %w", to, file.path, err)
+			if err := gzipName(file.Name); err != nil {
+				return "", fmt.Errorf("exporting to %s: disk %s: %w", to, file.Path, err)
 			}
 		}
 	}
@@ -114,7 +107,7 @@ func Export(ctx context.Context, to oci.Reference, o Options) (digest.Digest, er
 	if err != nil {
 		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			// The compressed size is not known yet.
-			err = fmt.Errorf("%w (as much as %s may be needed in %s)", err, units.BytesSize(float64(packedSize(files))), to.LayoutDir())
+			err = fmt.Errorf("%w (as much as %s may be needed in %s)", err, units.BytesSize(float64(packing.TotalSize(files))), to.LayoutDir())
 		}
 		// An export cannot resume.
 		err = errors.Join(err, dest.Discard())
@@ -154,7 +147,7 @@ type exporter struct {
 	history []v1.History
 }
 
-func (e *exporter) run(ctx context.Context, files []packedFile) (digest.Digest, error) {
+func (e *exporter) run(ctx context.Context, files []packing.File) (digest.Digest, error) {
 	arch, system := oci.Architecture(e.options.Architecture), e.options.OS
 	if system == "" {
 		system = "linux"
@@ -184,7 +177,7 @@ func (e *exporter) run(ctx context.Context, files []packedFile) (digest.Digest, 
 	}
 	for _, file := range files {
 		if err := add(ctx, file); err != nil {
-			return "", fmt.Errorf("disk %s: %w", file.path, err)
+			return "", fmt.Errorf("disk %s: %w", file.Path, err)
 		}
 	}
 	return e.commit(ctx, arch, system)
@@ -215,13 +208,13 @@ func (e *exporter) put(ctx context.Context, mediaType string, r io.Reader) (v1.D
 }
 
 // addDisk compresses a disk in the background and writes its layers.
-func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
-	content, err := file.open()
+func (e *exporter) addDisk(ctx context.Context, file packing.File) (err error) {
+	content, err := file.Open()
 	if err != nil {
 		return err
 	}
 	defer content.Close()
-	transfer := e.progress.Start(file.name, content.size)
+	transfer := e.progress.Start(file.Name, content.Size)
 	defer func() { transfer.Done(err) }()
 	hash := digest.Canonical.Digester()
 	r, w := io.Pipe()
@@ -233,7 +226,7 @@ func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
 	defer r.Close()
 	buffered := bufio.NewReaderSize(r, readers.BufferSize)
 	for n := 0; ; n++ {
-		mediaType := file.mediaType() + "+gzip"
+		mediaType := file.MediaType() + "+gzip"
 		if n > 0 {
 			mediaType += fmt.Sprintf(";chunk=%d", n)
 		}
@@ -252,7 +245,7 @@ func (e *exporter) addDisk(ctx context.Context, file packedFile) (err error) {
 			return err
 		}
 	}
-	e.addFile(hash.Digest(), "gzip "+file.name)
+	e.addFile(hash.Digest(), "gzip "+file.Name)
 	return nil
 }
 
@@ -290,7 +283,7 @@ func gzipName(name string) error {
 
 // compress writes r as one gzip stream with the same header as the Python tool: name and
 // time of the file, no operating system.
-func compress(w io.Writer, r io.Reader, file packedFile, level int) error {
+func compress(w io.Writer, r io.Reader, file packing.File, level int) error {
 	if level == 0 {
 		level = 6
 	}
@@ -301,7 +294,7 @@ func compress(w io.Writer, r io.Reader, file packedFile, level int) error {
 	if err := z.SetConcurrency(1<<20, runtime.GOMAXPROCS(0)); err != nil {
 		return err
 	}
-	z.Name, z.ModTime, z.OS = file.name, file.modified, 255
+	z.Name, z.ModTime, z.OS = file.Name, file.Modified, 255
 	_, err = io.CopyBuffer(z, readers.Only(r), make([]byte, readers.BufferSize))
 	return errors.Join(err, z.Close())
 }

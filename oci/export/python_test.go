@@ -18,6 +18,7 @@ import (
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/internal/ocitest"
+	"gitlab-sardine-executor/oci/packing"
 	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/oci/unpack/decompress"
 )
@@ -225,7 +226,7 @@ func TestExportForPython(t *testing.T) {
 
 	// Cut just where the next piece would begin like a gzip stream.
 	var stream bytes.Buffer
-	file, err := packingList(options.Disks)
+	file, err := packing.List(options.Disks, packing.OpenTrusted)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,5 @@
-package export
+// Package packing lists the files of a machine's disks, backing files first, and reads them as an image has them.
+package packing
 
 import (
 	"bytes"
@@ -20,25 +21,54 @@ import (
 // maxChain limits the length of a backing chain, which may be a loop.
 const maxChain = 64
 
-// A packedFile is a file that is packed into an image.
-type packedFile struct {
-	path     string // absolute, symbolic links resolved
-	name     string // in the image
-	format   string // "qcow2" or "raw"
-	cdrom    bool
-	top      bool // a disk of the machine, not only a backing file
-	modified time.Time
-	size     int64       // of the file, in bytes
-	backing  *packedFile // nil if it has none
+// A Disk is a disk file on this host: its backing files are opened by the paths in its header.
+type Disk struct {
+	Path string
+	// Name in the image; empty means the base name of Path. Names must be unique.
+	Name string
+	// Format is "qcow2" or "raw"; empty means to detect it.
+	Format string
+	CDROM  bool
 }
 
-// packingList returns all files to pack, backing files first. A file that backs two disks is
-// packed once.
-func packingList(disks []Disk) ([]packedFile, error) {
+// A File is a file that is packed into an image.
+type File struct {
+	Path     string // absolute
+	Name     string // in the image
+	Format   string // "qcow2" or "raw"
+	CDROM    bool
+	Top      bool // a disk of the machine, not only a backing file
+	Modified time.Time
+	Size     int64 // in bytes
+	Backing  *File // nil if it has none
+
+	open Opener
+}
+
+// An Opener opens a file for reading, and returns its absolute path without symbolic links. It
+// decides which files may be read.
+type Opener func(path string) (*os.File, string, error)
+
+// OpenTrusted is an [Opener] for what the administrator names: any regular file.
+func OpenTrusted(path string) (*os.File, string, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, "", err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, "", err
+	}
+	f, _, err := fileutil.OpenRegular(path)
+	return f, path, err
+}
+
+// List returns all files to pack, backing files first. A file that backs two disks is packed
+// once.
+func List(disks []Disk, open Opener) ([]File, error) {
 	if len(disks) == 0 {
 		return nil, errors.New("no disk to export")
 	}
-	p := packing{byPath: map[string]*packedFile{}, names: map[string]bool{}}
+	p := packing{open: open, byPath: map[string]*File{}, names: map[string]bool{}}
 	for _, disk := range disks {
 		name, err := disk.name(len(p.files))
 		if err != nil {
@@ -57,24 +87,25 @@ func packingList(disks []Disk) ([]packedFile, error) {
 	if err := p.disambiguate(); err != nil {
 		return nil, err
 	}
-	files := make([]packedFile, len(p.files))
+	files := make([]File, len(p.files))
 	for i, f := range p.files {
 		files[i] = *f
 	}
 	return files, nil
 }
 
-// packedSize returns the total size of the files in bytes.
-func packedSize(files []packedFile) (sum int64) {
+// TotalSize returns the total size of the files in bytes.
+func TotalSize(files []File) (sum int64) {
 	for _, f := range files {
-		sum += f.size
+		sum += f.Size
 	}
 	return sum
 }
 
 type packing struct {
-	files  []*packedFile
-	byPath map[string]*packedFile
+	open   Opener
+	files  []*File
+	byPath map[string]*File
 	names  map[string]bool
 }
 
@@ -83,11 +114,11 @@ func (p *packing) addTop(disk Disk) error {
 	if err != nil {
 		return err
 	}
-	if f.top {
+	if f.Top {
 		return errors.New("it is exported twice")
 	}
-	f.top, f.cdrom = true, disk.CDROM
-	f.name, err = disk.name(0)
+	f.Top, f.CDROM = true, disk.CDROM
+	f.Name, err = disk.name(0)
 	return err
 }
 
@@ -100,27 +131,24 @@ func (d Disk) name(i int) (string, error) {
 }
 
 // add appends a file after its backing files.
-func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
+func (p *packing) add(path, diskFormat string, depth int) (*File, error) {
 	if depth > maxChain {
 		return nil, fmt.Errorf("a backing chain of more than %d files", maxChain)
 	}
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return nil, err
-	}
-	if path, err = filepath.Abs(path); err != nil {
-		return nil, err
-	}
-	if f, ok := p.byPath[path]; ok {
-		return f, nil
-	}
-	file, info, err := fileutil.OpenRegular(path)
+	file, path, err := p.open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	f := &packedFile{path: path, format: diskFormat, modified: info.ModTime(), size: info.Size()}
-	header, err := exportHeader(file, &f.format)
+	if f, ok := p.byPath[path]; ok {
+		return f, nil
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	f := &File{Path: path, Format: diskFormat, Modified: info.ModTime(), Size: info.Size(), open: p.open}
+	header, err := exportHeader(file, &f.Format)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -129,7 +157,7 @@ func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
 		if !filepath.IsAbs(backing) {
 			backing = filepath.Join(filepath.Dir(path), backing)
 		}
-		if f.backing, err = p.add(backing, header.BackingFormat, depth+1); err != nil {
+		if f.Backing, err = p.add(backing, header.BackingFormat, depth+1); err != nil {
 			return nil, fmt.Errorf("backing file of %s: %w", path, err)
 		}
 	}
@@ -139,7 +167,7 @@ func (p *packing) add(path, diskFormat string, depth int) (*packedFile, error) {
 		if err != nil {
 			name = "backing-file"
 		}
-		f.name = p.freeName(name)
+		f.Name = p.freeName(name)
 	}
 	p.byPath[path] = f
 	p.files = append(p.files, f)
@@ -151,18 +179,18 @@ func (p *packing) disambiguate() error {
 	before := make([]oci.Disk, len(p.files))
 	for i := 0; i < len(p.files); i++ {
 		f := p.files[i]
-		before[i].Name = f.name
-		if f.backing == nil {
+		before[i].Name = f.Name
+		if f.Backing == nil {
 			continue
 		}
-		_, err := chain.FindBacking(before[:i], f.name, f.backing.name, func(a, b *oci.Disk) bool { return false })
+		_, err := chain.FindBacking(before[:i], f.Name, f.Backing.Name, func(a, b *oci.Disk) bool { return false })
 		if err == nil {
 			continue
 		}
-		if f.backing.top {
-			return fmt.Errorf("disk %s: its backing file %s is exported as a disk as well, with an ambiguous name: %w", f.path, f.backing.path, err)
+		if f.Backing.Top {
+			return fmt.Errorf("disk %s: its backing file %s is exported as a disk as well, with an ambiguous name: %w", f.Path, f.Backing.Path, err)
 		}
-		f.backing.name = p.freeName(f.backing.name)
+		f.Backing.Name = p.freeName(f.Backing.Name)
 		i = -1 // other files may refer to it
 	}
 	return nil
@@ -202,33 +230,48 @@ func (p *packing) freeName(name string) string {
 	return free
 }
 
-// mediaType returns the media type of the file, without "+gzip".
-func (f packedFile) mediaType() string {
+// MediaType returns the media type of the file, without "+gzip".
+func (f File) MediaType() string {
 	switch {
-	case f.format == "qcow2":
+	case f.Format == "qcow2":
 		return format.TypeQCOW2
-	case f.cdrom:
+	case f.CDROM:
 		return format.TypeISO
 	}
 	return format.TypeRaw
 }
 
-// packedContent is the content of a file in the image.
-type packedContent struct {
-	io.Reader
-	io.Closer
-	size int64
+// Kind returns the format of the file in the terms of package format.
+func (f File) Kind() format.Content {
+	switch {
+	case f.Format == "qcow2":
+		return format.QCOW2
+	case f.CDROM:
+		return format.ISO
+	}
+	return format.Raw
 }
 
-// open returns the content to pack: the header refers to the backing file by its name in
-// the image.
-func (f packedFile) open() (*packedContent, error) {
-	file, info, err := fileutil.OpenRegular(f.path)
+// Content is the content of a file in the image.
+type Content struct {
+	io.Reader
+	io.Closer
+	Size int64
+}
+
+// Open returns the content to pack: the header refers to the backing file by its name in the
+// image.
+func (f File) Open() (*Content, error) {
+	file, _, err := f.open(f.Path)
 	if err != nil {
 		return nil, err
 	}
-	content := &packedContent{Reader: file, Closer: file, size: info.Size()}
-	if f.backing == nil {
+	info, err := file.Stat()
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	content := &Content{Reader: file, Closer: file, Size: info.Size()}
+	if f.Backing == nil {
 		return content, nil
 	}
 	header, err := qcow2.ReadHeader(file)
@@ -237,7 +280,7 @@ func (f packedFile) open() (*packedContent, error) {
 	}
 	head := make(headerBytes, header.ClusterSize())
 	if _, err = io.ReadFull(file, head); err == nil {
-		err = qcow2.SetBackingFile(head, chain.BackingName(f.backing.name), f.backing.format)
+		err = qcow2.SetBackingFile(head, chain.BackingName(f.Backing.Name), f.Backing.Format)
 	}
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
