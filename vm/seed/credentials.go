@@ -1,6 +1,7 @@
 package seed
 
 import (
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"os"
@@ -13,29 +14,40 @@ import (
 // QEMU limits names in fw_cfg to 55 bytes, with the prefix.
 const hostKeyCredential = "sardine.ssh_host_key"
 
-// HostKeyFile is the name of the file with that key, among the files of a machine.
-const HostKeyFile = "hostkey"
+// hostKeyFile is the name of the file with that key, among the files of a machine.
+const hostKeyFile = "hostkey"
+
+// FirmwareFiles are the names of the files, among those of a machine, that its fw_cfg device
+// shows to the guest.
+var FirmwareFiles = []string{hostKeyFile, ignitionFile}
 
 // addCredentials passes the seed to systemd (252 or later) as system credentials
 // (systemd.system-credentials(7)): what is public as SMBIOS OEM strings, which are on the
-// command line of QEMU; the host key through fw_cfg, from a file. Machines of other
-// architectures have neither.
+// command line of QEMU; the host key through fw_cfg, from a file. It passes it to Ignition
+// through fw_cfg. Machines of other architectures have neither.
 func (s *Seed) addCredentials(d *libvirtxml.Domain, private []byte, dir string) error {
 	if d.OS == nil || d.OS.Type == nil || d.OS.Type.Arch != "x86_64" && d.OS.Type.Arch != "aarch64" {
 		return nil
 	}
-	key := filepath.Join(dir, HostKeyFile)
-	if err := os.WriteFile(key, private, 0o600); err != nil {
-		return fmt.Errorf("write the host key for systemd: %w", err)
+	config, err := s.ignition(cmp.Or(s.hostname, d.Name), private)
+	if err != nil {
+		return fmt.Errorf("create the config for Ignition: %w", err)
+	}
+	for file, content := range map[string][]byte{hostKeyFile: private, ignitionFile: config} {
+		if err := os.WriteFile(filepath.Join(dir, file), content, 0o600); err != nil {
+			return fmt.Errorf("write the seed for the firmware: %w", err)
+		}
+	}
+	entries := []libvirtxml.DomainSysInfoEntry{{Name: "opt/io.systemd.credentials/" + hostKeyCredential, File: filepath.Join(dir, hostKeyFile)}}
+	for _, name := range ignitionNames {
+		entries = append(entries, libvirtxml.DomainSysInfoEntry{Name: name, File: filepath.Join(dir, ignitionFile)})
 	}
 	d.OS.SMBios = &libvirtxml.DomainSMBios{Mode: "sysinfo"}
 	d.SysInfo = append(d.SysInfo,
 		libvirtxml.DomainSysInfo{SMBIOS: &libvirtxml.DomainSysInfoSMBIOS{
 			OEMStrings: &libvirtxml.DomainSysInfoOEMStrings{Entry: s.oemStrings()},
 		}},
-		libvirtxml.DomainSysInfo{FWCfg: &libvirtxml.DomainSysInfoFWCfg{
-			Entry: []libvirtxml.DomainSysInfoEntry{{Name: "opt/io.systemd.credentials/" + hostKeyCredential, File: key}},
-		}},
+		libvirtxml.DomainSysInfo{FWCfg: &libvirtxml.DomainSysInfoFWCfg{Entry: entries}},
 	)
 	return nil
 }
@@ -69,6 +81,6 @@ func (s *Seed) tmpfiles() string {
 	return fmt.Sprintf(`d /home/%[1]s 0755 %[1]s %[1]s
 d /home/%[1]s/.ssh 0700 %[1]s %[1]s
 f+~ /home/%[1]s/.ssh/authorized_keys 0600 %[1]s %[1]s - %[2]s
-f+~ /etc/sudoers.d/90-gitlab-sardine-executor 0440 root root - %[3]s
-`, s.user, encode(publicLine(s.key)+"\n"), encode(s.user+" "+sudoRule+"\n"))
+f+~ %[4]s 0440 root root - %[3]s
+`, s.user, encode(publicLine(s.key)+"\n"), encode(s.user+" "+sudoRule+"\n"), sudoersFile)
 }

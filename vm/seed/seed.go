@@ -1,4 +1,4 @@
-// Package seed makes the NoCloud seed by which cloud-init sets up a guest, and its SSH keys.
+// Package seed makes what cloud-init, systemd and Ignition set up a guest by, and its SSH keys.
 package seed
 
 import (
@@ -34,9 +34,9 @@ const seedLabel = "CIDATA"
 // while it boots. With the host key known in advance, the first connection is verified,
 // too.
 //
-// The guest gets it twice: for cloud-init on a CD-ROM, which is ejected when the guest is
-// ready, and for systemd as credentials. The host key is the only secret that the guest
-// gets.
+// The guest gets it three times, and uses what it knows: for cloud-init on a CD-ROM, which is
+// ejected when the guest is ready, for systemd as credentials, and for Ignition as its config.
+// All three say the same. The host key is the only secret that the guest gets.
 type Seed struct {
 	user    string
 	key     ed25519.PrivateKey
@@ -138,6 +138,9 @@ type seedUser struct {
 
 // sudoRule allows the job to become root in its own machine, as in cloud images.
 const sudoRule = "ALL=(ALL) NOPASSWD:ALL"
+
+// sudoersFile is the file with this rule, if cloud-init does not write it.
+const sudoersFile = "/etc/sudoers.d/90-gitlab-sardine-executor"
 
 // iso returns the seed in the format of NoCloud.
 func (s *Seed) iso(name, private string) ([]byte, error) {

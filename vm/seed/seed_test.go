@@ -83,6 +83,60 @@ func TestSeedHasBothKeys(t *testing.T) {
 	}
 }
 
+// Ignition gets the same keys under both names that its distributions look for.
+func TestIgnition(t *testing.T) {
+	for _, user := range []string{"ci", "root"} {
+		seed, err := New(user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, dir := domainWith("pc-q35-7.2", "virtio"), t.TempDir()
+		if err := seed.Attach(d, dir); err != nil {
+			t.Fatal(err)
+		}
+		files := make(map[string]string)
+		for _, entry := range d.SysInfo[1].FWCfg.Entry {
+			files[entry.Name] = entry.File
+		}
+		path := filepath.Join(dir, ignitionFile)
+		if files["opt/com.coreos/config"] != path || files["opt/org.flatcar-linux/config"] != path || len(files) != 3 {
+			t.Errorf("fw_cfg has %q", files)
+		}
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var c ignitionConfig
+		if err := json.Unmarshal(raw, &c); err != nil {
+			t.Fatal(err)
+		}
+		content := make(map[string]string)
+		for _, file := range c.Storage.Files {
+			plain, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(file.Contents.Source, "data:;base64,"))
+			if err != nil || !file.Overwrite {
+				t.Errorf("%+v: %v", file, err)
+			}
+			content[file.Path] = string(plain)
+		}
+		private, err := os.ReadFile(filepath.Join(dir, hostKeyFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if content["/etc/ssh/ssh_host_ed25519_key"] != string(private) || content["/etc/hostname"] != d.Name+"\n" {
+			t.Errorf("files: %q", content)
+		}
+		if want := map[string]string{"ci": "ci " + sudoRule + "\n"}[user]; content[sudoersFile] != want {
+			t.Errorf("sudo: %q, want %q", content[sudoersFile], want)
+		}
+		if len(c.Passwd.Users) != 1 || c.Passwd.Users[0].Name != user || c.Passwd.Users[0].AuthorizedKeys[0] != publicLine(seed.key) {
+			t.Errorf("users: %+v", c.Passwd.Users)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("others can read the host key: %v, %v", info.Mode(), err)
+		}
+	}
+}
+
 // The command line of QEMU contains the OEM strings. All users of the host can read it, and
 // libvirt logs it.
 func TestNoSecretOnTheCommandLine(t *testing.T) {

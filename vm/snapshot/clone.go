@@ -17,8 +17,8 @@ import (
 	"gitlab-sardine-executor/vm/snapshot/savefile"
 )
 
-// maxHostKey is the maximum size of a private host key, in bytes.
-const maxHostKey = 64 << 10
+// maxFirmwareFile is the maximum size of a file of the seed, in bytes.
+const maxFirmwareFile = 64 << 10
 
 // A Saved holds the domain of a snapshot and its memory.
 type Saved struct {
@@ -70,9 +70,8 @@ func (s *Saved) Rename(c Clone) error {
 	if err := s.snapshot.copyNVRAM(d, c.Files.NVRAM); err != nil {
 		return err
 	}
-	hostKey := filepath.Join(c.Dir, seed.HostKeyFile)
-	if err := disk.CopyFile(s.snapshot.path(seed.HostKeyFile), hostKey, maxHostKey); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("copy the host key of the snapshot: %w", err)
+	if err := s.copyFirmwareFiles(d, c.Dir); err != nil {
+		return err
 	}
 	was := d.Name
 	d.ID, d.Name, d.UUID, d.Metadata = nil, c.Name, uuid.NewString(), nil
@@ -81,22 +80,33 @@ func (s *Saved) Rename(c Clone) error {
 		d.GenID.Value = uuid.NewString()
 	}
 	domain.LogConsole(d, c.Files.Console)
-	for i := range d.SysInfo {
-		if d.SysInfo[i].FWCfg == nil {
-			continue
-		}
-		for e := range d.SysInfo[i].FWCfg.Entry {
-			if entry := &d.SysInfo[i].FWCfg.Entry[e]; entry.File == filepath.Join(s.snapshot.Files, seed.HostKeyFile) {
-				entry.File = hostKey
-			}
-		}
-	}
 	for i := range d.Devices.Channels {
 		if source := d.Devices.Channels[i].Source; source != nil && source.UNIX != nil && strings.Contains(source.UNIX.Path, was) {
 			source.UNIX.Path = "" // libvirt chooses a path with the name of the domain
 		}
 	}
 	return s.snapshot.placeOverlays(d, c.Files)
+}
+
+// copyFirmwareFiles copies the files of the snapshot that the fw_cfg device shows to the guest.
+func (s *Saved) copyFirmwareFiles(d *libvirtxml.Domain, dir string) error {
+	for _, file := range seed.FirmwareFiles {
+		to := filepath.Join(dir, file)
+		if err := disk.CopyFile(s.snapshot.path(file), to, maxFirmwareFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("copy the seed of the snapshot: %w", err)
+		}
+		for i := range d.SysInfo {
+			if d.SysInfo[i].FWCfg == nil {
+				continue
+			}
+			for e := range d.SysInfo[i].FWCfg.Entry {
+				if entry := &d.SysInfo[i].FWCfg.Entry[e]; entry.File == filepath.Join(s.snapshot.Files, file) {
+					entry.File = to
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // copyNVRAM copies the UEFI variables for a clone.

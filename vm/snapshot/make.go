@@ -160,7 +160,7 @@ func (s *Snapshot) gather(from Source, dir string) error {
 		}
 		s.Disks = append(s.Disks, overlay{Name: image.Name, File: file, Was: path})
 	}
-	for _, file := range []string{disk.NVRAMFile, seed.HostKeyFile} {
+	for _, file := range append([]string{disk.NVRAMFile}, seed.FirmwareFiles...) {
 		err := os.Rename(filepath.Join(from.Dir, file), filepath.Join(dir, file))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
