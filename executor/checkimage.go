@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/executor/hostmachine"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/space"
 	"gitlab-sardine-executor/oci/store"
@@ -22,7 +23,13 @@ func PullLimits(s *config.Settings, image config.Resolved, o store.PullOptions) 
 	o.Architecture = cmp.Or(o.Architecture, image.Architecture)
 	o.StallTimeout = time.Duration(s.Defaults.PullStallTimeout)
 	o.Reserve = space.Reserve(s.Defaults.StorageReserve)
+	o.Machines = MachinesOf(s)
 	return CheckedBy(context.Background(), nil, image, o)
+}
+
+// MachinesOf describes the machines of the libvirt in the settings.
+func MachinesOf(s *config.Settings) oci.Machines {
+	return hostmachine.From(func(ctx context.Context) (*virt.Host, error) { return OpenHost(ctx, s) })
 }
 
 // CheckedBy makes a pull judge the image by [CheckImage] before a disk is transferred.

@@ -4,19 +4,23 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 )
 
-// Prefixes of references to images on this host: OCI layouts, as in skopeo, and disk files.
+// Prefixes of references to images on this host: OCI layouts, as in skopeo, disk files, and
+// virtual machines of libvirt.
 const (
-	layoutPrefix = "oci:"
-	filePrefix   = "file:"
+	layoutPrefix  = "oci:"
+	filePrefix    = "file:"
+	machinePrefix = "libvirt:"
 )
 
-// A Reference names an image in a registry, in a local OCI layout, or a disk file on this host.
-// The zero value names nothing.
+// A Reference names an image in a registry, in a local OCI layout, or a disk file or virtual
+// machine on this host. The zero value names nothing.
 type Reference struct {
 	named reference.Named // with a tag or a digest, never both; nil for a layout
 
@@ -25,6 +29,8 @@ type Reference struct {
 	digest digest.Digest // of the manifest in the layout, instead of a tag
 
 	file string // absolute and clean path of a disk
+
+	machine string // name of a virtual machine of libvirt
 }
 
 // ParseReference reads
@@ -34,6 +40,7 @@ type Reference struct {
 //	debian:12                                     docker.io/library/debian:12
 //	oci:PATH, oci:PATH:TAG, oci:PATH@sha256:…     a local layout
 //	file:PATH, file:///PATH                       a disk, qcow2 or raw
+//	libvirt:NAME                                  a virtual machine of libvirt
 //
 // If there are both a tag and a digest, the digest is used. skopeo's prefix docker:// is
 // accepted. PATH may be relative to the working directory. Errors are [ErrReference].
@@ -43,6 +50,10 @@ func ParseReference(text string) (Reference, error) {
 	}
 	if path, ok := strings.CutPrefix(text, filePrefix); ok {
 		return parseFile(path)
+	}
+	// libvirt's names have no slash: libvirt:5000/vms/debian is in a registry.
+	if name, ok := strings.CutPrefix(text, machinePrefix); ok && !strings.Contains(name, "/") {
+		return parseMachine(name)
 	}
 	named, err := reference.ParseNormalizedNamed(strings.TrimPrefix(text, "docker://"))
 	if err != nil {
@@ -89,6 +100,14 @@ func parseFile(path string) (Reference, error) {
 	return Reference{file: filepath.Clean(path)}, nil
 }
 
+func parseMachine(name string) (Reference, error) {
+	const most = 255 // bytes, since libvirt names files after the machine
+	if name == "" || len(name) > most || !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return Reference{}, fmt.Errorf("%w: %q: want libvirt:NAME, the name of a virtual machine", ErrReference, machinePrefix+name)
+	}
+	return Reference{machine: name}, nil
+}
+
 // String returns the full reference, which [ParseReference] accepts.
 func (r Reference) String() string {
 	switch {
@@ -102,6 +121,8 @@ func (r Reference) String() string {
 		return layoutPrefix + r.layout
 	case r.file != "":
 		return filePrefix + r.file
+	case r.machine != "":
+		return machinePrefix + r.machine
 	}
 	return ""
 }
@@ -112,14 +133,19 @@ func (r Reference) IsLayout() bool { return r.layout != "" }
 // File returns the absolute and clean path of a disk file; empty for other images.
 func (r Reference) File() string { return r.file }
 
-// LocalPrefix returns the prefix of references to images on this host: "oci:" or "file:"; empty
-// for an image in a registry.
+// Machine returns the name of a virtual machine of libvirt; empty for other images.
+func (r Reference) Machine() string { return r.machine }
+
+// LocalPrefix returns the prefix of references to images on this host: "oci:", "file:" or
+// "libvirt:"; empty for an image in a registry.
 func (r Reference) LocalPrefix() string {
 	switch {
 	case r.layout != "":
 		return layoutPrefix
 	case r.file != "":
 		return filePrefix
+	case r.machine != "":
+		return machinePrefix
 	}
 	return ""
 }

@@ -23,6 +23,10 @@ func TestParseReference(t *testing.T) {
 		"oci:/srv/images/debian:12":            "oci:/srv/images/debian:12",
 		"oci:/srv/a:b/debian":                  "oci:/srv/a:b/debian",
 		"oci:/srv/images/../images/debian/:12": "oci:/srv/images/debian:12",
+		"libvirt:ci base [1]*":                 "libvirt:ci base [1]*",
+		"libvirt:a:b@c":                        "libvirt:a:b@c",
+		"libvirt:büro":                         "libvirt:büro",
+		"libvirt:5000/vms/debian":              "libvirt:5000/vms/debian:latest",
 		"oci:/srv/debian@" + sum:               "oci:/srv/debian@" + sum,
 	}
 	for text, want := range tests {
@@ -37,7 +41,7 @@ func TestParseReference(t *testing.T) {
 	}
 	for _, text := range []string{
 		"", " ", "Debian", "r.example/X:1", "r.example/x:", "r.example/x@sha256:12", "http://r.example/x",
-		"r.example/../x", "r.example/x:1\n", "-x", "oci:", "oci::tag", "oci:/srv/x:", "oci:/srv/x@sha256:12", "oci:/srv/\x00",
+		"r.example/../x", "r.example/x:1\n", "-x", "libvirt:", "libvirt:a\nb", "libvirt:a\x00", "libvirt:\u202e", "libvirt:\xff", "libvirt:" + strings.Repeat("a", 256), "libvirt:/x", "libvirt:../x", "oci:", "oci::tag", "oci:/srv/x:", "oci:/srv/x@sha256:12", "oci:/srv/\x00",
 	} {
 		if ref, err := ParseReference(text); !errors.Is(err, ErrReference) {
 			t.Errorf("%q: got %q, %v; want ErrReference", text, ref, err)
@@ -48,6 +52,7 @@ func TestParseReference(t *testing.T) {
 func FuzzParseReference(f *testing.F) {
 	f.Add("debian:12")
 	f.Add("oci:/srv/x:1")
+	f.Add("libvirt:x")
 	f.Add("r.example/x@sha256:aa")
 	f.Fuzz(func(t *testing.T, text string) {
 		ref, err := ParseReference(text)

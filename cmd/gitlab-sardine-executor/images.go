@@ -23,7 +23,7 @@ import (
 const imageCategory = "Images"
 
 // imageArgument describes the argument IMAGE.
-const imageArgument = "IMAGE is what a job would name (REGISTRY/NAME:TAG), or oci:PATH[:TAG], an OCI layout, or file:/PATH, a disk, both on this host.\n"
+const imageArgument = "IMAGE is what a job would name (REGISTRY/NAME:TAG), or oci:PATH[:TAG], an OCI layout, or on this host: file:/PATH, a disk, or libvirt:NAME, a virtual machine that is shut off.\n"
 
 // openStore opens the store of unpacked images.
 func openStore(settings *config.Settings) (*store.Store, error) {

@@ -61,7 +61,8 @@ func inspect(ctx context.Context, cfg *command.Settings, f *inspectFlags, image 
 		return err
 	}
 	report, err := admin.InspectImage(ctx, settings, image, source.InspectOptions{
-		Credentials: f.Credentials(), Architecture: f.arch, StallTimeout: time.Duration(settings.Defaults.PullStallTimeout),
+		Options:      source.Options{Credentials: f.Credentials(), StallTimeout: time.Duration(settings.Defaults.PullStallTimeout)},
+		Architecture: f.arch,
 	})
 	if err != nil {
 		return err

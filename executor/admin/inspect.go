@@ -50,6 +50,7 @@ func InspectImage(ctx context.Context, settings *config.Settings, image string, 
 		return nil, err
 	}
 	o.Architecture = cmp.Or(o.Architecture, resolved.Architecture)
+	o.Machines = executor.MachinesOf(settings)
 	inspection, err := source.Inspect(ctx, ref, o)
 	if err != nil {
 		return nil, err

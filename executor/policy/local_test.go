@@ -9,7 +9,7 @@ import (
 	"gitlab-sardine-executor/executor/job"
 )
 
-// TestLocalImage: a disk of the host is for the administrator, and for jobs only if it is
+// TestLocalImage: a disk or virtual machine of the host is for the administrator, and for jobs only if it is
 // listed or is the administrator's substitute.
 func TestLocalImage(t *testing.T) {
 	const disk = "file:/srv/images/a.qcow2"
@@ -23,6 +23,9 @@ func TestLocalImage(t *testing.T) {
 		"**":             {"[defaults]\nallowed_images = ['**']", disk, false, "no pattern in allowed_images that starts with file: allows it"},
 		"listed":         {"[defaults]\nallowed_images = ['file:/srv/images/*']", disk, false, disk},
 		"next to listed": {"[defaults]\nallowed_images = ['file:/srv/images/*']", "file:/srv/images/../a", false, "is not allowed here"},
+		"machine":        {"[defaults]\nallowed_images = ['**', 'file:/**', 'oci:/**']", "libvirt:ci", false, "no pattern in allowed_images that starts with libvirt: allows it"},
+		"its name":       {"[defaults]\nallowed_images = ['libvirt:ci-*']", "libvirt:ci-1 [x]*", false, "libvirt:ci-1 [x]*"},
+		"another name":   {"[defaults]\nallowed_images = ['libvirt:ci-*']", "libvirt:c", false, "is not allowed here"},
 		"try":            {"", disk, true, disk},
 		"substitute":     {"[[image]]\nmatch = 'debian:*'\nimage = '" + disk + "'", "debian:12", false, disk},
 		"default":        {"[defaults]\nimage = '" + disk + "'", "", false, disk},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go/v1"
@@ -17,17 +16,15 @@ import (
 
 // InspectOptions of [Inspect]; the zero value is fine.
 type InspectOptions struct {
-	Credentials registry.Credentials
+	Options
 	// Architecture to select from an index (Go's name); empty means that of this host.
 	Architecture string
-	// StallTimeout is how long a registry may make no progress; 0 means the default.
-	StallTimeout time.Duration
 }
 
-// Inspect describes an image in a registry or a layout. The error is [oci.ErrFormat], and says
+// Inspect describes an image in a registry, a layout or on this host. The error is [oci.ErrFormat], and says
 // what was found, if a job could not use the image.
 func Inspect(ctx context.Context, ref oci.Reference, o InspectOptions) (*oci.Inspection, error) {
-	src, err := Open(ctx, ref, o.Credentials, o.StallTimeout, registry.DefaultRetries(o.StallTimeout))
+	src, err := Open(ctx, ref, o.Options, registry.DefaultRetries(o.StallTimeout))
 	if err != nil {
 		return nil, fmt.Errorf("inspecting %s: %w", ref, err)
 	}

@@ -15,7 +15,6 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/oci/diskfile"
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/registry"
 	"gitlab-sardine-executor/oci/registry/distribution"
@@ -51,6 +50,8 @@ type PullOptions struct {
 	// StallTimeout is how long a registry may send less than 1000 bytes per second; 0 means
 	// a minute.
 	StallTimeout time.Duration
+	// Machines describes virtual machines of this host; nil if there are none.
+	Machines oci.Machines
 
 	room    func(dir string) (space.Room, error) // nil means space.Of
 	retries registry.RetryPolicy                 // the zero value means the default
@@ -61,6 +62,10 @@ func (o PullOptions) ask() func(string) (space.Room, error) {
 		return space.Of
 	}
 	return o.room
+}
+
+func (o PullOptions) source() source.Options {
+	return source.Options{Credentials: o.Credentials, StallTimeout: o.StallTimeout, Machines: o.Machines}
 }
 
 func (o PullOptions) maxDisk() int64 {
@@ -142,7 +147,7 @@ func (s *Store) pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oc
 		return image, err
 	}
 	later := o.retries.OrDefault(o.StallTimeout)
-	src, err := source.Open(ctx, ref, o.Credentials, o.StallTimeout, later)
+	src, err := source.Open(ctx, ref, o.source(), later)
 	if err != nil {
 		return nil, fmt.Errorf("pulling %s: %w", ref, err)
 	}
@@ -155,14 +160,13 @@ func (s *Store) pull(ctx context.Context, ref oci.Reference, o PullOptions) (*oc
 	return image, nil
 }
 
-// lookupFile returns the locked image of a disk file that has not changed since the last pull.
-// identity is empty for other images.
+// lookupFile returns the locked image of a disk file or virtual machine of this host that has not
+// changed since the last pull. identity is empty for other images.
 func (s *Store) lookupFile(ctx context.Context, ref oci.Reference, o PullOptions) (image *oci.Image, identity string, err error) {
-	if ref.File() == "" {
-		return nil, "", nil
-	}
-	if identity, err = diskfile.Identify(ref.File()); err != nil {
+	if identity, err = source.Identify(ctx, ref, o.source()); err != nil {
 		return nil, "", fmt.Errorf("pulling %s: %w", ref, err)
+	} else if identity == "" {
+		return nil, "", nil
 	}
 	record, err := s.readReference(ref, o.Architecture)
 	if err != nil || record.File != identity {

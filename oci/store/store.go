@@ -184,7 +184,7 @@ type referenceRecord struct {
 	Manifest digest.Digest `json:"manifest"`
 	// Image is the key of the image. Older versions did not write it.
 	Image string `json:"image,omitempty"`
-	// File is the identity of a disk file on this host at the last pull.
+	// File is the identity of a file or machine on this host at the last pull.
 	File string `json:"file,omitempty"`
 }
 

@@ -68,7 +68,7 @@ func TestToken(t *testing.T) {
 	if _, err := registry.Login(t.Context(), m.Host, "gitlab-ci-token", "t0ken", authFile); err != nil {
 		t.Errorf("login: %v", err)
 	}
-	if _, err := source.Inspect(t.Context(), ref, source.InspectOptions{Credentials: authFile}); err != nil {
+	if _, err := source.Inspect(t.Context(), ref, source.InspectOptions{Options: source.Options{Credentials: authFile}}); err != nil {
 		t.Errorf("inspect: %v", err)
 	}
 

@@ -44,9 +44,8 @@ func sourceOf(ref oci.Reference) pullSource {
 	place, name := ref.Repository(), ref.Registry()
 	if ref.IsLayout() {
 		place, name = "oci:"+ref.LayoutDir(), "an OCI layout"
-	}
-	if ref.File() != "" {
-		place, name = ref.String(), "a file"
+	} else if !ref.IsRegistry() {
+		place, name = ref.String(), "this host"
 	}
 	return pullSource{digest.FromString(place).Encoded()[:16], name}
 }

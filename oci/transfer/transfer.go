@@ -79,7 +79,7 @@ func Push(ctx context.Context, from, to oci.Reference, o Options) (digest.Digest
 // transfer copies the image from to the destination that open returns.
 func transfer(ctx context.Context, from oci.Reference, o Options, open func() (transport.Destination, error)) (_ digest.Digest, err error) {
 	later := o.retries.OrDefault(o.StallTimeout)
-	src, err := source.Open(ctx, from, o.Credentials, o.StallTimeout, later)
+	src, err := source.Open(ctx, from, source.Options{Credentials: o.Credentials, StallTimeout: o.StallTimeout}, later)
 	if err != nil {
 		return "", err
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"al.essio.dev/pkg/shellescape"
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/vm/disk"
@@ -14,8 +15,13 @@ import (
 	"gitlab-sardine-executor/vm/virt"
 )
 
-// errRunning: the domain is running, and so its disks change.
-var errRunning = errors.New("the virtual machine is running")
+// ErrRunning: the domain is running, and so its disks change.
+var ErrRunning = errors.New("the virtual machine is running")
+
+// An UnfitError says what of a domain an image cannot contain.
+type UnfitError struct{ error }
+
+func (e UnfitError) Unwrap() error { return e.error }
 
 // A Captured describes a virtual machine for an image. Its domain XML contains nothing that
 // is specific to this host.
@@ -39,8 +45,8 @@ type CapturedDisk struct {
 
 // Capture describes a defined domain for an image. It keeps the name and drops UUID, MAC
 // addresses, host paths and everything else that is specific to one machine or one host.
-// The error is [virt.ErrNoDomain] if there is no domain of that name. It is an error if the
-// domain is running or suspended.
+// The error is [virt.ErrNoDomain] if there is no domain of that name, [ErrRunning] if it is running
+// or suspended, and an [UnfitError] if its XML or its disks cannot be in an image.
 func Capture(ctx context.Context, h *virt.Host, name string) (*Captured, error) {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {
@@ -52,11 +58,14 @@ func Capture(ctx context.Context, h *virt.Host, name string) (*Captured, error) 
 		return nil, err
 	}
 	if active {
-		return nil, fmt.Errorf("%w: shut it down first (virsh -c %s shutdown %s)", errRunning, h.URI(), name)
+		if _, err := record.Read(ctx, dom); err == nil {
+			return nil, fmt.Errorf("%w: it is the machine of a job", ErrRunning)
+		}
+		return nil, fmt.Errorf("%w: shut it down first (virsh -c %s shutdown %s)", ErrRunning, h.URI(), shellescape.Quote(name))
 	}
 	saved, err := dom.HasManagedSave(ctx)
 	if err == nil && saved {
-		return nil, fmt.Errorf("%w: it is only suspended to disk: start it and shut it down first", errRunning)
+		return nil, fmt.Errorf("%w: it is only suspended to disk: start it and shut it down first", ErrRunning)
 	}
 	doc, err := dom.InactiveXML(ctx, false)
 	if err != nil {
@@ -64,7 +73,7 @@ func Capture(ctx context.Context, h *virt.Host, name string) (*Captured, error) 
 	}
 	captured, err := capture(doc)
 	if err != nil {
-		return nil, fmt.Errorf("domain %s: %w", name, err)
+		return nil, fmt.Errorf("domain %s: %w", name, UnfitError{err})
 	}
 	return captured, nil
 }

@@ -107,7 +107,7 @@ func TestCaptureRefuses(t *testing.T) {
 		})
 	}
 	// The driver starts with a running domain.
-	if _, err := Capture(t.Context(), h, "test"); !errors.Is(err, errRunning) {
+	if _, err := Capture(t.Context(), h, "test"); !errors.Is(err, ErrRunning) {
 		t.Errorf("a running domain: %v", err)
 	}
 	if _, err := Capture(t.Context(), h, "none"); !errors.Is(err, virt.ErrNoDomain) {
