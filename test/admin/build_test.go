@@ -37,6 +37,7 @@ func (s *site) base(t *testing.T) string {
 type built struct {
 	cmd            *exec.Cmd
 	stdout, stderr bytes.Buffer
+	said           string // the file with what it says, instead of stderr
 }
 
 func (s *site) build(t *testing.T, args ...string) *built {
