@@ -36,7 +36,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package first-hour test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
+.PHONY: help deps build guest arm64-guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package first-hour test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ build: ## build bin/gitlab-sardine-executor
 
 guest: ## make the test guest from Debian packages, once
 	@scripts/build-guest.sh
+
+arm64-guest: ## make the test guest for arm64, once, and install its emulator
+	@scripts/deps.sh arm64
+	@scripts/build-guest.sh arm64
 
 full-guest: ## make a whole Debian with cloud-init for one of the tests, once
 	@scripts/build-full-guest.sh
@@ -139,7 +143,7 @@ SOAK ?= -soak 200 -soak-at-once 40
 test-soak: deps guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
 	$(GONIGHT) ./test/e2e -run TestSoak $(SOAK) -timeout 2h -v
 
-test-nightly: deps guest full-guest full-guest-trixie ## run every row of every test in both modes, and the faults: hours
+test-nightly: deps guest arm64-guest full-guest full-guest-trixie ## run every row of every test in both modes, and the faults: hours
 	@$(MAKE) --no-print-directory --keep-going -j2 nightly-session nightly-boot nightly-system test-unit nightly-host
 
 nightly-session nightly-system: nightly-%:

@@ -3,12 +3,12 @@
 # SSH (vagrant / vagrant) in seconds, also where the processor is emulated. It is
 # what demo, tests and benchmarks boot.
 #
-#   scripts/build-guest.sh          build unless it is there; print its path
-#   scripts/build-guest.sh --path   print the path where it is or would be
+#   scripts/build-guest.sh [arm64]          build unless it is there; print its path
+#   scripts/build-guest.sh --path [arm64]   print the path where it is or would be
 #
 # It is put together from Debian packages without root and without loop devices:
-# a FAT disk with syslinux, Debian's cloud kernel and an initramfs that is the
-# whole system. What it is made of stands in guest/. The cache directory is named
+# a FAT disk with syslinux (arm64: a GPT with an EFI system partition and
+# systemd-boot), Debian's cloud kernel and an initramfs that is the whole system. What it is made of stands in guest/. The cache directory is named
 # after these files, so that a change of any of them makes another guest.
 set -euo pipefail
 
@@ -28,27 +28,34 @@ inputs_hash() {
 	) | sha256sum | cut -c1-16
 }
 
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/gitlab-sardine-executor/guest
-target=$cache/$(inputs_hash)/guest.qcow2
-
+show=
+if [[ ${1-} == --path ]]; then
+	show=yes
+	shift
+fi
 case ${1-} in
---path)
-	echo "$target"
-	exit
-	;;
-'') ;;
+'' | amd64) arch=amd64 name=guest console=ttyS0 ;;
+arm64) arch=arm64 name=guest-arm64 console=ttyAMA0 ;;
 *)
-	echo "usage: $0 [--path]" >&2
+	echo "usage: $0 [--path] [amd64|arm64]" >&2
 	exit 64
 	;;
 esac
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/gitlab-sardine-executor/guest
+target=$cache/$(inputs_hash)/$name.qcow2
+if [[ $show ]]; then
+	echo "$target"
+	exit
+fi
 
 if [[ -e $target ]]; then
 	echo "$target"
 	exit
 fi
 
-for tool in apt-get dpkg mcopy mformat syslinux cpio lz4 qemu-img; do
+tools=(apt-get dpkg mcopy mformat cpio lz4 qemu-img)
+[[ $arch == amd64 ]] && tools+=(syslinux) || tools+=(sfdisk mmd)
+for tool in "${tools[@]}"; do
 	if ! PATH=$PATH:/sbin:/usr/sbin command -v "$tool" >/dev/null; then
 		echo "build-guest: $tool is missing; run: make deps" >&2
 		exit 1
@@ -73,8 +80,17 @@ step() {
 	printf 'build-guest: %-32s %6d ms\n' "$text" $(((${end/[.,]/} - ${begin/[.,]/}) / 1000)) >&2
 }
 
-# lines FILE: a list without its comments.
-lines() { grep -v -e '^#' -e '^$' "$source/$1"; }
+# lines FILE: a list without its comments, for the architecture.
+lines() {
+	grep -v -e '^#' -e '^$' "$source/$1" | if [[ $arch == arm64 ]]; then
+		# The power button of arm64 is a GPIO, and the dynamic linker lies elsewhere.
+		sed -e 's/amd64/arm64/; s/x86_64-linux-gnu/aarch64-linux-gnu/g' -e '/acpi.button/d' \
+			-e 's,ld-linux-x86-64.so.2,ld-linux-aarch64.so.1,g; s,usr/lib64/,usr/lib/,'
+		[[ $1 != packages ]] || echo systemd-boot-efi
+	else
+		cat
+	fi
+}
 
 # download gets the packages into debs/, by the package lists of the system, or,
 # where these are missing, too old or of another architecture, by lists of our
@@ -92,7 +108,7 @@ download() {
 }
 
 # The download would be done by the user _apt, who may not write here.
-apt_options=(-q -o APT::Sandbox::User=root -o APT::Architecture=amd64)
+apt_options=(-q -o APT::Sandbox::User=root -o APT::Architecture=$arch)
 
 fetch_debs() {
 	local packages=() name
@@ -138,9 +154,12 @@ tree() {
 		mkdir -p "$root/$(dirname "$to")"
 		cp -L "$work/packages/$from" "$root/$to"
 	done
-	"$root/usr/bin/busybox" --list | while read -r to; do
-		[[ -e $root/usr/bin/$to ]] || ln -s busybox "$root/usr/bin/$to"
-	done
+	# If its programs cannot run here, init asks it.
+	if [[ $arch == "$(dpkg --print-architecture)" ]]; then
+		"$root/usr/bin/busybox" --list | while read -r to; do
+			[[ -e $root/usr/bin/$to ]] || ln -s busybox "$root/usr/bin/$to"
+		done
+	fi
 	lines modules >"$root/etc/modules.paths"
 	sed 's,.*/,,' "$root/etc/modules.paths" >"$root/etc/modules"
 	grep ko$ "$root/etc/modules.paths" | while read -r from; do
@@ -161,13 +180,35 @@ initramfs() {
 
 disk() {
 	local raw=$work/guest.raw PATH=$PATH:/sbin:/usr/sbin
+	if [[ $arch == amd64 ]]; then
+		bios_disk
+	else
+		uefi_disk
+	fi
+	qemu-img convert -f raw -O qcow2 "$raw" "$work/guest.qcow2"
+}
+
+bios_disk() {
 	truncate -s "${disk_mib}M" "$raw"
 	mformat -i "$raw" -v GUEST -T $((disk_mib * 2048)) -h 16 -s 63 ::
 	mcopy -i "$raw" "$work"/packages/boot/vmlinuz-* ::vmlinuz
 	mcopy -i "$raw" "$work/initrd" ::initrd
 	mcopy -i "$raw" "$source/syslinux.cfg" ::syslinux.cfg
 	syslinux --install "$raw"
-	qemu-img convert -f raw -O qcow2 "$raw" "$work/guest.qcow2"
+}
+
+uefi_disk() {
+	local system=$raw@@1M options
+	options=$(sed -n 's/^ *APPEND //p' "$source/syslinux.cfg")
+	truncate -s 100M "$raw"
+	sfdisk --quiet "$raw" <<<$'label: gpt\nstart=2048,size=96M,type=C12A7328-F81F-11D2-BA4B-00C04FD430C8'
+	mformat -i "$system" -v GUEST -T $((96 * 2048)) -h 16 -s 63 ::
+	mmd -i "$system" ::/EFI ::/EFI/BOOT ::/loader ::/loader/entries
+	mcopy -i "$system" "$work"/packages/usr/lib/systemd/boot/efi/systemd-bootaa64.efi ::/EFI/BOOT/BOOTAA64.EFI
+	mcopy -i "$system" "$work"/packages/boot/vmlinuz-* ::vmlinuz
+	mcopy -i "$system" "$work/initrd" ::initrd
+	printf 'title guest\nlinux /vmlinuz\ninitrd /initrd\noptions %s\n' "${options/ttyS0/$console}" >"$work/guest.conf"
+	mcopy -i "$system" "$work/guest.conf" ::/loader/entries/guest.conf
 }
 
 step 'download the packages' download

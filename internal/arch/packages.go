@@ -55,7 +55,7 @@ var Packages = []Package{
 	{Path: "internal/testbed/nsrun", Imports: "internal/testbed/host"},
 	{Path: "oci"},
 	{Path: "oci/chain", Imports: "internal/qcow2 oci oci/internal/readers"},
-	{Path: "oci/diskfile", Imports: "internal/qcow2 oci oci/format oci/packing oci/transport"},
+	{Path: "oci/diskfile", Imports: "internal/qcow2 oci oci/format oci/packing oci/transport oci/unpack/filetype"},
 	{Path: "oci/export", Imports: "internal/bootdisk internal/defaultmachine oci oci/format oci/internal/readers oci/layout oci/packing oci/transport oci/unpack/decompress oci/unpack/sparse"},
 	{Path: "oci/format", Imports: "internal/strictjson"},
 	{Path: "oci/index", Imports: "oci oci/format"},

@@ -16,6 +16,7 @@ const (
 	guestVariable     = "TESTBED_GUEST"             // path of the test guest's disk
 	fullGuestVariable = "TESTBED_FULL_GUEST"        // path of the full guest's
 	trixieVariable    = "TESTBED_FULL_GUEST_TRIXIE" // that of Debian 13
+	arm64Variable     = "TESTBED_GUEST_ARM64"       // that of the guest for arm64
 	programsVariable  = "TESTBED_PROGRAMS"          // directory of the programs built for tests
 )
 
@@ -91,6 +92,7 @@ func Program(t testing.TB, name string) string {
 // guestScripts build the guests, and say where they put them. The suite may follow.
 var guestScripts = map[string]string{
 	guestVariable: "build-guest.sh", fullGuestVariable: "build-full-guest.sh", trixieVariable: "build-full-guest.sh trixie",
+	arm64Variable: "build-guest.sh arm64",
 }
 
 // Guest is the path of the test guest's disk, a qcow2 file (scripts/guest). User
@@ -111,6 +113,12 @@ func FullGuest(t testing.TB) string {
 func FullGuestTrixie(t testing.TB) string {
 	t.Helper()
 	return guest(t, trixieVariable, "make full-guest-trixie")
+}
+
+// GuestARM64 is the path of the disk of a [Guest] for arm64.
+func GuestARM64(t testing.TB) string {
+	t.Helper()
+	return guest(t, arm64Variable, "make arm64-guest")
 }
 
 func guest(t testing.TB, variable, target string) string {

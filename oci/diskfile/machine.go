@@ -21,6 +21,7 @@ import (
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/packing"
 	"gitlab-sardine-executor/oci/transport"
+	"gitlab-sardine-executor/oci/unpack/filetype"
 )
 
 // A machineSource is an image of a virtual machine of this host, in the sardinecake format: as
@@ -84,9 +85,42 @@ func packingList(m *oci.Machine) ([]packing.File, error) {
 		return nil, fmt.Errorf("%w (run the driver as root, or keep the machine in qemu:///session)", err)
 	case err != nil && !oci.IsPermanent(err):
 		return nil, fmt.Errorf("%w: %w", oci.ErrFormat, err)
+	case err != nil:
+		return nil, err
 	}
-	return files, err
+	for _, file := range files {
+		if err := checkBacking(file); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
 }
+
+// checkBacking refuses raw backing files that are no disks. QEMU writes to the header of an
+// overlay that names them, so a guest that has taken over its QEMU could name a secret of the
+// host. Nothing of the content may be in the error.
+func checkBacking(file packing.File) error {
+	if file.Top || file.Format != "raw" {
+		return nil
+	}
+	f, err := open(file.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head := make([]byte, headSize)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("reading the backing file %s: %w", file.Path, err)
+	}
+	if filetype.NotADisk(head[:n]) != "" {
+		return fmt.Errorf("%w: the backing file %s is not a disk", oci.ErrInvalid, file.Path)
+	}
+	return nil
+}
+
+// headSize is how much of a file tells whether it is a disk, in bytes.
+const headSize = 8 << 10
 
 func identifyAll(files []packing.File) (map[string]string, error) {
 	identities := make(map[string]string)

@@ -156,6 +156,12 @@ func TestMachineRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, oci.ErrInvalid, "other users can write"},
+		"a backing file that is no disk": {func(t *testing.T, m *oci.Machine, dir string) {
+			if err := os.WriteFile(dir+"/key", []byte(strings.Repeat("s3cret\n", 200)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			ocitest.Command(t, dir, "qemu-img", "rebase", "-u", "-F", "raw", "-b", "key", "web.qcow2")
+		}, oci.ErrInvalid, "key is not a disk"},
 		"a chain that is a loop": {func(t *testing.T, m *oci.Machine, dir string) {
 			ocitest.Command(t, dir, "qemu-img", "rebase", "-u", "-F", "qcow2", "-b", "../web.qcow2", "base/web.qcow2")
 		}, oci.ErrFormat, "backing chain"},
@@ -167,7 +173,7 @@ func TestMachineRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m, dir := aMachine(t)
 			c.change(t, m, dir)
-			if _, err := OpenMachine(t.Context(), m); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
+			if _, err := OpenMachine(t.Context(), m); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) || strings.Contains(err.Error(), "s3cret") {
 				t.Errorf("got %v, want %v with %q", err, c.want, c.text)
 			}
 		})
