@@ -63,7 +63,7 @@ func Try(ctx context.Context, o TryOptions) (err error) {
 	defer func() {
 		// Also after Ctrl-C, which must not leave the machine.
 		cleanup := tryStage(o.Log, "cleanup", func() error { return d.Cleanup(context.WithoutCancel(ctx)) })
-		err = errors.Join(err, cleanup)
+		err = joinOnce(err, cleanup)
 	}()
 	stages := []struct {
 		name string
@@ -92,4 +92,13 @@ func tryStage(log *joblog.Log, name string, run func() error) error {
 	}
 	log.Say("<== %s %s in %.2f s", name, outcome, time.Since(began).Seconds())
 	return err
+}
+
+// joinOnce joins the errors of prepare and cleanup; one if both failed for the same reason, such
+// as a libvirt that is down.
+func joinOnce(prepare, cleanup error) error {
+	if prepare != nil && cleanup != nil && prepare.Error() == cleanup.Error() {
+		return prepare
+	}
+	return errors.Join(prepare, cleanup)
 }
