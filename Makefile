@@ -36,7 +36,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build guest arm64-guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package first-hour test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
+.PHONY: help deps nightly-deps build guest arm64-guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package first-hour test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,14 +44,16 @@ help: ## list the targets
 deps: ## install the Debian packages that are missing
 	@scripts/deps.sh
 
+nightly-deps: ## install what the tests at night need besides
+	@scripts/deps.sh nightly
+
 build: ## build bin/gitlab-sardine-executor
 	$(GOBUILD) -ldflags '$(LDFLAGS)' -o $(BINARY) $(PACKAGE)
 
 guest: ## make the test guest from Debian packages, once
 	@scripts/build-guest.sh
 
-arm64-guest: ## make the test guest for arm64, once, and install its emulator
-	@scripts/deps.sh arm64
+arm64-guest: ## make the test guest for arm64, once
 	@scripts/build-guest.sh arm64
 
 full-guest: ## make a whole Debian with cloud-init for one of the tests, once
@@ -125,6 +127,10 @@ test-package: guest ## install, use, upgrade and remove the packages in clean re
 			dist/gitlab-sardine-executor_0~test1+deb$${n}_*.deb dist/gitlab-sardine-executor_0~test2+deb$${n}_*.deb || exit 1; \
 		rm -f dist/gitlab-sardine-executor_0~test*; \
 	done
+	@for version in 0~test1 0~test2; do scripts/in-debian.sh bookworm scripts/package.sh $$version rpm || exit 1; done
+	@DEBIAN_PACKAGES='rpm systemd' scripts/in-debian.sh bookworm scripts/test-rpm.sh \
+		dist/gitlab-sardine-executor-0~test1-*.rpm dist/gitlab-sardine-executor-0~test2-*.rpm
+	@rm -f dist/gitlab-sardine-executor-0~test*
 
 first-hour: guest ## walk from a clean Debian 13 to a job, and write docs/first-hour.md
 	@scripts/in-debian.sh trixie env COMMIT='$(COMMIT)' scripts/package.sh 0~walk deb
@@ -143,7 +149,7 @@ SOAK ?= -soak 200 -soak-at-once 40
 test-soak: deps guest ## run 200 jobs one after another, and 40 eight at a time, in each mode: an hour
 	$(GONIGHT) ./test/e2e -run TestSoak $(SOAK) -timeout 2h -v
 
-test-nightly: deps guest arm64-guest full-guest full-guest-trixie ## run every row of every test in both modes, and the faults: hours
+test-nightly: deps nightly-deps guest arm64-guest full-guest full-guest-trixie ## run every row of every test in both modes, and the faults: hours
 	@$(MAKE) --no-print-directory --keep-going -j2 nightly-session nightly-boot nightly-system test-unit nightly-host
 
 nightly-session nightly-system: nightly-%:

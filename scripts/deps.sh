@@ -6,7 +6,7 @@
 #   scripts/deps.sh build    what building and running need
 #   scripts/deps.sh --list   only print the first list
 #   scripts/deps.sh site     what make site needs
-#   scripts/deps.sh arm64    what emulating a guest for arm64 needs
+#   scripts/deps.sh nightly  what the tests at night need besides
 set -euo pipefail
 
 # What building and running the program needs, next to Go.
@@ -34,13 +34,13 @@ case ${1-} in
 '') wanted=("${build[@]}" "${test[@]}") ;;
 build) wanted=("${build[@]}") ;;
 site) wanted=(make git mkdocs) ;;
-arm64) wanted=(qemu-system-arm qemu-efi-aarch64 mtools fdisk cpio lz4) ;;
+nightly) wanted=(qemu-system-arm qemu-efi-aarch64 ignition) ;; # guests for arm64; Ignition itself
 --list)
 	printf '%s\n' "${build[@]}" "${test[@]}"
 	exit
 	;;
 *)
-	echo "usage: $0 [build | site | arm64 | --list]" >&2
+	echo "usage: $0 [build | site | nightly | --list]" >&2
 	exit 64
 	;;
 esac

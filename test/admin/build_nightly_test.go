@@ -36,6 +36,9 @@ for key in /etc/ssh/ssh_host_*_key.pub; do echo "key $(cut -d' ' -f1,2 $key)"; d
 echo "was $(sed -n 2p /opt/build-identity | cut -d' ' -f1,2)"
 systemctl is-active sardine-ssh-host-keys.service`
 
+// TestBuildAsRoot is TestBuild with the libvirt of the system, where QEMU runs as another user.
+func TestBuildAsRoot(t *testing.T) { testBuild(t, testbed.System(t)) }
+
 // TestBuildFullGuest seals a whole Debian: machines of the image have machine IDs and host keys
 // of their own, also without cloud-init; its file system is clean.
 func TestBuildFullGuest(t *testing.T) {

@@ -71,8 +71,10 @@ echo two finds the copies
 
 // TestBuild makes an image, and two machines of it, before it gets its tag. The steps run in
 // their order, as root. The layers of the base are those of the new image.
-func TestBuild(t *testing.T) {
-	s := newSite(t, testbed.Session(t))
+func TestBuild(t *testing.T) { testBuild(t, testbed.Session(t)) }
+
+func testBuild(t *testing.T, mode *testbed.Mode) {
+	s := newSite(t, mode)
 	base := s.base(t)
 	files := filepath.Join(s.dir, "files of mine")
 	s.Mode.Run(t, "mkdir", "-p", filepath.Join(files, "sub"))

@@ -67,10 +67,14 @@ func TestFullGuestTwins(t *testing.T) {
 	})
 }
 
-// fixedMachineID is the disk of a full guest with a machine-id, which the kernel's
-// arguments say: the boot partition is the one that can be written without a loop
-// device.
+// fixedMachineID is the disk of a full guest with a machine-id.
 func fixedMachineID(t *testing.T, l *lab) string {
+	return fullGuestBooting(t, l, "systemd.machine_id=0123456789abcdef0123456789abcdef")
+}
+
+// fullGuestBooting is the disk of a full guest with one more argument of its kernel: the boot
+// partition is the one that can be written without a loop device.
+func fullGuestBooting(t *testing.T, l *lab, argument string) string {
 	t.Helper()
 	raw := filepath.Join(l.dir, "full.raw")
 	if _, err := os.Stat(raw); err == nil {
@@ -79,7 +83,7 @@ func fixedMachineID(t *testing.T, l *lab) string {
 	run(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", filepath.Join(testhost.TempDir, fullGuestName), raw)
 	const boot = "@@1M"
 	config := run(t, "mtype", "-i", raw+boot, "::syslinux.cfg")
-	config = strings.Replace(config, "console=ttyS0", "console=ttyS0 systemd.machine_id=0123456789abcdef0123456789abcdef", 1)
+	config = strings.Replace(config, "console=ttyS0", "console=ttyS0 "+argument, 1)
 	file := filepath.Join(l.dir, "syslinux.cfg")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)

@@ -5,11 +5,14 @@ package boot
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/seed"
 )
 
@@ -56,6 +59,70 @@ func TestFullGuestFromASnapshot(t *testing.T) {
 			}
 			checkClock(t, name, seconds, asked)
 			scripts(t, guest)
+		}
+	})
+}
+
+// debianIgnition is Ignition in Debian's package ignition, which an initramfs would call.
+const debianIgnition = "/usr/lib/dracut/modules.d/30ignition/ignition"
+
+// runIgnition lets Ignition set up a copy of the guest without what systemd has set up.
+const runIgnition = `set -e
+sudo modprobe -a overlay qemu_fw_cfg
+sudo mkdir /run/o
+sudo mount -t tmpfs none /run/o
+sudo mkdir /run/o/upper /run/o/work /run/o/root
+sudo mount -t overlay -o lowerdir=/,upperdir=/run/o/upper,workdir=/run/o/work none /run/o/root
+sudo chroot /run/o/root sh -ec 'sed -i /^ci:/d /etc/passwd /etc/shadow /etc/group /etc/gshadow; rm -rf /home/ci /etc/ssh/ssh_host_* /etc/sudoers.d/90-* /etc/hostname'
+for stage in fetch files; do
+	sudo /var/tmp/ignition -platform qemu -stage $stage -root /run/o/root -log-to-stdout >/var/tmp/ignition.log 2>&1 || { cat /var/tmp/ignition.log; exit 1; }
+done
+cd /run/o/root
+sudo cmp etc/ssh/ssh_host_ed25519_key /run/credentials/@system/sardine.ssh_host_key
+sudo stat -c '%a %U %n' etc/ssh/ssh_host_ed25519_key etc/sudoers.d/90-gitlab-sardine-executor
+sudo cat etc/hostname
+sudo chroot . sudo -u ci sudo -n id -un
+sudo sh -c 'cat home/ci/.ssh/authorized_keys.d/ignition home/ci/.ssh/authorized_keys 2>/dev/null | cut -d" " -f2'
+sudo cut -d' ' -f2 /home/ci/.ssh/authorized_keys`
+
+// A Debian without cloud-init lets us in by systemd's credentials. Ignition finds in the same
+// machine what makes the same user and the same keys.
+func TestFullGuestWithoutCloudInit(t *testing.T) {
+	showFullGuest(t)
+	systemOnly(t, func(t *testing.T, l *lab) {
+		seed, err := seed.New("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := l.spec("credentials", fullGuest(seed), func(s *vm.Spec) {
+			s.Disks = []disk.Disk{{Name: "full.raw", Path: fullGuestBooting(t, l, "cloud-init=disabled"), Format: "raw", VirtualSize: 1466 << 20}}
+		})
+		guest := l.start(t, spec)
+		pinned := guest.Record().HostKey
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		if err := guest.WaitReady(ctx, seed.Login()); err != nil {
+			t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+		}
+		if guest.Record().HostKey != pinned || pinned == "" {
+			t.Errorf("the host key is %q, want %q", guest.Record().HostKey, pinned)
+		}
+		if out, _ := script(t, guest, "id -un; sudo -n id -un; ls /run/cloud-init/instance-data.json 2>/dev/null"); out != "ci\nroot\n" {
+			t.Errorf("the guest says %q", out)
+		}
+		ignition, err := os.Open(debianIgnition)
+		if err != nil {
+			t.Fatalf("%v; run: make nightly-deps", err)
+		}
+		defer ignition.Close()
+		if status, err := guest.Run(ctx, guestssh.Command{Line: "cat >/var/tmp/ignition && chmod 755 /var/tmp/ignition", Stdin: ignition}); err != nil || status != 0 {
+			t.Fatalf("%d, %v", status, err)
+		}
+		out, status := script(t, guest, runIgnition)
+		key := strings.Fields(seed.Login().PublicKey())[1]
+		want := "600 root etc/ssh/ssh_host_ed25519_key\n440 root etc/sudoers.d/90-gitlab-sardine-executor\n" + spec.Name + "\nroot\n" + key + "\n" + key + "\n"
+		if out != want {
+			t.Errorf("Ignition (%v):\n%s\nwant:\n%s", status, out, want)
 		}
 	})
 }
