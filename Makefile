@@ -128,7 +128,7 @@ test-package: guest ## install, use, upgrade and remove the packages in clean re
 		rm -f dist/gitlab-sardine-executor_0~test*; \
 	done
 	@for version in 0~test1 0~test2; do scripts/in-debian.sh bookworm scripts/package.sh $$version rpm || exit 1; done
-	@DEBIAN_PACKAGES='rpm systemd' scripts/in-debian.sh bookworm scripts/test-rpm.sh \
+	@DEBIAN_PACKAGES='ca-certificates rpm systemd' scripts/in-debian.sh bookworm scripts/test-rpm.sh \
 		dist/gitlab-sardine-executor-0~test1-*.rpm dist/gitlab-sardine-executor-0~test2-*.rpm
 	@rm -f dist/gitlab-sardine-executor-0~test*
 

@@ -2,6 +2,7 @@ package export
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,7 +103,7 @@ func (c *chunker) run(ctx context.Context, r io.Reader) error {
 		select {
 		case encoder = <-free:
 		case <-ctx.Done():
-			return errors.Join(group.Wait(), context.Cause(ctx))
+			return cmp.Or(group.Wait(), context.Cause(ctx)) // which may be the same error
 		}
 		var n int
 		n, err = io.ReadFull(r, encoder.raw)

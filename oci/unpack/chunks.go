@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,7 +41,7 @@ func (u *unpacker) unpackChunks(ctx context.Context, i int, f *os.File, disk for
 		select {
 		case u.chunks <- struct{}{}:
 		case <-ctx.Done():
-			return diskState{}, errors.Join(group.Wait(), context.Cause(ctx))
+			return diskState{}, cmp.Or(group.Wait(), context.Cause(ctx)) // which may be the same error
 		}
 		p := &chunk{u: u, file: f, to: to, bound: bound, stream: disk.Streams[i], limit: u.chunkLimit(disk, i), old: before.Size() > disk.Streams[i].Offset}
 		group.Go(func() error {
