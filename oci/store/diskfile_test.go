@@ -72,6 +72,61 @@ func TestDiskFile(t *testing.T) {
 	}
 }
 
+// TestMachine: a virtual machine of the host is imported once, until it changes, with all its
+// disks.
+func TestMachine(t *testing.T) {
+	store, dir := newStore(t), t.TempDir()
+	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "1M")
+	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2")
+	asked := 0
+	o := PullOptions{Machines: func(_ context.Context, name string) (*oci.Machine, error) {
+		if asked++; name != "my vm" {
+			return nil, oci.ErrNotFound
+		}
+		return &oci.Machine{
+			DomainXML: []byte("<domain/>"), Architecture: "amd64",
+			Disks: []oci.MachineDisk{{Path: filepath.Join(dir, "top.qcow2"), Name: "top.qcow2", Format: "qcow2"}},
+		}, nil
+	}}
+	ref := ocitest.MustParse(t, "libvirt:my vm")
+	first, err := store.Pull(t.Context(), ref, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if len(first.Disks) != 2 || first.Disks[1].Name != "top.qcow2" || first.Disks[1].Backing != "base.qcow2" || string(first.DomainXML) != "<domain/>" {
+		t.Errorf("%+v", first)
+	}
+	// The second job asks libvirt once, and does not read the files.
+	asked = 0
+	again, err := store.Pull(t.Context(), ref, o)
+	if err != nil || again.Key() != first.Key() || asked != 1 {
+		t.Fatalf("got %+v, %v after %d questions", again, err, asked)
+	}
+	again.Close()
+	ocitest.Command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", "base.qcow2")
+	changed, err := store.Pull(t.Context(), ref, o)
+	if err != nil || changed.Key() == first.Key() {
+		t.Fatalf("a changed machine: %+v, %v", changed, err)
+	}
+	changed.Close()
+	for _, policy := range []oci.PullPolicy{oci.PullNever, oci.PullIfNotPresent} {
+		asked = 0
+		copied, err := store.Pull(t.Context(), ref, PullOptions{Policies: []oci.PullPolicy{policy}, Machines: o.Machines})
+		if err != nil || copied.Key() != changed.Key() || asked != 0 {
+			t.Errorf("%s: %+v, %v after %d questions", policy, copied, err, asked)
+			continue
+		}
+		copied.Close()
+	}
+	if _, err := store.Pull(t.Context(), ocitest.MustParse(t, "libvirt:none"), o); !errors.Is(err, oci.ErrNotFound) {
+		t.Errorf("a machine that is not there: %v", err)
+	}
+	if _, err := store.Pull(t.Context(), ref, PullOptions{}); !oci.IsPermanent(err) {
+		t.Errorf("where there is no libvirt: %v", err)
+	}
+}
+
 // TestDiskFileRefused: the content is not trusted more than that of other images.
 func TestDiskFileRefused(t *testing.T) {
 	for name, test := range map[string]struct {
