@@ -42,6 +42,10 @@ func UseKVM(d *libvirtxml.Domain) {
 
 // UseTCG makes a domain run without KVM, on an emulated CPU. It removes what needs KVM: the
 // host's CPU model, Hyper-V enlightenments, KVM's features and clocks.
+//
+// Disks of virtio get no ioeventfd. With it, another thread of QEMU starts each request,
+// and firmware that waits for the disk keeps the emulated CPU busy until that thread had its
+// turn: on a busy host a boot takes a third more processor time until its kernel runs.
 func UseTCG(d *libvirtxml.Domain) {
 	d.Type = "qemu"
 	if !emulates(d.CPU) {
@@ -57,10 +61,27 @@ func UseTCG(d *libvirtxml.Domain) {
 		// Both need KVM's split I/O APIC.
 		d.Devices.IOMMU.Driver.IntRemap, d.Devices.IOMMU.Driver.EIM = "", ""
 	}
+	startRequestsAtOnce(d)
 	if d.Clock != nil {
 		d.Clock.Timer = slices.DeleteFunc(slices.Clone(d.Clock.Timer), func(t libvirtxml.DomainTimer) bool {
 			return t.Name == "kvmclock" || t.Name == "hypervclock" || t.Name == "tsc"
 		})
+	}
+}
+
+func startRequestsAtOnce(d *libvirtxml.Domain) {
+	if d.Devices == nil {
+		return
+	}
+	for i := range d.Devices.Disks {
+		disk := &d.Devices.Disks[i]
+		if disk.Target == nil || disk.Target.Bus != "virtio" {
+			continue
+		}
+		if disk.Driver == nil {
+			disk.Driver = &libvirtxml.DomainDiskDriver{}
+		}
+		disk.Driver.IOEventFD = "off"
 	}
 }
 

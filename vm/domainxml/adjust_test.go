@@ -133,3 +133,22 @@ func TestMachineNames(t *testing.T) {
 		wantRefused(t, err, "os/type/@machine")
 	}
 }
+
+// Only disks of virtio have the attribute: libvirt refuses it for others.
+func TestEmulatedDisks(t *testing.T) {
+	disk := func(bus string) libvirtxml.DomainDisk {
+		return libvirtxml.DomainDisk{Target: &libvirtxml.DomainDiskTarget{Bus: bus}}
+	}
+	d := &libvirtxml.Domain{Devices: &libvirtxml.DomainDeviceList{
+		Disks: []libvirtxml.DomainDisk{disk("virtio"), disk("sata"), disk("scsi"), {}},
+	}}
+	domainxml.UseTCG(d)
+	if driver := d.Devices.Disks[0].Driver; driver == nil || driver.IOEventFD != "off" {
+		t.Errorf("the disk of virtio: %+v", driver)
+	}
+	for _, other := range d.Devices.Disks[1:] {
+		if other.Driver != nil {
+			t.Errorf("a disk that is not one of virtio: %+v", other)
+		}
+	}
+}
