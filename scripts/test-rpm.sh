@@ -29,7 +29,7 @@ rpm -V --nodeps $package || fail 'files differ from the package'
 [[ $(rpm -q --qf '%{VERSION}' $package) == "$(version "$old")" ]] || fail "version: $(rpm -q $package)"
 [[ $(stat -c '%U %a' /var/lib/$package) == 'root 711' ]] || fail "storage: $(stat -c '%U %a' /var/lib/$package)"
 foreign=$(rpm -q --qf '[%{FILENAMES} %{FILEUSERNAME}:%{FILEGROUPNAME} %{FILEMODES:perms}\n]' $package |
-	grep -v -e ' root:root -rw-r--r--$' -e '^/usr/bin/[a-z-]* root:root -rwxr-xr-x$' || true)
+	grep -v -e ' root:root -rw-r--r--$' -e ' root:root drwxr-xr-x$' -e '^/usr/bin/[a-z-]* root:root -rwxr-xr-x$' || true)
 [[ ! $foreign ]] || fail "owner or mode: $foreign"
 [[ $(rpm -qc $package) == "$settings" ]] || fail "settings: $(rpm -qc $package)"
 for file in /usr/bin/$package /usr/share/man/man8/$package.8.gz /usr/share/bash-completion/completions/$package \

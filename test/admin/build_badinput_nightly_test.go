@@ -4,6 +4,7 @@ package admin
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,11 +18,13 @@ import (
 
 // A failing is a build that must fail, and what its last line must say.
 type failing struct {
-	name   string
-	from   string // empty: the test guest
-	script string
-	args   []string
-	want   string
+	name string
+	from string // empty: the test guest
+	// settings beside those of the site
+	settings []string
+	script   string
+	args     []string
+	want     string
 	// cancel is what is awaited before Ctrl-C; nil: it fails by itself.
 	cancel func(t *testing.T, s *site, b *built, layout string)
 }
@@ -81,17 +84,20 @@ func TestBuildBadInput(t *testing.T) {
 	mute[510], mute[511] = 0x55, 0xaa
 	silent := "file:" + s.Mode.WriteFile(t, filepath.Join(s.dir, "silent.raw"), string(mute))
 	small := s.smallDir(t, "8m")
+	overlays := filepath.Join(small, "overlays")
+	const fill = "dd if=/dev/urandom bs=1M count=16 | dd of=/dev/vda bs=1M seek=30 conv=notrunc"
 	const signal = "ended by a signal"
 	for _, c := range []failing{
 		{name: "reboots", script: "echo b >/proc/sysrq-trigger; sleep 600", want: "which a step must not do"},
 		{name: "powers off", script: "echo o >/proc/sysrq-trigger; sleep 600", want: "which a step must not do"},
-		{name: "no SSH", from: silent, script: "true", want: "(waited 30s: the setting timeout)"},
+		{name: "no SSH", from: silent, settings: []string{`timeout = "30s"`}, script: "true", want: "(waited 30s: the setting timeout)"},
 		{name: "full guest", script: "mkdir /full && mount -t tmpfs -o size=64k none /full && dd if=/dev/zero of=/full/x bs=1k count=65", want: "script.sh: exit status 1"},
-		{name: "full layout", script: "dd if=/dev/urandom bs=1M count=16 | dd of=/dev/vda bs=1M seek=30 conv=notrunc", args: []string{"oci:" + filepath.Join(small, "out") + ":1"}, want: "no space left on device"},
+		{name: "full host", settings: []string{fmt.Sprintf("overlay_dir = %q", overlays)}, script: fill + "; sync; sleep 600", want: "paused by an I/O error of its disk (is the host's disk full?)"},
+		{name: "full layout", script: fill, args: []string{"oci:" + filepath.Join(small, "out") + ":1"}, want: "no space left on device"},
 		{name: "Ctrl-C while it boots", script: "true", cancel: says("Machine sardine-"), want: signal},
 		{name: "Ctrl-C while it seals", script: "true", cancel: says("Sealing the image"), want: signal},
 		{name: "Ctrl-C while it powers off", script: "true", cancel: says("Sealed ("), want: signal},
-		{name: "Ctrl-C while it exports", script: "dd if=/dev/urandom bs=1M count=16 | dd of=/dev/vda bs=1M seek=30 conv=notrunc", cancel: writesLayout, want: signal},
+		{name: "Ctrl-C while it exports", script: fill, cancel: writesLayout, want: signal},
 		{name: "Ctrl-C while it verifies", script: "true", cancel: says("Verifying"), want: signal},
 	} {
 		t.Run(c.name, func(t *testing.T) { s.checkFails(t, c, base) })
@@ -99,9 +105,8 @@ func TestBuildBadInput(t *testing.T) {
 }
 
 func (s *site) checkFails(t *testing.T, c failing, base string) {
-	s.Configure(t)
+	s.Configure(t, c.settings...)
 	if c.from != "" {
-		s.Configure(t, `timeout = "30s"`)
 		s.run(t, "pull", "--quiet", c.from)
 		base = c.from
 	}
