@@ -61,8 +61,9 @@ type instanceInfo struct {
 	// SnapshotTime is the age of the snapshot that the machine resumed from; zero if the
 	// machine booted.
 	SnapshotTime time.Time
-	// Idle: the machine had waited for the job.
-	Idle bool
+	// Idle: the machine had waited for the job. Settled: its boot has ended, and the
+	// directories for jobs are there.
+	Idle, Settled bool
 	// Tools: the machine has the disk with this host's gitlab-runner.
 	Tools bool
 	// Cache of the machine, without the directory; CacheName is for the log.

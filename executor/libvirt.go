@@ -141,6 +141,7 @@ func (i libvirtInstance) Info() instanceInfo {
 		Login:     i.login,
 		Address:   i.Record().Address,
 		Idle:      i.Idle(),
+		Settled:   i.Settled(),
 		Tools:     i.HasTools(),
 		Cache:     guestshell.Cache{Mode: string(i.CacheMode()), Label: cache.Label, Fresh: i.CacheIsFresh()},
 		CacheName: i.Record().Cache,

@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/guestshell"
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/tools"
 	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/internal/rollback"
@@ -50,11 +52,12 @@ func MakeIdle(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (err
 	if made.Guest.Resumed() {
 		timeout = resumeTimeout(timeout)
 	}
+	var warnings bytes.Buffer
 	err = guestshell.Within(ctx, time.Now().Add(timeout), func(ctx context.Context) error {
 		if err := made.Guest.WaitReady(ctx, made.Login); err != nil {
 			return fmt.Errorf("wait for the guest of %s: %w", o.Image, err)
 		}
-		return guestshell.Settle(ctx, made.Guest, o.Settings, o.Log)
+		return guestshell.Settle(ctx, made.Guest, o.Settings, joblog.New(&warnings))
 	})
 	if err != nil && made.Guest.Resumed() && ctx.Err() == nil && !errors.Is(err, vm.ErrGuestStopped) {
 		err = errors.Join(err, made.Guest.DistrustSnapshot(err))
@@ -62,11 +65,12 @@ func MakeIdle(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (err
 	if err != nil {
 		return err
 	}
-	return o.offer(ctx, host, made)
+	// Warnings are for the log of a job, which repeats what gave them.
+	return o.offer(ctx, host, made, warnings.Len() == 0)
 }
 
 // offer writes what jobs need, and offers the machine to them.
-func (o *FetchAndCloneOptions) offer(ctx context.Context, host *virt.Host, made *Instance) error {
+func (o *FetchAndCloneOptions) offer(ctx context.Context, host *virt.Host, made *Instance, settled bool) error {
 	at := o.place()
 	// A job that needs the room removes the machine with the lock held.
 	locked, err := dirlock.Try(at.JobDir)
@@ -87,7 +91,7 @@ func (o *FetchAndCloneOptions) offer(ctx context.Context, host *virt.Host, made 
 		}
 	}
 	state := idle.State{
-		Kind: made.Kind, Image: o.Image.String(), Memory: memories[o.Name], Tools: made.Guest.HasTools(), Made: time.Now().UTC(),
+		Kind: made.Kind, Image: o.Image.String(), Memory: memories[o.Name], Tools: made.Guest.HasTools(), Settled: settled, Made: time.Now().UTC(),
 	}
 	if err := errors.Join(guestssh.SaveLogin(at.JobDir, made.Login), state.Save(at.Storage(), o.Name)); err != nil {
 		return err

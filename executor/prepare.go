@@ -219,11 +219,9 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 		d.Log.Say("Guest resumed from a snapshot of %s", info.SnapshotTime.Format(time.RFC3339))
 	}
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
+	settled := info.Settled && info.Cache.Mode == "" // a cache may be in the way of the directories
 	err = guestshell.Within(ctx, limit, func(ctx context.Context) error {
-		if err := guestshell.Settle(ctx, machine, p.settings, d.Log); err != nil {
-			return err
-		}
-		return guestshell.Authorize(ctx, machine, p.settings, d.AuthorizedKeys, d.Log)
+		return guestshell.SettleFor(ctx, machine, p.settings, settled, d.AuthorizedKeys, d.Log)
 	})
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/executor/failure"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -195,14 +196,25 @@ func TestPrepareRetriesWithColdBoot(t *testing.T) {
 // A job asks for an idle machine, says if it got one, and prepares its guest like any other. A
 // second attempt boots.
 func TestPrepareWithAnIdleMachine(t *testing.T) {
-	b := newStageBed(t, "")
-	b.host.info.Idle = true
-	if err := b.Prepare(t.Context()); err != nil {
-		t.Fatal(err)
+	for name, test := range map[string]struct {
+		info instanceInfo
+		want []string // of the guest
+	}{
+		"settled":        {instanceInfo{Settled: true}, nil},
+		"with a warning": {instanceInfo{}, []string{"run sh"}},
+		"with a cache":   {instanceInfo{Settled: true, Cache: guestshell.Cache{Mode: "disk"}}, []string{"run sh", "run sh"}},
+	} {
+		b := newStageBed(t, "")
+		test.info.Login, test.info.Address, test.info.Idle = b.host.info.Login, b.host.info.Address, true
+		b.host.info = test.info
+		if err := b.Prepare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		t.Log(name)
+		b.wantCalls(t, slices.Concat([]string{"open", "sweep", "remove", "cpus", "start", "ready"}, test.want, []string{"log out", "gauges", "close"})...)
+		b.wantLog(t, "Machine "+b.Job.VMName(), "The machine was ready before the job", "Guest ready at 192.0.2.7:22 as ci (…)")
 	}
-	b.wantCalls(t, "open", "sweep", "remove", "cpus", "start", "ready", "run sh", "log out", "gauges", "close")
-	b.wantLog(t, "Machine "+b.Job.VMName(), "The machine was ready before the job", "Guest ready at 192.0.2.7:22 as ci (…)")
-	b = newStageBed(t, "")
+	b := newStageBed(t, "")
 	b.host.fail["ready"] = vm.ErrNetworkEnded
 	b.host.called["ready"] = func() { delete(b.host.fail, "ready") }
 	if err := b.Prepare(t.Context()); err != nil {

@@ -90,7 +90,7 @@ func (c Claim) open(ctx context.Context, h *virt.Host, jobDir string) (_ *Starte
 	if err != nil {
 		return nil, err
 	}
-	s := &Started{Instance: &Instance{host: h, dom: dom, name: c.Domain, record: found, jobDir: jobDir}, tools: state.Tools, idle: true}
+	s := &Started{Instance: &Instance{host: h, dom: dom, name: c.Domain, record: found, jobDir: jobDir}, tools: state.Tools, idle: true, settled: state.Settled}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -162,3 +162,7 @@ func plugDisk(ctx context.Context, dom *virt.Domain, path string) error {
 
 // Idle reports whether the machine had waited for the job, instead of being started for it.
 func (s *Started) Idle() bool { return s.idle }
+
+// Settled reports whether the guest of an idle machine is as the job wants it: its boot has ended, and
+// the directories for jobs are there.
+func (s *Started) Settled() bool { return s.settled }

@@ -70,8 +70,9 @@ type Started struct {
 	loginGrace time.Duration // see Spec
 	tools      bool
 
-	idle  bool           // it had waited for the job: see [Claim.Take]
-	login guestssh.Login // of such a machine
+	idle    bool           // it had waited for the job: see [Claim.Take]
+	login   guestssh.Login // of such a machine
+	settled bool           // also of such a machine
 }
 
 // WaitReady waits until the guest has an address and accepts the login, and stores address,

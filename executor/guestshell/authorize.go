@@ -16,10 +16,21 @@ import (
 //go:embed scripts/authorize.sh
 var authorizeScript string
 
-// Authorize lets the holders of SSH keys log in to the guest as the user that is logged in:
+// SettleFor is [Settle], unless the guest is settled and no script has run in it since, and then
+// authorize.
+func SettleFor(ctx context.Context, guest Guest, settings config.Resolved, settled bool, keys []string, log *joblog.Log) error {
+	if !settled {
+		if err := Settle(ctx, guest, settings, log); err != nil {
+			return err
+		}
+	}
+	return authorize(ctx, guest, settings, keys, log)
+}
+
+// authorize lets the holders of SSH keys log in to the guest as the user that is logged in:
 // lines as in authorized_keys(5). Guests with Windows keep them in several places: there is
 // a warning.
-func Authorize(ctx context.Context, guest Guest, settings config.Resolved, keys []string, log *joblog.Log) error {
+func authorize(ctx context.Context, guest Guest, settings config.Resolved, keys []string, log *joblog.Log) error {
 	if len(keys) == 0 {
 		return nil
 	}

@@ -35,7 +35,7 @@ func TestAuthorize(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := Authorize(t.Context(), shellGuest(home), config.Resolved{}, []string{first, second}, joblog.New(io.Discard)); err != nil {
+			if err := authorize(t.Context(), shellGuest(home), config.Resolved{}, []string{first, second}, joblog.New(io.Discard)); err != nil {
 				t.Fatal(err)
 			}
 			text, err := os.ReadFile(path)
@@ -59,12 +59,12 @@ func TestAuthorizeFails(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(home, ".ssh"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := Authorize(t.Context(), shellGuest(home), config.Resolved{}, []string{"ssh-ed25519 AAAA"}, joblog.New(io.Discard))
+	err := authorize(t.Context(), shellGuest(home), config.Resolved{}, []string{"ssh-ed25519 AAAA"}, joblog.New(io.Discard))
 	if err == nil || !strings.Contains(err.Error(), ".ssh") {
 		t.Errorf("got %v, want the reason", err)
 	}
 	var said strings.Builder
-	if err := Authorize(t.Context(), shellGuest(home), config.Resolved{GuestBuildsDir: `C:\builds`}, []string{"x"}, joblog.New(&said)); err != nil || !strings.Contains(said.String(), "Windows") {
+	if err := authorize(t.Context(), shellGuest(home), config.Resolved{GuestBuildsDir: `C:\builds`}, []string{"x"}, joblog.New(&said)); err != nil || !strings.Contains(said.String(), "Windows") {
 		t.Errorf("Windows: %v, %q", err, said.String())
 	}
 }

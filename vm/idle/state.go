@@ -23,6 +23,8 @@ type State struct {
 	Memory uint64 `json:"memory"`
 	// Tools: the machine has the disk with programs of this host.
 	Tools bool `json:"tools,omitempty"`
+	// Settled: the boot has ended, and the directories for jobs are there.
+	Settled bool `json:"settled,omitempty"`
 	// Made is when the machine became ready.
 	Made time.Time `json:"made"`
 }
