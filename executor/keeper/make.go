@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime/debug"
 	"time"
 
 	"gitlab-sardine-executor/executor"
@@ -196,12 +197,18 @@ func onHost(ctx context.Context, s *config.Settings, do func(*virt.Host) error) 
 func (k *Keeper) end(ctx context.Context, w want, name string, err error) {
 	k.mu.Lock()
 	delete(k.making, name)
+	resting := len(k.making) == 0
 	state := attempts{}
 	if err != nil {
 		state = k.attempts[w.key()].failed(err, time.Now())
 	}
 	k.attempts[w.key()] = state
 	k.mu.Unlock()
+	if resting {
+		// The runtime would keep what pulls and boots needed: a third of this process's own
+		// memory, for hours of rest.
+		debug.FreeOSMemory()
+	}
 	switch {
 	case err == nil || ctx.Err() != nil:
 	case state.noRoom:
