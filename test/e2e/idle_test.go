@@ -53,7 +53,7 @@ func (s *site) serve(t testing.TB) *service {
 	go func() { v.ended <- v.cmd.Wait() }()
 	t.Cleanup(func() {
 		v.stop(t)
-		if t.Failed() {
+		if t.Failed() || testing.Verbose() {
 			t.Logf("log of serve:\n%s", v.log)
 		}
 	})
@@ -191,6 +191,35 @@ func TestIdleMachineContested(t *testing.T) {
 			}
 		}
 		until(t, "the machine that hung is gone", func() bool { return s.left(t) == "nothing" })
+	})
+}
+
+// The only idle machine hangs, and serve does not know it. The job that tries it boots, and the
+// machine is replaced.
+func TestIdleMachineHangs(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s, v := idleSite(t, mode, 1, `pull_policy = "if-not-present"`)
+		name := s.awaitIdle(t, 1)[0]
+		hung := one(t, "guest", isGuest(name))
+		hung.signal(t, syscall.SIGSTOP)
+		job := s.job("")
+		job.ID = 915
+		e := s.runner(t).Stage(deadline(t), job, "prepare")
+		if e.ExitCode != 0 || strings.Contains(e.Stderr, readyBefore) {
+			t.Error(e)
+		}
+		t.Logf("prepare took %s with the machine that hangs", e.Duration)
+		until(t, "another machine is ready", func() bool { names := s.idle(); return len(names) == 1 && names[0] != name })
+		until(t, "the machine that hangs has ended", hung.ended)
+		if e := s.runner(t).Stage(deadline(t), job, "cleanup"); e.ExitCode != 0 {
+			t.Error(e)
+		}
+		job.ID = 916
+		if e := s.runner(t).Stage(deadline(t), job, "prepare"); e.ExitCode != 0 || !strings.Contains(e.Stderr, readyBefore) {
+			t.Errorf("the next job: %s", e)
+		}
+		v.stop(t)
+		s.mustCleanUp(t, job)
 	})
 }
 

@@ -4,9 +4,13 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/gitlab"
@@ -60,7 +64,7 @@ func TestFortyJobsOnIdleMachines(t *testing.T) {
 // A job gets the image that was just pushed, not the machine that was made before; then the
 // idle machine is of the new image, too.
 func TestIdleMachineOfAnOldImage(t *testing.T) {
-	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode)
 		s.configureIdle(t, 1)
 		v := s.serve(t)
@@ -90,7 +94,7 @@ func TestIdleMachineOfAnOldImage(t *testing.T) {
 
 // After a restart of libvirt's daemon the machines are still there, and jobs take them.
 func TestIdleMachineAfterARestartOfLibvirt(t *testing.T) {
-	systemOnly(t, func(t *testing.T, mode *testbed.Mode) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		s, v := idleSite(t, mode, 1)
 		name := s.awaitIdle(t, 1)[0]
 		s.restartLibvirtd(t)
@@ -105,5 +109,37 @@ func TestIdleMachineAfterARestartOfLibvirt(t *testing.T) {
 		s.awaitIdle(t, 1)
 		v.stop(t)
 		s.mustCleanUp(t, job)
+	})
+}
+
+// With memory_snapshot, idle machines resume from a snapshot, and each job gets one that
+// nothing has used.
+func TestIdleMachineFromASnapshot(t *testing.T) {
+	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+		s := newSnapshotSite(t, mode)
+		s.image = s.slowImage // whose console shows a boot
+		s.configureIdle(t, 1, `memory_snapshot = true`, `network = "user"`)
+		v := s.serve(t)
+		for id := range int64(2) {
+			name := s.awaitIdle(t, 1)[0]
+			console, err := os.ReadFile(filepath.Join(s.Storage, "jobs", name, "console.log"))
+			if err != nil || id > 0 && strings.Contains(string(console), sshIsLate) { // the first one makes the snapshot
+				t.Errorf("machine %d booted (%v):\n%s", id, err, console)
+			}
+			job := s.job("cat /tmp/mark 2>/dev/null || true; echo job $CI_JOB_ID >/tmp/mark; date +%s")
+			job.ID = 960 + id
+			out, _, log := s.snapshotJob(t, job)
+			now, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+			if !strings.Contains(log, readyBefore) || err != nil || time.Since(time.Unix(now, 0)).Abs() > time.Minute {
+				t.Errorf("job %d printed %q (%v):\n%s", job.ID, out, err, log)
+			}
+		}
+		if s.memory(t) == "" {
+			t.Error("there is no snapshot")
+		}
+		v.stop(t)
+		if left := s.left(t); left != "nothing" {
+			t.Errorf("left: %s", left)
+		}
 	})
 }
