@@ -370,3 +370,37 @@ func TestReservationsAreSwept(t *testing.T) {
 		}
 	})
 }
+
+// A sweep may release an idle address after a machine has looked at the network, and before the
+// machine claims that address: serve sweeps when it starts, and makes its first machines then.
+func TestClaimOfASweptAddress(t *testing.T) {
+	systemOnly(t, func(t *testing.T, l *lab) {
+		network, _ := narrow(t, l)
+		claim := func(plan *dhcp.Plan) *dhcp.Reservation {
+			claimed, err := dhcp.Claim(t.Context(), l.host, plan, "machine")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := claimed.Unlock(); err != nil {
+				t.Fatal(err)
+			}
+			return claimed
+		}
+		plan := func() *dhcp.Plan {
+			described, err := l.host.Network(t.Context(), network)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return dhcp.PlanOf(described)
+		}
+		first := claim(plan())
+		before := plan()
+		if _, err := dhcp.Sweep(t.Context(), l.host, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		second := claim(before)
+		if now := l.virsh(t, "net-dumpxml", network); second.Address != first.Address || !strings.Contains(now, "ip='"+second.Address.String()+"'") {
+			t.Errorf("%s, which had %s, is not reserved:\n%s", second.Address, first.Address, now)
+		}
+	})
+}

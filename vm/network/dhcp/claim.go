@@ -111,7 +111,14 @@ func reserve(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) 
 	if err != nil || running[plan.macOf(address)] > 0 {
 		return false, err
 	}
-	if !plan.isOurs(address) {
+	// So is the reservation: a sweep may have removed it since the network was looked up.
+	reserved := plan.isOurs(address)
+	if reserved {
+		if reserved, err = isReserved(ctx, h, plan, address); err != nil {
+			return false, err
+		}
+	}
+	if !reserved {
 		if ours, err := addReservation(ctx, h, plan, address); !ours {
 			return false, err
 		}
@@ -125,6 +132,16 @@ func reserve(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) 
 		return false, dropReservation(ctx, h, plan, address)
 	}
 	return true, nil
+}
+
+// isReserved looks up whether the address is reserved for its MAC address now.
+func isReserved(ctx context.Context, h *virt.Host, plan *Plan, address netip.Addr) (bool, error) {
+	described, err := h.Network(ctx, plan.network)
+	if err != nil {
+		return false, err
+	}
+	now := PlanOf(described)
+	return now != nil && now.isOurs(address), nil
 }
 
 // addReservation reserves an address; false if it is reserved for another MAC address.
