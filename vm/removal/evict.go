@@ -80,8 +80,8 @@ func evictOne(ctx context.Context, h *virt.Host, name string, at place.Place) (r
 		var found record.Record
 		found, err = record.Read(ctx, dom)
 		dom.Free()
-		if err != nil || !found.Idle {
-			return false, ignoring(err, record.ErrNotOurs)
+		if err == nil && !found.Idle || errors.Is(err, record.ErrNotOurs) {
+			return false, nil
 		}
 	}
 	if err != nil && !errors.Is(err, virt.ErrNoDomain) {
