@@ -36,7 +36,7 @@ GOBOOT := $(GOTEST) -tags boot
 GONIGHT := $(GOTEST) -tags boot,nightly
 
 .DEFAULT_GOAL := build
-.PHONY: help deps nightly-deps build guest arm64-guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package first-hour test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
+.PHONY: help deps nightly-deps build guest arm64-guest full-guest full-guest-trixie demo picture test test-unit test-session test-session-1 test-session-2 test-system test-boot test-host test-full-guest nightly-session nightly-system nightly-boot nightly-host test-nightly test-upgrade test-debian13 test-debian13-smoke smoke package test-package first-hour test-race test-faults test-soak fuzz bench bench-oci lint architecture settings site check-binary vulncheck install
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ guest: ## make the test guest from Debian packages, once
 arm64-guest: ## make the test guest for arm64, once
 	@scripts/build-guest.sh arm64
 
-full-guest: ## make a whole Debian with cloud-init for one of the tests, once
+full-guest: ## make a whole Debian with cloud-init, once
 	@scripts/build-full-guest.sh
 
 full-guest-trixie: ## the same of Debian 13, for the tests at night
@@ -70,7 +70,7 @@ picture: deps build guest ## draw docs/images/job.svg from a real run
 
 # Each part has a host of its own. One more at once than two processors, since each part
 # also waits: for timeouts, leases, and guests that stand still.
-test: deps guest full-guest ## run every test: the unit tests, and those that boot machines
+test: deps guest ## run the tests of every day: the unit tests, and those that boot machines
 	@$(MAKE) --no-print-directory --keep-going -j3 test-boot test-session-1 test-session-2 test-system test-unit test-host
 
 test-unit: ## run the unit tests: no root, no libvirtd, no guest
@@ -94,12 +94,15 @@ test-boot: ## boot machines by package vm, in both modes
 test-host: ## test the commands for base machines, and the test equipment
 	$(GOBOOT) -p 1 ./test/admin ./internal/testbed
 
+test-full-guest: full-guest ## boot a whole Debian with cloud-init, systemd and OpenSSH
+	$(GONIGHT) ./test/boot -run '^TestFullGuest$$'
+
 test-upgrade: deps guest ## test that this driver finds what that of the last tag left (REVISION=…)
 	@scripts/test-upgrade.sh $(REVISION)
 
 # With the libvirt, QEMU and passt of that release, on this machine's kernel. A part of it
 # is for every commit, the whole for nights.
-test-debian13: guest full-guest ## run the tests with the parts of Debian 13
+test-debian13: guest ## run the tests with the parts of Debian 13
 	@scripts/in-debian.sh trixie $(MAKE) --no-print-directory --keep-going test-session test-boot test-system test-host
 
 test-debian13-smoke: guest ## run a few of them: each network, as root and as an ordinary user
