@@ -31,6 +31,7 @@ import (
 //	*.qcow2         its disks: overlays on those of the image
 //	nvram.fd        its UEFI variables, if it has any
 //	hostkey         its SSH host key, if it was given one
+//	config.ign      its config of Ignition, with that key
 //
 // Only its owner and QEMU may read the guest's memory. Next to the directory is a file with
 // the extension .lock. A process that makes or removes the snapshot locks it exclusively,
