@@ -25,9 +25,10 @@ type Shell struct {
 	// Prefix is sent before a script of GitLab.
 	Prefix string
 
-	// small and smallMerged are Command and Merged for a script that a NUL follows; empty if
-	// the shell has nothing faster for a small one.
-	small, smallMerged string
+	// login starts a POSIX shell as a login shell.
+	login string
+	// sizes: the shell has faster ways for small and for large scripts.
+	sizes bool
 	// export returns a statement that exports a variable, or does nothing if the
 	// variable is readonly: in the shell, or by the guest's profile.
 	export func(name, value string) string
@@ -41,7 +42,7 @@ func For(name string) Shell { return shells[name] }
 // shells by name. The POSIX ones are login shells, as in GitLab's own ssh executor:
 // a job finds what /etc/profile puts on the PATH.
 var shells = map[string]Shell{
-	"bash":       forSmall(posix("bash --login", "bash", exportPOSIX), "bash --login"),
+	"bash":       bySize(posix("bash --login", "bash", exportPOSIX)),
 	"sh":         posix("sh -l", "sh", exportPOSIX),
 	"zsh":        posix("zsh --login", "bash", exportZsh),
 	"pwsh":       windows("pwsh"),
@@ -57,54 +58,76 @@ var shells = map[string]Shell{
 // If cat is missing, nothing of the script runs.
 const runStdin = `eval "$(command cat || echo exit 127)" </dev/null`
 
-// posix is a POSIX shell that login starts as a login shell. The user's own shell, which
-// can be any, passes the quoted text on unchanged, and gives it its process: Dropbear sends a
-// signal to that one alone, OpenSSH to all of the session.
-func posix(login, gitlab string, export func(name, value string) string) Shell {
-	return Shell{
-		Command: "exec " + login + " -c '" + runStdin + "'",
-		Merged:  "exec " + login + " -c '" + runStdin + " 2>&1'",
-		GitLab:  gitlab, Prefix: pathPrefix, export: export,
-	}
-}
-
 // readSmall is what runStdin is for a small script, which the shell reads itself: byte by byte,
 // in less time than two processes take, with which runStdin begins. A script that is cut off
-// does not run.
+// does not run. It takes a script that a NUL follows.
 const readSmall = `read -r -d "" && eval "unset REPLY; $REPLY" </dev/null`
 
 // smallMax is the size, in bytes, up to which that is so in an emulated guest (go test -tags boot
 // -run '^$' -bench Scripts ./test/e2e).
 const smallMax = 8 << 10
 
-// forSmall adds the faster way for small scripts to a shell with read -d.
-func forSmall(s Shell, login string) Shell {
-	s.small = "exec " + login + " -c '" + readSmall + "'"
-	s.smallMerged = "exec " + login + " -c '" + readSmall + " 2>&1'"
+// sourceLarge is what runStdin is for a large script. A command substitution handles its text
+// several times, one byte after another; a file that is sourced is only read, also as a whole
+// before its first command. Bash before 4.0 reads nothing of such a file. It takes a script
+// that begins with closeSource.
+const sourceLarge = `if [ "${BASH_VERSINFO:-0}" -ge 4 ] && [ -d /dev/fd ]; then . <(command cat || echo exit 127) </dev/null; else ` + runStdin + `; fi`
+
+// closeSource closes the file of sourceLarge, which the commands of the script would inherit;
+// lvm, for one, complains of such files. runStdin has none.
+const closeSource = `[ -z "$BASH_SOURCE" ] || eval "exec ${BASH_SOURCE##*/}<&-"` + "\n"
+
+// largeMin is the size, in bytes, from which scripts are sourced. In these alone "return" at the
+// top level ends the script; in others, and in GitLab's own executors, it is an error.
+const largeMin = 1 << 20
+
+// posix is a POSIX shell that login starts as a login shell. The user's own shell, which
+// can be any, passes the quoted text on unchanged, and gives it its process: Dropbear sends a
+// signal to that one alone, OpenSSH to all of the session.
+func posix(login, gitlab string, export func(name, value string) string) Shell {
+	s := Shell{GitLab: gitlab, Prefix: pathPrefix, login: login, export: export}
+	s.Command, s.Merged = s.line(runStdin, false), s.line(runStdin, true)
 	return s
+}
+
+// bySize makes a shell run scripts of each size in the fastest way. Only bash has all of them.
+func bySize(s Shell) Shell {
+	s.sizes = true
+	return s
+}
+
+// line is the command line that starts a POSIX shell with a command that runs its standard
+// input.
+func (s Shell) line(run string, merged bool) string {
+	if merged {
+		run += " 2>&1"
+	}
+	return "exec " + s.login + " -c '" + run + "'"
 }
 
 // Run returns the command line that starts the shell for a script, and its standard input.
 // merged puts the standard error of the script on its standard output.
 func (s Shell) Run(script io.Reader, merged bool) (line string, stdin io.Reader, err error) {
-	line, small := s.Command, s.small
+	line = s.Command
 	if merged {
-		line, small = s.Merged, s.smallMerged
+		line = s.Merged
 	}
-	if small == "" {
+	if !s.sizes {
 		return line, script, nil
 	}
-	begin := make([]byte, smallMax+1)
+	begin := make([]byte, largeMin)
 	n, err := io.ReadFull(script, begin)
-	switch begin = begin[:n]; {
-	case err == nil: // there is more
-		return line, io.MultiReader(bytes.NewReader(begin), script), nil
-	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return "", nil, fmt.Errorf("read the script: %w", err)
-	case bytes.IndexByte(begin, 0) >= 0:
+	}
+	begin = begin[:n]
+	switch {
+	case n == largeMin:
+		return s.line(sourceLarge, merged), io.MultiReader(strings.NewReader(closeSource), bytes.NewReader(begin), script), nil
+	case n > smallMax || bytes.IndexByte(begin, 0) >= 0:
 		return line, bytes.NewReader(begin), nil
 	}
-	return small, bytes.NewReader(append(begin, 0)), nil
+	return s.line(readSmall, merged), bytes.NewReader(append(begin, 0)), nil
 }
 
 // windows is the PowerShell of that name.

@@ -59,11 +59,12 @@ func TestScriptHasEmptyStdin(t *testing.T) {
 	})
 }
 
-// Small scripts take another way in bash. Whatever bytes they have, they arrive, around the size
-// where the ways part, and leave nothing behind but what the script sets.
-func TestSmallScript(t *testing.T) {
-	head, tail := "v='", "'\nprintf %s \"$v\" | cksum\necho ${REPLY-unset}\ncat\nexit 4\n"
-	for _, size := range []int{200, smallMax - 1, smallMax, smallMax + 1} {
+// Small and large scripts take other ways in bash. Whatever bytes they have, they arrive, around
+// the sizes where the ways part, and leave nothing behind but what the script sets: no variable,
+// and no open file for its commands.
+func TestScriptSizes(t *testing.T) {
+	head, tail := "v='", "'\nprintf %s \"$v\" | cksum\necho ${REPLY-unset}\nsh -c '[ ! -e /proc/self/fd/63 ] || echo open'\ncat\nexit 4\n"
+	for _, size := range []int{200, smallMax - 1, smallMax, smallMax + 1, largeMin - 1, largeMin, largeMin + 1} {
 		value := strings.Repeat("\x01\x7f\u00e9\xff \\$x\"`\n", size)[:size-len(head)-len(tail)]
 		sum := exec.Command("cksum")
 		sum.Stdin = strings.NewReader(value)
@@ -144,11 +145,35 @@ func TestMergedOutputIsInOrder(t *testing.T) {
 
 // A guest without cat runs nothing of the script, and the script does not seem to succeed.
 func TestScriptWithoutCat(t *testing.T) {
-	cmd := exec.Command("/bin/bash", "-c", strings.Replace(shells["bash"].Command, "bash --login", "/bin/bash", 1))
-	cmd.Env = []string{"PATH=/nonexistent"}
-	cmd.Stdin = strings.NewReader("echo ran\n")
+	for _, size := range []int{smallMax + 1, largeMin} {
+		line, stdin, err := shells["bash"].Run(strings.NewReader("echo ran\n"+strings.Repeat("#\n", size/2)), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("/bin/bash", "-c", strings.Replace(line, "bash --login", "/bin/bash", 1))
+		cmd.Env = []string{"PATH=/nonexistent"}
+		cmd.Stdin = stdin
+		output, _ := cmd.CombinedOutput()
+		if strings.Contains(string(output), "ran") || cmd.ProcessState.ExitCode() != 127 {
+			t.Errorf("%d bytes: status %d: %s", size, cmd.ProcessState.ExitCode(), output)
+		}
+	}
+}
+
+// A bash that cannot source a pipe runs a large script all the same.
+func TestLargeScriptInOldBash(t *testing.T) {
+	line, stdin, err := shells["bash"].Run(strings.NewReader("echo ran $1\ncat\nexit 5\n"+strings.Repeat("#\n", largeMin/2)), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := strings.Replace(line, "${BASH_VERSINFO:-0}", "3", 1)
+	if old == line {
+		t.Fatalf("%s does not ask for the version", line)
+	}
+	cmd := exec.Command("sh", "-c", old)
+	cmd.Stdin = stdin
 	output, _ := cmd.CombinedOutput()
-	if strings.Contains(string(output), "ran") || cmd.ProcessState.ExitCode() != 127 {
+	if string(output) != "ran\n" || cmd.ProcessState.ExitCode() != 5 {
 		t.Errorf("status %d: %s", cmd.ProcessState.ExitCode(), output)
 	}
 }
