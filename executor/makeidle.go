@@ -57,7 +57,7 @@ func MakeIdle(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (err
 		if err := made.Guest.WaitReady(ctx, made.Login); err != nil {
 			return fmt.Errorf("wait for the guest of %s: %w", o.Image, err)
 		}
-		return guestshell.Settle(ctx, made.Guest, o.Settings, joblog.New(&warnings))
+		return guestshell.Settle(ctx, made.Guest, o.Settings, o.place().JobDir, joblog.New(&warnings))
 	})
 	if err != nil && made.Guest.Resumed() && ctx.Err() == nil && !errors.Is(err, vm.ErrGuestStopped) {
 		err = errors.Join(err, made.Guest.DistrustSnapshot(err))

@@ -221,7 +221,7 @@ func (d *Driver) finishPrepare(ctx context.Context, machine instance, p plan) er
 	d.metrics.Count("sardine_starts_total", 1, "from", from)
 	settled := info.Settled && info.Cache.Mode == "" // a cache may be in the way of the directories
 	err = guestshell.Within(ctx, limit, func(ctx context.Context) error {
-		return guestshell.SettleFor(ctx, machine, p.settings, settled, d.AuthorizedKeys, d.Log)
+		return guestshell.SettleFor(ctx, machine, p.settings, settled, d.jobDir(p.dirs), d.AuthorizedKeys, d.Log)
 	})
 	if err != nil {
 		return err

@@ -12,7 +12,6 @@ import (
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/executor/tools"
-	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // Run is the run stage: it runs the script in the file path in the job's guest. name is
@@ -73,11 +72,8 @@ func (d *Driver) runIn(ctx context.Context, host machineHost, dirs config.Dirs, 
 		return err
 	}
 	sh := guestshell.For(settings.Shell)
-	line, stdin, err := sh.Run(io.MultiReader(strings.NewReader(sh.Prefix), script), d.OneLog)
-	if err != nil {
-		return err
-	}
-	status, err := guest.Run(ctx, guestssh.Command{Line: line, Stdin: stdin, Stdout: stdout, Stderr: stderr})
+	o := guestshell.Options{Merged: d.OneLog, Boot: guestshell.LoadBoot(d.jobDir(dirs))}
+	status, err := sh.RunScript(ctx, guest, io.MultiReader(strings.NewReader(sh.Prefix), script), o, stdout, stderr)
 	if err != nil {
 		return err
 	}

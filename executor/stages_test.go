@@ -420,6 +420,10 @@ func TestRunLosesTheMachine(t *testing.T) {
 			"the guest was powered off by the job before build_script", "the machine was lost in build_script: the job had powered it off"},
 		{"rebooted before", "connect", fmt.Errorf("%w: %w", vm.ErrBeforeLogin, vm.ErrRebooted), failure.Build,
 			"the guest was rebooted by the job before build_script", "the machine was lost in build_script: the job had rebooted it"},
+		{"rebooted before, and up again", "run bash", guestshell.ErrOtherBoot, failure.Build,
+			"the guest was rebooted by the job before build_script", "the machine was lost in build_script: the job had rebooted it"},
+		{"another host key", "connect", guestssh.ErrHostKey, failure.System,
+			"an earlier stage rebooted a guest that makes keys at each boot", "the machine was lost in build_script: its host key had changed"},
 		{"gone", "connect", virt.ErrNoDomain, failure.System, "", "the machine was lost in build_script: it is gone"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -141,7 +141,7 @@ func (m *machine) waitReady(ctx context.Context) error {
 		return err
 	}
 	err = guestshell.Within(ctx, began.Add(m.b.settings.Timeout), func(ctx context.Context) error {
-		return guestshell.Settle(ctx, m.started, m.b.settings, m.b.Log)
+		return guestshell.Settle(ctx, m.started, m.b.settings, m.jobDir, m.b.Log)
 	})
 	if err != nil {
 		return err

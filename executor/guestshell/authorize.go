@@ -18,9 +18,9 @@ var authorizeScript string
 
 // SettleFor is [Settle], unless the guest is settled and no script has run in it since, and then
 // authorize.
-func SettleFor(ctx context.Context, guest Guest, settings config.Resolved, settled bool, keys []string, log *joblog.Log) error {
+func SettleFor(ctx context.Context, guest Guest, settings config.Resolved, settled bool, dir string, keys []string, log *joblog.Log) error {
 	if !settled {
-		if err := Settle(ctx, guest, settings, log); err != nil {
+		if err := Settle(ctx, guest, settings, dir, log); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	_ "embed" // the script
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"al.essio.dev/pkg/shellescape"
@@ -26,13 +27,14 @@ var errBooting = errors.New("the guest accepts the login, but its boot has not e
 // Settle waits for the end of the guest's boot, unless the settings say otherwise, and
 // creates the directories for GitLab Runner's scripts, with sudo if the guest's user lacks
 // the permission: most images allow sudo without a password. A failure to create them is
-// only a warning, because a job without a checkout does not need the directories.
+// only a warning, because a job without a checkout does not need the directories. Settle
+// records the guest's boot in dir, the directory of its machine.
 //
-// Both share one command, which costs a tenth of a second in an emulated guest. The error
+// All share one command, which costs a tenth of a second in an emulated guest. The error
 // is [guestssh.ErrLogin] if the guest demands a new password instead. Only ctx bounds it.
-func Settle(ctx context.Context, guest Guest, settings config.Resolved, log *joblog.Log) error {
+func Settle(ctx context.Context, guest Guest, settings config.Resolved, dir string, log *joblog.Log) error {
 	dirs := []string{settings.GuestBuildsDir, settings.GuestCacheDir}
-	command, script := "sh", makeDirsPOSIX(dirs)
+	command, script := "sh", makeDirsPOSIX(dirs)+sayBoot
 	waits := settings.WaitFor == config.WaitBoot && !settings.Windows()
 	switch {
 	case settings.Windows():
@@ -57,11 +59,16 @@ func Settle(ctx context.Context, guest Guest, settings config.Resolved, log *job
 	if status != 0 {
 		shell, _, _ := strings.Cut(command, " ")
 		log.Warn("cannot create the directories for builds and cache: the guest cannot run %s (exit status %d: %s): %s", shell, status, joblog.OneLine(stderr.String()), wrongSystem(settings))
-	} else if failed := answers(stdout.String()); len(failed) > 0 {
+	} else if failed := failedDirs(stdout.String()); len(failed) > 0 {
 		log.Warn("the guest's user cannot create or write %s, which GitLab's scripts need: "+
 			"set guest_builds_dir and guest_cache_dir for this image", strings.Join(failed, " and "))
 	}
-	return nil
+	return bootIn(stdout.String()).Save(dir)
+}
+
+// failedDirs are the directories that the guest could not create or write.
+func failedDirs(stdout string) []string {
+	return slices.DeleteFunc(answers(stdout), func(answer string) bool { return strings.HasPrefix(answer, "boot ") })
 }
 
 // wrongSystem says what to do if the guest's system does not match the settings.

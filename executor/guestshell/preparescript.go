@@ -9,7 +9,6 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
-	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // RunPrepareScript runs the administrator's prepare_script in the guest, with the job's
@@ -31,11 +30,7 @@ func RunPrepareScript(ctx context.Context, guest Guest, settings config.Resolved
 		return fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, err)
 	}
 	output, sh := log.Writer(), For(settings.Shell)
-	line, stdin, err := sh.Run(io.MultiReader(strings.NewReader(sh.exports(variables)), text), true)
-	if err != nil {
-		return fmt.Errorf("%w: prepare_script: %w", config.ErrSettings, err)
-	}
-	status, err := guest.Run(ctx, guestssh.Command{Line: line, Stdin: stdin, Stdout: output, Stderr: output})
+	status, err := sh.RunScript(ctx, guest, io.MultiReader(strings.NewReader(sh.exports(variables)), text), Options{Merged: true}, output, output)
 	if err != nil {
 		return fmt.Errorf("run prepare_script in the guest: %w", err)
 	}

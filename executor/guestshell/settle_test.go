@@ -117,7 +117,7 @@ func TestSettle(t *testing.T) {
 				waits = strings.Contains(string(text), "is-system-running")
 				return test.guest(ctx, c)
 			})
-			err := Settle(t.Context(), guest, test.settings, joblog.New(&log))
+			err := Settle(t.Context(), guest, test.settings, t.TempDir(), joblog.New(&log))
 			if !errors.Is(err, test.want) || log.String() != test.log {
 				t.Errorf("got %v, %q", err, &log)
 			}

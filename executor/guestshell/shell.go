@@ -2,6 +2,7 @@ package guestshell
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,8 @@ import (
 	"strings"
 
 	"al.essio.dev/pkg/shellescape"
+
+	"gitlab-sardine-executor/vm/guestssh"
 )
 
 // A Shell is a value of the setting shell.
@@ -86,7 +89,7 @@ const largeMin = 1 << 20
 // signal to that one alone, OpenSSH to all of the session.
 func posix(login, gitlab string, export func(name, value string) string) Shell {
 	s := Shell{GitLab: gitlab, Prefix: pathPrefix, login: login, export: export}
-	s.Command, s.Merged = s.line(runStdin, false), s.line(runStdin, true)
+	s.Command, s.Merged = s.line(runStdin, Options{}), s.line(runStdin, Options{Merged: true})
 	return s
 }
 
@@ -96,22 +99,44 @@ func bySize(s Shell) Shell {
 	return s
 }
 
-// line is the command line that starts a POSIX shell with a command that runs its standard
-// input.
-func (s Shell) line(run string, merged bool) string {
-	if merged {
-		run += " 2>&1"
-	}
-	return "exec " + s.login + " -c '" + run + "'"
+// Options say how to run a script.
+type Options struct {
+	// Merged puts the standard error of the script on its standard output, so that their
+	// order remains. PowerShell keeps them apart.
+	Merged bool
+	// Boot of the guest that is expected; empty for any.
+	Boot Boot
 }
 
-// Run returns the command line that starts the shell for a script, and its standard input.
-// merged puts the standard error of the script on its standard output.
-func (s Shell) Run(script io.Reader, merged bool) (line string, stdin io.Reader, err error) {
-	line = s.Command
-	if merged {
-		line = s.Merged
+// line is the command line that starts a POSIX shell with a command that runs its standard
+// input.
+func (s Shell) line(run string, o Options) string {
+	if o.Merged {
+		run += " 2>&1"
 	}
+	return "exec " + s.login + " -c '" + o.Boot.guard() + run + "'"
+}
+
+// RunScript runs a script and returns its exit status. The error is [ErrOtherBoot] if the
+// guest has rebooted: then nothing of the script has run.
+func (s Shell) RunScript(ctx context.Context, guest Guest, script io.Reader, o Options, stdout, stderr io.Writer) (status int, err error) {
+	line, stdin, err := s.start(script, o)
+	if err != nil {
+		return 0, err
+	}
+	status, err = guest.Run(ctx, guestssh.Command{Line: line, Stdin: stdin, Stdout: stdout, Stderr: stderr})
+	if err == nil && status == otherBoot && o.Boot != "" {
+		err = o.Boot.check(ctx, guest)
+	}
+	return status, err
+}
+
+// start returns the command line that starts the shell for a script, and its standard input.
+func (s Shell) start(script io.Reader, o Options) (line string, stdin io.Reader, err error) {
+	if s.powerShell {
+		return s.Command, script, nil
+	}
+	line = s.line(runStdin, o)
 	if !s.sizes {
 		return line, script, nil
 	}
@@ -123,11 +148,11 @@ func (s Shell) Run(script io.Reader, merged bool) (line string, stdin io.Reader,
 	begin = begin[:n]
 	switch {
 	case n == largeMin:
-		return s.line(sourceLarge, merged), io.MultiReader(strings.NewReader(closeSource), bytes.NewReader(begin), script), nil
+		return s.line(sourceLarge, o), io.MultiReader(strings.NewReader(closeSource), bytes.NewReader(begin), script), nil
 	case n > smallMax || bytes.IndexByte(begin, 0) >= 0:
 		return line, bytes.NewReader(begin), nil
 	}
-	return s.line(readSmall, merged), bytes.NewReader(append(begin, 0)), nil
+	return s.line(readSmall, o), bytes.NewReader(append(begin, 0)), nil
 }
 
 // windows is the PowerShell of that name.

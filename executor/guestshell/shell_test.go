@@ -30,7 +30,7 @@ func eachShell(t *testing.T, merged bool, script string, check func(t *testing.T
 		}
 		tried++
 		t.Run(local.command, func(t *testing.T) {
-			line, stdin, err := shells[local.shell].Run(strings.NewReader(script), merged)
+			line, stdin, err := shells[local.shell].start(strings.NewReader(script), Options{Merged: merged})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,18 +78,18 @@ func TestScriptSizes(t *testing.T) {
 			}
 		})
 	}
-	line, stdin, err := shells["bash"].Run(strings.NewReader("echo one\n\x00echo two\n"), false)
+	line, stdin, err := shells["bash"].start(strings.NewReader("echo one\n\x00echo two\n"), Options{})
 	if text, _ := io.ReadAll(stdin); err != nil || line != shells["bash"].Command || string(text) != "echo one\n\x00echo two\n" {
 		t.Errorf("a script with a NUL: %q, %q, %v", line, text, err)
 	}
-	if _, _, err := shells["bash"].Run(iotest.ErrReader(errors.New("disk")), false); err == nil {
+	if _, _, err := shells["bash"].start(iotest.ErrReader(errors.New("disk")), Options{}); err == nil {
 		t.Error("no error of a script that cannot be read")
 	}
 }
 
 // A script that is cut off, because the driver was killed, does not run.
 func TestSmallScriptIsCutOff(t *testing.T) {
-	line, stdin, err := shells["bash"].Run(strings.NewReader("echo ran\nrm -rf /tmp/directory-of-a-test\n"), false)
+	line, stdin, err := shells["bash"].start(strings.NewReader("echo ran\nrm -rf /tmp/directory-of-a-test\n"), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,7 +146,7 @@ func TestMergedOutputIsInOrder(t *testing.T) {
 // A guest without cat runs nothing of the script, and the script does not seem to succeed.
 func TestScriptWithoutCat(t *testing.T) {
 	for _, size := range []int{smallMax + 1, largeMin} {
-		line, stdin, err := shells["bash"].Run(strings.NewReader("echo ran\n"+strings.Repeat("#\n", size/2)), false)
+		line, stdin, err := shells["bash"].start(strings.NewReader("echo ran\n"+strings.Repeat("#\n", size/2)), Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,7 +162,7 @@ func TestScriptWithoutCat(t *testing.T) {
 
 // A bash that cannot source a pipe runs a large script all the same.
 func TestLargeScriptInOldBash(t *testing.T) {
-	line, stdin, err := shells["bash"].Run(strings.NewReader("echo ran $1\ncat\nexit 5\n"+strings.Repeat("#\n", largeMin/2)), false)
+	line, stdin, err := shells["bash"].start(strings.NewReader("echo ran $1\ncat\nexit 5\n"+strings.Repeat("#\n", largeMin/2)), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

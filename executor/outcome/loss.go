@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"gitlab-sardine-executor/executor/failure"
+	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/virt"
@@ -33,9 +34,13 @@ func LossIn(stage string, err error) (*Loss, error) {
 	case errors.Is(err, vm.ErrPoweredOff) && between:
 		return &Loss{stage, "the job had powered it off", true},
 			failure.OfJob(fmt.Errorf("the guest was powered off by the job before %s: a command of an earlier stage shut it down", stage))
-	case errors.Is(err, vm.ErrRebooted) && between:
+	case errors.Is(err, vm.ErrRebooted) && between, errors.Is(err, guestshell.ErrOtherBoot):
 		return &Loss{stage, "the job had rebooted it", true},
 			failure.OfJob(fmt.Errorf("the guest was rebooted by the job before %s, by a command of an earlier stage: a job cannot go on after a reboot", stage))
+	case errors.Is(err, guestssh.ErrHostKey):
+		// No failure of the job: it may be another machine that answers.
+		return &Loss{Stage: stage, Reason: "its host key had changed"},
+			fmt.Errorf("%w: an earlier stage rebooted a guest that makes keys at each boot, or replaced its key, or another machine has its address", err)
 	case errors.Is(err, vm.ErrPoweredOff):
 		return &Loss{stage, "it powered off", true},
 			failure.OfJob(fmt.Errorf("the machine powered off during %s: a command in it shut it down (%w)", stage, err))

@@ -30,7 +30,7 @@ var Packages = []Package{
 	{Path: "executor/keeper", Imports: "executor executor/claim executor/config executor/joblog executor/metrics executor/policy executor/serve oci oci/store vm vm/admission vm/idle vm/record vm/removal vm/virt"},
 	{Path: "executor/metrics"},
 	{Path: "executor/nesting", Imports: "executor executor/failure executor/job executor/joblog executor/serve oci vm/admission vm/record"},
-	{Path: "executor/outcome", Imports: "executor/failure vm vm/guestssh vm/virt"},
+	{Path: "executor/outcome", Imports: "executor/failure executor/guestshell vm vm/guestssh vm/virt"},
 	{Path: "executor/policy", Imports: "executor/config executor/failure executor/job executor/joblog oci vm/network vm/network/passt"},
 	{Path: "executor/serve", Imports: "executor executor/admin executor/config executor/gauges executor/metrics internal/sdnotify oci/store"},
 	{Path: "executor/status", Imports: "executor executor/config internal/fileutil oci/space oci/store vm/admission vm/idle vm/record"},

@@ -82,7 +82,7 @@ mkdir ~expired/.ssh; ssh-keygen -q -N "" -t ed25519 -f /tmp/key; cp /tmp/key.pub
 // settle is what prepare does after the login.
 func settle(ctx context.Context, guest guestshell.Guest, waitFor string) error {
 	settings := config.Resolved{Shell: "bash", WaitFor: waitFor, GuestBuildsDir: "/builds", GuestCacheDir: "/cache"}
-	return guestshell.Settle(ctx, guest, settings, joblog.New(io.Discard))
+	return guestshell.Settle(ctx, guest, settings, os.TempDir(), joblog.New(io.Discard))
 }
 
 // checkEndOfBoot wants prepare to wait for cloud-init, unless the settings say otherwise.
