@@ -43,7 +43,11 @@ func Remove(ctx context.Context, h *virt.Host, name string, at place.Place) erro
 	if err != nil {
 		return err
 	}
-	locked, err := lockToRemove(domain, files)
+	if overlays, _ := files.Files(domain); !exists(files.JobDir) && !exists(overlays) {
+		return withoutFiles(ctx, h, domain, name, files)
+	}
+	// The lock is for the whole machine, also if there are only overlays.
+	locked, err := dirlock.Acquire(context.Background(), files.JobDir, removeLockTimeout)
 	if err != nil {
 		return err
 	}
@@ -59,6 +63,22 @@ func Remove(ctx context.Context, h *virt.Host, name string, at place.Place) erro
 		return err
 	}
 	return idle.Forget(at.Storage(), name, domain)
+}
+
+// withoutFiles is [Remove] for a machine without files. It takes no lock, and so removes no
+// directory: that may be one that a sweep has just made to lock it, and the next one of that
+// name that of a machine.
+func withoutFiles(ctx context.Context, h *virt.Host, domain, name string, at place.Place) error {
+	if domain != name {
+		if err := checkOwner(ctx, h, domain, name); err != nil {
+			return err
+		}
+	}
+	err := Destroy(ctx, h, domain)
+	if err != nil && !errors.Is(err, errEnding) {
+		return err
+	}
+	return errors.Join(err, endHelpers(ctx, h, domain, at), network.RemoveFilter(ctx, h), idle.Forget(at.Storage(), name, domain))
 }
 
 // checkOwner makes sure that the machine with that domain was idle and is now the one of
@@ -166,7 +186,7 @@ func (r Rule) lock(ctx context.Context, path string) (*dirlock.Lock, error) {
 // If there is a domain of that name, also one that is not a job's, the files stay.
 func Abandoned(ctx context.Context, h *virt.Host, name string, at place.Place, dryRun bool) (found bool, err error) {
 	created := false
-	if !dryRun { // see lockToRemove
+	if !dryRun {
 		if err := os.MkdirAll(filepath.Dir(at.JobDir), 0o700); err != nil {
 			return false, fmt.Errorf("create the job's directory: %w", err)
 		}
@@ -186,13 +206,14 @@ func Abandoned(ctx context.Context, h *virt.Host, name string, at place.Place, d
 	// domain that it started is known by now.
 	if _, err := h.Domain(ctx, name); !errors.Is(err, virt.ErrNoDomain) {
 		if created {
-			err = errors.Join(err, os.Remove(at.JobDir))
+			err = errors.Join(err, ignoring(os.Remove(at.JobDir), fs.ErrNotExist))
 		}
 		return false, err
 	}
 	overlays, _ := at.Files(name)
 	if created && !exists(overlays) { // everything has been removed since the caller saw it
-		return false, os.Remove(at.JobDir)
+		// A removal that found nothing to lock may have removed this directory, too.
+		return false, ignoring(os.Remove(at.JobDir), fs.ErrNotExist)
 	}
 	if dryRun {
 		return true, nil
@@ -231,27 +252,18 @@ func Destroy(ctx context.Context, h *virt.Host, name string) error {
 }
 
 // removeFiles removes the files and processes that a machine leaves on the host. Its domain
-// must be gone, and its job directory should be locked: see lockToRemove.
+// must be gone, and its job directory should be locked: a sweep that finds no domain then
+// finds the lock.
 func removeFiles(ctx context.Context, h *virt.Host, name string, at place.Place) error {
-	ctx, cancel := rollback.Context(ctx)
-	defer cancel()
 	overlays, _ := at.Files(name)
-	return errors.Join(
-		passt.New(h, name, at.OverlayDir, at.JobDir).Stop(ctx),
-		idle.Withdraw(at.Storage(), name), os.RemoveAll(overlays), os.RemoveAll(at.JobDir))
+	return errors.Join(endHelpers(ctx, h, name, at), os.RemoveAll(overlays), os.RemoveAll(at.JobDir))
 }
 
-// lockToRemove locks the job directory of a machine until the machine has been removed: a
-// sweep that finds no domain then finds the lock. It waits a short time for a process that
-// is just starting the machine; if that does not end, the lock is nil. It is also nil if
-// the machine has no files.
-func lockToRemove(name string, at place.Place) (*dirlock.Lock, error) {
-	overlays, _ := at.Files(name)
-	if !exists(at.JobDir) && !exists(overlays) {
-		return nil, nil
-	}
-	// The lock is for the whole machine, also if there are only overlays.
-	return dirlock.Acquire(context.Background(), at.JobDir, removeLockTimeout)
+// endHelpers ends the processes of a machine, and its offer to jobs.
+func endHelpers(ctx context.Context, h *virt.Host, name string, at place.Place) error {
+	ctx, cancel := rollback.Context(ctx)
+	defer cancel()
+	return errors.Join(passt.New(h, name, at.OverlayDir, at.JobDir).Stop(ctx), idle.Withdraw(at.Storage(), name))
 }
 
 func exists(path string) bool {

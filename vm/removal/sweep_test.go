@@ -9,6 +9,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/vm/place"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt/virttest"
@@ -70,7 +71,7 @@ func TestRemoveExpired(t *testing.T) {
 		}
 	}
 	virttest.Start(t, h, &libvirtxml.Domain{Name: someMachine, Metadata: expired(t)})
-	locked, err := lockToRemove(someMachine, place.Place{OverlayDir: clones, JobDir: jobDir})
+	locked, err := dirlock.Acquire(t.Context(), jobDir, time.Second)
 	if err != nil || locked == nil {
 		t.Fatal(locked, err)
 	}
