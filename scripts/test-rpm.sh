@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# test-rpm.sh installs, upgrades and removes the .rpm by rpm in a clean Debian, whose packages
-# cannot fulfil its dependencies: it shows which files it owns and what its scriptlets do, not
-# that the program runs on Fedora. make test-package runs it:
+# test-rpm.sh installs, upgrades and removes the .rpm with rpm in a clean Debian. rpm knows none
+# of Debian's packages there, so dependencies are not checked: the test shows which files the
+# package owns and what its scriptlets do, not that the program runs on Fedora. make test-package
+# runs it:
 #
 #   DEBIAN_PACKAGES='…' scripts/in-debian.sh SUITE scripts/test-rpm.sh OLD.rpm NEW.rpm
 set -euo pipefail

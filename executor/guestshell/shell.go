@@ -20,9 +20,6 @@ type Shell struct {
 	// Command line that starts the shell, which runs the script on standard input. The
 	// commands of the script have an empty standard input.
 	Command string
-	// Merged is the same, with the standard error of the script on its standard output,
-	// so that their order remains. PowerShell keeps them apart.
-	Merged string
 	// GitLab is the name of the shell for GitLab Runner, which writes the scripts.
 	GitLab string
 	// Prefix is sent before a script of GitLab.
@@ -89,7 +86,7 @@ const largeMin = 1 << 20
 // signal to that one alone, OpenSSH to all of the session.
 func posix(login, gitlab string, export func(name, value string) string) Shell {
 	s := Shell{GitLab: gitlab, Prefix: pathPrefix, login: login, export: export}
-	s.Command, s.Merged = s.line(runStdin, Options{}), s.line(runStdin, Options{Merged: true})
+	s.Command = s.line(runStdin, Options{})
 	return s
 }
 
@@ -158,7 +155,7 @@ func (s Shell) start(script io.Reader, o Options) (line string, stdin io.Reader,
 // windows is the PowerShell of that name.
 func windows(name string) Shell {
 	command := powerShell(name, bootstrap)
-	return Shell{Command: command, Merged: command, GitLab: name, export: exportPowerShell, powerShell: true}
+	return Shell{Command: command, GitLab: name, export: exportPowerShell, powerShell: true}
 }
 
 // exportPOSIX uses command, because a special builtin that fails would exit the shell

@@ -81,8 +81,13 @@ mkdir ~expired/.ssh; ssh-keygen -q -N "" -t ed25519 -f /tmp/key; cp /tmp/key.pub
 
 // settle is what prepare does after the login.
 func settle(ctx context.Context, guest guestshell.Guest, waitFor string) error {
+	dir, err := os.MkdirTemp("", "settle")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
 	settings := config.Resolved{Shell: "bash", WaitFor: waitFor, GuestBuildsDir: "/builds", GuestCacheDir: "/cache"}
-	return guestshell.Settle(ctx, guest, settings, os.TempDir(), joblog.New(io.Discard))
+	return guestshell.Settle(ctx, guest, settings, dir, joblog.New(io.Discard))
 }
 
 // checkEndOfBoot wants prepare to wait for cloud-init, unless the settings say otherwise.
@@ -127,10 +132,8 @@ func checkCanceled(t *testing.T, l *lab, guest *vm.Started, login guestssh.Login
 	r, w := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		_, err := found.Run(ctx, guestssh.Command{
-			Line: guestshell.For("bash").Merged, Stdout: w,
-			Stdin: strings.NewReader("sleep 1001 & (sleep 1002; true) & echo running; sleep 1003 | cat; echo went on\n"),
-		})
+		text := strings.NewReader("sleep 1001 & (sleep 1002; true) & echo running; sleep 1003 | cat; echo went on\n")
+		_, err := guestshell.For("bash").RunScript(ctx, found, text, guestshell.Options{Merged: true}, w, w)
 		ended <- err
 	}()
 	if _, err := io.ReadFull(r, make([]byte, len("running\n"))); err != nil {

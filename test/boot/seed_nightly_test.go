@@ -48,8 +48,8 @@ func fullGuest(seed *seed.Seed) func(*vm.Spec) {
 	}
 }
 
-// A Debian with cloud-init, systemd and OpenSSH, as people run it in clouds, in
-// which nobody can log in: the seed must let us in, and be gone then.
+// TestFullGuest boots a Debian as people run it in clouds: with cloud-init, systemd and OpenSSH,
+// and no user who can log in. The seed must let the driver in, and then be gone.
 func TestFullGuest(t *testing.T) {
 	showFullGuest(t)
 	systemOnly(t, func(t *testing.T, l *lab) {

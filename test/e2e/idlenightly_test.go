@@ -117,7 +117,7 @@ func TestIdleMachineAfterARestartOfLibvirt(t *testing.T) {
 func TestIdleMachineFromASnapshot(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		s := newSnapshotSite(t, mode)
-		s.image = s.slowImage // whose console shows a boot
+		s.image = s.slowImage // a boot of it shows on the console
 		s.configureIdle(t, 1, `memory_snapshot = true`, `network = "user"`)
 		v := s.serve(t)
 		for id := range int64(2) {

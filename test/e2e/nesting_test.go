@@ -280,7 +280,7 @@ func TestKilledServeAtAnEviction(t *testing.T) {
 		})
 		v.kill(t)
 		if err := <-ended; status.Code(err) != codes.Unavailable {
-			t.Errorf("a Create whose serve was killed: %v", err)
+			t.Errorf("Create after serve was killed: %v", err)
 		}
 
 		v = s.serve(t)

@@ -212,7 +212,7 @@ func Abandoned(ctx context.Context, h *virt.Host, name string, at place.Place, d
 	}
 	overlays, _ := at.Files(name)
 	if created && !exists(overlays) { // everything has been removed since the caller saw it
-		// A removal that found nothing to lock may have removed this directory, too.
+		// A removal that waited for the lock in vain may have removed this directory, too.
 		return false, ignoring(os.Remove(at.JobDir), fs.ErrNotExist)
 	}
 	if dryRun {
