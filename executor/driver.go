@@ -206,7 +206,7 @@ func (d *Driver) cleanup(ctx context.Context, dirs config.Dirs) error {
 	}
 	if !kept {
 		d.flushCache(ctx, host)
-		if err := host.Remove(ctx); err != nil {
+		if err := host.Remove(ctx, false); err != nil {
 			return err
 		}
 	}

@@ -94,7 +94,7 @@ func (h *fakeHost) Keep(ctx context.Context, until time.Time) error {
 	return h.call(ctx, "keep")
 }
 
-func (h *fakeHost) Remove(ctx context.Context) error {
+func (h *fakeHost) Remove(ctx context.Context, _ bool) error {
 	deadline, _ := ctx.Deadline()
 	h.removeLeft = time.Until(deadline)
 	if err := h.call(ctx, "remove"); err != nil {

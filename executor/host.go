@@ -24,8 +24,9 @@ type machineHost interface {
 	FlushCache(ctx context.Context, dir string) error
 	// Keep sets the expiry of the machine. The error is [virt.ErrNoDomain] without one.
 	Keep(ctx context.Context, until time.Time) error
-	// Remove removes the machine and its files, if they exist.
-	Remove(ctx context.Context) error
+	// Remove removes the machine and its files, if they exist: with stale, an old one before
+	// another is started. See [removal.Remove] and [removal.Stale].
+	Remove(ctx context.Context, stale bool) error
 	// Sweep removes machines and files that no job owns; see [sweep.Run].
 	Sweep(ctx context.Context, counted *metrics.Changes) ([]sweep.Swept, error)
 	// UpdateGauges sets the gauges of machines, images, caches and snapshots.

@@ -116,7 +116,10 @@ func (h *libvirtHost) Keep(ctx context.Context, until time.Time) error {
 }
 
 // Remove also removes files without a domain.
-func (h *libvirtHost) Remove(ctx context.Context) error {
+func (h *libvirtHost) Remove(ctx context.Context, stale bool) error {
+	if stale {
+		return removal.Stale(ctx, h.Host, h.machine, h.place())
+	}
 	return removal.Remove(ctx, h.Host, h.machine, h.place())
 }
 

@@ -283,7 +283,7 @@ func (d *Driver) sweep(ctx context.Context, host machineHost) {
 func (d *Driver) removeStale(ctx context.Context, host machineHost) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
-	if err := host.Remove(ctx); err != nil {
+	if err := host.Remove(ctx, true); err != nil {
 		return fmt.Errorf("remove the machine of an earlier attempt: %w", err)
 	}
 	return nil
@@ -297,11 +297,11 @@ func (d *Driver) removeFailed(ctx context.Context, host machineHost, dirs config
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	err := host.Remove(ctx)
+	err := host.Remove(ctx, false)
 	if errors.Is(err, virt.ErrDisconnected) { // perhaps the reason of the failure
 		if host, err = d.openHost(ctx, dirs); err == nil {
 			defer host.Close()
-			err = host.Remove(ctx)
+			err = host.Remove(ctx, false)
 		}
 	}
 	if err != nil {

@@ -1,12 +1,15 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
@@ -46,6 +49,37 @@ func TestRemoveIsIdempotent(t *testing.T) {
 	}
 	if _, err := os.Stat(job); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("its directory is still there: %v", err)
+	}
+}
+
+// While another process starts or removes a machine, no other of that name is started: it would
+// lose its files to that process. A removal that nothing follows does not wait for long.
+func TestRemoveOfALockedMachine(t *testing.T) {
+	h := virttest.Open(t)
+	metadata, err := record.Record{Job: "7"}.Metadata()
+	if err != nil {
+		t.Fatal(err)
+	}
+	virttest.Start(t, h, &libvirtxml.Domain{Name: "ours", Metadata: metadata})
+	at := Place{OverlayDir: t.TempDir(), JobDir: t.TempDir()}
+	locked, err := dirlock.Try(at.JobDir)
+	if err != nil || locked == nil {
+		t.Fatal(locked, err)
+	}
+	canceled := errors.New("canceled")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 700*time.Millisecond, canceled) // longer than Remove waits
+	defer cancel()
+	if err := removal.Stale(ctx, h, "ours", at); !errors.Is(err, canceled) {
+		t.Errorf("got %v, want %v", err, canceled)
+	}
+	if _, err := h.Domain(t.Context(), "ours"); err != nil {
+		t.Errorf("the machine of another process is gone: %v", err)
+	}
+	if err := removal.Remove(t.Context(), h, "ours", at); err != nil {
+		t.Error(err)
+	}
+	if _, err := h.Domain(t.Context(), "ours"); !errors.Is(err, virt.ErrNoDomain) {
+		t.Errorf("the domain is still there: %v", err)
 	}
 }
 

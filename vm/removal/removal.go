@@ -25,9 +25,13 @@ const (
 	// removeLockTimeout is how long a removal waits for a start that was told to end, or for
 	// a sweep.
 	removeLockTimeout = 500 * time.Millisecond
-	// forceLockTimeout is the same for a forced removal.
-	forceLockTimeout = 20 * time.Second
+	// longLockTimeout is the same for a forced removal, and for one that makes room for the
+	// next machine of that name.
+	longLockTimeout = 20 * time.Second
 )
+
+// errLocked: another process starts or removes the machine.
+var errLocked = errors.New("another process is still starting or removing it")
 
 // errEnding: libvirt was asked to destroy the machine and is still doing so.
 var errEnding = errors.New("the machine is still ending")
@@ -38,7 +42,21 @@ var errEnding = errors.New("the machine is still ending")
 //
 // If ctx ends while libvirt destroys the domain, Remove returns an error: libvirt continues,
 // and the files are removed without waiting for it.
+//
+// Remove waits half a second at most for another process that starts or removes the machine;
+// then it removes what there is.
 func Remove(ctx context.Context, h *virt.Host, name string, at place.Place) error {
+	return remove(ctx, h, name, at, false)
+}
+
+// Stale is [Remove] before another machine of that name is started: it waits up to 20 s for
+// another process that starts or removes the old one, and fails after that. That process
+// would otherwise remove files of the new machine.
+func Stale(ctx context.Context, h *virt.Host, name string, at place.Place) error {
+	return remove(ctx, h, name, at, true)
+}
+
+func remove(ctx context.Context, h *virt.Host, name string, at place.Place, stale bool) error {
 	domain, files, err := at.Locate(ctx, h, name)
 	if err != nil {
 		return err
@@ -47,12 +65,18 @@ func Remove(ctx context.Context, h *virt.Host, name string, at place.Place) erro
 		return withoutFiles(ctx, h, domain, name, files)
 	}
 	// The lock is for the whole machine, also if there are only overlays.
-	locked, err := dirlock.Acquire(context.Background(), files.JobDir, removeLockTimeout)
+	lockCtx, timeout := context.Background(), removeLockTimeout
+	if stale {
+		lockCtx, timeout = ctx, longLockTimeout
+	}
+	locked, err := dirlock.Acquire(lockCtx, files.JobDir, timeout)
 	if err != nil {
 		return err
 	}
 	if locked != nil {
 		defer locked.Unlock()
+	} else if stale {
+		return fmt.Errorf("machine %s: %w (waited %s)", name, errLocked, timeout)
 	}
 	if domain != name {
 		if err := checkOwner(ctx, h, domain, name); err != nil {
@@ -176,7 +200,7 @@ func (r Rule) lock(ctx context.Context, path string) (*dirlock.Lock, error) {
 	}
 	timeout := removeLockTimeout
 	if r.Force {
-		timeout = forceLockTimeout
+		timeout = longLockTimeout
 	}
 	return dirlock.Acquire(ctx, path, timeout)
 }
