@@ -297,8 +297,12 @@ func (l *lab) noLease(t *testing.T, network string) {
 // come in each other's way.
 func TestNoAddressLeft(t *testing.T) {
 	systemOnly(t, func(t *testing.T, l *lab) {
-		network, _ := narrow(t, l)
-		results := make(chan error, 4)
+		addresses := 1
+		if nightly {
+			addresses = 3
+		}
+		network, _ := narrowTo(t, l, addresses)
+		results := make(chan error, addresses+1)
 		for i := range cap(results) {
 			go func() {
 				_, err := vm.Start(t.Context(), l.host, l.spec(fmt.Sprintf("at-once-%d", i), onNetwork(network)))
@@ -310,16 +314,17 @@ func TestNoAddressLeft(t *testing.T) {
 			if err := <-results; err != nil {
 				failed++
 				t.Log(err)
-				if !strings.Contains(err.Error(), "network narrow has no address left") || !strings.Contains(err.Error(), "of the 3 that its DHCP server assigns, machines of jobs have 3,") {
+				if !strings.Contains(err.Error(), "network narrow has no address left") ||
+					!strings.Contains(err.Error(), fmt.Sprintf("of the %[1]d that its DHCP server assigns, machines of jobs have %[1]d,", addresses)) {
 					t.Errorf("a machine too many: %v", err)
 				}
 			}
 		}
 		if failed != 1 {
-			t.Errorf("%d of 4 machines find no address among three", failed)
+			t.Errorf("%d of %d machines find no address among %d", failed, cap(results), addresses)
 		}
-		if macs := regexp.MustCompile(`<host mac='52:54`).FindAllString(l.virsh(t, "net-dumpxml", network), -1); len(macs) != 3 {
-			t.Errorf("%d addresses are reserved, want 3", len(macs))
+		if macs := regexp.MustCompile(`<host mac='52:54`).FindAllString(l.virsh(t, "net-dumpxml", network), -1); len(macs) != addresses {
+			t.Errorf("%d addresses are reserved, want %d", len(macs), addresses)
 		}
 		for i := range cap(results) {
 			spec := l.spec(fmt.Sprintf("at-once-%d", i))

@@ -66,10 +66,10 @@ func TestSnapshotThatIsOfNoUse(t *testing.T) {
 			{name: "no XML", atNight: true, says: "the XML", damage: rewriteFile("memory", func(m []byte) []byte {
 				return bytes.Replace(m, []byte("<domain"), []byte("<nomain"), 1)
 			}), forgotten: true},
-			{name: "no disk", says: "no such file", damage: removeFile("*.qcow2"), forgotten: true},
+			{name: "no disk", atNight: true, says: "no such file", damage: removeFile("*.qcow2"), forgotten: true},
 			{name: "a disk on another file", says: "its backing file is", damage: rebase, forgotten: true},
-			{name: "a note that is none", says: "damaged", damage: rewriteFile("snapshot.json", func([]byte) []byte { return []byte("{") })},
-			{name: "a disk elsewhere", says: "no disk", damage: rewriteFile("snapshot.json", func(m []byte) []byte {
+			{name: "a note that is none", atNight: true, says: "damaged", damage: rewriteFile("snapshot.json", func([]byte) []byte { return []byte("{") })},
+			{name: "a disk elsewhere", atNight: true, says: "no disk", damage: rewriteFile("snapshot.json", func(m []byte) []byte {
 				return bytes.ReplaceAll(m, []byte(`"File": "`), []byte(`"File": "../`))
 			}), forgotten: true},
 			{name: "no disks", atNight: true, says: "guest", damage: rewriteFile("snapshot.json", func(m []byte) []byte {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -141,5 +142,77 @@ func TestIdleMachineFromASnapshot(t *testing.T) {
 		if left := s.left(t); left != "nothing" {
 			t.Errorf("left: %s", left)
 		}
+	})
+}
+
+// Of three idle machines, one hangs, one is dead and one is well, and nothing looks after them.
+// Two jobs come at once: one gets the machine that is well, the other boots.
+func TestIdleMachineContested(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s, v := idleSite(t, mode, 3, `pull_policy = "if-not-present"`)
+		names := s.awaitIdle(t, 3)
+		v.kill(t)
+		hung, dead := one(t, "guest", isGuest(names[0])), one(t, "guest", isGuest(names[1]))
+		hung.signal(t, syscall.SIGSTOP)
+		dead.signal(t, syscall.SIGKILL)
+		until(t, "libvirt knows that a guest is dead", func() bool { return len(s.idleDomains(t)) == 2 })
+		var executions [2]gitlab.Execution
+		var both sync.WaitGroup
+		for n := range executions {
+			job, runner, ctx := s.job(""), s.runner(t), deadline(t)
+			job.ID = int64(910 + n)
+			both.Go(func() { executions[n] = runner.Stage(ctx, job, "prepare") })
+		}
+		both.Wait()
+		ready := 0
+		for _, e := range executions {
+			if e.ExitCode != 0 {
+				t.Error(e)
+			}
+			ready += strings.Count(e.Stderr, readyBefore)
+		}
+		if ready != 1 || len(s.idle()) != 0 {
+			t.Errorf("%d jobs got a machine that was ready, %q are offered:\n%s\n%s", ready, s.idle(), executions[0], executions[1])
+		}
+		for n := range executions {
+			job := s.job("")
+			job.ID = int64(910 + n)
+			if e := s.script(t, job, gitlab.StageBuildScript, "cat /tmp/jobs 2>/dev/null; echo x >/tmp/jobs\n"); e.Stdout != "" {
+				t.Errorf("the guest of job %d is not fresh: %s", job.ID, e)
+			}
+			if e := s.runner(t).Stage(deadline(t), job, "cleanup"); e.ExitCode != 0 {
+				t.Error(e)
+			}
+		}
+		until(t, "the machine that hung is gone", func() bool { return s.left(t) == "nothing" })
+	})
+}
+
+// The only idle machine hangs, and serve does not know it. The job that tries it boots, and the
+// machine is replaced.
+func TestIdleMachineHangs(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s, v := idleSite(t, mode, 1, `pull_policy = "if-not-present"`)
+		name := s.awaitIdle(t, 1)[0]
+		hung := one(t, "guest", isGuest(name))
+		hung.signal(t, syscall.SIGSTOP)
+		job := s.job("")
+		job.ID = 915
+		e := s.runner(t).Stage(deadline(t), job, "prepare")
+		if e.ExitCode != 0 || strings.Contains(e.Stderr, readyBefore) {
+			t.Error(e)
+		}
+		t.Logf("prepare took %s with the machine that hangs", e.Duration)
+		until(t, "another machine is ready", func() bool { names := s.idle(); return len(names) == 1 && names[0] != name })
+		until(t, "the machine that hangs has ended", hung.ended)
+		if e := s.runner(t).Stage(deadline(t), job, "cleanup"); e.ExitCode != 0 {
+			t.Error(e)
+		}
+		job.ID = 916
+		if e := s.runner(t).Stage(deadline(t), job, "prepare"); e.ExitCode != 0 || !strings.Contains(e.Stderr, readyBefore) {
+			t.Errorf("the next job: %s", e)
+		}
+		v.stop(t)
+		s.mustCleanUp(t, job)
 	})
 }

@@ -27,6 +27,17 @@ func sessionOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
 	inModeOnly(t, "session", test)
 }
 
+// mostlyIn runs a test in one mode, and at night in the other as well: the code depends
+// little on the mode.
+func mostlyIn(t *testing.T, name string, test func(t *testing.T, mode *testbed.Mode)) {
+	t.Helper()
+	if nightly {
+		testbed.EachMode(t, test)
+		return
+	}
+	inModeOnly(t, name, test)
+}
+
 // systemOnly runs a test of something that exists in system mode alone.
 func systemOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
 	t.Helper()
