@@ -76,7 +76,8 @@ func TestEightGuestsAtOnce(t *testing.T) {
 }
 
 // checkPulledOnce wants the registry to have sent each blob once, not counting the first
-// blobs of its log. Each job reads the image's config to know what the store calls it.
+// blobs of its log. A job that comes before the image is in the store reads the image's config to
+// know what the store calls it.
 func (s *site) checkPulledOnce(t *testing.T, before, jobs int) {
 	t.Helper()
 	sent := s.blobsSent(t)[before:]
@@ -89,7 +90,7 @@ func (s *site) checkPulledOnce(t *testing.T, before, jobs int) {
 		times[blob]++
 	}
 	for blob, n := range times {
-		if n != 1 && !(blob == config && n == jobs) {
+		if n != 1 && !(blob == config && n <= jobs) {
 			t.Errorf("%s was sent %d times; the config is %s", blob, n, config)
 		}
 	}
