@@ -7,11 +7,9 @@ import (
 	"strings"
 	"unicode"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/joblog"
+	"gitlab-sardine-executor/internal/rpc"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm/admission"
 )
@@ -22,29 +20,29 @@ const maxMessage = 2000
 
 // statusOf is the status for an error of a call: the last line of a job's log, and a code.
 func statusOf(ctx context.Context, err error) error {
-	return status.Error(codeOf(ctx, err), readable(fmt.Sprintf("%s (%s)", joblog.OneLine(err.Error()), failure.Classify(err))))
+	return rpc.Errorf(codeOf(ctx, err), "%s", readable(fmt.Sprintf("%s (%s)", joblog.OneLine(err.Error()), failure.Classify(err))))
 }
 
-// codeOf never returns FailedPrecondition, which the module uses for its own errors.
-func codeOf(ctx context.Context, err error) codes.Code {
+// codeOf never returns FailedPrecondition, which the protocol has for calls before Init.
+func codeOf(ctx context.Context, err error) rpc.Code {
 	cause := context.Cause(ctx)
 	switch {
 	case errors.Is(cause, errEnding):
-		return codes.Unavailable
+		return rpc.Unavailable
 	case errors.Is(cause, context.DeadlineExceeded):
-		return codes.DeadlineExceeded
+		return rpc.DeadlineExceeded
 	case cause != nil:
-		return codes.Canceled
+		return rpc.Canceled
 	case errors.Is(err, admission.ErrNoRoom):
-		return codes.ResourceExhausted
+		return rpc.ResourceExhausted
 	case errors.Is(err, oci.ErrNotFound):
-		return codes.NotFound
+		return rpc.NotFound
 	case errors.Is(err, oci.ErrDenied):
-		return codes.PermissionDenied
+		return rpc.PermissionDenied
 	case failure.Classify(err) == failure.Build:
-		return codes.InvalidArgument
+		return rpc.InvalidArgument
 	}
-	return codes.Unavailable
+	return rpc.Unavailable
 }
 
 // readable replaces what does not print: names come from the authors of jobs, and parts of
