@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # check-binary.sh builds the program in two directories, the second time without a
-# build cache, and fails if the binaries differ, are larger than 21 MB or need C
+# build cache, and fails if the binaries differ, are larger than 20 MB or need C
 # libraries other than libvirt's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-max_bytes=21000000
+max_bytes=20000000
 
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
