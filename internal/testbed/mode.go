@@ -71,14 +71,28 @@ func mustBeInside(t testing.TB) {
 // EachMode runs a test in both modes, or in the one that the flag -mode names.
 func EachMode(t *testing.T, test func(t *testing.T, mode *Mode)) {
 	t.Helper()
-	for _, mode := range []struct {
-		name string
-		of   func(testing.TB) *Mode
-	}{{"session", Session}, {"system", System}} {
-		if *modeFlag == "" || *modeFlag == mode.name {
-			t.Run(mode.name, func(t *testing.T) { test(t, mode.of(t)) })
-		}
+	InMode(t, "session", test)
+	InMode(t, "system", test)
+}
+
+// InMode runs a test in the mode of that name, unless the flag -mode names the other one.
+func InMode(t *testing.T, name string, test func(t *testing.T, mode *Mode)) {
+	t.Helper()
+	of := map[string]func(testing.TB) *Mode{"session": Session, "system": System}[name]
+	if *modeFlag == "" || *modeFlag == name {
+		t.Run(name, func(t *testing.T) { test(t, of(t)) })
 	}
+}
+
+// MostlyIn runs a test in the mode of that name, and with both in the other as well: the code
+// depends little on the mode.
+func MostlyIn(t *testing.T, name string, both bool, test func(t *testing.T, mode *Mode)) {
+	t.Helper()
+	if both {
+		EachMode(t, test)
+		return
+	}
+	InMode(t, name, test)
 }
 
 // Env is the environment of the mode's user, without anything of the machine's.

@@ -84,7 +84,7 @@ func (s *site) copyLayout(t *testing.T, source, name string) string {
 // TestImportExport takes an image with a backing chain to libvirt and back, twice:
 // a machine that was changed, too.
 func TestImportExport(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	testbed.MostlyIn(t, "session", nightly, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode)
 		image := "oci:" + s.layoutOf(t, "chain") + ":latest"
 		if got := s.run(t, "import", "--quiet", "--name", "base", image); got != "base" {
@@ -141,7 +141,7 @@ const marked = `<domain type="qemu" xmlns:qemu="http://libvirt.org/schemas/domai
 // An image whose section of the settings has a domain, or is trusted, is imported
 // as a job's machine would be made of it.
 func TestImportDomain(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	testbed.MostlyIn(t, "system", nightly, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode)
 		ovmf, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
 		if err != nil {

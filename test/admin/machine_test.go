@@ -15,7 +15,7 @@ import (
 
 // TestMachineSource uses virtual machines of libvirt as images, as long as they are shut off.
 func TestMachineSource(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	testbed.MostlyIn(t, "system", nightly, func(t *testing.T, mode *testbed.Mode) {
 		s := newSite(t, mode)
 		const name = "ci base [1]: ü*"
 		s.run(t, "import", "--quiet", "--name", name, "oci:"+s.layoutOf(t, "chain")+":latest")

@@ -71,3 +71,22 @@ func firstOf(t *testing.T, pattern string) string {
 	}
 	return filepath.Dir(found[0])
 }
+
+// Where nothing in a guest can renew its random numbers, there is no snapshot, and nobody
+// tries it again.
+func TestSnapshotOfAGuestThatCannotGoOn(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, l *lab) {
+		unable := variant{files: map[string]string{"usr/bin/perl": "#!/usr/bin/sh\nexit 1\n"}}.of(t, l)
+		for try := range 2 {
+			began := false
+			spec := l.spec("maker", withSnapshots(l), unable)
+			err := vm.MakeSnapshot(t.Context(), l.host, spec, guestLogin, 2*time.Minute, func() { began = true })
+			if !errors.Is(err, snapshot.ErrNone) || !strings.Contains(err.Error(), "random numbers") || began != (try == 0) {
+				t.Errorf("try %d: began: %v, got %v", try+1, began, err)
+			}
+		}
+		if domains := strings.TrimSpace(l.virsh(t, "list", "--all", "--name")); domains != "" {
+			t.Errorf("left: %s", domains)
+		}
+	})
+}

@@ -74,9 +74,9 @@
 //	Timeouts, cancel, signals
 //	config, prepare and cleanup have a time of their own     | TestStageTimeout                  | TestPrepareTimeout TestSignalDuringConfig TestSignalDuringScriptAndCleanup
 //	run has that of the job                                  | TestTimeouts TestStageTimeout     | TestInterruptedScript
-//	SIGTERM to the group, then SIGKILL                       | TestCancel TestSignal             | TestSignalDuringPrepare TestSignalsDuringPrepare TestSignalDuringScriptAndCleanup TestInterruptedScript
+//	SIGTERM to the group, then SIGKILL                       | TestCancel TestSignal             | TestSignalDuringPrepare TestSignalDuringScriptAndCleanup TestInterruptedScript
 //	the status after SIGTERM is believed                     | TestStageTimeout                  | TestSignalDuringPrepare TestSignalAtEndOfPrepare TestSignalDuringScriptAndCleanup TestSignalDuringConfig main.TestNoSuccessAfterSignal
-//	cleanup beside a run that does not end                   | TestCleanupBesideRun              | TestInterruptedScript TestCleanupBesidePrepare TestCleanupBesideScript
+//	cleanup beside a run that does not end                   | TestCleanupBesideRun              | TestInterruptedScript TestCleanupBesideScript
 //	cancel during a script, abrupt                           | TestCancel                        | TestInterruptedScript
 //	cancel during a script, graceful                         | TestGracefulCancel                | TestInterruptedScript
 //	cancel during prepare: no other attempt                  | TestCancelPrepare TestGracefulCancel | TestCanceledPrepare

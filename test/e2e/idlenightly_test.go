@@ -216,3 +216,50 @@ func TestIdleMachineHangs(t *testing.T) {
 		s.mustCleanUp(t, job)
 	})
 }
+
+// A service that is killed at any step leaves what the next one can use or removes.
+func TestKilledServe(t *testing.T) {
+	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
+		s, v := idleSite(t, mode, 1, `memory = "256MiB"`)
+		until(t, "the machine boots", func() bool { return len(s.idleDomains(t)) == 1 })
+		v.kill(t)
+		half := s.idleDomains(t)[0]
+
+		v = s.serve(t)
+		ready := s.awaitIdle(t, 1)[0]
+		if domains := s.idleDomains(t); len(domains) != 1 || ready == half {
+			t.Errorf("killed at boot: %s was half made; now %q, offered %s", half, domains, ready)
+		}
+		v.kill(t)
+
+		v = s.serve(t)
+		s.awaitIdle(t, 1)
+		if names := s.idle(); len(names) != 1 || names[0] != ready {
+			t.Errorf("killed when %s was ready: now %q", ready, names)
+		}
+
+		s.configureIdle(t, 1, `memory = "288MiB"`)
+		until(t, "the machine of old settings goes", func() bool { return len(s.idle()) == 0 })
+		v.kill(t)
+
+		v = s.serve(t)
+		replaced := s.awaitIdle(t, 1)[0]
+		if domains := s.idleDomains(t); len(domains) != 1 || replaced == ready {
+			t.Errorf("killed at the replacement of %s: now %q, offered %s", ready, domains, replaced)
+		}
+		job := s.job("")
+		job.ID = 930
+		s.mustPrepare(t, job)
+		v.kill(t)
+		if e := s.script(t, job, gitlab.StageBuildScript, "echo still here\n"); e.Stdout != "still here\n" {
+			t.Errorf("killed after a job took a machine: %s", e)
+		}
+		v = s.serve(t)
+		s.awaitIdle(t, 1)
+		v.stop(t)
+		if domains := mode.Virsh(t, "list", "--name"); strings.TrimSpace(domains) != replaced {
+			t.Errorf("after SIGTERM there is %q, want the machine of the job, %s", domains, replaced)
+		}
+		s.mustCleanUp(t, job)
+	})
+}

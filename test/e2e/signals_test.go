@@ -62,14 +62,14 @@ func checkTold(t *testing.T, e gitlab.Execution) {
 // slow host the end of a machine takes longer than the two seconds.
 func TestSignalDuringPrepare(t *testing.T) {
 	daily := map[string][]haltPoint{
-		"session": {duringPull, duringImport, duringClone, duringBoot, duringSSHWait},
-		"system":  {duringClone, duringBoot},
+		"session": {duringPull, duringBoot},
+		"system":  {duringClone, duringSSHWait},
 	}
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		s := sharedSite(t, mode)
 		points := daily[mode.Name]
 		if nightly {
-			points = daily["session"]
+			points = []haltPoint{duringPull, duringImport, duringClone, duringBoot, duringSSHWait}
 		}
 		for _, m := range points {
 			for _, signal := range signalsIn(mode) {
@@ -82,7 +82,7 @@ func TestSignalDuringPrepare(t *testing.T) {
 				})
 			}
 		}
-		if !nightly && mode.Name == "system" {
+		if !nightly {
 			return
 		}
 		script := mode.WriteFile(t, filepath.Join(mode.Dir(t), "prepare.sh"), "echo prepare script runs\nsleep 1000\n")
@@ -97,24 +97,6 @@ func TestSignalDuringPrepare(t *testing.T) {
 				checkPrepareTold(t, s, result)
 			})
 		}
-	})
-}
-
-// systemd tells every process of the runner's service to end, and the runner then tells
-// its stage: prepare undoes what it did all the same.
-func TestSignalsDuringPrepare(t *testing.T) {
-	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
-		s := sharedSite(t, mode)
-		job := s.jobUntil(duringBoot, 1)
-		reached, _ := s.arrange(t, duringBoot, job)
-		result := s.interrupt(t, job, syscall.SIGTERM, func(log *gitlab.Trace) {
-			reached(log)
-			driver := one(t, "driver", s.isDriver("prepare"))
-			driver.signal(t, syscall.SIGTERM)
-			// Two that are pending at once are one.
-			until(t, "the driver has taken the signal", func() bool { return !driver.pending(syscall.SIGTERM) })
-		})
-		checkPrepareTold(t, s, result)
 	})
 }
 
@@ -269,32 +251,6 @@ func TestSignalDuringConfig(t *testing.T) {
 				told(t, one(t, "driver", s.isDriver("config")), signal)
 				checkTold(t, <-done)
 			})
-		}
-	})
-}
-
-// GitLab Runner starts cleanup while a prepare that it told to end still removes its
-// machine.
-func TestCleanupBesidePrepare(t *testing.T) {
-	sessionOnly(t, func(t *testing.T, mode *testbed.Mode) {
-		s := sharedSite(t, mode)
-		job := s.jobUntil(duringSSHWait, 1)
-		reached, _ := s.arrange(t, duringSSHWait, job)
-		prepare := s.background(t, job, "prepare")
-		reached(nil)
-		driver := one(t, "driver", s.isDriver("prepare"))
-		told, release := s.holdCleanup(t, job)
-		driver.signal(t, syscall.SIGTERM)
-		told()
-		cleanup := s.background(t, job, "cleanup")
-		until(t, "cleanup runs", func() bool { return len(processes(s.isDriver("cleanup"))) == 1 })
-		release()
-		checkTold(t, <-prepare)
-		if e := <-cleanup; e.ExitCode != 0 || e.OutputHeld {
-			t.Error(e)
-		}
-		if left := s.left(t); left != "nothing" {
-			t.Errorf("left is %s", left)
 		}
 	})
 }

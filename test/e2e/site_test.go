@@ -24,33 +24,19 @@ func TestMain(m *testing.M) { testbed.Main(m, "gitlab-sardine-executor/cmd/"+pro
 // sessionOnly runs a test in session mode alone, if the code does not depend on the mode.
 func sessionOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
 	t.Helper()
-	inModeOnly(t, "session", test)
+	testbed.InMode(t, "session", test)
 }
 
-// mostlyIn runs a test in one mode, and at night in the other as well: the code depends
-// little on the mode.
+// mostlyIn runs a test in one mode, and at night in the other as well.
 func mostlyIn(t *testing.T, name string, test func(t *testing.T, mode *testbed.Mode)) {
 	t.Helper()
-	if nightly {
-		testbed.EachMode(t, test)
-		return
-	}
-	inModeOnly(t, name, test)
+	testbed.MostlyIn(t, name, nightly, test)
 }
 
 // systemOnly runs a test of something that exists in system mode alone.
 func systemOnly(t *testing.T, test func(t *testing.T, mode *testbed.Mode)) {
 	t.Helper()
-	inModeOnly(t, "system", test)
-}
-
-func inModeOnly(t *testing.T, name string, test func(t *testing.T, mode *testbed.Mode)) {
-	t.Helper()
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
-		if mode.Name == name {
-			test(t, mode)
-		}
-	})
+	testbed.InMode(t, "system", test)
 }
 
 // A site is an installation with a registry that holds the test guest.

@@ -36,7 +36,7 @@ const onDisk = "/run/gitlab-sardine-executor/gitlab-runner"
 // without a copy, unless the guest's own fits or is preferred. Each row is a job in the same
 // machine, which begins as prepare leaves it.
 func TestToolsDisk(t *testing.T) {
-	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
+	mostlyIn(t, "session", func(t *testing.T, mode *testbed.Mode) {
 		s := sharedSite(t, mode)
 		s.writeTool(t, "gitlab-runner", hostRunner)
 		job := s.job("")
