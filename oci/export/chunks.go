@@ -17,6 +17,7 @@ import (
 
 	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/oci/internal/readers"
+	"gitlab-sardine-executor/oci/layout"
 	"gitlab-sardine-executor/oci/packing"
 	"gitlab-sardine-executor/oci/unpack/decompress"
 	"gitlab-sardine-executor/oci/unpack/sparse"
@@ -49,12 +50,14 @@ func (e *exporter) addChunkedDisk(ctx context.Context, file packing.File) (err e
 	defer content.Close()
 	transfer := e.progress.Start(file.Name, content.Size)
 	defer func() { transfer.Done(err) }()
-	c := &chunker{e: e, size: e.options.ChunkSize, known: knownChunks(e.dest.Manifests())}
-	if c.size == 0 {
-		c.size = chunkSizeFor(content.Size)
+	c := e.chunker(content.Size)
+	whole, err := c.survey(ctx, file, content, e.options.Survey, transfer)
+	if err == nil && whole == "" {
+		hash := digest.Canonical.Digester()
+		err = c.run(ctx, io.TeeReader(readers.Counting(content, transfer), hash.Hash()))
+		whole = hash.Digest()
 	}
-	whole := digest.Canonical.Digester()
-	if err := c.run(ctx, io.TeeReader(readers.Counting(content, transfer), whole.Hash())); err != nil {
+	if err != nil {
 		return err
 	}
 	if c.total == 0 {
@@ -68,33 +71,57 @@ func (e *exporter) addChunkedDisk(ctx context.Context, file packing.File) (err e
 		format.DiskName:      file.Name,
 		format.DiskContent:   format.ContentNames[file.Kind()],
 		format.DiskSize:      strconv.FormatInt(c.total, 10),
-		format.DiskDigest:    whole.Digest().String(),
+		format.DiskDigest:    whole.String(),
 		format.DiskChunkSize: strconv.FormatInt(c.size, 10),
 		format.DiskChunks:    strconv.Itoa(len(c.chunks)),
 	}
 	e.layers = append(append(e.layers, head), c.chunks...)
-	e.addFile(whole.Digest(), "zstd "+file.Name)
+	e.addFile(whole, "zstd "+file.Name)
 	return nil
 }
 
 // A chunker makes layers of the chunks of one disk.
 type chunker struct {
-	e      *exporter
-	size   int64 // of a chunk
-	total  int64 // of the disk
-	known  map[digest.Digest]v1.Descriptor
+	size    int64 // of a chunk
+	total   int64 // of the disk
+	level   int
+	workers int
+	blobs   layout.Contents
+	known   map[digest.Digest]v1.Descriptor
+	// store stores a chunk that the layout does not have; nil leaves its descriptor without a
+	// digest.
+	store  func(ctx context.Context, packed []byte) (v1.Descriptor, error)
 	chunks []v1.Descriptor
 }
 
-func (c *chunker) run(ctx context.Context, r io.Reader) error {
-	workers := runtime.GOMAXPROCS(0)
-	free := make(chan *chunkEncoder, workers)
-	for range workers {
-		encoder, err := newChunkEncoder(c.e.options.Level, c.size)
+// chunker makes layers of a disk of that size.
+func (e *exporter) chunker(size int64) *chunker {
+	return &chunker{
+		size: cmp.Or(e.options.ChunkSize, chunkSizeFor(size)), level: e.options.Level, workers: runtime.GOMAXPROCS(0),
+		blobs: e.dest.Contents, known: knownChunks(e.dest.Manifests()),
+		store: func(ctx context.Context, packed []byte) (v1.Descriptor, error) {
+			return e.put(ctx, format.TypeChunk, bytes.NewReader(packed))
+		},
+	}
+}
+
+// encoders returns one encoder for each worker.
+func (c *chunker) encoders() (chan *chunkEncoder, error) {
+	free := make(chan *chunkEncoder, c.workers)
+	for range c.workers {
+		encoder, err := newChunkEncoder(c.level, c.size)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		free <- encoder
+	}
+	return free, nil
+}
+
+func (c *chunker) run(ctx context.Context, r io.Reader) error {
+	free, err := c.encoders()
+	if err != nil {
+		return err
 	}
 	var slots []*v1.Descriptor
 	group, ctx := errgroup.WithContext(ctx)
@@ -137,10 +164,13 @@ func (c *chunker) put(ctx context.Context, encoder *chunkEncoder, raw []byte, of
 	rawDigest := digest.FromBytes(raw)
 	desc, ok := c.known[rawDigest]
 	if !ok || !c.holds(encoder, desc, raw) {
-		encoder.packed = encoder.zstd.EncodeAll(raw, encoder.packed[:0])
-		var err error
-		if desc, err = c.e.put(ctx, format.TypeChunk, bytes.NewReader(encoder.packed)); err != nil {
-			return v1.Descriptor{}, err
+		desc = v1.Descriptor{}
+		if c.store != nil {
+			encoder.packed = encoder.zstd.EncodeAll(raw, encoder.packed[:0])
+			var err error
+			if desc, err = c.store(ctx, encoder.packed); err != nil {
+				return v1.Descriptor{}, err
+			}
 		}
 	}
 	desc.Annotations = map[string]string{
@@ -169,7 +199,7 @@ func knownChunks(manifests []v1.Manifest) map[digest.Digest]v1.Descriptor {
 // holds reports whether a blob of the layout is raw, compressed. To read it costs a fraction of
 // compressing raw.
 func (c *chunker) holds(encoder *chunkEncoder, desc v1.Descriptor, raw []byte) bool {
-	packed, err := c.e.dest.ReadBlob(desc, int64(len(raw)+len(raw)/8+format.ChunkUnit))
+	packed, err := c.blobs.ReadBlob(desc, int64(len(raw)+len(raw)/8+format.ChunkUnit))
 	if err != nil {
 		return false
 	}

@@ -55,6 +55,8 @@ type Options struct {
 	ChunkSize int64
 	// Level of gzip (1 to 9, default 6) or zstd (1 to 22, default 3); 0 means the default.
 	Level int
+	// Survey of files among the disks; may be nil. It is of use for the chunked format.
+	Survey *Survey
 	// Progress may be nil.
 	Progress oci.Progress
 	// Check judges the image before it gets its tag; its reference has the digest. After an

@@ -29,7 +29,7 @@ import (
 // find an image complete or not at all, because index.json is replaced last and atomically.
 // containers/image's writer does neither, and keeps duplicate entries of a tag.
 type Writer struct {
-	dir  string
+	Contents
 	tag  string
 	lock *dirlock.Lock // of the directory itself
 
@@ -53,7 +53,7 @@ func OpenWriter(ctx context.Context, dir, tag string, waiting func()) (_ *Writer
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{dir: dir, tag: tag, lock: lock}
+	w := &Writer{Contents: Contents{dir}, tag: tag, lock: lock}
 	if err := w.prepare(); err != nil {
 		return nil, errors.Join(err, w.lock.Unlock())
 	}
@@ -108,40 +108,6 @@ func (w *Writer) prepare() error {
 		return err
 	}
 	return os.Mkdir(partial, 0o755)
-}
-
-// Manifests returns the images in the layout, as far as they can be read.
-func (w *Writer) Manifests() []v1.Manifest {
-	index, err := w.readIndex()
-	if err != nil {
-		return nil
-	}
-	var found []v1.Manifest
-	for _, desc := range index.Manifests {
-		raw, err := w.ReadBlob(desc, transport.MaxManifest)
-		var m v1.Manifest
-		if err == nil && json.Unmarshal(raw, &m) == nil {
-			found = append(found, m)
-		}
-	}
-	return found
-}
-
-// ReadBlob reads a blob of up to limit bytes, and verifies it.
-func (w *Writer) ReadBlob(desc v1.Descriptor, limit int64) ([]byte, error) {
-	if desc.Size < 0 || desc.Size > limit {
-		return nil, fmt.Errorf("%w: blob %s has %d bytes", oci.ErrInvalid, desc.Digest, desc.Size)
-	}
-	path, err := w.blobPath(desc.Digest)
-	if err != nil {
-		return nil, err
-	}
-	blob, _, err := fileutil.OpenRegular(path)
-	if err != nil {
-		return nil, err
-	}
-	defer blob.Close()
-	return io.ReadAll(transport.Verify(blob, desc))
 }
 
 // Has reads the whole blob, so that a damaged one is written again.
@@ -332,26 +298,6 @@ func (w *Writer) Commit(ctx context.Context, top transport.RawManifest) error {
 func (w *Writer) syncBlobs(d digest.Digest) error {
 	blobs := filepath.Join(w.dir, v1.ImageBlobsDir)
 	return errors.Join(fileutil.SyncDir(filepath.Join(blobs, d.Algorithm().String())), fileutil.SyncDir(blobs))
-}
-
-// readIndex reads index.json. A new layout has an empty index.
-func (w *Writer) readIndex() (*v1.Index, error) {
-	index := &v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex}
-	raw, err := os.ReadFile(filepath.Join(w.dir, v1.ImageIndexFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return index, nil
-	} else if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(raw, index); err != nil {
-		return nil, fmt.Errorf("%w: its %s: %w", oci.ErrFormat, v1.ImageIndexFile, err)
-	}
-	return index, nil
-}
-
-func (w *Writer) blobPath(d digest.Digest) (string, error) {
-	name, err := blobPath(d)
-	return filepath.Join(w.dir, name), err
 }
 
 // Close unlocks the layout.
