@@ -161,8 +161,10 @@ func (b *builder) run(ctx context.Context) (_ digest.Digest, err error) {
 	if err != nil {
 		return "", err
 	}
+	surveyed := b.survey(ctx, m.image)
 	kept := false
 	defer func() {
+		surveyed.stop()
 		if !kept {
 			err = errors.Join(err, m.remove(ctx))
 		}
@@ -173,6 +175,7 @@ func (b *builder) run(ctx context.Context) (_ digest.Digest, err error) {
 	for n, step := range b.Steps {
 		if err := m.do(ctx, n, step); err != nil {
 			if kept = b.Keep && ctx.Err() == nil && m.keep(ctx); kept {
+				surveyed.stop()
 				m.close()
 			}
 			return "", err
@@ -184,7 +187,7 @@ func (b *builder) run(ctx context.Context) (_ digest.Digest, err error) {
 	if err := m.powerOff(ctx); err != nil {
 		return "", err
 	}
-	return b.export(ctx, m)
+	return b.export(ctx, m, surveyed.wait())
 }
 
 // showConsole shows the end of the guest's console, if err has it.

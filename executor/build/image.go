@@ -5,16 +5,19 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/export"
+	"gitlab-sardine-executor/oci/format"
 	"gitlab-sardine-executor/vm/define"
 )
 
 // export packs the disks of the machine, which has powered off, on top of those of the base.
-func (b *builder) export(ctx context.Context, m *machine) (digest.Digest, error) {
+func (b *builder) export(ctx context.Context, m *machine, survey *export.Survey) (digest.Digest, error) {
 	disks, domain, err := newDisks(m.image, m.started.Overlays)
 	if err != nil {
 		return "", fmt.Errorf("export the disks of the machine: %w", err)
@@ -23,12 +26,65 @@ func (b *builder) export(ctx context.Context, m *machine) (digest.Digest, error)
 	defer progress.Close()
 	o := export.Options{
 		Disks: disks, DomainXML: domain, Guest: b.guestConfig(m.image.Guest), Labels: b.Labels,
-		Architecture: m.image.Architecture, OS: m.image.OS, Format: b.Format, Progress: progress,
+		Architecture: m.image.Architecture, OS: m.image.OS, Format: b.Format, Survey: survey, Progress: progress,
 	}
-	if !b.NoVerify {
-		o.Check = b.verify
+	began := time.Now()
+	o.Check = func(ctx context.Context, image oci.Reference) error {
+		b.Log.Say("Exported (%s)", joblog.Seconds(time.Since(began)))
+		if b.NoVerify {
+			return nil
+		}
+		return b.verify(ctx, image)
 	}
 	return export.Export(ctx, b.To, o)
+}
+
+// A survey of the disks of the base is taken while the machine runs: then only the export of what
+// is new has to wait for its end.
+type survey struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	result *export.Survey
+}
+
+// survey begins a survey, whose failure is no failure of the build: the export reads the disks.
+func (b *builder) survey(ctx context.Context, base *oci.Image) *survey {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &survey{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		if b.Format == format.Chunked {
+			s.result, _ = export.TakeSurvey(ctx, b.To, export.Options{Disks: topDisks(base), Format: b.Format})
+		}
+	}()
+	return s
+}
+
+// wait returns the result, which may be nil.
+func (s *survey) wait() *export.Survey {
+	<-s.done
+	return s.result
+}
+
+// stop ends the survey; then it reads no disk.
+func (s *survey) stop() {
+	s.cancel()
+	<-s.done
+}
+
+// topDisks are the disks of an image that back no other.
+func topDisks(image *oci.Image) []export.Disk {
+	backs := make(map[string]bool)
+	for _, d := range image.Disks {
+		backs[d.Backing] = true
+	}
+	var top []export.Disk
+	for _, d := range image.Disks {
+		if !backs[d.Name] {
+			top = append(top, export.Disk{Path: filepath.Join(image.Dir, d.Name), Name: d.Name, Format: d.Format, CDROM: d.CDROM})
+		}
+	}
+	return top
 }
 
 // newDisks returns the disks of the new image and its domain XML. Each overlay replaces a disk

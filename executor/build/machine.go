@@ -43,6 +43,7 @@ type machine struct {
 	b       *builder
 	name    string
 	jobDir  string
+	began   time.Time // the start of the machine, after the pull
 	started *vm.Started
 	login   guestssh.Login
 	image   *oci.Image // locked; nil if the machine has unlinked its overlays
@@ -56,11 +57,12 @@ func (b *builder) start(ctx context.Context) (*machine, error) {
 	progress := b.Progress("Pulling")
 	defer progress.Close()
 	pull := store.PullOptions{Policies: b.settings.PullPolicies, Credentials: b.Credentials, Progress: progress}
-	return b.startMachine(ctx, b.base, pull, true)
+	return b.startMachine(ctx, b.Log, b.base, pull, true)
 }
 
-// startMachine starts a machine of an image. With keepDisks its overlays can be exported.
-func (b *builder) startMachine(ctx context.Context, image oci.Reference, pull store.PullOptions, keepDisks bool) (_ *machine, err error) {
+// startMachine starts a machine of an image. With keepDisks its overlays can be exported. The
+// log says what is pulled and started.
+func (b *builder) startMachine(ctx context.Context, log *joblog.Log, image oci.Reference, pull store.PullOptions, keepDisks bool) (_ *machine, err error) {
 	server := "build://" + joblog.Hostname()
 	own := job.Job{ID: strconv.FormatUint(rand.Uint64N(1<<40)+1, 10), Server: server}
 	m := &machine{b: b, name: own.VMName(), jobDir: b.dirs.Job(own.VMName())}
@@ -81,7 +83,8 @@ func (b *builder) startMachine(ctx context.Context, image oci.Reference, pull st
 			Job: own.ID, Project: "build", Server: server,
 			Created: now.UTC().Truncate(time.Second), Expires: now.Add(b.longest()).UTC().Truncate(time.Second),
 		},
-		Log: b.Log,
+		Log:   log,
+		Phase: func(string) func() { return func() { m.began = time.Now() } },
 	})
 	if err != nil {
 		return nil, err
@@ -153,7 +156,7 @@ func (m *machine) waitReady(ctx context.Context) error {
 		}
 		return err
 	}
-	m.b.Log.Say("Guest ready at %s as %s (%s)", m.started.Record().Address, m.login.User, joblog.Seconds(time.Since(began)))
+	m.b.Log.Say("Guest ready at %s as %s (%s)", m.started.Record().Address, m.login.User, joblog.Seconds(time.Since(m.began)))
 	return nil
 }
 
@@ -167,6 +170,7 @@ exec sleep 3600`
 // powerOff powers the guest off and waits until QEMU has ended, and so has written the
 // overlays.
 func (m *machine) powerOff(ctx context.Context) error {
+	began := time.Now()
 	limited, cancel := context.WithTimeout(ctx, m.b.settings.Timeout)
 	defer cancel()
 	_, err := m.started.Instance.Run(limited, guestssh.Command{Line: asRoot(powerOffScript)})
@@ -176,6 +180,7 @@ func (m *machine) powerOff(ctx context.Context) error {
 	for {
 		dom, err := m.b.host.Domain(limited, m.name)
 		if errors.Is(err, virt.ErrNoDomain) {
+			m.b.Log.Say("Powered off (%s)", joblog.Seconds(time.Since(began)))
 			return nil
 		}
 		if err == nil {

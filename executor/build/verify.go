@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/store"
@@ -33,29 +34,32 @@ func (b *builder) verify(ctx context.Context, image oci.Reference) (err error) {
 			err = errors.Join(fmt.Errorf("verify the new image: %w", err), forget(ctx, local, image.Digest()))
 		}
 	}()
+	if err := b.unpack(ctx, local, image); err != nil {
+		return err
+	}
 	var machines [2]*machine
 	defer func() {
+		var removing errgroup.Group // libvirt takes long to destroy a domain
 		for _, m := range machines {
 			if m != nil {
-				err = errors.Join(err, m.remove(ctx))
+				removing.Go(func() error { return m.remove(ctx) })
 			}
 		}
+		err = errors.Join(err, removing.Wait())
 	}()
+	v := *b
+	v.Log = joblog.New(b.Log.Writer()) // sections of two machines would overlap
 	var found [2]identity
-	// One after the other: the second one finds the image in the store.
+	group, working := errgroup.WithContext(ctx)
 	for i := range machines {
-		policy := oci.PullIfNotPresent
-		if machines[i], err = b.startMachine(ctx, image, store.PullOptions{Policies: []oci.PullPolicy{policy}}, false); err != nil {
-			return err
-		}
-	}
-	group, waiting := errgroup.WithContext(ctx)
-	for i, m := range machines {
 		group.Go(func() (err error) {
-			if err := m.waitReady(waiting); err != nil {
+			if machines[i], err = v.startMachine(working, joblog.New(io.Discard), image, ifNotPresent, false); err != nil {
 				return err
 			}
-			found[i], err = m.identity(waiting)
+			if err := machines[i].waitReady(working); err != nil {
+				return err
+			}
+			found[i], err = machines[i].identity(working)
 			return err
 		})
 	}
@@ -67,6 +71,22 @@ func (b *builder) verify(ctx context.Context, image oci.Reference) (err error) {
 	}
 	b.Log.Say("Verified: addresses, host keys and machine IDs differ (%s)", joblog.Seconds(time.Since(began)))
 	return nil
+}
+
+// ifNotPresent pulls an image unless the store has it.
+var ifNotPresent = store.PullOptions{Policies: []oci.PullPolicy{oci.PullIfNotPresent}}
+
+// unpack puts the new image into the store.
+func (b *builder) unpack(ctx context.Context, local *store.Store, image oci.Reference) error {
+	pull := ifNotPresent
+	progress := b.Progress("Unpacking")
+	defer progress.Close()
+	pull.Progress = progress
+	unpacked, err := local.Pull(ctx, image, executor.CheckedBy(ctx, b.host, b.settings, executor.PullLimits(b.Options.Settings, b.settings, pull)))
+	if err != nil {
+		return err
+	}
+	return unpacked.Close()
 }
 
 // forget removes the image from the store.

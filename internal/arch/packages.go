@@ -15,7 +15,7 @@ var Packages = []Package{
 	{Path: "executor", Imports: "executor/claim executor/config executor/credentials executor/failure executor/gauges executor/guestshell executor/hostmachine executor/job executor/joblog executor/metrics executor/outcome executor/policy executor/sweep executor/tools internal/dirlock internal/rollback oci oci/registry oci/space oci/store vm vm/admission vm/cache vm/console vm/disk vm/domain vm/guestssh vm/idle vm/record vm/removal vm/snapshot vm/virt"},
 	{Path: "executor/admin", Imports: "executor executor/config executor/guestshell executor/job executor/joblog executor/metrics executor/policy executor/sweep oci oci/export oci/source oci/store vm vm/cache vm/define vm/record vm/seed vm/snapshot vm/virt"},
 	{Path: "executor/adminlog"},
-	{Path: "executor/build", Imports: "executor executor/config executor/guestshell executor/job executor/joblog executor/policy internal/dirlock internal/fileutil oci oci/export oci/registry oci/store oci/transfer vm vm/admission vm/define vm/guestssh vm/record vm/removal vm/virt"},
+	{Path: "executor/build", Imports: "executor executor/config executor/guestshell executor/job executor/joblog executor/policy internal/dirlock internal/fileutil oci oci/export oci/format oci/registry oci/store oci/transfer vm vm/admission vm/define vm/guestssh vm/record vm/removal vm/virt"},
 	{Path: "executor/claim", Imports: "executor/config executor/policy vm vm/admission vm/cache vm/guestssh vm/idle vm/network vm/network/passt vm/record vm/virt"},
 	{Path: "executor/config", Imports: "oci oci/space oci/store vm/guestssh"},
 	{Path: "executor/config/origin", Imports: "executor/config oci/space"},
