@@ -158,6 +158,17 @@ var groups = []group{
 			{"Pull/chunked", "pull", "skopeo-gzip", "chunked", "`skopeo copy`, `gzip -dc`", ""},
 		},
 	},
+	{
+		title: "Builds",
+		text: "`build` with a script that changes one file, from the second build into a layout on: seal, power-off and export, beside\n" +
+			"`qemu-img convert` of the disk; and the verification, which boots two machines, beside the boot of the build.",
+		rows: []comparison{
+			{"Build/full", "rest", "convert", "`build` without boot, script and verification, Debian", "`qemu-img convert`", "1.5"},
+			{"Build/full", "verify", "boot", "verification, Debian", "boot", ""},
+			{"Build/small", "rest", "convert", "`build` without boot, script and verification, small guest", "`qemu-img convert`", "1.5"},
+			{"Build/small", "verify", "boot", "verification, small guest", "boot", ""},
+		},
+	},
 }
 
 const byHand = "virsh-create-banner"
