@@ -40,5 +40,5 @@ func (l *Live) Text(path string) ([]byte, error) {
 	for name, family := range l.families {
 		all[name] = family
 	}
-	return all.text(), nil
+	return all.text()
 }

@@ -3,19 +3,26 @@
 package metrics
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"math"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/gofrs/flock"
 	"github.com/google/renameio/v2"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 )
 
 // phaseBuckets are the upper bounds, in seconds, of the histogram of phases: from
-// an empty script to a pull of many gigabytes. Files have these buckets already: others need
-// another name of the metric.
-var phaseBuckets = []float64{0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600, math.Inf(1)}
+// an empty script to a pull of many gigabytes.
+var phaseBuckets = []float64{0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600}
 
 const (
 	// lockTimeout bounds the wait for other stages, which hold the lock for
@@ -57,32 +64,44 @@ type Changes struct{ changes []func(families) }
 // Count adds n to a counter; labels are names and values in turn.
 func (m *Changes) Count(name string, n float64, labels ...string) {
 	m.changes = append(m.changes, func(f families) {
-		f.family(name, counter).add(series(name, labels...), n)
+		c := f.metric(name, dto.MetricType_COUNTER, labels)
+		if c.Counter == nil {
+			c.Counter = &dto.Counter{Value: new(float64)}
+		}
+		*c.Counter.Value += n
 	})
 }
 
 // Set sets a gauge.
 func (m *Changes) Set(name string, v float64, labels ...string) {
 	m.changes = append(m.changes, func(f families) {
-		f.family(name, gauge).set(series(name, labels...), v)
+		f.metric(name, dto.MetricType_GAUGE, labels).Gauge = &dto.Gauge{Value: &v}
 	})
 }
 
 // Observe adds the duration of a phase to its histogram.
 func (m *Changes) Observe(phase string, took time.Duration) {
-	const name = "sardine_phase_seconds"
 	m.changes = append(m.changes, func(f families) {
-		h := f.family(name, histogram)
-		for _, bound := range phaseBuckets {
-			n := 0.0
-			if took.Seconds() <= bound {
-				n = 1
-			}
-			h.add(series(name+"_bucket", "phase", phase, "le", format(bound)), n)
+		h := f.metric("sardine_phase_seconds", dto.MetricType_HISTOGRAM, []string{"phase", phase})
+		if h.Histogram == nil {
+			h.Histogram = emptyHistogram()
 		}
-		h.add(series(name+"_sum", "phase", phase), took.Seconds())
-		h.add(series(name+"_count", "phase", phase), 1)
+		*h.Histogram.SampleCount++
+		*h.Histogram.SampleSum += took.Seconds()
+		for _, b := range h.Histogram.Bucket {
+			if took.Seconds() <= *b.UpperBound {
+				*b.CumulativeCount++
+			}
+		}
 	})
+}
+
+func emptyHistogram() *dto.Histogram {
+	h := &dto.Histogram{SampleCount: new(uint64), SampleSum: new(float64)}
+	for _, bound := range phaseBuckets {
+		h.Bucket = append(h.Bucket, &dto.Bucket{UpperBound: &bound, CumulativeCount: new(uint64)})
+	}
+	return h
 }
 
 // Write adds the changes to the file path and clears them. It replaces the file
@@ -107,8 +126,63 @@ func (m *Changes) Write(path string) error {
 	for _, change := range changes {
 		change(f)
 	}
-	if err := renameio.WriteFile(path, f.text(), 0o644); err != nil {
+	text, err := f.text()
+	if err != nil {
+		return fmt.Errorf("write metrics: %w", err)
+	}
+	if err := renameio.WriteFile(path, text, 0o644); err != nil {
 		return fmt.Errorf("write metrics: %w", err)
 	}
 	return nil
+}
+
+// families are the metrics of a file, by name.
+type families map[string]*dto.MetricFamily
+
+// readFamilies reads a file. A damaged file starts empty: counters may restart at any
+// time.
+func readFamilies(path string) (families, error) {
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	f, err := parser.TextToMetricFamilies(bytes.NewReader(text))
+	if err != nil {
+		return families{}, nil
+	}
+	return f, nil
+}
+
+// metric returns the metric with that name and labels, and adds it if necessary.
+func (f families) metric(name string, kind dto.MetricType, labels []string) *dto.Metric {
+	family := f[name]
+	if family == nil || family.GetType() != kind {
+		help := metricHelp[name]
+		family = &dto.MetricFamily{Name: &name, Help: &help, Type: &kind}
+		f[name] = family
+	}
+	for _, m := range family.Metric {
+		if slices.EqualFunc(m.Label, slices.Collect(slices.Chunk(labels, 2)), func(l *dto.LabelPair, want []string) bool {
+			return l.GetName() == want[0] && l.GetValue() == want[1]
+		}) {
+			return m
+		}
+	}
+	m := &dto.Metric{}
+	for pair := range slices.Chunk(labels, 2) {
+		m.Label = append(m.Label, &dto.LabelPair{Name: &pair[0], Value: &pair[1]})
+	}
+	family.Metric = append(family.Metric, m)
+	return m
+}
+
+func (f families) text() ([]byte, error) {
+	var text bytes.Buffer
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		if _, err := expfmt.MetricFamilyToText(&text, f[name]); err != nil {
+			return nil, err
+		}
+	}
+	return text.Bytes(), nil
 }

@@ -13,12 +13,15 @@ import (
 	"strings"
 	"time"
 
+	"gitlab.com/gitlab-org/fleeting/nesting/hypervisor"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"gitlab-sardine-executor/executor"
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/serve"
-	"gitlab-sardine-executor/internal/rpc"
 	"gitlab-sardine-executor/vm/record"
 )
 
@@ -38,7 +41,7 @@ const (
 // errEnding: Create has not ended when serve does.
 var errEnding = fmt.Errorf("serve is ending: %w", failure.ErrCancelled)
 
-// machines are the machines of clients: a [hypervisor]. libvirt knows them; here is
+// machines are the machines of clients: a [hypervisor.Hypervisor]. libvirt knows them; here is
 // no state of them.
 type machines struct {
 	serve.Env
@@ -52,13 +55,13 @@ func newMachines(env serve.Env, ending context.Context) *machines {
 
 // Init checks the client's nesting_config, which has no keys: the settings of this host
 // decide. GitLab Runner sends null if its settings have none.
-func (m *machines) Init(config []byte) error {
+func (m *machines) Init(_ context.Context, config []byte) error {
 	if len(bytes.TrimSpace(config)) == 0 {
 		return nil
 	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(config, &keys); err != nil {
-		return rpc.Errorf(rpc.InvalidArgument, "nesting_config: want an object without keys: %s", readable(err.Error()))
+		return status.Errorf(codes.InvalidArgument, "nesting_config: want an object without keys: %s", readable(err.Error()))
 	}
 	if len(keys) > 0 {
 		names := make([]string, 0, len(keys))
@@ -66,10 +69,13 @@ func (m *machines) Init(config []byte) error {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		return rpc.Errorf(rpc.InvalidArgument, "nesting_config: unknown keys: %s (the settings file of gitlab-sardine-executor on the host decides)", joblog.List(names))
+		return status.Errorf(codes.InvalidArgument, "nesting_config: unknown keys: %s (the settings file of gitlab-sardine-executor on the host decides)", joblog.List(names))
 	}
 	return nil
 }
+
+// Shutdown leaves the machines.
+func (*machines) Shutdown(context.Context) error { return nil }
 
 // driver is the driver of the job that has the machine with that number.
 func (m *machines) driver(number, image string) *executor.Driver {
@@ -88,15 +94,15 @@ func (m *machines) driver(number, image string) *executor.Driver {
 // Create makes a machine of the image as the prepare stage does, or takes an idle one. The
 // error is a gRPC status with the line that the log of a job would get. The machine is removed
 // if the client is gone before it is ready.
-func (m *machines) Create(ctx context.Context, image string) (machine, error) {
+func (m *machines) Create(ctx context.Context, image string) (hypervisor.VirtualMachine, error) {
 	select {
 	case m.making <- struct{}{}:
 		defer func() { <-m.making }()
 	default:
-		return machine{}, rpc.Errorf(rpc.ResourceExhausted, "%d machines are being made or wait for room on this host already", maxCreates)
+		return nil, status.Errorf(codes.ResourceExhausted, "%d machines are being made or wait for room on this host already", maxCreates)
 	}
 	if len(image) > maxName {
-		return machine{}, rpc.Errorf(rpc.InvalidArgument, "the name of the image is longer than %d bytes: %s…", maxName, readable(image[:80]))
+		return nil, status.Errorf(codes.InvalidArgument, "the name of the image is longer than %d bytes: %s…", maxName, readable(image[:80]))
 	}
 	ctx, cancel := m.bound(ctx)
 	defer cancel()
@@ -111,11 +117,11 @@ func (m *machines) Create(ctx context.Context, image string) (machine, error) {
 	log := m.Log.With("machine", d.Job.VMName(), "image", readable(image))
 	if err != nil {
 		log.Warn("no machine for a client", "class", failure.Classify(err).String(), "error", joblog.OneLine(err.Error()))
-		return machine{}, statusOf(ctx, err)
+		return nil, statusOf(ctx, err)
 	}
 	made := d.Machine()
 	log.Info("a client has a machine", "address", made.Address, "user", made.User, "seconds", time.Since(began).Seconds())
-	return machine{made.Name, image, made.Address}, nil
+	return hypervisor.VirtualMachineInfo{Id: made.Name, Name: image, Addr: made.Address}, nil
 }
 
 // bound ends a call when its client is gone, when serve ends, and after createTimeout.
@@ -137,7 +143,7 @@ func (m *machines) bound(ctx context.Context) (context.Context, context.CancelFu
 func (m *machines) Delete(ctx context.Context, id string) error {
 	number, ok := numberOf(id)
 	if !ok {
-		return rpc.Errorf(rpc.InvalidArgument, "%s is not the id of a machine of this API", readable(id[:min(len(id), 80)]))
+		return status.Errorf(codes.InvalidArgument, "%s is not the id of a machine of this API", readable(id[:min(len(id), 80)]))
 	}
 	d := m.driver(number, "")
 	err := d.Cleanup(context.WithoutCancel(ctx))
@@ -160,15 +166,15 @@ func numberOf(id string) (number string, ok bool) {
 }
 
 // List returns the machines of clients that are ready.
-func (m *machines) List(ctx context.Context) ([]machine, error) {
+func (m *machines) List(ctx context.Context) ([]hypervisor.VirtualMachine, error) {
 	found, err := m.list(ctx)
 	if err != nil {
 		return nil, statusOf(ctx, fmt.Errorf("list the machines: %w", err))
 	}
-	var listed []machine
+	var listed []hypervisor.VirtualMachine
 	for _, r := range found {
 		if isReady(r) {
-			listed = append(listed, machine{r.MachineName(), r.Record.Image, r.Record.Address})
+			listed = append(listed, hypervisor.VirtualMachineInfo{Id: r.MachineName(), Name: r.Record.Image, Addr: r.Record.Address})
 		}
 	}
 	return listed, nil

@@ -1,35 +1,30 @@
 // Package nesting offers GitLab's nesting API on a UNIX socket: GitLab Runner's instance
 // executor makes a machine for each job by it, on any number of hosts.
 //
-// gitlab.com/gitlab-org/fleeting/nesting defines the protocol, and has the client of GitLab
-// Runner. A machine is made as in the prepare stage of the custom executor, and removed as in its
+// It uses the server of gitlab.com/gitlab-org/fleeting/nesting, which defines the protocol.
+// A machine is made as in the prepare stage of the custom executor, and removed as in its
 // cleanup stage.
 package nesting
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"log"
-	"log/slog"
 	"net"
+	"os"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
 
-	"golang.org/x/net/netutil"
+	"gitlab.com/gitlab-org/fleeting/nesting/api"
 
 	"gitlab-sardine-executor/executor/serve"
-	"gitlab-sardine-executor/internal/rpc"
 )
 
-const (
-	// startTimeout bounds the look at the machines of an earlier serve.
-	startTimeout = 30 * time.Second
-	// maxClients bounds the connections of clients. GitLab Runner has one for each job.
-	maxClients = 256
-)
+// startTimeout bounds the start of the module's server, and what follows it.
+const startTimeout = 30 * time.Second
 
 // A Component is the part of serve that offers the API.
 type Component struct {
@@ -59,39 +54,62 @@ func (c *Component) Run(ctx context.Context) error {
 	if !settings.Serve.Nesting {
 		return nil
 	}
-	listener, err := listen(settings.Serve.NestingPath, settings.Serve.NestingGroup)
+	dirs, err := settings.Dirs()
+	if err != nil {
+		return err
+	}
+	public, err := listen(settings.Serve.NestingPath, settings.Serve.NestingGroup)
 	if err != nil {
 		return fmt.Errorf("offer the nesting API: %w", err)
 	}
+	defer public.Close()
+	private, err := makePrivate(filepath.Join(dirs.Jobs, ".nesting"))
+	if err != nil {
+		return fmt.Errorf("offer the nesting API: %w", err)
+	}
+	defer private.remove()
 	made := newMachines(c.Env, ctx)
-	service := &service{hypervisor: made, initialized: c.adopt(ctx, made), slots: map[int32]string{}}
-	c.Log.Info("the nesting API is offered", "socket", listener.Addr().String())
-	server := &rpc.Server{Methods: service.methods(), Log: log.New(reports{c.Log}, "", 0)}
-	return server.Serve(ctx, netutil.LimitListener(listener, maxClients))
-}
-
-// reports writes what net/http reports to the administrator's log.
-type reports struct{ log *slog.Logger }
-
-func (r reports) Write(line []byte) (int, error) {
-	r.log.Warn("the server of the nesting API reports a problem", "error", readable(string(bytes.TrimSpace(line))))
-	return len(line), nil
+	ended := make(chan error, 1)
+	if err := private.serve(ctx, made, ended); err != nil {
+		return fmt.Errorf("offer the nesting API: %w", err)
+	}
+	c.adopt(ctx, made, private)
+	c.Log.Info("the nesting API is offered", "socket", public.Addr().String())
+	forwarding := make(chan struct{})
+	go func() {
+		defer close(forwarding)
+		private.forward(public, c.Log)
+	}()
+	select {
+	case <-ctx.Done():
+		public.Close()
+		err = <-ended
+	case err = <-ended:
+		public.Close()
+	}
+	<-forwarding
+	return err
 }
 
 // adopt looks after the machines of an earlier serve. If there are any, the API has been
 // initialized, and a client that only removes its machine does not do that again. Those that
 // were not ready belong to no client.
-func (c *Component) adopt(ctx context.Context, made *machines) (initialized bool) {
+func (c *Component) adopt(ctx context.Context, made *machines, private *private) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	found, err := made.adopt(ctx)
+	if err == nil && found > 0 {
+		var conn api.Client
+		if conn, err = private.client(); err == nil {
+			err = errors.Join(conn.Init(ctx, nil), conn.Close())
+		}
+	}
 	if err != nil && ctx.Err() == nil {
 		c.Log.Warn("the machines of an earlier serve are not known", "error", err)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.err = err
-	return err == nil && found > 0
+	c.mu.Unlock()
 }
 
 // listen opens the socket for clients.
@@ -115,4 +133,80 @@ func groupID(name string) (int, error) {
 		return 0, fmt.Errorf("the setting nesting_group: %w", err)
 	}
 	return strconv.Atoi(found.Gid)
+}
+
+// socketVariable tells the module's server where to listen.
+const socketVariable = "NESTING_SOCKET"
+
+// environment protects socketVariable.
+var environment sync.Mutex
+
+// A private is the socket of the module's server, which knows neither modes of sockets nor
+// limits, in a directory that only this user can enter. Connections to the public socket are
+// forwarded to it.
+type private struct {
+	path string
+	dir  *os.File
+}
+
+// makePrivate makes the directory. What is there was left by a process that died.
+func makePrivate(path string) (*private, error) {
+	if err := os.RemoveAll(path); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, err
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return &private{path, dir}, nil
+}
+
+// socket is the path of the socket, which is short: paths of sockets are limited to 107 bytes.
+func (p *private) socket() string { return fmt.Sprintf("/proc/self/fd/%d/s", p.dir.Fd()) }
+
+func (p *private) remove() {
+	os.RemoveAll(p.path)
+	p.dir.Close()
+}
+
+func (p *private) dial() (net.Conn, error) { return net.Dial("unix", p.socket()) }
+
+func (p *private) client() (api.Client, error) {
+	conn, err := api.NewClientConn("unix://"+p.socket(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return api.New(conn), nil
+}
+
+// serve starts the module's server, and waits until it listens.
+func (p *private) serve(ctx context.Context, made *machines, ended chan<- error) error {
+	environment.Lock()
+	defer environment.Unlock()
+	if err := os.Setenv(socketVariable, p.socket()); err != nil {
+		return err
+	}
+	defer os.Unsetenv(socketVariable)
+	failed := make(chan error, 1)
+	go func() {
+		err := api.Serve(ctx, made)
+		failed <- err
+		ended <- err
+	}()
+	for deadline := time.After(startTimeout); ; {
+		conn, err := p.dial()
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case err := <-failed:
+			return err
+		case <-deadline:
+			return fmt.Errorf("its server does not listen: %w", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
 }

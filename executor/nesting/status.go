@@ -7,9 +7,11 @@ import (
 	"strings"
 	"unicode"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/joblog"
-	"gitlab-sardine-executor/internal/rpc"
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm/admission"
 )
@@ -20,29 +22,29 @@ const maxMessage = 2000
 
 // statusOf is the status for an error of a call: the last line of a job's log, and a code.
 func statusOf(ctx context.Context, err error) error {
-	return rpc.Errorf(codeOf(ctx, err), "%s", readable(fmt.Sprintf("%s (%s)", joblog.OneLine(err.Error()), failure.Classify(err))))
+	return status.Error(codeOf(ctx, err), readable(fmt.Sprintf("%s (%s)", joblog.OneLine(err.Error()), failure.Classify(err))))
 }
 
-// codeOf never returns FailedPrecondition, which the protocol has for calls before Init.
-func codeOf(ctx context.Context, err error) rpc.Code {
+// codeOf never returns FailedPrecondition, which the module uses for its own errors.
+func codeOf(ctx context.Context, err error) codes.Code {
 	cause := context.Cause(ctx)
 	switch {
 	case errors.Is(cause, errEnding):
-		return rpc.Unavailable
+		return codes.Unavailable
 	case errors.Is(cause, context.DeadlineExceeded):
-		return rpc.DeadlineExceeded
+		return codes.DeadlineExceeded
 	case cause != nil:
-		return rpc.Canceled
+		return codes.Canceled
 	case errors.Is(err, admission.ErrNoRoom):
-		return rpc.ResourceExhausted
+		return codes.ResourceExhausted
 	case errors.Is(err, oci.ErrNotFound):
-		return rpc.NotFound
+		return codes.NotFound
 	case errors.Is(err, oci.ErrDenied):
-		return rpc.PermissionDenied
+		return codes.PermissionDenied
 	case failure.Classify(err) == failure.Build:
-		return rpc.InvalidArgument
+		return codes.InvalidArgument
 	}
-	return rpc.Unavailable
+	return codes.Unavailable
 }
 
 // readable replaces what does not print: names come from the authors of jobs, and parts of

@@ -28,7 +28,7 @@ type Inventory struct {
 // kept are patterns of what outlives jobs in the program's storage: the images,
 // locks, what was found out about the host, the consoles of guests that did not come
 // up, caches, and snapshots.
-var kept = []string{"images", "oci", "references", "locks", "consoles", "caches", "clones/snapshots", "jobs/.admission", "jobs/.admitted", "jobs/.idle", "jobs/.serve", "tools", "jobs/kvm-*", "jobs/no-isolated-ports"}
+var kept = []string{"images", "oci", "references", "locks", "consoles", "caches", "clones/snapshots", "jobs/.admission", "jobs/.admitted", "jobs/.idle", "jobs/.serve", "jobs/.nesting", "tools", "jobs/kvm-*", "jobs/no-isolated-ports"}
 
 // daemons serve any number of machines, and come and go by themselves.
 var daemons = []string{"libvirtd", "virtqemud", "virtlogd", "virtlockd", "virtnetworkd", "dnsmasq"}
