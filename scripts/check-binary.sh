@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # check-binary.sh builds the program in two directories, the second time without a
-# build cache, and fails if the binaries differ, are larger than 23 MB or need C
-# libraries other than libvirt's.
+# build cache, and fails if the binaries differ, are larger than 20 MB, need C
+# libraries other than libvirt's, or print other helps than a plain go build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-max_bytes=23000000
+max_bytes=20000000
 
 work=$(mktemp -d)
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
@@ -29,6 +29,22 @@ fi
 size=$(stat -c %s "$one")
 if ((size > max_bytes)); then
 	echo "check-binary: the binary has $size bytes, more than $max_bytes" >&2
+	exit 1
+fi
+# helps PROGRAM [COMMAND...]: the help of the program, and of all commands below.
+helps() {
+	local command text
+	text=$("$@" --help)
+	printf '== %s\n%s\n' "${*:2}" "$text"
+	for command in $(sed -n '/^COMMANDS:/,/^$/s/^ *  \([a-z][a-z-]*\).*/\1/p' <<<"$text"); do
+		[[ $command == help ]] || helps "$@" "$command"
+	done
+}
+go build -buildvcs=false -tags urfave_cli_no_docs -ldflags '-X main.version=check -X main.commit=check' -o "$work/gitlab-sardine-executor" ./cmd/gitlab-sardine-executor
+helps "$work/gitlab-sardine-executor" >"$work/plain"
+helps "$one" >"$work/slim"
+if ! diff -u "$work/plain" "$work/slim" >&2 || (($(grep -c ^== "$work/plain") < 20)); then
+	echo "check-binary: --help is not that of a plain build (scripts/slim)" >&2
 	exit 1
 fi
 go run ./scripts/licences -tags urfave_cli_no_docs,grpcnotrace ./cmd/gitlab-sardine-executor "$one" >/dev/null

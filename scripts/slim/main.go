@@ -1,0 +1,152 @@
+// Command slim prepares a build that leaves text/template out of the program, and prints the path
+// of its module file:
+//
+//	go build -modfile "$(go run ./scripts/slim DIR)" …
+//
+// A program with text/template keeps every exported method of every type that it uses, since a
+// template could call it by name: that is an eighth of ours. Only urfave/cli uses it, for
+// the texts of --help. DIR gets a copy of that module, in which the function that does is that of
+// functions.go.txt. It prints the same, which scripts/check-binary.sh checks. A plain go build
+// works as well.
+package main
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/format"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const module = "github.com/urfave/cli/v2"
+
+//go:embed functions.go.txt
+var functions []byte
+
+// The function that functions.go.txt has instead, and its file.
+const replaced, replacedIn = "printHelpCustom", "help.go"
+
+func main() {
+	if len(os.Args) != 2 || filepath.IsAbs(os.Args[1]) {
+		fmt.Fprintln(os.Stderr, "usage: slim DIR (below the directory of go.mod)")
+		os.Exit(64)
+	}
+	name, err := write(filepath.Clean(os.Args[1]))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "slim:", err)
+		os.Exit(1)
+	}
+	fmt.Println(name)
+}
+
+// write writes the module and the module file to dir, and returns the path of the latter.
+func write(dir string) (string, error) {
+	listed, err := exec.Command("go", "list", "-f", "{{.Dir}}", module).Output()
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", module, err)
+	}
+	original, copied := string(bytes.TrimSpace(listed)), filepath.Join(dir, "cli")
+	if err := os.MkdirAll(copied, 0o755); err != nil {
+		return "", err
+	}
+	files, err := filepath.Glob(filepath.Join(original, "*"))
+	if err != nil {
+		return "", err
+	}
+	for _, file := range files {
+		name := filepath.Base(file)
+		if strings.HasSuffix(name, "_test.go") || filepath.Ext(name) != ".go" && name != "go.mod" && name != "LICENSE" {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err == nil && name == replacedIn {
+			text, err = without(text, replaced)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(copied, name), text, 0o644)
+		}
+		if err != nil {
+			return "", fmt.Errorf("%s of %s: %w", name, module, err)
+		}
+	}
+	name := filepath.Join(dir, "go.mod")
+	return name, errors.Join(
+		os.WriteFile(filepath.Join(copied, "functions.go"), functions, 0o644),
+		add("go.mod", name, fmt.Sprintf("\nreplace %s => ./%s\n", module, filepath.ToSlash(copied))),
+		add("go.sum", filepath.Join(dir, "go.sum"), ""))
+}
+
+// add copies a file with some text after it.
+func add(from, to, text string) error {
+	content, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, append(content, text...), 0o644)
+}
+
+// without returns the text of a file without a function, and without the imports that nothing
+// else uses.
+func without(text []byte, function string) ([]byte, error) {
+	text, err := remove(text, func(file *ast.File) []ast.Node {
+		for _, decl := range file.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok && f.Name.Name == function {
+				return []ast.Node{f}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", function, err)
+	}
+	if text, err = remove(text, unusedImports); err != nil {
+		return nil, err
+	}
+	return format.Source(text) // make lint looks at it, too
+}
+
+// remove returns the text of a file without some of its nodes, of which there must be one.
+func remove(text []byte, choose func(*ast.File) []ast.Node) ([]byte, error) {
+	set := token.NewFileSet()
+	file, err := parser.ParseFile(set, "", text, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, err
+	}
+	nodes := choose(file)
+	if len(nodes) == 0 {
+		return nil, fmt.Errorf("nothing to remove")
+	}
+	for _, node := range slices.Backward(nodes) {
+		text = slices.Delete(text, set.Position(node.Pos()).Offset, set.Position(node.End()).Offset)
+	}
+	return text, nil
+}
+
+func unusedImports(file *ast.File) (unused []ast.Node) {
+	used := map[string]bool{}
+	ast.Inspect(file, func(node ast.Node) bool {
+		if selector, ok := node.(*ast.SelectorExpr); ok {
+			if name, ok := selector.X.(*ast.Ident); ok {
+				used[name.Name] = true
+			}
+		}
+		return true
+	})
+	for _, spec := range file.Imports {
+		name, _ := strconv.Unquote(spec.Path.Value)
+		if !used[path.Base(name)] {
+			unused = append(unused, spec)
+		}
+	}
+	return unused
+}
