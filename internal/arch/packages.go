@@ -81,6 +81,7 @@ var Packages = []Package{
 	{Path: "scripts/benchmarks"},
 	{Path: "scripts/licences"},
 	{Path: "scripts/settings"},
+	{Path: "scripts/slim"},
 	{Path: "test/bench", Imports: "internal/diskusage oci oci/export oci/store oci/transfer"},
 	{Path: "test/boot"},
 	{Path: "test/e2e"},
