@@ -2,7 +2,7 @@
 # leaves in it. Runs as root at the end of a build. $1: the public key of the build, or nothing.
 #
 # Sources: systemd, "Safely Building Images" (https://systemd.io/BUILDING_IMAGES/);
-# cloud-init clean(1) and cloudinit/cmd/clean.py; virt-sysprep(1), which lists what others remove.
+# cloud-init clean(1); virt-sysprep(1), which lists what others remove.
 key=$1
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
@@ -15,20 +15,16 @@ within() {
 	return 0
 }
 
-# cloud-init: the next boot is that of another instance. This removes what "cloud-init clean --logs
-# --configs network" does: older versions do not know --configs, and the command takes seconds
-# on a slow machine to load its Python code. It runs if the configuration moves its directory.
-if [ -d /etc/cloud ] && grep -rhs '^[^#]*cloud_dir:' /etc/cloud/cloud.cfg /etc/cloud/cloud.cfg.d | grep -qv '[ "'"'"']/var/lib/cloud/*["'"'"']*[[:space:]]*$'; then
-	cloud-init clean --logs >/dev/null 2>&1
+# cloud-init: the next boot is that of another instance. Older versions refuse --configs
+# after they have loaded their Python code, which takes seconds on a slow machine.
+if command -v cloud-init >/dev/null 2>&1; then
+	older=
+	for code in /usr/lib/python3*/*-packages/cloudinit/cmd/clean.py; do
+		[ ! -e "$code" ] || grep -q -e --configs "$code" || older=yes
+	done
+	[ ! "$older" ] && cloud-init clean --logs --configs network >/dev/null 2>&1 ||
+		cloud-init clean --logs >/dev/null 2>&1 || rm -rf /var/lib/cloud/*
 fi
-within /var/lib/cloud ! -path /var/lib/cloud/seed ! -path '/var/lib/cloud/seed/*'
-rm -f /var/log/cloud-init.log /var/log/cloud-init-output.log /etc/netplan/50-cloud-init.yaml \
-	/etc/NetworkManager/conf.d/99-cloud-init.conf /etc/NetworkManager/conf.d/30-cloud-init-ip6-addr-gen-mode.conf \
-	/etc/NetworkManager/system-connections/cloud-init-*.nmconnection \
-	/etc/systemd/network/10-cloud-init-*.network /etc/network/interfaces.d/50-cloud-init.cfg
-for script in /etc/cloud/clean.d/*; do
-	[ ! -f "$script" ] || [ ! -x "$script" ] || "$script" >/dev/null 2>&1
-done
 
 # Identities: machine ID, host keys, secrets of the host.
 if [ -e /etc/machine-id ]; then
