@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -23,13 +24,16 @@ func (b *builder) export(ctx context.Context, m *machine, survey *export.Survey)
 		return "", fmt.Errorf("export the disks of the machine: %w", err)
 	}
 	progress := b.Progress("Exporting")
-	defer progress.Close()
+	// Bars that are still drawn would overwrite what the verification says.
+	closeProgress := sync.OnceFunc(progress.Close)
+	defer closeProgress()
 	o := export.Options{
 		Disks: disks, DomainXML: domain, Guest: b.guestConfig(m.image.Guest), Labels: b.Labels,
 		Architecture: m.image.Architecture, OS: m.image.OS, Format: b.Format, Survey: survey, Progress: progress,
 	}
 	began := time.Now()
 	o.Check = func(ctx context.Context, image oci.Reference) error {
+		closeProgress()
 		b.Log.Say("Exported (%s)", joblog.Seconds(time.Since(began)))
 		if b.NoVerify {
 			return nil
@@ -39,15 +43,15 @@ func (b *builder) export(ctx context.Context, m *machine, survey *export.Survey)
 	return export.Export(ctx, b.To, o)
 }
 
-// A survey of the disks of the base is taken while the machine runs: then only the export of what
-// is new has to wait for its end.
+// A survey reads the disks of the base while the machine runs, so that the export has to read only
+// what is new.
 type survey struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	result *export.Survey
 }
 
-// survey begins a survey, whose failure is no failure of the build: the export reads the disks.
+// survey starts a survey. If it fails the build continues, and the export reads the disks.
 func (b *builder) survey(ctx context.Context, base *oci.Image) *survey {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &survey{cancel: cancel, done: make(chan struct{})}
@@ -66,7 +70,7 @@ func (s *survey) wait() *export.Survey {
 	return s.result
 }
 
-// stop ends the survey; then it reads no disk.
+// stop ends the survey, and waits until it no longer reads a disk.
 func (s *survey) stop() {
 	s.cancel()
 	<-s.done
