@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -39,13 +40,7 @@ func (b *builder) verify(ctx context.Context, image oci.Reference) (err error) {
 	}
 	var machines [2]*machine
 	defer func() {
-		var removing errgroup.Group // libvirt takes long to destroy a domain
-		for _, m := range machines {
-			if m != nil {
-				removing.Go(func() error { return m.remove(ctx) })
-			}
-		}
-		err = errors.Join(err, removing.Wait())
+		err = errors.Join(err, removeAll(ctx, machines[:]))
 	}()
 	v := *b
 	v.Log = joblog.New(b.Log.Writer()) // sections of two machines would overlap
@@ -71,6 +66,20 @@ func (b *builder) verify(ctx context.Context, image oci.Reference) (err error) {
 	}
 	b.Log.Say("Verified: addresses, host keys and machine IDs differ (%s)", joblog.Seconds(time.Since(began)))
 	return nil
+}
+
+// removeAll removes machines side by side, since libvirt takes long to destroy a domain. Some may
+// be nil.
+func removeAll(ctx context.Context, machines []*machine) error {
+	failed := make([]error, len(machines))
+	var removing sync.WaitGroup
+	for i, m := range machines {
+		if m != nil {
+			removing.Go(func() { failed[i] = m.remove(ctx) })
+		}
+	}
+	removing.Wait()
+	return errors.Join(failed...)
 }
 
 // ifNotPresent pulls an image unless the store has it.

@@ -1,9 +1,33 @@
 package build
 
 import (
+	"errors"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/executor/config"
+	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/virt/virttest"
 )
+
+// If neither machine of a verification can be removed, the error names both.
+func TestRemoveAll(t *testing.T) {
+	dir := t.TempDir()
+	b := &builder{host: virttest.OpenEmpty(t), dirs: config.Dirs{Overlays: filepath.Join(dir, "clones"), Jobs: filepath.Join(dir, "jobs")}}
+	machines := []*machine{nil}
+	for _, name := range []string{"one", "two"} {
+		virttest.Start(t, b.host, &libvirtxml.Domain{Name: name}).Free() // not of a job
+		machines = append(machines, &machine{b: b, name: name, jobDir: b.dirs.Job(name), started: &vm.Started{Instance: &vm.Instance{}}})
+	}
+	err := removeAll(t.Context(), machines)
+	if !errors.Is(err, record.ErrNotOurs) || !strings.Contains(err.Error(), "the machine one") || !strings.Contains(err.Error(), "the machine two") {
+		t.Errorf("got %v", err)
+	}
+}
 
 func TestIdentities(t *testing.T) {
 	const key = "ssh-ed25519 AAAAC3 root@one"
