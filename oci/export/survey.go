@@ -37,6 +37,9 @@ type surveyed struct {
 // TakeSurvey reads the disks and their backing files as Export with these options would in the
 // chunked format. It needs no lock of the layout, writes nothing, and leaves processors to others.
 func TakeSurvey(ctx context.Context, to oci.Reference, o Options) (*Survey, error) {
+	if err := o.check(); err != nil {
+		return nil, fmt.Errorf("read the disks: %w", err)
+	}
 	files, err := packing.List(o.Disks, packing.OpenTrusted)
 	if err != nil {
 		return nil, fmt.Errorf("read the disks: %w", err)
@@ -73,8 +76,8 @@ func (c *chunker) look(ctx context.Context, file packing.File) (surveyed, error)
 	return surveyed{size: c.total, chunkSize: c.size, digest: hash.Digest(), chunks: c.chunks}, nil
 }
 
-// survey makes layers of a disk that was surveyed, and returns its digest; empty if it was not.
-// Only those chunks are read that the layout lacks.
+// survey makes layers of a disk that was surveyed, and returns its digest; empty if there is no
+// survey of it. It reads only the chunks that the layout lacks.
 func (c *chunker) survey(ctx context.Context, file packing.File, content *packing.Content, s *Survey, transfer oci.Transfer) (digest.Digest, error) {
 	if s == nil {
 		return "", nil

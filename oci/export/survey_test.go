@@ -101,3 +101,11 @@ func TestSurvey(t *testing.T) {
 		})
 	}
 }
+
+// A survey refuses what an export refuses.
+func TestSurveyRefuses(t *testing.T) {
+	o := Options{Disks: []Disk{{Path: os.Args[0], Format: "raw"}}, Format: format.Chunked, ChunkSize: -1}
+	if _, err := TakeSurvey(t.Context(), layoutRef(t, t.TempDir(), "new"), o); err == nil || !strings.Contains(err.Error(), "chunks of -1 bytes") {
+		t.Errorf("got %v", err)
+	}
+}
