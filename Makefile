@@ -49,7 +49,7 @@ nightly-deps: ## install what the tests at night need besides
 	@scripts/deps.sh nightly
 
 build: ## build bin/gitlab-sardine-executor
-	$(GOBUILD) -modfile "$$(go run ./scripts/slim bin/slim)" -ldflags '$(LDFLAGS)' -o $(BINARY) $(PACKAGE)
+	modfile=$$(go run ./scripts/slim bin/slim) && $(GOBUILD) -modfile "$$modfile" -ldflags '$(LDFLAGS)' -o $(BINARY) $(PACKAGE)
 
 guest: ## make the test guest from Debian packages, once
 	@scripts/build-guest.sh
@@ -200,7 +200,7 @@ settings: ## make docs/settings.md from config.example.toml
 site: ## build the documentation as a site in .site/public, and check its links
 	@scripts/site.sh
 
-check-binary: ## build twice in two directories; compare; check size and C libraries
+check-binary: ## build twice in two directories; compare; check size, C libraries and --help
 	scripts/check-binary.sh
 
 # govulncheck asks the database at https://vuln.go.dev; nothing is checked without it.

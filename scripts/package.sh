@@ -15,7 +15,9 @@ formats=("$@")
 [[ ${#formats[@]} -gt 0 ]] || formats=(deb)
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+mkdir -p bin "$out"
+# Root writes into the checkout of another user (in-debian.sh).
+trap 'rm -rf "$work"; [[ $EUID != 0 ]] || chown -R --reference=. bin "$out"' EXIT
 . /etc/os-release
 make --no-print-directory build VERSION="$version" COMMIT="${COMMIT-}" BINARY="$work/gitlab-sardine-executor"
 
@@ -39,7 +41,6 @@ gitlab-sardine-executor ($version+deb$VERSION_ID) $VERSION_CODENAME; urgency=med
  -- $maintainer  $(LC_ALL=C date -u -R -d "@$time")
 END
 
-mkdir -p "$out"
 # nfpm gives the files this time.
 export PACKAGE_FILES=$work PACKAGE_MAINTAINER=$maintainer SOURCE_DATE_EPOCH=$time
 PACKAGE_LIBC="libc6 (>= $(newest GLIBC))"

@@ -1,13 +1,15 @@
-// Command slim prepares a build that leaves text/template out of the program, and prints the path
-// of its module file:
+// Command slim prepares a build without text/template, and prints the path of its module file.
 //
 //	go build -modfile "$(go run ./scripts/slim DIR)" …
 //
 // A program with text/template keeps every exported method of every type that it uses, since a
 // template could call it by name: that is an eighth of ours. Only urfave/cli uses it, for
-// the texts of --help. DIR gets a copy of that module, in which the function that does is that of
-// functions.go.txt. It prints the same, which scripts/check-binary.sh checks. A plain go build
-// works as well.
+// the texts of --help. DIR gets a copy of that module; functions.go.txt replaces the function that
+// prints them, and prints the same, as scripts/check-binary.sh checks. A plain go build works as
+// well.
+//
+// A file that has its content already is not touched: builds at the same time do not disturb each
+// other, and another user can have made DIR.
 package main
 
 import (
@@ -26,6 +28,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/google/renameio/v2"
 )
 
 const module = "github.com/urfave/cli/v2"
@@ -33,7 +37,7 @@ const module = "github.com/urfave/cli/v2"
 //go:embed functions.go.txt
 var functions []byte
 
-// The function that functions.go.txt has instead, and its file.
+// The function that functions.go.txt replaces, and its file.
 const replaced, replacedIn = "printHelpCustom", "help.go"
 
 func main() {
@@ -51,7 +55,9 @@ func main() {
 
 // write writes the module and the module file to dir, and returns the path of the latter.
 func write(dir string) (string, error) {
-	listed, err := exec.Command("go", "list", "-f", "{{.Dir}}", module).Output()
+	list := exec.Command("go", "list", "-f", "{{.Dir}}", module)
+	list.Stderr = os.Stderr
+	listed, err := list.Output()
 	if err != nil {
 		return "", fmt.Errorf("find %s: %w", module, err)
 	}
@@ -63,6 +69,7 @@ func write(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	written := map[string]bool{"functions.go": true}
 	for _, file := range files {
 		name := filepath.Base(file)
 		if strings.HasSuffix(name, "_test.go") || filepath.Ext(name) != ".go" && name != "go.mod" && name != "LICENSE" {
@@ -73,15 +80,19 @@ func write(dir string) (string, error) {
 			text, err = without(text, replaced)
 		}
 		if err == nil {
-			err = os.WriteFile(filepath.Join(copied, name), text, 0o644)
+			err = update(filepath.Join(copied, name), text)
 		}
 		if err != nil {
 			return "", fmt.Errorf("%s of %s: %w", name, module, err)
 		}
+		written[name] = true
+	}
+	if err := removeOthers(copied, written); err != nil {
+		return "", err
 	}
 	name := filepath.Join(dir, "go.mod")
 	return name, errors.Join(
-		os.WriteFile(filepath.Join(copied, "functions.go"), functions, 0o644),
+		update(filepath.Join(copied, "functions.go"), functions),
 		add("go.mod", name, fmt.Sprintf("\nreplace %s => ./%s\n", module, filepath.ToSlash(copied))),
 		add("go.sum", filepath.Join(dir, "go.sum"), ""))
 }
@@ -92,7 +103,26 @@ func add(from, to, text string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(to, append(content, text...), 0o644)
+	return update(to, append(content, text...))
+}
+
+// update gives a file its content, at once and only if it has another one.
+func update(path string, content []byte) error {
+	if was, err := os.ReadFile(path); err == nil && bytes.Equal(was, content) {
+		return nil
+	}
+	return renameio.WriteFile(path, content, 0o644)
+}
+
+// removeOthers removes what an older version of the module had.
+func removeOthers(dir string, written map[string]bool) error {
+	entries, err := os.ReadDir(dir)
+	for _, entry := range entries {
+		if name := entry.Name(); !written[name] && filepath.Ext(name) == ".go" {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, name)))
+		}
+	}
+	return err
 }
 
 // without returns the text of a file without a function, and without the imports that nothing
