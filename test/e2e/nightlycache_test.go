@@ -57,14 +57,11 @@ func TestCacheFlush(t *testing.T) {
 	})
 }
 
-// Two jobs of a project at once have one share. While they run, prune spares it. (Of disks,
-// one job has the project's and the other a second one: at night.)
+// Two jobs of a project at once have one share; of disks, one job has the project's and the other
+// a second one. While they run, prune spares what they use.
 func TestCacheSideBySide(t *testing.T) {
 	testbed.EachMode(t, func(t *testing.T, mode *testbed.Mode) {
 		kind := map[string]string{"session": "disk", "system": "share"}[mode.Name]
-		if kind == "disk" && !nightly {
-			return
-		}
 		s := newSite(t, mode, fmt.Sprintf("cache = %q", kind), `cache_size = "32MiB"`)
 		first := s.cacheJob(1, 42, false, "echo of job 1 >/cache/file; echo script runs\nwhile ! [ -e /tmp/go ]; do sleep 0.1; done; cat /cache/file")
 		holder := s.runner(t).Start(deadline(t), first)
