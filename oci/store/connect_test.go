@@ -97,7 +97,7 @@ func TestPullSecretStaysOnItsPort(t *testing.T) {
 		return false
 	})
 	creds := registry.Credentials{Accounts: []registry.Account{{Registry: m.Host, Username: "alice", Password: "pa55word"}}}
-	image, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: creds, retries: shortRetries})
+	image, err := newStore(t).Pull(t.Context(), ref, PullOptions{Credentials: creds, retries: fastRetries})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +234,7 @@ func TestManifestType(t *testing.T) {
 			}
 			return false
 		})
-		image, err := newStore(t).Pull(t.Context(), ref, PullOptions{retries: shortRetries})
+		image, err := newStore(t).Pull(t.Context(), ref, PullOptions{retries: fastRetries})
 		if (err == nil) != ok {
 			t.Errorf("%q: %v", served, err)
 		}

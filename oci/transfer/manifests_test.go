@@ -27,11 +27,11 @@ func TestManifestAsLayer(t *testing.T) {
 			children[0], children[1] = children[1], children[0]
 		}
 		ref := ocitest.MustParse(t, m.Host+"/vms/index:1")
-		if _, err := Push(t.Context(), l.Index(children...), ref, Options{retries: Impatient}); err != nil {
+		if _, err := Push(t.Context(), l.Index(children...), ref, Options{retries: persistent}); err != nil {
 			t.Fatal(err)
 		}
 		layout := filepath.Join(t.TempDir(), "layout")
-		if _, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+layout), Options{retries: Impatient}); err != nil {
+		if _, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+layout), Options{retries: persistent}); err != nil {
 			t.Fatal(err)
 		}
 		if want, got := strings.Join(ocitest.BlobNames(t, l.Dir), "\n"), strings.Join(ocitest.BlobNames(t, layout), "\n"); want != got {

@@ -33,6 +33,9 @@ import (
 // Impatient tries again at once and gives up soon.
 var Impatient = registry.RetryPolicy{InitialDelay: time.Millisecond, MaxDelay: 10 * time.Millisecond, Timeout: 250 * time.Millisecond, StallTimeout: time.Second}
 
+// persistent tries again at once, for longer than a busy host takes for what must succeed.
+var persistent = registry.RetryPolicy{InitialDelay: time.Millisecond, MaxDelay: 10 * time.Millisecond, Timeout: time.Minute, StallTimeout: 10 * time.Second}
+
 // TestTransferStatus answers each request of one kind with an HTTP status, or the
 // first few of them.
 func TestTransferStatus(t *testing.T) {
@@ -76,13 +79,13 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 	m := ocitest.StartFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	creds := registry.Credentials{Insecure: true}
-	push := func() error {
-		_, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{Credentials: creds, retries: Impatient})
+	push := func(retries registry.RetryPolicy) error {
+		_, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{Credentials: creds, retries: retries})
 		return err
 	}
-	fetch := func() error {
+	fetch := func(retries registry.RetryPolicy) error {
 		to := ocitest.MustParse(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
-		_, err := Fetch(t.Context(), ref, to, Options{Credentials: creds, retries: Impatient})
+		_, err := Fetch(t.Context(), ref, to, Options{Credentials: creds, retries: retries})
 		return err
 	}
 	answer := func(times int64) func(http.ResponseWriter, *http.Request) bool {
@@ -99,10 +102,10 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 		}
 	}
 	// Push first, that there is something to fetch.
-	for i, op := range []func() error{push, fetch} {
+	for i, op := range []func(registry.RetryPolicy) error{push, fetch} {
 		name := []string{"push", "fetch"}[i]
 		m.Fail(answer(1 << 62))
-		err := op()
+		err := op(Impatient)
 		switch {
 		case want != nil && !errors.Is(err, want):
 			t.Errorf("%s: got %v, want %v", name, err, want)
@@ -112,7 +115,7 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 		if m.Fail(answer(2)); want != nil {
 			m.Fail(nil)
 		}
-		if err := op(); err != nil {
+		if err := op(persistent); err != nil {
 			t.Errorf("%s, once the registry has recovered: %v", name, err)
 		}
 	}
@@ -138,11 +141,11 @@ func TestTransferDropped(t *testing.T) {
 		return false
 	})
 	want := ocitest.ReadExpected(t, "chunked").Manifests[0].Manifest
-	if d, err := Push(t.Context(), ocitest.FixtureRef(t, "chunked", "latest"), ref, Options{retries: Impatient}); err != nil || d != want {
+	if d, err := Push(t.Context(), ocitest.FixtureRef(t, "chunked", "latest"), ref, Options{retries: persistent}); err != nil || d != want {
 		t.Fatalf("push: %s, %v", d, err)
 	}
 	layout := filepath.Join(t.TempDir(), "layout")
-	if d, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+layout), Options{retries: Impatient}); err != nil || d != want {
+	if d, err := Fetch(t.Context(), ref, ocitest.MustParse(t, "oci:"+layout), Options{retries: persistent}); err != nil || d != want {
 		t.Fatalf("fetch: %s, %v", d, err)
 	}
 	checkLayout(t, layout, "1", want)
