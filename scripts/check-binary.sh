@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # check-binary.sh builds the program in two directories, the second time without a
-# build cache, and fails if the binaries differ, are larger than 20 MB, need C
-# libraries other than libvirt's, or print other helps than a plain go build.
+# build cache, and fails if the binaries differ, are larger than 20 MB or need C
+# libraries other than libvirt's, or if --help of any command differs from that of a plain go build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -106,7 +106,7 @@ func add(from, to, text string) error {
 	return update(to, append(content, text...))
 }
 
-// update gives a file its content, at once and only if it has another one.
+// update replaces the content of a file atomically, unless it is right already.
 func update(path string, content []byte) error {
 	if was, err := os.ReadFile(path); err == nil && bytes.Equal(was, content) {
 		return nil
@@ -145,7 +145,7 @@ func without(text []byte, function string) ([]byte, error) {
 	return format.Source(text) // make lint looks at it, too
 }
 
-// remove returns the text of a file without some of its nodes, of which there must be one.
+// remove returns the text of a file without the nodes chosen. It is an error if there are none.
 func remove(text []byte, choose func(*ast.File) []ast.Node) ([]byte, error) {
 	set := token.NewFileSet()
 	file, err := parser.ParseFile(set, "", text, parser.SkipObjectResolution)

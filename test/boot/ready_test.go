@@ -21,8 +21,8 @@ import (
 )
 
 // A guest that cannot become ready ends the wait at once, long before the
-// deadline, and what it last said is at hand. (By day, test/e2e has one with another
-// password.)
+// deadline, and what it last said is at hand. (By day, one that panics stands for the rest,
+// and test/e2e has one with another password.)
 func TestGuestThatWillNotBeReady(t *testing.T) {
 	for _, test := range []struct {
 		name    string

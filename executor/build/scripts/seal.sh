@@ -15,14 +15,9 @@ within() {
 	return 0
 }
 
-# cloud-init: the next boot is that of another instance. Older versions refuse --configs
-# after they have loaded their Python code, which takes seconds on a slow machine.
+# cloud-init: the next boot is that of another instance.
 if command -v cloud-init >/dev/null 2>&1; then
-	older=
-	for code in /usr/lib/python3*/*-packages/cloudinit/cmd/clean.py; do
-		[ ! -e "$code" ] || grep -q -e --configs "$code" || older=yes
-	done
-	[ ! "$older" ] && cloud-init clean --logs --configs network >/dev/null 2>&1 ||
+	cloud-init clean --logs --configs network >/dev/null 2>&1 ||
 		cloud-init clean --logs >/dev/null 2>&1 || rm -rf /var/lib/cloud/*
 fi
 
