@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -17,6 +19,7 @@ import (
 type listed struct {
 	ImportPath string
 	Dir        string
+	Export     string // the file with the compiler's export data
 	GoFiles    []string
 	CgoFiles   []string
 	Imports    []string
@@ -24,25 +27,48 @@ type listed struct {
 
 func (l listed) path() string { return strings.TrimPrefix(l.ImportPath, Module+"/") }
 
+// list returns the packages of this module.
 func list(t *testing.T) []listed {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,CgoFiles,Imports", "./...")
-	cmd.Dir = "../.."
-	out, err := cmd.Output()
+	var own []listed
+	for _, l := range listAll(t) {
+		if strings.HasPrefix(l.ImportPath, Module+"/") {
+			own = append(own, l)
+		}
+	}
+	return own
+}
+
+// listAll returns the packages of this module and all that they import.
+func listAll(t *testing.T) []listed {
+	t.Helper()
+	all, err := listOnce()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
-	var all []listed
+	return all
+}
+
+// listOnce runs go list once for all tests.
+var listOnce = sync.OnceValues(func() (all []listed, err error) {
+	cmd := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles,CgoFiles,Imports", "./...")
+	cmd.Dir = "../.."
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%w\n%s", err, stderr.String())
+	}
 	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
 		var l listed
 		if err := decoder.Decode(&l); errors.Is(err, io.EOF) {
-			return all
+			return all, nil
 		} else if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		all = append(all, l)
 	}
-}
+})
 
 // TestImports: the table says what the code imports.
 func TestImports(t *testing.T) {

@@ -1,9 +1,6 @@
 package arch
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"go/ast"
 	"go/importer"
@@ -12,7 +9,6 @@ import (
 	"go/types"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -49,35 +45,30 @@ type checked struct {
 	types *types.Package
 }
 
-// compiled is a package and the export data that the compiler wrote of it.
-type compiled struct {
-	ImportPath string
-	Dir        string
-	Export     string
-	GoFiles    []string
-	ImportMap  map[string]string
-}
-
 func checkModule(t *testing.T) *module {
 	t.Helper()
-	exports, own := listCompiled(t)
+	exports := map[string]string{}
+	for _, l := range listAll(t) {
+		exports[l.ImportPath] = l.Export
+	}
 	fset := token.NewFileSet()
 	m := &module{used: map[string]bool{}}
-	for _, c := range own {
-		from := importer.ForCompiler(fset, "gc", func(path string) (io.ReadCloser, error) {
-			if mapped, ok := c.ImportMap[path]; ok {
-				path = mapped
-			}
-			file, ok := exports[path]
-			if !ok {
-				return nil, fmt.Errorf("no export data of %s", path)
-			}
-			return os.Open(file)
-		})
+	// One importer for all packages: each file with export data is read once.
+	from := importer.ForCompiler(fset, "gc", func(path string) (io.ReadCloser, error) {
+		file, ok := exports[path]
+		if !ok {
+			return nil, fmt.Errorf("no export data of %s", path)
+		}
+		return os.Open(file)
+	})
+	for _, l := range list(t) {
+		if len(l.GoFiles) == 0 {
+			continue // tests only
+		}
 		var files []*ast.File
-		for _, name := range c.GoFiles {
+		for _, name := range l.GoFiles {
 			if !filepath.IsAbs(name) {
-				name = filepath.Join(c.Dir, name)
+				name = filepath.Join(l.Dir, name)
 			}
 			file, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
 			if err != nil {
@@ -87,11 +78,11 @@ func checkModule(t *testing.T) *module {
 		}
 		info := &types.Info{Uses: map[*ast.Ident]types.Object{}}
 		config := types.Config{Importer: from}
-		checkedTypes, err := config.Check(c.ImportPath, fset, files, info)
+		checkedTypes, err := config.Check(l.ImportPath, fset, files, info)
 		if err != nil {
-			t.Fatalf("%s: %v", c.ImportPath, err)
+			t.Fatalf("%s: %v", l.ImportPath, err)
 		}
-		p := &checked{Package{Path: strings.TrimPrefix(c.ImportPath, Module+"/")}, checkedTypes}
+		p := &checked{Package{Path: l.path()}, checkedTypes}
 		m.packages = append(m.packages, p)
 		if p.area() != "test" {
 			m.addUses(p.Path, info)
@@ -114,33 +105,6 @@ func (m *module) unused() []string {
 		}
 	}
 	return unused
-}
-
-// listCompiled returns the files with export data by import path, and the packages of this
-// module.
-func listCompiled(t *testing.T) (exports map[string]string, own []compiled) {
-	t.Helper()
-	cmd := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles,ImportMap", "./...")
-	cmd.Dir = "../.."
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("go list: %v\n%s", err, stderr.String())
-	}
-	exports = map[string]string{}
-	for decoder := json.NewDecoder(bytes.NewReader(out)); ; {
-		var c compiled
-		if err := decoder.Decode(&c); errors.Is(err, io.EOF) {
-			return exports, own
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		exports[c.ImportPath] = c.Export
-		if strings.HasPrefix(c.ImportPath, Module+"/") && len(c.GoFiles) > 0 {
-			own = append(own, c)
-		}
-	}
 }
 
 // addUses notes which names of other packages a package uses.
