@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -28,20 +29,75 @@ const (
 // TestScript runs the scripts in testdata/script. Each has its own home, its own
 // storage, and two registries in this process: $REGISTRY is open, $PRIVATE wants the
 // password in the file password. $FIXTURES has images of the Python tool.
+//
+// "exec gitlab-sardine-executor" is a process. "run" runs the same command line in this
+// process, which is much cheaper; it has no standard input.
 func TestScript(t *testing.T) {
+	// Absolute, because run changes the working directory.
+	dir, err := filepath.Abs(filepath.Join("testdata", "script"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixtures, err := filepath.Abs(filepath.Join("..", "..", "oci", "testdata", "sardinecake"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("testdata", "script"),
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Setup:               setUpScript,
+		Setup:               func(env *testscript.Env) error { return setUpScript(env, fixtures) },
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"run": runInScript},
 	})
 }
 
-func setUpScript(env *testscript.Env) error {
-	fixtures, err := filepath.Abs(filepath.Join("..", "..", "oci", "testdata", "sardinecake"))
-	if err != nil {
-		return err
+// process guards the environment, the working directory and the standard input of this
+// process.
+var process sync.Mutex
+
+// runInScript runs a command line with the environment that the script began with, as the
+// script has changed it, and in its directory.
+func runInScript(ts *testscript.TestScript, neg bool, args []string) {
+	stdout, stderr := ts.Stdout(), ts.Stderr()
+	process.Lock()
+	defer process.Unlock()
+	environment, stdin := os.Environ(), os.Stdin
+	dir, err := os.Getwd()
+	ts.Check(err)
+	null, err := os.Open(os.DevNull)
+	ts.Check(err)
+	defer func() {
+		null.Close()
+		os.Stdin = stdin
+		setEnvironment(environment)
+		if err := os.Chdir(dir); err != nil {
+			panic(err)
+		}
+	}()
+	os.Stdin = null
+	var own []string
+	for _, name := range ts.Value(variables{}).([]string) {
+		own = append(own, name+"="+ts.Getenv(name))
 	}
+	setEnvironment(own)
+	ts.Check(os.Chdir(ts.MkAbs(".")))
+	if status := run(append([]string{"gitlab-sardine-executor"}, args...), stdout, stderr); (status == 0) == neg {
+		ts.Fatalf("exit status %d", status)
+	}
+}
+
+func setEnvironment(variables []string) {
+	os.Clearenv()
+	for _, v := range variables {
+		name, value, _ := strings.Cut(v, "=")
+		os.Setenv(name, value)
+	}
+}
+
+// variables is the key of the names of a script's variables in its values.
+type variables struct{}
+
+func setUpScript(env *testscript.Env, fixtures string) error {
 	open, private := serve(env, false), serve(env, true)
 	env.Vars = append(env.Vars,
 		"REGISTRY="+open, "PRIVATE="+private, "FIXTURES="+fixtures,
@@ -67,6 +123,12 @@ func setUpScript(env *testscript.Env) error {
 			return err
 		}
 	}
+	var names []string
+	for _, v := range env.Vars {
+		name, _, _ := strings.Cut(v, "=")
+		names = append(names, name)
+	}
+	env.Values[variables{}] = names
 	return expandFiles(env)
 }
 
