@@ -15,8 +15,9 @@ const (
 	scanMax = 1 << 20
 )
 
-// Tail returns the last lines of the log at path; empty if there are none. Only printable text
-// is returned.
+// Tail returns the last lines of the log at path; empty if there are none. If the kernel has
+// panicked, the first of them is its message, which a call trace may follow. Only printable
+// text is returned.
 func Tail(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -32,8 +33,13 @@ func Tail(path string) string {
 		return ""
 	}
 	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
-	if len(lines) > lastLines {
-		lines = lines[len(lines)-lastLines:]
+	if first := len(lines) - lastLines; first > 0 {
+		for _, line := range lines[:first] {
+			if bytes.Contains(line, kernelPanic) {
+				lines[first] = line
+			}
+		}
+		lines = lines[first:]
 	}
 	printable := func(r rune) rune {
 		if r == '\t' || r >= ' ' && r != 0x7f && r != '\uFFFD' {

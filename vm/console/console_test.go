@@ -34,3 +34,23 @@ func TestPanicWatch(t *testing.T) {
 		t.Error("not seen although it was written in two parts")
 	}
 }
+
+// What a kernel prints about a panic is longer than what is shown of it.
+func TestTailOfAPanic(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "console.log")
+	const message = "[ 5.1] Kernel panic - not syncing: Attempted to kill init!"
+	trace := strings.Repeat("[ 5.1]  ? do_fault+0x1a4/0x410\n", 3*lastLines)
+	for name, log := range map[string]string{
+		"message alone": "booting\n" + message,
+		"call trace":    "booting\n" + message + "\n" + trace + "[ 5.1] RSP: 0",
+	} {
+		if err := os.WriteFile(path, []byte(log), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		tail := Tail(path)
+		lines := strings.Split(tail, "\n")
+		if !strings.Contains(tail, message) || len(lines) > lastLines || !strings.HasSuffix(log, lines[len(lines)-1]) {
+			t.Errorf("%s:\n%s", name, tail)
+		}
+	}
+}
