@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/ulikunitz/xz"
 
@@ -90,12 +89,8 @@ func TestHugeWindow(t *testing.T) {
 // TestSkippableFrames: what zstd skips is not content, and takes no time to speak of.
 func TestSkippableFrames(t *testing.T) {
 	content := ocitest.Noise(100_000)
-	encoder, err := zstd.NewWriter(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	packed := bytes.Repeat([]byte{0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0}, 1<<19)
-	packed = append(encoder.EncodeAll(content, nil), packed...)
+	packed = append(zstdOf(t, content), packed...)
 	l := ocitest.NewLayout(t)
 	layer := l.Blob("x/y", packed)
 	layer.Annotations = map[string]string{v1.AnnotationTitle: "disk.raw.zst"}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -30,9 +31,12 @@ func annotated(d v1.Descriptor, pairs ...string) v1.Descriptor {
 	return d
 }
 
+// zstdEncoder is one for all tests: each takes megabytes.
+var zstdEncoder = sync.OnceValues(func() (*zstd.Encoder, error) { return zstd.NewWriter(nil) })
+
 func zstdOf(t *testing.T, content []byte) []byte {
 	t.Helper()
-	z, err := zstd.NewWriter(nil)
+	z, err := zstdEncoder()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +46,7 @@ func zstdOf(t *testing.T, content []byte) []byte {
 func xzOf(t *testing.T, content []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	z, err := xz.NewWriter(&b)
+	z, err := xz.WriterConfig{DictCap: 1 << 20}.NewWriter(&b)
 	if err != nil {
 		t.Fatal(err)
 	}

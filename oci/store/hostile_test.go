@@ -70,7 +70,7 @@ func TestPullHostile(t *testing.T) {
 			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, plain))
 		}, oci.ErrFormat, "damaged layer"},
 		"decompression bomb": {func(l ocitest.TestLayout) oci.Reference {
-			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", make([]byte, 128<<20))))
+			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, packedWith(t, "gzip", []byte{0}, make([]byte, 1<<20), 84<<20)))
 		}, oci.ErrInvalid, "unpacks to more"},
 		"disk too large": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", make([]byte, 17<<20))))

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -35,7 +36,7 @@ func (s *smallFS) room(dir string) (space.Room, error) {
 func TestStorageReserve(t *testing.T) {
 	const mib = 1 << 20
 	disk := append(ocitest.Qcow2File(t), 0)
-	content := append([]byte{0}, ocitest.Compressible(32*mib)...)
+	content := append([]byte{0}, bytes.Repeat(ocitest.Noise(1<<10), 32<<10)...)
 	for name, image := range map[string]func(l ocitest.TestLayout) oci.Reference{
 		"gzip": func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, packed(t, "gzip", content, 0)))

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"os/exec"
@@ -183,7 +184,7 @@ func TestVariantsRefused(t *testing.T) {
 		"qcow2 named raw":                  {pushed("x/y", "f.raw", qcow2), "the image says raw, but it is a qcow2 file"},
 		"gzip named raw":                   {pushed("x/y", "f.raw", ocitest.Zipped(t, "", qcow2)), "compressed once more (gzip)"},
 		"raw named qcow2":                  {pushed("x/y", "f.qcow2", ocitest.With(510, "\x55\xaa")), "the layer says qcow2"},
-		"bzip2 that unpacks to too much":   {pushed("x/y", "f.img.bz2", bzip2Of(t, make([]byte, 200<<20))), "unpacks to more"},
+		"bzip2 that unpacks to too much":   {pushed("x/y", "f.img.bz2", bytes.Repeat(bzip2Of(t, make([]byte, 1<<20)), 84)), "unpacks to more"},
 		"bzip2 that is damaged":            {pushed("x/y", "f.qcow2.bz2", bzip2Of(t, qcow2)[:40]), "damaged layer"},
 		"machine-os for other hypervisors": {machineOS("applehv", "hyperv"), `[linux/amd64, linux/x86_64 disktype applehv, linux/x86_64 disktype hyperv])`},
 		"bootc, with a disk for another architecture": {func(t *testing.T, l ocitest.TestLayout) v1.Descriptor {

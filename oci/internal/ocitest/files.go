@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -70,17 +71,29 @@ func RawDigest(t *testing.T, path, format string) digest.Digest {
 	return FileDigest(t, raw)
 }
 
-// Noise does not compress.
+// noise is what was made of the noise so far.
+var noise = struct {
+	sync.Mutex
+	state uint64
+	bytes []byte
+}{state: 88172645463325252}
+
+// Noise does not compress. It always begins with the same bytes.
 func Noise(size int) []byte {
-	b := make([]byte, size)
-	state := uint64(88172645463325252)
-	for i := range b {
-		state ^= state << 13
-		state ^= state >> 7
-		state ^= state << 17
-		b[i] = byte(state >> 32)
+	noise.Lock()
+	defer noise.Unlock()
+	if have := len(noise.bytes); have < size {
+		state := noise.state
+		noise.bytes = append(make([]byte, 0, size), noise.bytes...)[:size]
+		for i := have; i < size; i++ {
+			state ^= state << 13
+			state ^= state >> 7
+			state ^= state << 17
+			noise.bytes[i] = byte(state >> 32)
+		}
+		noise.state = state
 	}
-	return b
+	return bytes.Clone(noise.bytes[:size])
 }
 
 // Compressible content makes a gzip stream of many deflate blocks.

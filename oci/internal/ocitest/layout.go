@@ -79,7 +79,7 @@ func Zipped(t *testing.T, name string, content []byte) []byte {
 
 // level returns the level at which content is compressed: quickly if there is much of it.
 func level(content []byte) int {
-	if len(content) > 16<<20 {
+	if len(content) > 1<<20 {
 		return gzip.BestSpeed
 	}
 	return gzip.DefaultCompression

@@ -120,13 +120,23 @@ type Options struct {
 	Resume         *Checkpoint
 }
 
+// aheadBuffers are those of streams that were closed. An image may have many layers.
+var aheadBuffers = sync.Pool{New: func() any {
+	var buffers [readBuffers][]byte
+	for i := range buffers {
+		buffers[i] = make([]byte, readBuffer)
+	}
+	return &buffers
+}}
+
 // OpenAhead decompresses r, and reads it in another goroutine.
 func (d Options) OpenAhead(r io.Reader) (*Stream, error) {
-	ahead, err := readahead.NewReaderSize(r, readBuffers, readBuffer)
+	buffers := aheadBuffers.Get().(*[readBuffers][]byte)
+	ahead, err := readahead.NewReaderBuffer(r, buffers[:])
 	if err != nil {
 		return nil, err
 	}
-	p := &Stream{closer: []func() error{ahead.Close}}
+	p := &Stream{closer: []func() error{ahead.Close, func() error { aheadBuffers.Put(buffers); return nil }}}
 	return d.start(p, bufio.NewReader(ahead))
 }
 
