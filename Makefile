@@ -72,7 +72,7 @@ picture: deps build guest ## draw docs/images/job.svg from a real run
 # Each part has a host of its own. One more at once than two processors, since each part
 # also waits: for timeouts, leases, and guests that stand still.
 test: deps guest ## run the tests of every day: the unit tests, and those that boot machines
-	@$(MAKE) --no-print-directory --keep-going -j3 test-boot test-session-1 test-session-2 test-system test-unit test-host
+	@$(MAKE) --no-print-directory --keep-going -j3 test-boot test-session-1 test-session-2 test-system test-host test-unit
 
 test-unit: ## run the unit tests: no root, no libvirtd, no guest
 	$(GOTEST) ./...
