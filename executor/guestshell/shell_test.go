@@ -94,6 +94,7 @@ func TestSmallScriptIsCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("sh", "-c", line)
+	cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH")}
 	cmd.Stdin = io.LimitReader(stdin, 20)
 	if output, err := cmd.CombinedOutput(); err == nil || strings.Contains(string(output), "ran") {
 		t.Errorf("%v: %s", err, output)
@@ -102,7 +103,7 @@ func TestSmallScriptIsCutOff(t *testing.T) {
 
 // A shell does not read its script byte by byte.
 func TestLargeScript(t *testing.T) {
-	const size = 4 << 20
+	const size = 2 << 20
 	var script strings.Builder
 	script.WriteString("v='" + strings.Repeat("\x01\x7f\u00e9 \\$x\"`\n", size/12) + "'\n")
 	for script.Len() < 2*size {
@@ -171,6 +172,7 @@ func TestLargeScriptInOldBash(t *testing.T) {
 		t.Fatalf("%s does not ask for the version", line)
 	}
 	cmd := exec.Command("sh", "-c", old)
+	cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH")}
 	cmd.Stdin = stdin
 	output, _ := cmd.CombinedOutput()
 	if string(output) != "ran\n" || cmd.ProcessState.ExitCode() != 5 {

@@ -27,6 +27,7 @@ import (
 // The memory of all running machines, also of those that are not a job's, of the new one
 // and the reserve fit into the host. A machine that does not fit waits until another ends.
 func TestAdmissionByMemory(t *testing.T) {
+	t.Parallel()
 	const mib = 1 << 20
 	const newcomer = 1 << 30
 	for _, test := range []struct {
@@ -44,6 +45,7 @@ func TestAdmissionByMemory(t *testing.T) {
 		{name: "memory is not counted", reserve: -4 << 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			h := virttest.OpenEmpty(t)
 			running := startTestMachine(t, h, test.foreign)
 			size, err := h.Size(t.Context())
@@ -92,6 +94,7 @@ func TestAdmissionByMemory(t *testing.T) {
 // Two machines that come at once do not both get the room of one: the second waits while
 // the first starts, while the first runs, and no longer.
 func TestAdmissionIsOneByOne(t *testing.T) {
+	t.Parallel()
 	h := virttest.OpenEmpty(t)
 	dir := t.TempDir()
 	policy := Policy{Slots: 1, Reserve: -1, Timeout: time.Minute}
@@ -140,6 +143,7 @@ func TestAdmissionIsOneByOne(t *testing.T) {
 
 // No machine waits for another that merely starts, and none is told that it waits for room.
 func TestStartsAreSideBySide(t *testing.T) {
+	t.Parallel()
 	h := virttest.OpenEmpty(t)
 	dir := t.TempDir()
 	policy := Policy{
@@ -165,6 +169,7 @@ func TestStartsAreSideBySide(t *testing.T) {
 
 // However machines come, start and end, there are never more than the policy allows.
 func TestAdmissionIsExact(t *testing.T) {
+	t.Parallel()
 	const machines, slots = 12, 3
 	h := virttest.OpenEmpty(t)
 	size, err := h.Size(t.Context())
@@ -300,6 +305,7 @@ func TestReservationsSince(t *testing.T) {
 
 // A machine that needs all the room gets it before small ones that come later and would fit.
 func TestAdmissionIsFair(t *testing.T) {
+	t.Parallel()
 	h := virttest.OpenEmpty(t)
 	size, err := h.Size(t.Context())
 	if err != nil {
@@ -367,6 +373,7 @@ func TestAdmissionIsFair(t *testing.T) {
 // A machine whose turn comes while it checks the host or reports why it waits, which can
 // take seconds on a busy host, keeps its turn.
 func TestTurnIsNotMissed(t *testing.T) {
+	t.Parallel()
 	h := virttest.OpenEmpty(t)
 	dir := t.TempDir()
 	admit := func(name string, a Policy) (func() error, error) {

@@ -48,6 +48,7 @@ func startServer(t *testing.T, quiet time.Duration) (addr string, connections *a
 func TestDialDoesNotStarveASlowServer(t *testing.T) {
 	for name, direct := range map[string]bool{"direct": true, "forwarded": false} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			addr, connections := startServer(t, time.Second)
 			conn, err := newDialer(addr, direct).dialSSH(testContext(t))
 			if err != nil {
@@ -199,6 +200,7 @@ func bootLosing(b *testing.B, after time.Duration) (string, <-chan time.Time, fu
 
 // A guest that takes no packets is not called: what it does not take stays on the host.
 func TestDialWaitsForAStalledGuest(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -275,7 +275,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// 256 MiB arrive unchanged, and take no more memory than a few.
+// 128 MiB arrive unchanged, and take no more memory than a few.
 func TestLargeOutput(t *testing.T) {
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
@@ -288,7 +288,7 @@ func TestLargeOutput(t *testing.T) {
 	if err := os.WriteFile(path, block, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const blocks = 16
+	const blocks = 8
 	stdout := &repeated{block: block}
 	before := heapInUse()
 	began := time.Now()
@@ -339,6 +339,7 @@ func heapInUse() uint64 {
 // A daemon that a script leaves in the background holds the pipes of the session. The job
 // ends with the script and loses none of its output.
 func TestRunDoesNotWaitForDaemons(t *testing.T) {
+	t.Parallel()
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
 	if err != nil {
@@ -400,8 +401,10 @@ func TestRunSaysThatTheGuestIsLost(t *testing.T) {
 // A server that accepts the login and then sends nothing does not block Run, neither
 // while a command starts nor while it ends.
 func TestRunDoesNotWaitForAMuteServer(t *testing.T) {
+	t.Parallel()
 	for name, answers := range map[string]int{"no session": 0, "no command": 1, "no exit": 2} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newSSHServer(t)
 			s.mute = &answers
 			client, err := logIn(t, s, goodLogin, nil)

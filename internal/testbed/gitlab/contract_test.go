@@ -174,6 +174,7 @@ func TestConfigFallsBack(t *testing.T) {
 
 // The order of the stages: each only if there is something to do.
 func TestStageOrder(t *testing.T) {
+	t.Parallel()
 	all := map[string]string{}
 	for _, stage := range []string{
 		StagePrepareScript, StageGetSources, StageClearWorktree, StageRestoreCache, StageDownloadArtifacts, StageAfterScript,
@@ -190,6 +191,7 @@ func TestStageOrder(t *testing.T) {
 		{"failure", "exit 3", []string{StageAfterScript, StageArchiveCacheOnFailure, StageUploadArtifactsOnFailure, StageCleanupFileVariables, "cleanup"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			runner := inShell(t)
 			result := runner.Run(deadline(t), Job{Scripts: all, Script: test.script, Steps: []Step{{"release", "true"}}})
 			if diff := cmp.Diff(slices.Concat(before, test.after), result.Stages()); diff != "" {
@@ -224,6 +226,7 @@ func inShell(t *testing.T) Runner {
 // their failure was, and after the first failure of get_sources its directory is
 // cleared.
 func TestScriptAttempts(t *testing.T) {
+	t.Parallel()
 	scripts := func() map[string]string {
 		return map[string]string{
 			StageGetSources: "echo >>n; [ $(wc -l <n) -ge 4 ]", StageClearWorktree: "true",
@@ -247,6 +250,7 @@ func TestScriptAttempts(t *testing.T) {
 		{"out of range", variables("11", "", ""), SystemFailure, []string{"config", "prepare", "cleanup"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			result := inShell(t).Run(deadline(t), Job{Variables: test.variables, Scripts: scripts(), Script: "true"})
 			if diff := cmp.Diff(test.stages, result.Stages()); diff != "" || result.Status != test.status {
 				t.Errorf("%s, stages (-want +got):\n%s", result.Status, diff)
@@ -324,6 +328,7 @@ func TestStageTimeout(t *testing.T) {
 // The time of the script is over, of after_script, or of the whole job. Each is tried
 // with the timeout, and the first and the last by the test's own choice of the moment.
 func TestTimeouts(t *testing.T) {
+	t.Parallel()
 	whole := []string{"config", "prepare", StageBuildScript, StageAfterScript, StageUploadArtifactsOnFailure, "cleanup"}
 	short := []string{"config", "prepare", StageBuildScript, "cleanup"}
 	for _, test := range []struct {
@@ -340,6 +345,7 @@ func TestTimeouts(t *testing.T) {
 		{"job, now", Job{Script: "slow", AfterScript: "true"}, (*Build).Expire, StageBuildScript, short},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			runner := shell(t, map[string]string{"run": `grep -q slow $1 || exit 0; trap 'exit 2' TERM; ` + untilTerm})
 			test.job.Scripts = map[string]string{StageUploadArtifactsOnFailure: "true", StageUploadArtifacts: "true"}
 			build := runner.Start(deadline(t), test.job)
@@ -353,6 +359,7 @@ func TestTimeouts(t *testing.T) {
 		})
 	}
 	t.Run("job", func(t *testing.T) {
+		t.Parallel()
 		runner := shell(t, map[string]string{"run": `trap 'exit 2' TERM; ` + untilTerm})
 		result := runner.Run(deadline(t), Job{Script: "true", AfterScript: "true", Timeout: 2 * time.Second})
 		// On a busy host it can be over before the script runs.

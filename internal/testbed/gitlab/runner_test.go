@@ -39,6 +39,7 @@ func deadline(t *testing.T) context.Context {
 }
 
 func TestExitCodes(t *testing.T) {
+	t.Parallel()
 	script := Job{Script: "true"}
 	three := func(stages ...string) []string { return slices.Repeat(stages, 3) }
 	whole := []string{"config", "prepare", StageBuildScript, "cleanup"}
@@ -69,6 +70,7 @@ func TestExitCodes(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			result := shell(t, test.stages).Run(deadline(t), script)
 			if result.Status != test.status || result.ExitCode != test.code {
 				t.Errorf("got %s, want %s, exit code %d", result, test.status, test.code)
