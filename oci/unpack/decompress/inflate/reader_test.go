@@ -69,7 +69,7 @@ func TestRead(t *testing.T) {
 	readers := map[string]func(io.Reader) io.Reader{
 		"whole": func(r io.Reader) io.Reader { return r }, "bytes": iotest.OneByteReader, "halves": iotest.HalfReader, "with EOF": iotest.DataErrReader,
 	}
-	for name, content := range contents(1 << 20) {
+	for name, content := range contents(300 << 10) {
 		for _, level := range []int{flate.NoCompression, flate.BestSpeed, 6, flate.BestCompression, flate.HuffmanOnly} {
 			compressed := compress(t, content, level)
 			for how, wrap := range readers {
@@ -90,7 +90,7 @@ func TestRead(t *testing.T) {
 
 // A stream that is cut off anywhere is not complete.
 func TestTruncated(t *testing.T) {
-	for name, content := range contents(3000) {
+	for name, content := range contents(1000) {
 		for _, level := range []int{flate.NoCompression, 6, flate.HuffmanOnly} {
 			compressed := compress(t, content, level)
 			for n := range compressed {
