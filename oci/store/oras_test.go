@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 	"oras.land/oras-go/v2"
 	oraslayout "oras.land/oras-go/v2/content/oci"
 	"oras.land/oras-go/v2/registry/remote"
@@ -29,6 +30,10 @@ func TestOras(t *testing.T) {
 		t.Fatal(err)
 	}
 	disks := []export.Disk{{Path: filepath.Join(dir, "top.qcow2")}, {Path: filepath.Join(dir, "data.raw"), Format: "raw"}}
+	contents := map[string]digest.Digest{}
+	for _, disk := range disks {
+		contents[disk.Path] = ocitest.RawDigest(t, disk.Path, filepath.Ext(disk.Path)[1:])
+	}
 	guest := oci.GuestConfig{Users: []oci.User{{Username: "vagrant", Password: "secret"}}}
 	host := ocitest.NewFaultyRegistry(t).Host
 
@@ -93,8 +98,7 @@ func TestOras(t *testing.T) {
 				}
 				for _, disk := range disks {
 					name := filepath.Base(disk.Path)
-					format := map[string]string{".raw": "raw", ".qcow2": "qcow2"}[filepath.Ext(name)]
-					if ocitest.RawDigest(t, filepath.Join(image.Dir, name), format) != ocitest.RawDigest(t, disk.Path, format) {
+					if ocitest.RawDigest(t, filepath.Join(image.Dir, name), filepath.Ext(name)[1:]) != contents[disk.Path] {
 						t.Errorf("%s: %s has other content", ref, name)
 					}
 				}
