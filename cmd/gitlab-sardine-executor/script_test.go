@@ -86,11 +86,18 @@ func runInScript(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// setEnvironment never lacks PATH, which scripts that begin meanwhile read.
 func setEnvironment(variables []string) {
-	os.Clearenv()
+	wanted := map[string]bool{}
 	for _, v := range variables {
 		name, value, _ := strings.Cut(v, "=")
 		os.Setenv(name, value)
+		wanted[name] = true
+	}
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); !wanted[name] {
+			os.Unsetenv(name)
+		}
 	}
 }
 
