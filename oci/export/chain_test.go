@@ -20,6 +20,7 @@ import (
 // TestExportChain packs what troubles the Python tool: a chain by absolute
 // paths, and two bases of one name in two directories.
 func TestExportChain(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for _, sub := range []string{"a", "b"} {
 		path := filepath.Join(dir, sub)
@@ -84,6 +85,7 @@ func TestExportChain(t *testing.T) {
 // TestExportNames packs files whose names cannot stay: backing files that could be
 // taken for others, or that no image may have, and one with a directory in it.
 func TestExportNames(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	create := func(name, backing string) {
 		t.Helper()
@@ -156,6 +158,7 @@ func TestExportNames(t *testing.T) {
 
 // TestExportNameForGzip: its header knows Latin-1 alone. The other format does not care.
 func TestExportNameForGzip(t *testing.T) {
+	t.Parallel()
 	disks := rawDisk(t, 4096)
 	disks[0].Name = "диск.raw"
 	to := ocitest.MustParse(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
@@ -168,6 +171,7 @@ func TestExportNameForGzip(t *testing.T) {
 }
 
 func TestExportRefuses(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=data.raw", "external.qcow2", "1M")

@@ -33,6 +33,7 @@ func layoutRef(t *testing.T, dir, tag string) oci.Reference {
 // The image can be pulled while it is checked, and has no tag then. What is refused leaves
 // nothing.
 func TestExportCheck(t *testing.T) {
+	t.Parallel()
 	disks := rawDisk(t, 200_000)
 	errRefused := errors.New("refused")
 	for _, there := range []bool{false, true} {
@@ -104,6 +105,7 @@ func chunksOf(t *testing.T, ref oci.Reference) []v1.Descriptor {
 // Chunks that an image of the layout has are not compressed again; what it only claims to have,
 // or has damaged, is.
 func TestExportReusesChunks(t *testing.T) {
+	t.Parallel()
 	var text strings.Builder
 	for n := range 60_000 {
 		fmt.Fprintf(&text, "line %d of a disk\n", n*7919%60_000)

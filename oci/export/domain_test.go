@@ -11,6 +11,7 @@ import (
 
 // The default machine of a disk that boots by UEFI alone has UEFI.
 func TestDefaultDomainFirmware(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	disk := func(name string, code byte) packing.File {
 		content := make([]byte, 1<<20)

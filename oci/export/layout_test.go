@@ -57,6 +57,7 @@ func rawDisk(t *testing.T, size int) []Disk {
 // TestExportInterrupted: a layout is what it was before, and one that was to be made
 // is not there.
 func TestExportInterrupted(t *testing.T) {
+	t.Parallel()
 	for _, f := range bothFormats {
 		t.Run(f, func(t *testing.T) {
 			layout := filepath.Join(t.TempDir(), "layout")
@@ -90,6 +91,7 @@ func TestExportInterrupted(t *testing.T) {
 
 // TestExportProcess is no test: it is the process that others start to export.
 func TestExportProcess(t *testing.T) {
+	t.Parallel()
 	disk := os.Getenv("OCI_TEST_DISK")
 	if disk == "" {
 		return
@@ -104,6 +106,7 @@ func TestExportProcess(t *testing.T) {
 // TestExportKilled kills a process in the middle of an export: the layout leads to
 // what it led to before, and the next export finds nothing in its way.
 func TestExportKilled(t *testing.T) {
+	t.Parallel()
 	for _, f := range bothFormats {
 		t.Run(f, func(t *testing.T) {
 			layout := filepath.Join(t.TempDir(), "layout")
@@ -143,6 +146,7 @@ func TestExportKilled(t *testing.T) {
 // Those that fail remove it again, if they are the first, and take nothing from
 // the others.
 func TestExportAtOnce(t *testing.T) {
+	t.Parallel()
 	layout := filepath.Join(t.TempDir(), "layout")
 	disks := rawDisk(t, 2<<20)
 	bounded, stop := context.WithTimeout(t.Context(), time.Minute)
@@ -182,6 +186,7 @@ func TestExportAtOnce(t *testing.T) {
 // TestExportOverTag: a tag that two entries have, which the Python tool leaves
 // behind, is one afterwards, and every tool finds the same image.
 func TestExportOverTag(t *testing.T) {
+	t.Parallel()
 	layout := filepath.Join(t.TempDir(), "layout")
 	if err := os.CopyFS(layout, os.DirFS(filepath.Join("..", "testdata", "sardinecake", "multitag", "oci"))); err != nil {
 		t.Fatal(err)
@@ -203,6 +208,7 @@ func TestExportOverTag(t *testing.T) {
 
 // TestExportDiskFull leaves nothing, and says how much might be needed.
 func TestExportDiskFull(t *testing.T) {
+	t.Parallel()
 	small := ocitest.Mounted(t, "tmpfs", "size=4m")
 	for _, f := range bothFormats {
 		to := ocitest.MustParse(t, "oci:"+filepath.Join(small, "layout"))
@@ -217,6 +223,7 @@ func TestExportDiskFull(t *testing.T) {
 // TestLayoutRemade: whoever waited for a layout that its writer removed does not
 // take the removed directory for the one that a third made since.
 func TestLayoutRemade(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "dir")
 	first, err := layout.OpenWriter(t.Context(), dir, "1", func() {})
 	if err != nil {

@@ -150,6 +150,7 @@ func importAsPython(t *testing.T, layout, tag string) (domain []byte, files []py
 
 // TestPythonReader: it reads what the Python tool wrote as that tool says.
 func TestPythonReader(t *testing.T) {
+	t.Parallel()
 	for _, fixture := range []string{"single", "chunked", "chain", "twodisk", "novmconfig", "multitag"} {
 		want := ocitest.ReadExpected(t, fixture)
 		for _, manifest := range want.Manifests {
@@ -173,6 +174,7 @@ func TestPythonReader(t *testing.T) {
 // TestExportForPython: the Python tool finds the same disks in what we export,
 // whole and in pieces of any size.
 func TestExportForPython(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "8M")
 	ocitest.Command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x11 0 1M", "base.qcow2")
@@ -247,6 +249,7 @@ func TestExportForPython(t *testing.T) {
 
 // TestExportSmallPieces: the first piece has to have the whole header.
 func TestExportSmallPieces(t *testing.T) {
+	t.Parallel()
 	to := ocitest.MustParse(t, "oci:"+filepath.Join(t.TempDir(), "layout"))
 	if _, err := Export(t.Context(), to, Options{Disks: rawDisk(t, 4096), ChunkSize: minPiece - 1}); err == nil || !strings.Contains(err.Error(), "at least 1024") {
 		t.Errorf("got %v, want that 1023 bytes are too few", err)

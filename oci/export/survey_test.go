@@ -15,6 +15,7 @@ import (
 
 // An export with a survey reads only the chunks that the layout lacks, and makes the same image.
 func TestSurvey(t *testing.T) {
+	t.Parallel()
 	var text strings.Builder
 	for n := range 60_000 {
 		fmt.Fprintf(&text, "line %d of a disk\n", n*7919%60_000)
@@ -104,6 +105,7 @@ func TestSurvey(t *testing.T) {
 
 // A survey refuses what an export refuses.
 func TestSurveyRefuses(t *testing.T) {
+	t.Parallel()
 	o := Options{Disks: []Disk{{Path: os.Args[0], Format: "raw"}}, Format: format.Chunked, ChunkSize: -1}
 	if _, err := TakeSurvey(t.Context(), layoutRef(t, t.TempDir(), "new"), o); err == nil || !strings.Contains(err.Error(), "chunks of -1 bytes") {
 		t.Errorf("got %v", err)

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/opencontainers/image-spec/specs-go/v1"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/ulikunitz/xz"
 
 	"gitlab-sardine-executor/oci"
@@ -88,6 +88,7 @@ func TestHugeWindow(t *testing.T) {
 
 // TestSkippableFrames: what zstd skips is not content, and takes no time to speak of.
 func TestSkippableFrames(t *testing.T) {
+	t.Parallel()
 	content := ocitest.Noise(100_000)
 	packed := bytes.Repeat([]byte{0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0}, 1<<19)
 	packed = append(zstdOf(t, content), packed...)
@@ -107,6 +108,7 @@ func TestSkippableFrames(t *testing.T) {
 
 // TestManyFiles: of very many files in /disk/ the first few are told.
 func TestManyFiles(t *testing.T) {
+	t.Parallel()
 	var b bytes.Buffer
 	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
 	if err != nil {
@@ -135,6 +137,7 @@ func TestManyFiles(t *testing.T) {
 
 // TestImpossibleSize: more than any disk may have will not fit another time, either.
 func TestImpossibleSize(t *testing.T) {
+	t.Parallel()
 	for name, layers := range map[string]func(l ocitest.TestLayout) []v1.Descriptor{
 		"one": func(l ocitest.TestLayout) []v1.Descriptor {
 			layer := l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "disk.raw", []byte("a")))
@@ -164,6 +167,7 @@ func TestImpossibleSize(t *testing.T) {
 
 // TestManyLayers: as many as a manifest of the size that registries accept can name.
 func TestManyLayers(t *testing.T) {
+	t.Parallel()
 	l := ocitest.NewLayout(t)
 	content := []byte("a")
 	piece := l.Blob("x/y", nil)

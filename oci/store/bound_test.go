@@ -21,7 +21,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go/v1"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/format"
@@ -133,6 +133,7 @@ func sparseTar(t *testing.T, how string, file []byte, size int64) []byte {
 // TestBombs: a qcow2 disk is not larger than its own header explains, however it is
 // packed, and whether what follows is zero or not.
 func TestBombs(t *testing.T) {
+	t.Parallel()
 	disk := ocitest.Qcow2File(t)
 	titled := func(l ocitest.TestLayout, content []byte, title string) oci.Reference {
 		return l.Write(v1.Manifest{Layers: []v1.Descriptor{annotated(l.Blob("x/y", content), v1.AnnotationTitle, title)}})
@@ -203,6 +204,7 @@ func TestBombs(t *testing.T) {
 // TestHonestDisks: what QEMU makes is never larger than the bound. (Twice 76 MiB are
 // more than 76 MiB may have for metadata, so that the snapshot has to count.)
 func TestHonestDisks(t *testing.T) {
+	t.Parallel()
 	for name, commands := range map[string][][]string{
 		"full, smallest clusters": {
 			{"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=64", "d", "4M"}, {"qemu-io", "-f", "qcow2", "-c", "write -q 0 4M", "d"}},
@@ -240,6 +242,7 @@ func TestHonestDisks(t *testing.T) {
 // TestNoDisk: an image whose only disk is none is refused for that; a disk that looks
 // odd is not.
 func TestNoDisk(t *testing.T) {
+	t.Parallel()
 	disk := ocitest.Qcow2File(t)
 	page := []byte("<!DOCTYPE html>\n<html><body>Sign in</body></html>" + strings.Repeat("\n<p>…</p>", 1000))
 	gpt := ocitest.With(512, "EFI PART")
@@ -316,6 +319,7 @@ func TestNoDisk(t *testing.T) {
 // TestRefusedAtOnce: what the manifest shows takes no layer, what the first bytes show
 // not the rest, which here never comes.
 func TestRefusedAtOnce(t *testing.T) {
+	t.Parallel()
 	page := []byte(strings.Repeat("<p>text</p>\n", 200_000))
 	page = append(page, ocitest.Noise(5<<20)...)
 	shadow := append(ocitest.Qcow2File(t, "-F", "raw", "-b", "/etc/shadow"), ocitest.Noise(5<<20)...)
@@ -399,6 +403,7 @@ func TestRefusedAtOnce(t *testing.T) {
 // TestLeadingSkippableFrames: pzstd puts one before each of its frames, and others put
 // one in front.
 func TestLeadingSkippableFrames(t *testing.T) {
+	t.Parallel()
 	disk := ocitest.Qcow2File(t)
 	skipped := append([]byte{0x5a, 0x2a, 0x4d, 0x18, 5, 0, 0, 0}, "hello"...)
 	half := len(disk) / 2
@@ -452,6 +457,7 @@ func TestLeadingSkippableFrames(t *testing.T) {
 
 // TestEqualDuplicates: what is there twice and is the same is no riddle.
 func TestEqualDuplicates(t *testing.T) {
+	t.Parallel()
 	base, top := ocitest.Qcow2File(t), ocitest.Qcow2File(t, "-F", "qcow2", "-b", "base.qcow2")
 	other := append(bytes.Clone(base), 1)
 	tests := map[string]struct {

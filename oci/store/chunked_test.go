@@ -12,7 +12,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go/v1"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/internal/diskusage"
 	"gitlab-sardine-executor/oci"
@@ -47,6 +47,7 @@ func exportRaw(t *testing.T, content []byte, o export.Options) (oci.Reference, s
 }
 
 func TestChunkedRoundTrip(t *testing.T) {
+	t.Parallel()
 	content := diskOfChunks()
 	guest := oci.GuestConfig{Users: []oci.User{{Username: "vagrant", Password: "secret"}}}
 	ref, layout := exportRaw(t, content, export.Options{Format: format.Chunked, ChunkSize: 256 << 10, Guest: guest})
@@ -95,6 +96,7 @@ func usageOf(t *testing.T, path string) int64 {
 }
 
 func TestChunkedChain(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "8M")
 	ocitest.Command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x11 0 3M", "base.qcow2")
@@ -122,6 +124,7 @@ func TestChunkedChain(t *testing.T) {
 // TestChunkedSecondVersion transfers what changed, and only that; the content
 // taken over is verified.
 func TestChunkedSecondVersion(t *testing.T) {
+	t.Parallel()
 	content := ocitest.Noise(8 << 20)
 	f := ocitest.NewFaultyRegistry(t)
 	push := func(tag string, content []byte) oci.Reference {
@@ -170,6 +173,7 @@ func TestChunkedSecondVersion(t *testing.T) {
 }
 
 func TestChunkedResumes(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	content := ocitest.Noise(8 << 20)
 	ref, _ := exportRaw(t, content, export.Options{Format: format.Chunked, ChunkSize: 128 << 10})
@@ -243,6 +247,7 @@ func (c *chunkedImage) write() oci.Reference {
 }
 
 func TestChunkedHostile(t *testing.T) {
+	t.Parallel()
 	const chunk = format.ChunkUnit
 	content := ocitest.Noise(4*chunk + 1000)
 	tests := map[string]struct {
@@ -339,6 +344,7 @@ func TestChunkedHostile(t *testing.T) {
 
 // TestChunkedZeroDisk has no chunk at all.
 func TestChunkedZeroDisk(t *testing.T) {
+	t.Parallel()
 	ref, _ := exportRaw(t, make([]byte, 3<<20), export.Options{Format: format.Chunked})
 	image, err := newStore(t).Pull(t.Context(), ref, PullOptions{})
 	if err != nil {
@@ -349,6 +355,7 @@ func TestChunkedZeroDisk(t *testing.T) {
 
 // TestChunkedDeterministic: what is equal has an equal layer, whoever exports it.
 func TestChunkedDeterministic(t *testing.T) {
+	t.Parallel()
 	var manifests []v1.Manifest
 	for range 2 {
 		ref, layout := exportRaw(t, diskOfChunks(), export.Options{Format: format.Chunked})

@@ -53,20 +53,6 @@ func (s *askedServer) asked() (n int, secret bool) {
 	return len(s.requests), secret
 }
 
-// trustAllInsecure names several hosts insecure.
-func trustAllInsecure(t *testing.T, hosts ...string) {
-	t.Helper()
-	conf := filepath.Join(t.TempDir(), "registries.conf")
-	text := ""
-	for _, host := range hosts {
-		text += fmt.Sprintf("[[registry]]\nlocation = %q\ninsecure = true\n", host)
-	}
-	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
-}
-
 // pushSingle puts an image into a registry.
 func pushSingle(t *testing.T, m *ocitest.FaultyRegistry) oci.Reference {
 	t.Helper()
@@ -80,10 +66,11 @@ func pushSingle(t *testing.T, m *ocitest.FaultyRegistry) oci.Reference {
 // TestPullSecretStaysOnItsPort pulls from a registry that redirects its blobs to
 // another port of its host. Package distribution tests every other way.
 func TestPullSecretStaysOnItsPort(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	ref := pushSingle(t, m)
 	storage := newAskedServer(t, m.Registry.ServeHTTP)
-	trustAllInsecure(t, m.Host, storage.host)
+	ocitest.TrustInsecure(t, m.Host, storage.host)
 	m.Fail(func(w http.ResponseWriter, r *http.Request) bool {
 		if user, _, _ := r.BasicAuth(); user != "alice" {
 			w.Header().Set("WWW-Authenticate", "Basic realm=x")
@@ -112,6 +99,7 @@ func TestPullSecretStaysOnItsPort(t *testing.T) {
 // TestPullRefusesPlainHTTP: a registry names a place that speaks plain HTTP, and
 // that registries.conf does not know.
 func TestPullRefusesPlainHTTP(t *testing.T) {
+	t.Parallel()
 	for _, what := range []string{"/v2/", "/manifests/", "/blobs/", "realm"} {
 		t.Run(what, func(t *testing.T) {
 			m := ocitest.NewFaultyRegistry(t)
@@ -155,6 +143,7 @@ func TestPullRefusesPlainHTTP(t *testing.T) {
 // TestRetryAfterWithoutEnd: a registry that wants to be left alone for long is
 // given up at once.
 func TestRetryAfterWithoutEnd(t *testing.T) {
+	t.Parallel()
 	for _, after := range []string{"3600", "99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"} {
 		for _, what := range []string{"/manifests/", "/blobs/"} {
 			t.Run(what+after, func(t *testing.T) {
@@ -181,6 +170,7 @@ func TestRetryAfterWithoutEnd(t *testing.T) {
 
 // TestOldPassword: the text says who was refused, and where that password is.
 func TestOldPassword(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	ref := pushSingle(t, m)
 	m.Fail(func(w http.ResponseWriter, _ *http.Request) bool {
@@ -221,6 +211,7 @@ func TestOldPassword(t *testing.T) {
 // TestManifestType: a manifest whose content leaves no doubt is taken for what it
 // is, as podman does.
 func TestManifestType(t *testing.T) {
+	t.Parallel()
 	for served, ok := range map[string]bool{
 		"text/plain": true, "text/plain; charset=utf-8": true, "application/octet-stream": true, "application/json": true, "": true, "text/html": true,
 	} {
@@ -273,6 +264,7 @@ func (f fixedType) WriteHeader(status int) {
 // TestPullStalls: a blob that comes byte by byte, or not at all, ends a pull as a
 // failure of the system that says so. It is not tried again.
 func TestPullStalls(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request){
 		"nothing": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"byte by byte": func(w http.ResponseWriter, r *http.Request) {
@@ -307,6 +299,7 @@ func TestPullStalls(t *testing.T) {
 
 // TestRetryAfterInAll adds up what a registry asks for.
 func TestRetryAfterInAll(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		began, tries := time.Now(), 0
 		asks := func() (struct{}, error) {

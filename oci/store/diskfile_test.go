@@ -25,6 +25,7 @@ func diskFile(t *testing.T, content []byte) oci.Reference {
 
 // TestDiskFile: a disk file of the host is imported once, until it changes.
 func TestDiskFile(t *testing.T) {
+	t.Parallel()
 	store, qcow2 := newStore(t), ocitest.Qcow2File(t)
 	raw := append(ocitest.Noise(510), 0x55, 0xaa)
 	ref := diskFile(t, qcow2)
@@ -75,6 +76,7 @@ func TestDiskFile(t *testing.T) {
 // TestMachine: a virtual machine of the host is imported once, until it changes, with all its
 // disks.
 func TestMachine(t *testing.T) {
+	t.Parallel()
 	store, dir := newStore(t), t.TempDir()
 	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "1M")
 	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2")
@@ -129,6 +131,7 @@ func TestMachine(t *testing.T) {
 
 // TestDiskFileRefused: the content is not trusted more than that of other images.
 func TestDiskFileRefused(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		content []byte
 		text    string

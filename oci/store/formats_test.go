@@ -13,7 +13,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go/v1"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pierrec/lz4/v4"
 	"github.com/ulikunitz/xz"
 
@@ -110,6 +110,7 @@ func virterImage(t *testing.T, l ocitest.TestLayout, base []byte) oci.Reference 
 
 // TestFormats pulls an image of each format.
 func TestFormats(t *testing.T) {
+	t.Parallel()
 	disk := ocitest.Qcow2File(t)
 	raw := append([]byte("boot sector"), make([]byte, 300_000)...)
 	raw = append(raw, ocitest.Noise(100_000)...)
@@ -253,6 +254,7 @@ func TestFormats(t *testing.T) {
 }
 
 func TestFormatsRefused(t *testing.T) {
+	t.Parallel()
 	disk := ocitest.Qcow2File(t)
 	tests := map[string]struct {
 		image func(l ocitest.TestLayout) v1.Descriptor

@@ -8,13 +8,14 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go/v1"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/internal/ocitest"
 )
 
 func TestPullHostile(t *testing.T) {
+	t.Parallel()
 	plain := ocitest.Qcow2File(t)
 	onShadow := ocitest.Qcow2File(t, "-F", "raw", "-b", "/etc/shadow")
 	onBase := ocitest.Qcow2File(t, "-F", "qcow2", "-b", "base.qcow2")
@@ -117,6 +118,7 @@ func TestPullHostile(t *testing.T) {
 }
 
 func TestPullArtifact(t *testing.T) {
+	t.Parallel()
 	plain := ocitest.Qcow2File(t)
 	titled := func(d v1.Descriptor, title string) v1.Descriptor {
 		d.Annotations = map[string]string{v1.AnnotationTitle: title}
@@ -155,6 +157,7 @@ func TestPullArtifact(t *testing.T) {
 
 // TestPullArtifactNamedRaw: a disk named raw is not read as qcow2, nor is qcow2 as raw.
 func TestPullArtifactNamedRaw(t *testing.T) {
+	t.Parallel()
 	l := ocitest.NewLayout(t)
 	disk := l.Blob("x/y", ocitest.Qcow2File(t))
 	disk.Annotations = map[string]string{v1.AnnotationTitle: "b.raw"}

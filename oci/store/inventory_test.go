@@ -87,6 +87,7 @@ func (s testStore) names(images []StoredImage) []string {
 }
 
 func TestInventory(t *testing.T) {
+	t.Parallel()
 	s := fillStore(t)
 	stored, err := s.Inventory(t.Context())
 	if err != nil {
@@ -109,6 +110,7 @@ func TestInventory(t *testing.T) {
 }
 
 func TestPrune(t *testing.T) {
+	t.Parallel()
 	nobody := func(digest.Digest) bool { return false }
 	tests := map[string]struct {
 		options func(s testStore) PruneOptions
@@ -193,6 +195,7 @@ func (s testStore) checkKept(t *testing.T, removed []string, dryRun bool) {
 // TestPruneHeld: an image that somebody is about to use stays, and so does one
 // that was used since it was listed.
 func TestPruneHeld(t *testing.T) {
+	t.Parallel()
 	s := fillStore(t)
 	held, err := s.Pull(t.Context(), ocitest.FixtureRef(t, "chain", "latest"), PullOptions{})
 	if err != nil {
@@ -233,6 +236,7 @@ func TestPruneHeld(t *testing.T) {
 
 // TestPruneKilled: what a prune that was killed left is removed by the next.
 func TestPruneKilled(t *testing.T) {
+	t.Parallel()
 	s := fillStore(t)
 	left := filepath.Join(s.root, imagesDir, removedPrefix+key{digest: testDigest}.String())
 	if err := os.Mkdir(left, 0o755); err != nil {

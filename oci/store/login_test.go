@@ -26,6 +26,7 @@ import (
 // TestLoginTLS logs in at Debian's docker-registry, whose certificate is known
 // from certs.d, and lets skopeo use the password; and the other way round.
 func TestLoginTLS(t *testing.T) {
+	t.Parallel()
 	server := ocitest.StartDockerRegistry(t)
 	creds := registry.Credentials{AuthFile: filepath.Join(t.TempDir(), "auth.json")}
 	login := func(password string, c registry.Credentials) error {
@@ -164,6 +165,7 @@ func TestCredentialHelper(t *testing.T) {
 
 // TestCredentialsHidden: no way of printing shows a password, and no error does.
 func TestCredentialsHidden(t *testing.T) {
+	t.Parallel()
 	const secret = "s3cret"
 	creds := registry.Credentials{AuthConfig: ocitest.AuthFile("r.example", secret), Accounts: []registry.Account{{Registry: "r.example", Username: "u", Password: secret}}}
 	var log bytes.Buffer

@@ -17,6 +17,7 @@ import (
 // TestAmbiguousManifests: what could be two images is none, in whichever way it is served, and
 // nothing of it is transferred.
 func TestAmbiguousManifests(t *testing.T) {
+	t.Parallel()
 	p := ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, p.Host)
 	disk := p.Blob("application/vnd.qemu.qcow2", ocitest.Qcow2File(t))
@@ -86,6 +87,7 @@ func TestAmbiguousManifests(t *testing.T) {
 
 // TestUnambiguousManifests: what real registries and tools do is no second meaning.
 func TestUnambiguousManifests(t *testing.T) {
+	t.Parallel()
 	p := ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, p.Host)
 	disk := p.Blob("application/vnd.qemu.qcow2", ocitest.Qcow2File(t))
@@ -124,6 +126,7 @@ func TestUnambiguousManifests(t *testing.T) {
 // TestDigestIsOneImage: whatever an index says of a manifest, and whoever pulls it first, the
 // manifest is the same image.
 func TestDigestIsOneImage(t *testing.T) {
+	t.Parallel()
 	honest, evil := ocitest.NewPlainRegistry(t), ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, honest.Host, evil.Host)
 	content := append([]byte("boot"), make([]byte, 70_000)...)

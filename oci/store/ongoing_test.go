@@ -14,6 +14,7 @@ import (
 // TestOngoing: a pull is listed while a process works on it, with its progress, and not when
 // it was interrupted.
 func TestOngoing(t *testing.T) {
+	t.Parallel()
 	registry := ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, registry.Host)
 	content := ocitest.Noise(100_000)

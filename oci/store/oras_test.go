@@ -20,6 +20,7 @@ import (
 // TestOras lets oras copy what export wrote, from a layout to a registry and from
 // there to another layout: both are the same image, byte for byte.
 func TestOras(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "8M")
 	ocitest.Command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x11 0 3M", "base.qcow2")

@@ -14,6 +14,7 @@ import (
 // not, while the registry answers, refuses, or is out of order. always uses the
 // copy in the store only where the list of policies says so.
 func TestPullPolicy(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	held, other := ocitest.MustParse(t, m.Host+"/vms/held:1"), ocitest.MustParse(t, m.Host+"/vms/other:1")
 	for _, ref := range []oci.Reference{held, other} {

@@ -28,6 +28,7 @@ func newStore(t *testing.T) *Store {
 // TestPullSardinecake unpacks what the Python tool wrote, bit for bit. All of it is
 // in testdata, so that nothing is skipped where there is nothing but this clone.
 func TestPullSardinecake(t *testing.T) {
+	t.Parallel()
 	for _, fixture := range []string{"single", "chunked", "chain", "twodisk", "novmconfig", "multitag"} {
 		t.Run(fixture, func(t *testing.T) {
 			want := ocitest.ReadExpected(t, fixture)
@@ -81,6 +82,7 @@ func checkFiles(t *testing.T, image *oci.Image, want ocitest.Expected, tag strin
 }
 
 func TestPushPullFetch(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, f.Host+"/vms/chain:1")
 	d, err := transfer.Push(t.Context(), ocitest.FixtureRef(t, "chain", "latest"), ref, transfer.Options{})
@@ -133,6 +135,7 @@ func TestPushPullFetch(t *testing.T) {
 }
 
 func TestPullErrors(t *testing.T) {
+	t.Parallel()
 	host := ocitest.NewFaultyRegistry(t).Host
 	store := newStore(t)
 	tests := map[string]struct {
@@ -163,6 +166,7 @@ func TestPullErrors(t *testing.T) {
 
 // TestPullDamaged changes one byte of each blob in turn, or cuts it off.
 func TestPullDamaged(t *testing.T) {
+	t.Parallel()
 	source := filepath.Join("..", "testdata", "sardinecake", "chunked", "oci")
 	blobs, err := filepath.Glob(filepath.Join(source, "blobs", "sha256", "*"))
 	if err != nil || len(blobs) < 5 {
@@ -204,6 +208,7 @@ func TestPullDamaged(t *testing.T) {
 
 // TestPullOnce lets many pull one image into one store at the same time.
 func TestPullOnce(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, f.Host+"/vms/single:1")
 	if _, err := transfer.Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, transfer.Options{}); err != nil {
@@ -235,6 +240,7 @@ func (waitingFunc) Start(string, int64) oci.Transfer { return oci.ProgressOrDisc
 
 // TestPullLastOfTwo: of two entries with one tag, the last was meant.
 func TestPullLastOfTwo(t *testing.T) {
+	t.Parallel()
 	layout := filepath.Join(t.TempDir(), "layout")
 	if err := os.CopyFS(layout, os.DirFS(filepath.Join("..", "testdata", "sardinecake", "multitag", "oci"))); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 // TestChunkedShares: on a file system that can, two versions of an image share
 // what is equal in them.
 func TestChunkedShares(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting takes root")
 	}

@@ -34,6 +34,7 @@ func (s *smallFS) room(dir string) (space.Room, error) {
 // TestStorageReserve: unpacking ends before the reserve is touched, whatever the
 // format, and leaves nothing.
 func TestStorageReserve(t *testing.T) {
+	t.Parallel()
 	const mib = 1 << 20
 	disk := append(ocitest.Qcow2File(t), 0)
 	content := append([]byte{0}, bytes.Repeat(ocitest.Noise(1<<10), 32<<10)...)
@@ -73,6 +74,7 @@ func TestStorageReserve(t *testing.T) {
 
 // TestZeroesTakeNoRoom: holes do not count.
 func TestZeroesTakeNoRoom(t *testing.T) {
+	t.Parallel()
 	l := ocitest.NewLayout(t)
 	ref := l.SardinecakeOf(l.Blob(ocitest.RawLayer, ocitest.Zipped(t, "a.raw", make([]byte, 24<<20))))
 	small := &smallFS{total: 100 << 20, free: 11 << 20}
@@ -87,6 +89,7 @@ func TestZeroesTakeNoRoom(t *testing.T) {
 
 // TestReserveBeforePull: an image that would touch the reserve is not transferred.
 func TestReserveBeforePull(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	ref := pushRaw(t, f.Host, ocitest.Noise(12<<20), 0)
 	f.Sent.Store(0)
@@ -103,6 +106,7 @@ func TestReserveBeforePull(t *testing.T) {
 // TestParallelPullsAndReserve: of two pulls that do not both fit, the one that began
 // first does.
 func TestParallelPullsAndReserve(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	first := pushRaw(t, f.Host, ocitest.Noise(12<<20), 0)
 	store := newStore(t)
@@ -128,6 +132,7 @@ func TestParallelPullsAndReserve(t *testing.T) {
 
 // TestReserveOnTmpfs: a real file system, which is not the one of /.
 func TestReserveOnTmpfs(t *testing.T) {
+	t.Parallel()
 	small := ocitest.Mounted(t, "tmpfs", "size=64m")
 	store, err := Open(filepath.Join(small, "store"))
 	if err != nil {
@@ -147,6 +152,7 @@ func TestReserveOnTmpfs(t *testing.T) {
 
 // TestCheckBeforePull: who knows more than this package says no before the disks come.
 func TestCheckBeforePull(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	l := ocitest.NewLayout(t)
 	from := l.SardinecakeOf(l.Blob(ocitest.Qcow2Layer, ocitest.Zipped(t, "a.qcow2", append(ocitest.Qcow2File(t), ocitest.Noise(4<<20)...))))

@@ -50,6 +50,7 @@ func pullProcess(t *testing.T, store *Store, ref oci.Reference) *exec.Cmd {
 // TestPullResumes kills a process in the middle of a pull. What it had finished
 // is not transferred again.
 func TestPullResumes(t *testing.T) {
+	t.Parallel()
 	text := ocitest.Compressible(12 << 20)
 	tests := map[string]struct {
 		push func(t *testing.T, host string) oci.Reference
@@ -146,6 +147,7 @@ func waitForPartial(t *testing.T, store *Store, enough func(partial string) bool
 
 // TestPullDistrustsPartial damages what an interrupted pull left.
 func TestPullDistrustsPartial(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	text := ocitest.Compressible(12 << 20)
 	ref := pushRaw(t, f.Host, text, 512<<10)
@@ -201,6 +203,7 @@ func overwrite(path string, at int64, with []byte) error {
 
 // TestPullProcesses lets ten processes pull one image at the same time.
 func TestPullProcesses(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	content := ocitest.Noise(4 << 20)
 	ref := pushRaw(t, f.Host, content, 0)
@@ -263,6 +266,7 @@ func configOf(t *testing.T, ref oci.Reference) string {
 
 // TestHold: an image that was pulled cannot be removed before it is let go.
 func TestHold(t *testing.T) {
+	t.Parallel()
 	store := newStore(t)
 	first, err := store.Pull(t.Context(), ocitest.FixtureRef(t, "single", "latest"), PullOptions{})
 	if err != nil {
@@ -291,6 +295,7 @@ func TestHold(t *testing.T) {
 
 // TestPullDiskFull pulls into a small file system.
 func TestPullDiskFull(t *testing.T) {
+	t.Parallel()
 	small := ocitest.Mounted(t, "tmpfs", "size=8m")
 	tests := map[string][]byte{
 		"seen at once":     ocitest.Noise(12 << 20),
@@ -323,6 +328,7 @@ func TestPullDiskFull(t *testing.T) {
 
 // TestPullReadOnly: what a store holds can be used though it cannot be written.
 func TestPullReadOnly(t *testing.T) {
+	t.Parallel()
 	store := newStore(t)
 	pulled, err := store.Pull(t.Context(), ocitest.FixtureRef(t, "single", "latest"), PullOptions{})
 	if err != nil {

@@ -44,6 +44,7 @@ func pushRaw(t *testing.T, host string, content []byte, piece int64) oci.Referen
 
 // TestPullThroughFaults: what may pass is tried again.
 func TestPullThroughFaults(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	content := ocitest.Noise(5 << 20)
 	ref := pushRaw(t, f.Host, content, 0)
@@ -85,6 +86,7 @@ func TestPullThroughFaults(t *testing.T) {
 
 // TestRetryAfter: a registry that says how long to wait is not asked before.
 func TestRetryAfter(t *testing.T) {
+	t.Parallel()
 	for what, matches := range map[string]func(*http.Request) bool{
 		"manifest": func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/manifests/") },
 		"blob":     func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/blobs/") },
@@ -164,6 +166,7 @@ func (c *cutWriter) Write(p []byte) (int, error) {
 // TestPullGoesOn: a blob whose connection breaks again and again is taken up
 // where it broke, and is transferred once in all.
 func TestPullGoesOn(t *testing.T) {
+	t.Parallel()
 	for name, hang := range map[string]bool{"broken": false, "stalled": true} {
 		t.Run(name, func(t *testing.T) {
 			f := ocitest.NewFaultyRegistry(t)
@@ -195,6 +198,7 @@ func TestPullGoesOn(t *testing.T) {
 // TestPullGivesUp: a registry that stays broken ends a pull in time, with an
 // error that is not final.
 func TestPullGivesUp(t *testing.T) {
+	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
 	ref := pushRaw(t, f.Host, ocitest.Noise(1<<20), 0)
 	short := registry.RetryPolicy{InitialDelay: time.Millisecond, MaxDelay: 5 * time.Millisecond, Timeout: 100 * time.Millisecond, StallTimeout: 100 * time.Millisecond}

@@ -20,6 +20,7 @@ import (
 // TestToken talks to a registry as GitLab runs one: passwords go to a token
 // service alone, and the registry wants its tokens.
 func TestToken(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	var tokens atomic.Int64
 	status := atomic.Int64{}

@@ -118,6 +118,7 @@ func (p pulling) wait(t *testing.T) error {
 // TestSlowRegistryDelaysNoOther: a registry that serves an image's manifest and then stands
 // still keeps its own jobs waiting, and no job of another registry.
 func TestSlowRegistryDelaysNoOther(t *testing.T) {
+	t.Parallel()
 	honest, evil := ocitest.NewPlainRegistry(t), ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, honest.Host, evil.Host)
 	content := ocitest.Noise(100_000)
@@ -150,6 +151,7 @@ func TestSlowRegistryDelaysNoOther(t *testing.T) {
 // TestStalledPullIsOvertaken: of two jobs that want one image from one repository, the second
 // waits, and no longer than the first makes progress.
 func TestStalledPullIsOvertaken(t *testing.T) {
+	t.Parallel()
 	p := ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, p.Host)
 	content := ocitest.Noise(100_000)
@@ -200,6 +202,7 @@ func checkTidy(t *testing.T, s *Store) {
 
 // TestManyOvertake: of those who wait for a pull that has stalled, one pulls.
 func TestManyOvertake(t *testing.T) {
+	t.Parallel()
 	p := ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, p.Host)
 	_, layer := ocitest.ContainerDisk(t, ocitest.Noise(100_000), p)
@@ -226,6 +229,7 @@ func TestManyOvertake(t *testing.T) {
 
 // TestStallWatch has a clock of its own.
 func TestStallWatch(t *testing.T) {
+	t.Parallel()
 	const stall = 10 * time.Second
 	tests := map[string]struct {
 		state func(second int) turnState
@@ -263,6 +267,7 @@ func TestStallWatch(t *testing.T) {
 
 // TestWaitingEnds: those who wait for a turn end with their context.
 func TestWaitingEnds(t *testing.T) {
+	t.Parallel()
 	p := ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, p.Host)
 	_, layer := ocitest.ContainerDisk(t, ocitest.Noise(10_000), p)
@@ -282,6 +287,7 @@ func TestWaitingEnds(t *testing.T) {
 
 // TestPartialOfAPullStays: prune leaves what a process pulls, and removes what it left.
 func TestPartialOfAPullStays(t *testing.T) {
+	t.Parallel()
 	p := ocitest.NewPlainRegistry(t)
 	ocitest.TrustInsecure(t, p.Host)
 	_, layer := ocitest.ContainerDisk(t, ocitest.Noise(10_000), p)

@@ -65,6 +65,7 @@ func rewriteJSON(t *testing.T, path string, v any) {
 // TestUpgrade: images that an older version stored stay in use if they are what their manifest
 // means, and are pulled again, without touching the old files, if an index may have had a say.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	disk := ocitest.Qcow2File(t)
 	artifact := func(p *ocitest.PlainRegistry, typed, layerType string) v1.Descriptor {
 		config, layer := p.Blob(v1.MediaTypeEmptyJSON, []byte("{}")), p.Blob(layerType, disk)
@@ -164,6 +165,7 @@ func checkOlderInventory(t *testing.T, s *Store, image *oci.Image, adopted bool)
 
 // TestKeyNames: what is no image's directory is left alone.
 func TestKeyNames(t *testing.T) {
+	t.Parallel()
 	d := digest.FromString("x")
 	older, now := "sha256-"+d.Encoded(), "sha256-"+d.Encoded()+".0123456789abcdef0123456789abcdef"
 	tests := map[string]struct {

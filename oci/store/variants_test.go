@@ -10,10 +10,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/opencontainers/image-spec/specs-go/v1"
-
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/internal/ocitest"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // A variant is an image of a known format, as some publishers make it.
@@ -86,6 +86,7 @@ func pullVariant(t *testing.T, v variant) (*Store, *oci.Image, error) {
 
 // TestVariants pulls what publishers make of the formats.
 func TestVariants(t *testing.T) {
+	t.Parallel()
 	qcow2 := ocitest.Qcow2File(t)
 	raw := append(ocitest.Noise(510), 0x55, 0xaa)
 	raw = append(raw, ocitest.Noise(50_000)...)
@@ -150,6 +151,7 @@ func TestVariants(t *testing.T) {
 
 // TestVariantsRefused: the error says what is there.
 func TestVariantsRefused(t *testing.T) {
+	t.Parallel()
 	qcow2 := ocitest.Qcow2File(t)
 	file := func(name string) ocitest.TarEntry { return ocitest.TarEntry{Name: name, Content: string(qcow2)} }
 	link := func(name, target string) ocitest.TarEntry { return ocitest.TarEntry{Name: name, Link: target} }

@@ -16,6 +16,7 @@ import (
 // TestManifestAsLayer: what is a layer of one image and a manifest of another is
 // copied as both, in whatever order they come, with all that it names.
 func TestManifestAsLayer(t *testing.T) {
+	t.Parallel()
 	for _, layerFirst := range []bool{true, false} {
 		m := ocitest.NewFaultyRegistry(t)
 		l := ocitest.NewLayout(t)
@@ -43,6 +44,7 @@ func TestManifestAsLayer(t *testing.T) {
 // TestManyManifests: those of one image, which are kept in memory, are not without
 // bounds.
 func TestManyManifests(t *testing.T) {
+	t.Parallel()
 	l := ocitest.NewLayout(t)
 	var children []v1.Descriptor
 	for i := range 17 {

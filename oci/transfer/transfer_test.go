@@ -39,6 +39,7 @@ var persistent = registry.RetryPolicy{InitialDelay: time.Millisecond, MaxDelay: 
 // TestTransferStatus answers each request of one kind with an HTTP status, or the
 // first few of them.
 func TestTransferStatus(t *testing.T) {
+	t.Parallel()
 	// What is asked for in a fetch and in a push.
 	requests := map[string]func(r *http.Request) bool{
 		"ping":     func(r *http.Request) bool { return r.URL.Path == "/v2/" },
@@ -76,7 +77,7 @@ func TestTransferStatus(t *testing.T) {
 }
 
 func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body string, want error) {
-	m := ocitest.StartFaultyRegistry(t)
+	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	creds := registry.Credentials{Insecure: true}
 	push := func(retries registry.RetryPolicy) error {
@@ -123,6 +124,7 @@ func testStatus(t *testing.T, matches func(*http.Request) bool, status int, body
 
 // TestTransferDropped hangs up in the midst of each blob, once.
 func TestTransferDropped(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/chunked:1")
 	var uploads atomic.Int64
@@ -172,6 +174,7 @@ func (c *cutter) Write(p []byte) (int, error) {
 
 // TestPushTwice: what is there is not sent again.
 func TestPushTwice(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	for _, tag := range []string{"1", "2"} {
 		if _, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ocitest.MustParse(t, m.Host+"/vms/single:"+tag), Options{}); err != nil {
@@ -185,6 +188,7 @@ func TestPushTwice(t *testing.T) {
 
 // TestPushDigest: a reference by digest holds nothing else.
 func TestPushDigest(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	d := ocitest.ReadExpected(t, "single").Manifests[0].Manifest
 	for name, want := range map[digest.Digest]error{d: nil, digest.FromString(""): oci.ErrReference} {
@@ -198,6 +202,7 @@ func TestPushDigest(t *testing.T) {
 // TestTransferIndex copies an index in an index, with a container image, an
 // attestation and a child that is named twice.
 func TestTransferIndex(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	l := ocitest.NewLayout(t)
 	put := func(v any, mediaType string) v1.Descriptor {
@@ -252,6 +257,7 @@ func TestTransferIndex(t *testing.T) {
 // TestFetchMends fetches into a layout in which blobs are damaged or missing; the
 // others are not asked for again.
 func TestFetchMends(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/chunked:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "chunked", "latest"), ref, Options{}); err != nil {
@@ -306,6 +312,7 @@ func TestFetchMends(t *testing.T) {
 
 // TestFetchInterrupted: what was there stays, and a second try goes on.
 func TestFetchInterrupted(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	first, second := ocitest.MustParse(t, m.Host+"/vms/a:1"), ocitest.MustParse(t, m.Host+"/vms/b:1")
 	for ref, fixture := range map[oci.Reference]string{first: "single", second: "chunked"} {
@@ -349,6 +356,7 @@ func TestFetchInterrupted(t *testing.T) {
 // TestFetchIndexJSON: entries with other tags stay, of those with ours one is
 // left, which every tool finds.
 func TestFetchIndexJSON(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{}); err != nil {
@@ -377,6 +385,7 @@ func TestFetchIndexJSON(t *testing.T) {
 
 // TestFetchRefuses finds a bad destination before it moves a byte.
 func TestFetchRefuses(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{}); err != nil {
@@ -418,6 +427,7 @@ func TestFetchRefuses(t *testing.T) {
 // TestFetchGarbage: what a tag stood for before can be freed by umoci. (Not in a
 // layout with an image of the Python tool, whose times it cannot read.)
 func TestFetchGarbage(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	layout := filepath.Join(t.TempDir(), "layout")
 	var d digest.Digest
@@ -449,6 +459,7 @@ func TestFetchGarbage(t *testing.T) {
 // TestFetchDiskFull: where there is no room nothing is left, and it is said how
 // much there should be.
 func TestFetchDiskFull(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/twodisk:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "twodisk", "latest"), ref, Options{}); err != nil {
@@ -464,6 +475,7 @@ func TestFetchDiskFull(t *testing.T) {
 
 // TestFetchAlone: of two that write to one layout, one waits.
 func TestFetchAlone(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "dir")
 	first, err := layout.OpenWriter(t.Context(), dir, "1", func() {})
 	if err != nil {
@@ -487,6 +499,7 @@ func TestFetchAlone(t *testing.T) {
 
 // TestTransferHostile: a registry that gives other bytes than it should.
 func TestTransferHostile(t *testing.T) {
+	t.Parallel()
 	m := ocitest.NewFaultyRegistry(t)
 	ref := ocitest.MustParse(t, m.Host+"/vms/single:1")
 	if _, err := Push(t.Context(), ocitest.FixtureRef(t, "single", "latest"), ref, Options{}); err != nil {
@@ -517,6 +530,7 @@ func TestTransferHostile(t *testing.T) {
 }
 
 func TestLayoutIn(t *testing.T) {
+	t.Parallel()
 	for text, want := range map[string]string{
 		"debian:12":              "oci:/srv/docker.io/library/debian:12",
 		"r.example:5000/a/b":     "oci:/srv/r.example_5000/a/b:latest",

@@ -35,17 +35,8 @@ type FaultyRegistry struct {
 	Requests, Uploads, Blobs atomic.Int64
 }
 
-// NewFaultyRegistry starts a registry, and names it insecure for this test.
+// NewFaultyRegistry starts a registry, and names it insecure.
 func NewFaultyRegistry(t *testing.T) *FaultyRegistry {
-	t.Helper()
-	f := StartFaultyRegistry(t)
-	TrustInsecure(t, f.Host)
-	return f
-}
-
-// StartFaultyRegistry starts a registry in a parallel test, which cannot name it insecure:
-// that takes an environment variable.
-func StartFaultyRegistry(t *testing.T) *FaultyRegistry {
 	t.Helper()
 	quiet := log.New(io.Discard, "", 0)
 	f := &FaultyRegistry{Gets: map[string]int{}, Registry: registry.New(registry.Logger(quiet))}
@@ -54,21 +45,33 @@ func StartFaultyRegistry(t *testing.T) *FaultyRegistry {
 	server.Start()
 	t.Cleanup(server.Close)
 	f.Host = strings.TrimPrefix(server.URL, "http://")
+	TrustInsecure(t, f.Host)
 	return f
 }
 
-// TrustInsecure names hosts, and no others, as registries of plain HTTP for this test.
+// insecure are the hosts that TrustInsecure has named.
+var insecure struct {
+	sync.Mutex
+	hosts []string
+}
+
+// TrustInsecure names hosts, besides those of other tests, as registries of plain HTTP: tests
+// share an environment, and may be parallel. [AtHome] must have made the home.
 func TrustInsecure(t *testing.T, hosts ...string) {
 	t.Helper()
+	insecure.Lock()
+	defer insecure.Unlock()
+	insecure.hosts = append(insecure.hosts, hosts...)
 	var text strings.Builder
-	for _, host := range hosts {
+	for _, host := range insecure.hosts {
 		fmt.Fprintf(&text, "[[registry]]\nlocation = %q\ninsecure = true\n", host)
 	}
-	conf := filepath.Join(t.TempDir(), "registries.conf")
+	// A file of its own: containers/image reads each once.
+	conf := filepath.Join(home, fmt.Sprintf("registries-%d.conf", len(insecure.hosts)))
 	if err := os.WriteFile(conf, []byte(text.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
+	os.Setenv("CONTAINERS_REGISTRIES_CONF", conf)
 }
 
 // Fail sets what may answer requests before the registry, and reports whether it did. With

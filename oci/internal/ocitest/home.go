@@ -10,9 +10,14 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
+// home is the directory of AtHome.
+var home string
+
+// AtHome runs the tests of a package in a home of their own, which holds no settings for
+// registries.
 func AtHome(m *testing.M) int {
-	home, err := os.MkdirTemp("", "oci-test-home-")
-	if err != nil {
+	var err error
+	if home, err = os.MkdirTemp("", "oci-test-home-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
