@@ -1,6 +1,7 @@
 package ocitest
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -36,6 +37,7 @@ func AtHome(m *testing.M) int {
 			os.Unsetenv(name)
 		}
 	}
-	logrus.SetOutput(io.Discard) // where containers/image logs to
+	logrus.SetOutput(io.Discard)   // where containers/image logs to
+	flag.Set("test.parallel", "4") // half of the time they wait
 	return m.Run()
 }

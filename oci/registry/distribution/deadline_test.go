@@ -70,6 +70,7 @@ func TestDeadlines(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n := newNetwork(t)
 			handler := test.handler
 			if test.realm != nil {

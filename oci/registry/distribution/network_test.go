@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -40,6 +41,7 @@ func TestMain(m *testing.M) {
 		log.Fatal(err)
 	}
 	os.Setenv("HOME", home)
+	flag.Set("test.parallel", "8") // they mostly wait
 	code := m.Run()
 	os.RemoveAll(home)
 	os.Exit(code)
