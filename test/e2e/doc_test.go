@@ -83,7 +83,7 @@ func testsIn(t *testing.T, dir string) map[string]bool {
 			continue
 		}
 		for _, decl := range file.Decls {
-			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil && isTest.MatchString(f.Name.Name) {
+			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil && f.Name.Name != "TestMain" && isTest.MatchString(f.Name.Name) {
 				found[f.Name.Name] = true
 			}
 		}
