@@ -4,6 +4,7 @@ package metrics
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,10 +26,10 @@ import (
 var phaseBuckets = []float64{0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800, 3600}
 
 const (
-	// lockTimeout bounds the wait for other stages, which hold the lock for
+	// defaultLockTimeout bounds the wait for other stages, which hold the lock for
 	// milliseconds; a stopped one must not block the others.
-	lockTimeout = 5 * time.Second
-	lockPoll    = 2 * time.Millisecond
+	defaultLockTimeout = 5 * time.Second
+	lockPoll           = 2 * time.Millisecond
 	// LockSuffix is appended to the name of the metrics file for the lock file.
 	LockSuffix = ".lock"
 )
@@ -59,7 +60,10 @@ var metricHelp = map[string]string{
 // Changes are what one process adds to the metrics file, in Prometheus' text format.
 // Each stage is a process of its own, so the file holds the sums. The zero value is
 // ready to use.
-type Changes struct{ changes []func(families) }
+type Changes struct {
+	changes     []func(families)
+	lockTimeout time.Duration // 0: defaultLockTimeout
+}
 
 // Count adds n to a counter; labels are names and values in turn.
 func (m *Changes) Count(name string, n float64, labels ...string) {
@@ -112,7 +116,7 @@ func (m *Changes) Write(path string) error {
 	if path == "" || len(changes) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), lockTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(m.lockTimeout, defaultLockTimeout))
 	defer cancel()
 	lock := flock.New(path + LockSuffix)
 	if _, err := lock.TryLockContext(ctx, lockPoll); err != nil {

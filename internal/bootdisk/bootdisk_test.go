@@ -15,10 +15,11 @@ const diskSize = 4 << 20
 // blank is an empty disk.
 func blank() []byte { return make([]byte, diskSize) }
 
-// partitioned is a disk that sfdisk has written a table to.
+// partitioned is a disk that sfdisk has written a table to. sfdisk waits 250 ms before it
+// tells a kernel.
 func partitioned(t *testing.T, script string) []byte {
 	t.Helper()
-	return runWith(t, script, blank(), "/sbin/sfdisk", "--quiet")
+	return runWith(t, script, blank(), "/sbin/sfdisk", "--quiet", "--no-tell-kernel")
 }
 
 // installed is a FAT file system with the boot sector of syslinux.
