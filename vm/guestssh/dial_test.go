@@ -46,6 +46,7 @@ func startServer(t *testing.T, quiet time.Duration) (addr string, connections *a
 // The sshd of an emulated guest needs the CPU for every connection. A client that
 // connects too often gets no banner at all.
 func TestDialDoesNotStarveASlowServer(t *testing.T) {
+	t.Parallel()
 	for name, direct := range map[string]bool{"direct": true, "forwarded": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -69,8 +70,9 @@ func TestDialAfterAttemptsAreLost(t *testing.T) {
 	t.Parallel()
 	addr, _ := startServer(t, 0)
 	d := newDialer(addr, false)
+	accepted := time.Now().Add(2*minInterval - bannerInterval)
 	for lost := range maxPending {
-		d.pending[-1-lost] = time.Now()
+		d.pending[-1-lost] = accepted
 		defer func() { d.results <- result{attempt: -1 - lost} }() // abandon waits for them
 	}
 	ctx, cancel := context.WithTimeout(testContext(t), bannerTimeout-bannerInterval)
@@ -218,7 +220,7 @@ func TestDialWaitsForAStalledGuest(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*minInterval)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*minInterval)
 	defer cancel()
 	if _, err := Dial(ctx, l.Addr().String(), func() bool { return true }); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -160,6 +161,7 @@ func startAgent(t *testing.T, key ed25519.PrivateKey) (socket string) {
 // While a guest boots, connections are refused, then accepted and lost. At last a server
 // answers.
 func TestDialWaitsForTheServer(t *testing.T) {
+	t.Parallel()
 	addr, listen := reservePort(t)
 	ctx := testContext(t)
 	found := make(chan error, 1)
@@ -224,6 +226,7 @@ func reservePort(t testing.TB) (addr string, listen func() net.Listener) {
 }
 
 func TestDialGivesUpAtTheDeadline(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0") // accepts and never replies
 	if err != nil {
 		t.Fatal(err)
@@ -237,6 +240,7 @@ func TestDialGivesUpAtTheDeadline(t *testing.T) {
 }
 
 func TestRun(t *testing.T) {
+	t.Parallel()
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
 	if err != nil {
@@ -337,29 +341,52 @@ func heapInUse() uint64 {
 }
 
 // A daemon that a script leaves in the background holds the pipes of the session. The job
-// ends with the script and loses none of its output.
+// ends with the script and loses none of its output, nor what comes a moment later.
 func TestRunDoesNotWaitForDaemons(t *testing.T) {
 	t.Parallel()
-	s := newSSHServer(t)
-	client, err := logIn(t, s, goodLogin, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var stdout bytes.Buffer
-	status, err := client.Run(testContext(t), Command{
-		Line: "sleep 1000 & head -c 1000000 /dev/zero; exit 5", Stdout: &stdout,
-	})
-	t.Cleanup(func() { syscall.Kill(-<-s.pids, syscall.SIGKILL) })
-	if err != nil || status != 5 || stdout.Len() != 1000000 {
-		t.Errorf("got status %d, %d bytes, error %v; want 5, 1000000", status, stdout.Len(), err)
+	const size = 1000000
+	for name, cmd := range map[string]Command{
+		"silent":  {Line: fmt.Sprintf("(sleep 0.1; echo late; exec sleep 1000) & head -c %d /dev/zero; exit 5", size-len("late\n")), drainTimeout: time.Hour},
+		"talking": {Line: fmt.Sprintf("head -c %d /dev/zero; while :; do echo; sleep 0.01; done & exit 5", size), drainTimeout: 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSSHServer(t)
+			client, err := logIn(t, s, goodLogin, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stdout counter
+			cmd.Stdout = &stdout
+			ctx := testContext(t)
+			status, err := client.Run(ctx, cmd)
+			t.Cleanup(func() { syscall.Kill(-<-s.pids, syscall.SIGKILL) })
+			if ctx.Err() != nil {
+				t.Error("it waited for the daemon")
+			}
+			if n := stdout.n.Load(); err != nil || status != 5 || n < size || name == "silent" && n > size {
+				t.Errorf("got status %d, %d bytes, error %v; want 5, %d", status, n, err, size)
+			}
+		})
 	}
 }
 
+// counter counts bytes, also those that come after Run.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return len(p), nil
+}
+
 // slowWriter is a runner that reads slowly.
-type slowWriter struct{ n int }
+type slowWriter struct {
+	pause time.Duration
+	n     int
+}
 
 func (w *slowWriter) Write(p []byte) (int, error) {
-	time.Sleep(2 * drainIdle)
+	time.Sleep(w.pause)
 	w.n += len(p)
 	return len(p), nil
 }
@@ -371,8 +398,9 @@ func TestRunWaitsForASlowReader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &slowWriter{}
-	status, err := client.Run(testContext(t), Command{Line: "sleep 1000 & head -c 40000 /dev/zero", Stdout: w})
+	const idle = 300 * time.Millisecond
+	w := &slowWriter{pause: 2 * idle}
+	status, err := client.Run(testContext(t), Command{Line: "sleep 1000 & head -c 40000 /dev/zero", Stdout: w, drainIdle: idle})
 	t.Cleanup(func() { syscall.Kill(-<-s.pids, syscall.SIGKILL) })
 	if err != nil || status != 0 || w.n != 40000 {
 		t.Errorf("got status %d, %d bytes, error %v; want 0, 40000", status, w.n, err)
@@ -380,6 +408,7 @@ func TestRunWaitsForASlowReader(t *testing.T) {
 }
 
 func TestRunSaysThatTheGuestIsLost(t *testing.T) {
+	t.Parallel()
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
 	if err != nil {
@@ -430,6 +459,7 @@ func TestRunDoesNotWaitForAMuteServer(t *testing.T) {
 
 // A cancelled stage must not leave its script running: after_script may follow.
 func TestCancelledRunEndsTheCommand(t *testing.T) {
+	t.Parallel()
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
 	if err != nil {
@@ -463,6 +493,7 @@ func TestCancelledRunEndsTheCommand(t *testing.T) {
 // Nothing is sent to a guest that stands still, and it is given its time. One that comes
 // back goes on; one that does not is lost, and the error says for how long.
 func TestKeepaliveOfAGuestThatStandsStill(t *testing.T) {
+	t.Parallel()
 	s := newSSHServer(t)
 	client, err := logIn(t, s, goodLogin, nil)
 	if err != nil {

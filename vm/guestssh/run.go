@@ -50,6 +50,8 @@ type Command struct {
 	Stderr io.Writer
 	// Keepalive detects a lost guest. Zero times report it after 60 to 80 s.
 	Keepalive Keepalive
+
+	drainIdle, drainTimeout time.Duration // 0: the constants
 }
 
 // Run runs one command and returns its exit status; 128+n if signal n ended it, as in a
@@ -78,7 +80,7 @@ func (c *Client) Run(ctx context.Context, cmd Command) (int, error) {
 
 	select {
 	case e := <-exited:
-		output.drain(ctx)
+		output.drain(ctx, cmp.Or(cmd.drainIdle, drainIdle), cmp.Or(cmd.drainTimeout, drainTimeout))
 		if err := output.err(); err != nil {
 			return 0, err
 		}
@@ -237,10 +239,11 @@ func (o *output) err() error {
 }
 
 // drain waits for the remaining output of a command that has ended: until the streams end,
-// or until no output has come for drainIdle although our side was ready to read.
-func (o *output) drain(ctx context.Context) {
+// until no output has come for the time idle although our side was ready to read, or until
+// timeout.
+func (o *output) drain(ctx context.Context, idle, timeout time.Duration) {
 	began := time.Now()
-	tick := time.NewTicker(drainIdle / 10)
+	tick := time.NewTicker(idle / 10)
 	defer tick.Stop()
 	for {
 		select {
@@ -257,7 +260,7 @@ func (o *output) drain(ctx context.Context) {
 		if last.Before(began) {
 			last = began
 		}
-		if time.Since(last) > drainIdle || time.Since(began) > drainTimeout {
+		if time.Since(last) > idle || time.Since(began) > timeout {
 			return
 		}
 	}

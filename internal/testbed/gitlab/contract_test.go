@@ -18,6 +18,7 @@ import (
 // stages share, and which are gone after its cleanup. Between two attempts passes
 // some time.
 func TestAttempts(t *testing.T) {
+	t.Parallel()
 	const show = `echo "$PWD $(stat -c %i $JOB_RESPONSE_FILE)" >&2;`
 	runner := shell(t, map[string]string{"config": show + shellConfig, "prepare": show + "exit 2", "cleanup": show})
 	runner.PrepareWait = 150 * time.Millisecond
@@ -47,6 +48,7 @@ func TestAttempts(t *testing.T) {
 // The environment of a stage, from the runner's own to the job's: the last value
 // of a name wins.
 func TestEnvironmentOrder(t *testing.T) {
+	t.Parallel()
 	show := `echo "$MACHINE|$BUILD_FAILURE_EXIT_CODE|$CUSTOM_ENV_MACHINE|$CUSTOM_ENV_FF_USE_FASTZIP|${CUSTOM_ENV_CI_JOB_IMAGE-none}|$CUSTOM_ENV_CI_JOB_SERVICES|$RUNNERS" >&2;`
 	runner := shell(t, map[string]string{
 		"config":  show + `echo '{"builds_dir":"/b","cache_dir":"/c","job_env":{"MACHINE":"of config","BUILD_FAILURE_EXIT_CODE":"5"}}'`,
@@ -86,6 +88,7 @@ func TestEnvironmentOrder(t *testing.T) {
 
 // The payload has what the environment has not.
 func TestPayload(t *testing.T) {
+	t.Parallel()
 	runner := shell(t, map[string]string{"config": `cat $JOB_RESPONSE_FILE >&2; ` + shellConfig})
 	result := runner.Run(deadline(t), Job{
 		ID: 7, Timeout: 90 * time.Second,
@@ -116,6 +119,7 @@ func TestPayload(t *testing.T) {
 // Of a file variable, stages get the content, and scripts a path; a stage of its
 // own removes the file.
 func TestFileVariables(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	runner := shell(t, map[string]string{
 		"config":  `echo '{"builds_dir":"` + dir + `","cache_dir":"/cache"}'`,
@@ -275,6 +279,7 @@ func TestCodeFileIsShared(t *testing.T) {
 
 // Who sees what of a stage's output, and of its failure.
 func TestWhoSeesWhat(t *testing.T) {
+	t.Parallel()
 	runner := shell(t, map[string]string{
 		"config":  `echo config-err >&2; ` + shellConfig,
 		"prepare": `echo prepare-out; echo prepare-err >&2; echo "$CUSTOM_ENV_SECRET $CUSTOM_ENV_CI_JOB_TOKEN"`,
@@ -303,11 +308,13 @@ func TestWhoSeesWhat(t *testing.T) {
 	}
 }
 
-const untilTerm = `echo running; while :; do sleep 0.05; done`
+// untilTerm waits for a signal, which ends the whole group.
+const untilTerm = `echo running; while :; do sleep 0.5; done`
 
 // A stage whose time is over gets SIGTERM, and its status is believed all the
 // same. Scripts have the time of the job.
 func TestStageTimeout(t *testing.T) {
+	t.Parallel()
 	for status, want := range map[int][]string{
 		0: {"config", "prepare", StageBuildScript, "cleanup"},
 		1: {"config", "prepare", "cleanup"},
@@ -382,6 +389,7 @@ func checkExpired(t *testing.T, result Result, killed string, stages []string) {
 
 // A graceful cancel ends the script; what follows a script that failed follows.
 func TestGracefulCancel(t *testing.T) {
+	t.Parallel()
 	runner := shell(t, map[string]string{"run": `[ $2 = build_script ] || exit 0; trap 'exit 2' TERM; ` + untilTerm})
 	build := runner.Start(deadline(t), Job{Script: "true", AfterScript: "true", Scripts: map[string]string{StageUploadArtifactsOnFailure: "true"}})
 	if err := build.Log().WaitFor(deadline(t), "running"); err != nil {
@@ -408,6 +416,7 @@ func TestGracefulCancel(t *testing.T) {
 
 // Cleanup is not kept waiting for ever by a script that does not end.
 func TestCleanupBesideRun(t *testing.T) {
+	t.Parallel()
 	flag := filepath.Join(t.TempDir(), "cleaned")
 	runner := shell(t, map[string]string{
 		"run":     `trap '' TERM; echo running; while ! [ -e ` + flag + ` ]; do sleep 0.05; done; exit 2`,

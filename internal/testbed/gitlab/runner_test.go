@@ -83,6 +83,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 func TestEnvironment(t *testing.T) {
+	t.Parallel()
 	const show = `echo "$PWD|$TMPDIR|$(stat -c %a $TMPDIR)|$(cat)|${MACHINE-unset}|$CUSTOM_ENV_CI_JOB_ID|$CUSTOM_ENV_CI_JOB_IMAGE|$CUSTOM_ENV_CI_BUILDS_DIR|$CUSTOM_ENV_CI_PROJECT_DIR|$BUILD_FAILURE_EXIT_CODE|$SYSTEM_FAILURE_EXIT_CODE|$(stat -c %a $JOB_RESPONSE_FILE)|$MINE|$CUSTOM_ENV_MINE" >&2;`
 	runner := shell(t, map[string]string{"config": show + shellConfig, "prepare": show, "cleanup": show})
 	job := Job{ID: 5, Image: &Image{Name: "registry/image:tag"}, Variables: []Variable{{Key: "MINE", Value: "author"}}}
@@ -106,6 +107,7 @@ func TestEnvironment(t *testing.T) {
 }
 
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	job := Job{
 		Variables:   []Variable{{Key: "QUOTED", Value: "it's $HOME"}},
 		Script:      "echo \"$QUOTED in $PWD\"\nfalse\necho not reached",
@@ -131,6 +133,7 @@ func TestScripts(t *testing.T) {
 
 // The shell that config names gets a script in its language.
 func TestPowerShellScripts(t *testing.T) {
+	t.Parallel()
 	job := Job{Variables: []Variable{{Key: "QUOTED", Value: "it's \"$HOME\" `x`\nüß"}}, Script: "echo one\necho two"}
 	const check = "if(!$?) { Exit &{if($LASTEXITCODE) {$LASTEXITCODE} else {1}} }\n\n"
 	const body = "$QUOTED=\"it`'s `\"`$HOME`\" ``x```nüß\"\n$env:QUOTED=$QUOTED\n" +
@@ -156,13 +159,14 @@ func TestPowerShellScripts(t *testing.T) {
 }
 
 func TestCancel(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name    string
 		run     string
 		killed  bool
 		outcome int
 	}{
-		{"ends at once", `trap 'exit 2' TERM; echo running; while :; do sleep 0.05; done`, false, 2},
+		{"ends at once", `trap 'exit 2' TERM; ` + untilTerm, false, 2},
 		{"deaf", `trap '' TERM; echo running; exec sleep 60`, true, -1},
 	}
 	for _, test := range tests {
@@ -191,7 +195,8 @@ func TestCancel(t *testing.T) {
 
 // A job that is canceled while it is prepared is cleaned up, and not tried again.
 func TestCancelPrepare(t *testing.T) {
-	runner := shell(t, map[string]string{"prepare": `trap 'exit 2' TERM; echo running; while :; do sleep 0.05; done`})
+	t.Parallel()
+	runner := shell(t, map[string]string{"prepare": `trap 'exit 2' TERM; ` + untilTerm})
 	build := runner.Start(deadline(t), Job{Script: "true"})
 	if err := build.Log().WaitFor(deadline(t), "running"); err != nil {
 		t.Fatal(err)
@@ -205,7 +210,8 @@ func TestCancelPrepare(t *testing.T) {
 
 // The signal of somebody else reaches the whole process group; the runner goes on.
 func TestSignal(t *testing.T) {
-	runner := shell(t, map[string]string{"run": `trap 'exit 2' TERM; echo running; while :; do sleep 0.05; done`})
+	t.Parallel()
+	runner := shell(t, map[string]string{"run": `trap 'exit 2' TERM; ` + untilTerm})
 	build := runner.Start(deadline(t), Job{Script: "true"})
 	if err := build.Log().WaitFor(deadline(t), "running"); err != nil {
 		t.Fatal(err)
@@ -221,6 +227,7 @@ func TestSignal(t *testing.T) {
 
 // A daemon that inherits the output keeps the stage from ending.
 func TestOutputHeld(t *testing.T) {
+	t.Parallel()
 	runner := shell(t, map[string]string{"cleanup": "kill $(cat $PIDFILE)"})
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	runner.Env = append(runner.Env, "PIDFILE="+pidFile, "ON_prepare=sleep 60 & echo $! >$PIDFILE")
