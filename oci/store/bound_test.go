@@ -362,7 +362,7 @@ func TestRefusedAtOnce(t *testing.T) {
 		}, some, oci.ErrFormat, "text"},
 		"name in gzip": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(layer(l, ocitest.RawLayer, "a/..", ocitest.Noise(5<<20)))
-		}, some, oci.ErrInvalid, `"a/.."`},
+		}, 1 << 20, oci.ErrInvalid, `"a/.."`}, // the next read ahead waits for more
 		"qcow2 that is none": {func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(layer(l, ocitest.Qcow2Layer, "a.qcow2", ocitest.Noise(5<<20)))
 		}, some, oci.ErrFormat, "the layer says qcow2"},

@@ -134,6 +134,7 @@ func (d *streamDisk) write(ctx context.Context) error {
 	if d.state.Checkpoint == nil {
 		d.state.Name = plain.Name()
 		if err := d.u.checkName(d.number, d.state.Name); err != nil {
+			cancel() // Close waits for what is being read
 			return errors.Join(err, plain.Close())
 		}
 	}
