@@ -19,6 +19,7 @@ import (
 
 // A machine that cannot be used is removed, and its job is free to take another one.
 func TestTakeDropsWhatItCannotUse(t *testing.T) {
+	t.Parallel()
 	h := virttest.OpenEmpty(t)
 	root := t.TempDir()
 	claim := Claim{

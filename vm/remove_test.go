@@ -55,7 +55,8 @@ func TestRemoveIsIdempotent(t *testing.T) {
 // While another process starts or removes a machine, no other of that name is started: it would
 // lose its files to that process. A removal that nothing follows does not wait for long.
 func TestRemoveOfALockedMachine(t *testing.T) {
-	h := virttest.Open(t)
+	t.Parallel()
+	h := virttest.OpenEmpty(t)
 	metadata, err := record.Record{Job: "7"}.Metadata()
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,8 @@ const someMachine = "sardine-0123abcd-4711"
 
 // Concurrent sweeps do not remove a machine that is being started, and no prepare fails.
 func TestSweepBesidePrepare(t *testing.T) {
-	h := virttest.Open(t)
+	t.Parallel()
+	h := virttest.OpenEmpty(t)
 	root := t.TempDir()
 	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
 	overlays := filepath.Join(clones, someMachine)

@@ -55,11 +55,13 @@ func TestAdmissionByMemory(t *testing.T) {
 			said := make(chan string, 10)
 			policy, dir := Policy{
 				Reserve: int64(size.Memory) - 2048*mib + test.reserve,
-				Timeout: 3 * time.Second,
+				Timeout: time.Minute,
 				Waiting: func(reason string) { said <- reason },
 			}, t.TempDir()
+			if test.err != nil {
+				policy.Timeout = 3 * pollInterval / 2
+			}
 			if test.ends {
-				policy.Timeout = time.Minute
 				go func() {
 					said <- <-said // that it waits is known
 					if err := running.Destroy(context.Background()); err != nil {
@@ -223,6 +225,7 @@ func TestKilledStart(t *testing.T) {
 		io.Copy(io.Discard, os.Stdin) // until it is killed
 		return
 	}
+	t.Parallel()
 	h, dir := virttest.OpenEmpty(t), t.TempDir()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledStart$")
 	cmd.Env = append(os.Environ(), dirVariable+"="+dir)

@@ -19,7 +19,8 @@ const someMachine = "sardine-0123abcd-4711"
 
 // A sweep neither removes nor reports a machine that its own cleanup is removing.
 func TestSweepBesideCleanup(t *testing.T) {
-	h := virttest.Open(t)
+	t.Parallel()
+	h := virttest.OpenEmpty(t)
 	root := t.TempDir()
 	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
 	files := []string{jobDir, filepath.Join(clones, someMachine)}
@@ -57,7 +58,8 @@ func TestSweepBesideCleanup(t *testing.T) {
 
 // A sweep does not remove an expired machine that its job is removing or has removed.
 func TestRemoveExpired(t *testing.T) {
-	h := virttest.Open(t)
+	t.Parallel()
+	h := virttest.OpenEmpty(t)
 	root := t.TempDir()
 	clones, jobDir := filepath.Join(root, "clones"), filepath.Join(root, "jobs", someMachine)
 	if err := os.MkdirAll(jobDir, 0o700); err != nil {
