@@ -285,6 +285,7 @@ func hostileDisks(good func() qcow2, canary string) []hostileDisk {
 // with overlays, and read its disks with QEMU as libvirt would. The canary must never be
 // opened, and its name never be written.
 func TestHostileDisks(t *testing.T) {
+	t.Parallel()
 	canary := newCanary(t)
 	made := newQCOW2(t)
 	good := func() qcow2 { return bytes.Clone(made) }

@@ -375,6 +375,7 @@ func TestCleanup(t *testing.T) {
 // GitLab Runner does not retry cleanup, so cleanup waits for a libvirtd that restarts; but
 // not for one that is down, if there never was a machine.
 func TestCleanupRetries(t *testing.T) {
+	t.Parallel()
 	b, _ := prepared(t, "")
 	b.host.fail["remove"] = virt.ErrDisconnected
 	b.host.called["remove"] = func() { // once disconnected, once down
