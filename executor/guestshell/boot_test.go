@@ -46,7 +46,7 @@ func bootGuest(t *testing.T, path, shell string) guestFunc {
 func TestOtherBoot(t *testing.T) {
 	settings := config.Resolved{Shell: "bash", WaitFor: "login", GuestBuildsDir: t.TempDir(), GuestCacheDir: t.TempDir()}
 	for _, local := range localShells {
-		if _, err := exec.LookPath(strings.Fields(local.command)[0]); err != nil {
+		if !isHere(local.command) {
 			continue
 		}
 		t.Run(local.command, func(t *testing.T) {

@@ -18,6 +18,21 @@ var localShells = []struct{ shell, command string }{
 	{"bash", "bash"}, {"sh", "sh"}, {"sh", "dash"}, {"sh", "busybox sh"}, {"zsh", "zsh"},
 }
 
+// isHere reports whether a shell is on this host. dash is left out if it is sh.
+func isHere(command string) bool {
+	path, err := exec.LookPath(strings.Fields(command)[0])
+	if err != nil || command != "dash" {
+		return err == nil
+	}
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		return true
+	}
+	first, err1 := os.Stat(path)
+	second, err2 := os.Stat(sh)
+	return err1 != nil || err2 != nil || !os.SameFile(first, second)
+}
+
 // eachShell runs a script in each shell as an SSH server would: its command line is run by
 // the user's shell.
 func eachShell(t *testing.T, merged bool, script string, check func(t *testing.T, stdout, stderr string, status int)) {
@@ -25,7 +40,7 @@ func eachShell(t *testing.T, merged bool, script string, check func(t *testing.T
 	home := t.TempDir()
 	tried := 0
 	for _, local := range localShells {
-		if _, err := exec.LookPath(strings.Fields(local.command)[0]); err != nil {
+		if !isHere(local.command) {
 			continue
 		}
 		tried++
@@ -44,8 +59,8 @@ func eachShell(t *testing.T, merged bool, script string, check func(t *testing.T
 			check(t, stdout.String(), stderr.String(), cmd.ProcessState.ExitCode())
 		})
 	}
-	if tried < 3 {
-		t.Errorf("only %d shells are here", tried)
+	if tried < 2 {
+		t.Errorf("only %d shell is here", tried)
 	}
 }
 
@@ -103,7 +118,7 @@ func TestSmallScriptIsCutOff(t *testing.T) {
 
 // A shell does not read its script byte by byte.
 func TestLargeScript(t *testing.T) {
-	const size = 2 << 20
+	const size = largeMin * 3 / 4
 	var script strings.Builder
 	script.WriteString("v='" + strings.Repeat("\x01\x7f\u00e9 \\$x\"`\n", size/12) + "'\n")
 	for script.Len() < 2*size {
