@@ -99,7 +99,8 @@ mirror() {
 }
 
 # An initramfs with no more than the disk's drivers, for a machine that is
-# emulated; and nothing that waits for what the test host does not have.
+# emulated; and nothing that waits for what the test host does not have. There are
+# no locales, so cloud-init must not set one.
 configure='
 mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/etc/initramfs-tools"
 printf "MODULES=list\nCOMPRESS=lz4\n" >"$1/etc/initramfs-tools/conf.d/guest"
@@ -109,7 +110,7 @@ finish='
 chroot "$1" systemctl enable systemd-networkd
 chroot "$1" systemctl mask systemd-networkd-wait-online apt-daily.timer apt-daily-upgrade.timer man-db.timer
 rm -f "$1"/etc/ssh/ssh_host_*
-echo "datasource_list: [NoCloud, None]" >"$1/etc/cloud/cloud.cfg.d/90-guest.cfg"
+printf "datasource_list: [NoCloud, None]\nlocale: false\n" >"$1/etc/cloud/cloud.cfg.d/90-guest.cfg"
 echo "PARTLABEL=unused /unused none noauto 0 0" >"$1/etc/fstab"
 echo guest >"$1/etc/hostname"
 printf "[Match]\nName=en*\n[Network]\nDHCP=yes\n" >"$1/etc/systemd/network/80-dhcp.network"
