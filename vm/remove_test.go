@@ -17,7 +17,7 @@ import (
 )
 
 func TestRemoveLeavesOtherDomainsAlone(t *testing.T) {
-	h := virttest.Open(t)
+	h := virttest.OpenEmpty(t)
 	virttest.Start(t, h, &libvirtxml.Domain{Name: "sardine-00000000-1"})
 	clones, job := t.TempDir(), t.TempDir()
 	if err := removal.Remove(t.Context(), h, "sardine-00000000-1", Place{OverlayDir: clones, JobDir: job}); !errors.Is(err, record.ErrNotOurs) {
@@ -32,7 +32,7 @@ func TestRemoveLeavesOtherDomainsAlone(t *testing.T) {
 }
 
 func TestRemoveIsIdempotent(t *testing.T) {
-	h := virttest.Open(t)
+	h := virttest.OpenEmpty(t)
 	metadata, err := record.Record{Job: "7"}.Metadata()
 	if err != nil {
 		t.Fatal(err)
@@ -85,7 +85,7 @@ func TestRemoveOfALockedMachine(t *testing.T) {
 }
 
 func TestFindKnowsWhatIsNotOurs(t *testing.T) {
-	h := virttest.Open(t)
+	h := virttest.OpenEmpty(t)
 	virttest.Start(t, h, &libvirtxml.Domain{Name: "foreign"})
 	for name, want := range map[string]error{"foreign": record.ErrNotOurs, "none": virt.ErrNoDomain} {
 		if _, err := Find(t.Context(), h, name, t.TempDir()); !errors.Is(err, want) {
