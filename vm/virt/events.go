@@ -67,7 +67,7 @@ func (d *Domain) Events(ctx context.Context) (events <-chan Event, stop func(), 
 	if err := startLoop(); err != nil {
 		return nil, nil, fmt.Errorf("start the event loop of libvirt: %w", err)
 	}
-	s, err := await(ctx, "watch domain "+d.name, d.subscribe)
+	s, err := await(ctx, &d.calls, "watch domain "+d.name, d.subscribe)
 	if err != nil {
 		return nil, nil, err
 	}

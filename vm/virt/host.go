@@ -17,6 +17,7 @@ type Host struct {
 	conn       *libvirt.Connect
 	uri        string
 	keepEvents *sync.Once
+	calls      calls
 }
 
 // defaultURI is that of virsh: the system daemon for root, the user's own daemon
@@ -35,21 +36,18 @@ func Open(ctx context.Context, uri string) (*Host, error) {
 	if uri == "" {
 		uri = defaultURI()
 	}
-	conn, err := await(ctx, "connect to libvirt at "+uri, func() (*libvirt.Connect, error) {
+	conn, err := await(ctx, nil, "connect to libvirt at "+uri, func() (*libvirt.Connect, error) {
 		_ = startLoop() // without it there are no events, and Domain.Events says so
 		return libvirt.NewConnect(uri)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w: is libvirtd running, and may this user use it? (try: virsh -c %s list)", ErrUnreachable, err, uri)
 	}
-	return &Host{conn: conn, uri: uri, keepEvents: &sync.Once{}}, nil
+	return &Host{conn: conn, uri: uri, keepEvents: &sync.Once{}, calls: calls{release: func() error { return discard(conn) }}}, nil
 }
 
-// Close closes the connection. Machines continue to run.
-func (h *Host) Close() error {
-	_, err := h.conn.Close()
-	return err
-}
+// Close closes the connection, after the calls that were given up. Machines continue to run.
+func (h *Host) Close() error { return h.calls.close() }
 
 // URI of the connection.
 func (h *Host) URI() string { return h.uri }
@@ -87,7 +85,7 @@ type HostSize struct {
 
 // Size of the host, as libvirt counts it.
 func (h *Host) Size(ctx context.Context) (HostSize, error) {
-	info, err := await(ctx, "ask for the size of the host", func() (*libvirt.NodeInfo, error) { return h.conn.GetNodeInfo() })
+	info, err := await(ctx, &h.calls, "ask for the size of the host", func() (*libvirt.NodeInfo, error) { return h.conn.GetNodeInfo() })
 	if err != nil {
 		return HostSize{}, err
 	}
@@ -97,7 +95,7 @@ func (h *Host) Size(ctx context.Context) (HostSize, error) {
 // Memories returns the memory, in bytes, of all running domains by their names, also of those
 // that are not a job's.
 func (h *Host) Memories(ctx context.Context) (map[string]uint64, error) {
-	return await(ctx, "add up the memory of the domains", func() (map[string]uint64, error) {
+	return await(ctx, &h.calls, "add up the memory of the domains", func() (map[string]uint64, error) {
 		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
 		if err != nil {
 			return nil, err
@@ -118,11 +116,11 @@ func (h *Host) Memories(ctx context.Context) (map[string]uint64, error) {
 // Architectures returns the architectures of the machines that the host runs, in libvirt's
 // words; nil if the driver is not QEMU, and so does not report them.
 func (h *Host) Architectures(ctx context.Context) ([]string, error) {
-	driver, err := await(ctx, "ask libvirt for its driver", h.conn.GetType)
+	driver, err := await(ctx, &h.calls, "ask libvirt for its driver", h.conn.GetType)
 	if err != nil || driver != "QEMU" {
 		return nil, err
 	}
-	text, err := await(ctx, "ask libvirt for its capabilities", h.conn.GetCapabilities)
+	text, err := await(ctx, &h.calls, "ask libvirt for its capabilities", h.conn.GetCapabilities)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +145,7 @@ func architectures(capabilities string) ([]string, error) {
 // HasUEFI reports whether libvirt finds UEFI firmware for machines of an architecture, by
 // libvirt's name.
 func (h *Host) HasUEFI(ctx context.Context, arch string) (bool, error) {
-	text, err := await(ctx, "ask libvirt for the firmware of "+arch, func() (string, error) {
+	text, err := await(ctx, &h.calls, "ask libvirt for the firmware of "+arch, func() (string, error) {
 		return h.conn.GetDomainCapabilities("", arch, "", "", 0)
 	})
 	if err != nil {

@@ -26,7 +26,7 @@ func (h *Host) QEMUUser(ctx context.Context) (User, error) {
 	if !h.System() {
 		return User{os.Geteuid(), os.Getegid()}, nil
 	}
-	text, err := await(ctx, "ask libvirt for its capabilities", h.conn.GetCapabilities)
+	text, err := await(ctx, &h.calls, "ask libvirt for its capabilities", h.conn.GetCapabilities)
 	if err != nil {
 		return User{}, err
 	}
@@ -80,7 +80,7 @@ func (h *Host) Network(ctx context.Context, name string) (*libvirtxml.Network, e
 
 // Networks returns the names of the active networks; none if the driver has no networks.
 func (h *Host) Networks(ctx context.Context) ([]string, error) {
-	names, err := await(ctx, "list the networks", h.conn.ListNetworks)
+	names, err := await(ctx, &h.calls, "list the networks", h.conn.ListNetworks)
 	if isCode(err, libvirt.ERR_NO_SUPPORT) {
 		return nil, nil
 	}
@@ -138,7 +138,7 @@ func (h *Host) updateReservation(ctx context.Context, network string, command li
 
 // onNetwork runs a call on a network.
 func onNetwork[T any](ctx context.Context, h *Host, network, what string, ask func(*libvirt.Network) (T, error)) (T, error) {
-	return await(ctx, what, func() (none T, _ error) {
+	return await(ctx, &h.calls, what, func() (none T, _ error) {
 		n, err := h.conn.LookupNetworkByName(network)
 		if err != nil {
 			return none, err
@@ -153,7 +153,7 @@ var macElement = regexp.MustCompile(`<mac address=['"]([0-9A-Fa-f:]{17})['"]`)
 // RunningMACs returns the MAC addresses of all running domains, in lower case, with the number of
 // network interfaces that have each.
 func (h *Host) RunningMACs(ctx context.Context) (map[string]int, error) {
-	return await(ctx, "ask for the MAC addresses of the domains", func() (map[string]int, error) {
+	return await(ctx, &h.calls, "ask for the MAC addresses of the domains", func() (map[string]int, error) {
 		domains, err := h.conn.ListAllDomains(libvirt.CONNECT_LIST_DOMAINS_ACTIVE)
 		if err != nil {
 			return nil, err
@@ -175,7 +175,7 @@ func (h *Host) RunningMACs(ctx context.Context) (map[string]int, error) {
 
 // DefineFilter makes sure that libvirt has a network filter of that name.
 func (h *Host) DefineFilter(ctx context.Context, name, doc string) error {
-	return awaitDone(ctx, "define network filter "+name, func() error {
+	return awaitDone(ctx, &h.calls, "define network filter "+name, func() error {
 		filter, err := h.conn.LookupNWFilterByName(name)
 		if isCode(err, libvirt.ERR_NO_NWFILTER) {
 			filter, err = h.conn.NWFilterDefineXML(doc)
@@ -194,7 +194,7 @@ func (h *Host) DefineFilter(ctx context.Context, name, doc string) error {
 // UndefineFilter removes a network filter unless a domain uses it. It does nothing if there
 // is no such filter, or if the driver has no filters.
 func (h *Host) UndefineFilter(ctx context.Context, name string) error {
-	err := awaitDone(ctx, "remove network filter "+name, func() error {
+	err := awaitDone(ctx, &h.calls, "remove network filter "+name, func() error {
 		filter, err := h.conn.LookupNWFilterByName(name)
 		if err != nil {
 			return err
@@ -246,7 +246,7 @@ type Interface struct {
 // Interfaces returns the addresses of the guest from one source; none if the source has
 // none yet, or is not available.
 func (d *Domain) Interfaces(ctx context.Context, source AddressSource) ([]Interface, error) {
-	interfaces, err := await(ctx, "ask for the guest's address", func() ([]Interface, error) {
+	interfaces, err := await(ctx, &d.calls, "ask for the guest's address", func() ([]Interface, error) {
 		found, err := d.dom.ListAllInterfaceAddresses(source)
 		interfaces := make([]Interface, len(found))
 		for i, nic := range found {
