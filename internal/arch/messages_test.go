@@ -24,6 +24,7 @@ var notPrinted = map[string]string{
 	"vm/define.errNoOrigin":                "the domain is left out of the list",
 	"vm/guestssh.errUnanswered":            "the message says for how long",
 	"vm/virt.ErrNoMetadata":                "means that the domain is not a job's",
+	"vm/virt.errClosed":                    "the package is at fault that asks a connection after closing it",
 }
 
 // A message is a text that the driver prints, with the place in the code.
