@@ -67,6 +67,7 @@ func TestRemoveOfALockedMachine(t *testing.T) {
 	if err != nil || locked == nil {
 		t.Fatal(locked, err)
 	}
+	defer locked.Unlock() // without, the garbage collector could close it
 	canceled := errors.New("canceled")
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 700*time.Millisecond, canceled) // longer than Remove waits
 	defer cancel()
