@@ -17,7 +17,7 @@ import (
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/executor/policy"
-	"gitlab-sardine-executor/vm/virt"
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 const (
@@ -172,7 +172,7 @@ func (d *Driver) Cleanup(ctx context.Context) error {
 	for restarted := false; ; {
 		err := d.cleanup(ctx, dirs)
 		// Without a directory there never was a machine, so there is nothing to remove.
-		restarted = restarted || errors.Is(err, virt.ErrDisconnected) || errors.Is(err, virt.ErrUnreachable) && isDir(d.jobDir(dirs))
+		restarted = restarted || errors.Is(err, errdefs.ErrDisconnected) || errors.Is(err, errdefs.ErrUnreachable) && isDir(d.jobDir(dirs))
 		if err == nil || !restarted {
 			return err
 		}

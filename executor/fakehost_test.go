@@ -17,8 +17,8 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/executor/sweep"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // A fakeHost records the calls of a stage and fails as the test wants.
@@ -88,7 +88,7 @@ func (h *fakeHost) FlushCache(ctx context.Context, _ string) error { return h.ca
 
 func (h *fakeHost) Keep(ctx context.Context, until time.Time) error {
 	if !h.exists {
-		return virt.ErrNoDomain
+		return errdefs.ErrNoDomain
 	}
 	h.kept = until
 	return h.call(ctx, "keep")

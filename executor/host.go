@@ -22,7 +22,7 @@ type machineHost interface {
 	Connect(ctx context.Context) (guest, error)
 	// FlushCache writes the cache of the machine to the disk: the guest mounts it on dir.
 	FlushCache(ctx context.Context, dir string) error
-	// Keep sets the expiry of the machine. The error is [virt.ErrNoDomain] without one.
+	// Keep sets the expiry of the machine. The error is [errdefs.ErrNoDomain] without one.
 	Keep(ctx context.Context, until time.Time) error
 	// Remove removes the machine and its files, if they exist: with stale, an old one before
 	// another is started. See [removal.Remove] and [removal.Stale].

@@ -12,8 +12,8 @@ import (
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/console"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // beginStage records for cleanup that a stage has begun; end records how it ended. In
@@ -56,7 +56,7 @@ func (d *Driver) keep(ctx context.Context, host machineHost, o *outcome.Outcome)
 	}
 	until := time.Now().Add(o.Keep)
 	err := host.Keep(ctx, until)
-	if errors.Is(err, virt.ErrNoDomain) {
+	if errors.Is(err, errdefs.ErrNoDomain) {
 		return false, nil
 	}
 	d.admin().Info("the machine of a failed job is kept", "until", until)
@@ -66,7 +66,7 @@ func (d *Driver) keep(ctx context.Context, host machineHost, o *outcome.Outcome)
 // saveConsole keeps the console log of a guest that did not start, for the administrator.
 // The job's log has its last lines.
 func (d *Driver) saveConsole(dirs config.Dirs, cause error) {
-	if !errors.Is(cause, vm.ErrNoAnswer) && !errors.Is(cause, vm.ErrGuestStopped) && !errors.Is(cause, guestssh.ErrLogin) {
+	if !errors.Is(cause, errdefs.ErrNoAnswer) && !errors.Is(cause, errdefs.ErrGuestStopped) && !errors.Is(cause, guestssh.ErrLogin) {
 		return
 	}
 	from, err := os.Open(filepath.Join(d.jobDir(dirs), vm.ConsoleFile))

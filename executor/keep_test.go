@@ -19,7 +19,7 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/executor/outcome"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt/virttest"
@@ -97,7 +97,7 @@ func TestOutcome(t *testing.T) {
 		{"restore_cache", []ended{{"get_sources", nil}, {"restore_cache", failed}}, "script_failure"},
 		{"archive_cache", []ended{{"build_script", nil}, {"archive_cache", failed}}, "script_failure"},
 		{"an upload", []ended{{"build_script", nil}, {"archive_cache", nil}, {"upload_artifacts_on_success", failed}}, "script_failure"},
-		{"the guest died before an upload", []ended{{"build_script", nil}, {"upload_artifacts_on_success", vm.ErrGuestStopped}}, "system_failure"},
+		{"the guest died before an upload", []ended{{"build_script", nil}, {"upload_artifacts_on_success", errdefs.ErrGuestStopped}}, "system_failure"},
 		{"an unknown stage", []ended{{"build_script", nil}, {"sign_artifacts", failed}}, "script_failure"},
 		{"another attempt succeeds", []ended{{"get_sources", failed}, {"clear_worktree", nil}, {"get_sources", nil}, {"build_script", nil}}, "success"},
 		{"no attempt succeeds", []ended{{"get_sources", guestssh.ErrLost}, {"clear_worktree", nil}, {"get_sources", failed}, {"archive_cache_on_failure", nil}}, "script_failure"},

@@ -13,6 +13,7 @@ import (
 	"gitlab-sardine-executor/executor/sweep"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/removal"
@@ -31,7 +32,7 @@ func Connect(ctx context.Context, host *virt.Host, name, jobDir string) (*vm.Ins
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	guest, err := vm.Find(ctx, host, name, jobDir)
-	if errors.Is(err, virt.ErrNoDomain) && !errors.Is(err, vm.ErrPoweredOff) {
+	if errors.Is(err, errdefs.ErrNoDomain) && !errors.Is(err, errdefs.ErrPoweredOff) {
 		return nil, fmt.Errorf("the job's machine is gone (its QEMU died, or prepare never ran): %w", err)
 	}
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"gitlab-sardine-executor/executor/tools"
 	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/internal/rollback"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/removal"
@@ -59,7 +59,7 @@ func MakeIdle(ctx context.Context, host *virt.Host, o FetchAndCloneOptions) (err
 		}
 		return guestshell.Settle(ctx, made.Guest, o.Settings, o.place().JobDir, joblog.New(&warnings))
 	})
-	if err != nil && made.Guest.Resumed() && ctx.Err() == nil && !errors.Is(err, vm.ErrGuestStopped) {
+	if err != nil && made.Guest.Resumed() && ctx.Err() == nil && !errors.Is(err, errdefs.ErrGuestStopped) {
 		err = errors.Join(err, made.Guest.DistrustSnapshot(err))
 	}
 	if err != nil {

@@ -15,11 +15,10 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/registry"
 	"gitlab-sardine-executor/oci/store"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // A plan is the input of prepare: settings and the choices of the job.
@@ -111,7 +110,7 @@ var errNetworkLost = errors.New("the machine lost its network before its guest w
 
 // beforeReady marks the error of a machine whose guest is not ready yet.
 func beforeReady(err error) error {
-	if errors.Is(err, vm.ErrNetworkEnded) {
+	if errors.Is(err, errdefs.ErrNetworkEnded) {
 		return fmt.Errorf("%w: %w", errNetworkLost, err)
 	}
 	return err
@@ -298,7 +297,7 @@ func (d *Driver) removeFailed(ctx context.Context, host machineHost, dirs config
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	err := host.Remove(ctx, false)
-	if errors.Is(err, virt.ErrDisconnected) { // perhaps the reason of the failure
+	if errors.Is(err, errdefs.ErrDisconnected) { // perhaps the reason of the failure
 		if host, err = d.openHost(ctx, dirs); err == nil {
 			defer host.Close()
 			err = host.Remove(ctx, false)
@@ -319,7 +318,7 @@ func (d *Driver) waitReady(ctx context.Context, machine instance, timeout time.D
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := beforeReady(machine.WaitReady(ctx, info.Login))
-	if errors.Is(err, vm.ErrNoAnswer) || errors.Is(err, vm.ErrNoBoot) {
+	if errors.Is(err, errdefs.ErrNoAnswer) || errors.Is(err, errdefs.ErrNoBoot) {
 		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
 	}
 	return err

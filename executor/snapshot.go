@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/snapshot"
 	"gitlab-sardine-executor/vm/virt"
@@ -27,9 +28,8 @@ var errNotResumed = errors.New("the machine did not resume from its snapshot")
 // snapshot makes the snapshot for spec unless there is one. If there can be none, the
 // machine boots.
 func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *virt.Host, spec vm.Spec, login guestssh.Login) error {
-	timeout := o.Settings.Timeout
 	end := func() {}
-	err := vm.MakeSnapshot(ctx, host, spec, login, timeout, func() {
+	err := vm.MakeSnapshot(ctx, host, spec, login, o.Settings.Timeout, func() {
 		end = o.begin("snapshot", "sardine_snapshot", "Booting a machine for a snapshot, from which this and later jobs start")
 	})
 	end()
@@ -37,8 +37,8 @@ func (o *FetchAndCloneOptions) snapshot(ctx context.Context, host *virt.Host, sp
 		o.detail("the machine boots: " + err.Error())
 		return nil
 	}
-	if errors.Is(err, vm.ErrNoAnswer) {
-		return fmt.Errorf("%w (waited %s: the setting timeout)", err, timeout)
+	if errors.Is(err, errdefs.ErrNoAnswer) {
+		return fmt.Errorf("%w (waited %s: the setting timeout)", err, o.Settings.Timeout)
 	}
 	return err
 }
@@ -49,7 +49,7 @@ func (d *Driver) waitResumed(ctx context.Context, machine instance, timeout time
 	waiting, cancel := context.WithTimeout(ctx, resumeTimeout(timeout))
 	defer cancel()
 	err := machine.WaitReady(waiting, machine.Info().Login)
-	if err == nil || ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) {
+	if err == nil || ctx.Err() != nil || errors.Is(err, errdefs.ErrDisconnected) {
 		return err
 	}
 	return errors.Join(fmt.Errorf("%w: %w", errNotResumed, err), machine.DistrustSnapshot(err))

@@ -17,9 +17,8 @@ import (
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 var durations = regexp.MustCompile(`\([0-9.]+ s\)`)
@@ -84,9 +83,9 @@ func TestPrepareFails(t *testing.T) {
 		{"start", oci.ErrNotFound, failure.Build, []string{"sweep", "remove", "cpus", "start", "gauges", "remove", "close"}, ""},
 		{"start", oci.ErrDenied, failure.Build, []string{"sweep", "remove", "cpus", "start", "gauges", "remove", "close"}, ""},
 		{"start", errors.New("registry: 503"), failure.System, []string{"sweep", "remove", "cpus", "start", "gauges", "remove", "close"}, ""},
-		{"ready", vm.ErrNoAnswer, failure.System, []string{"sweep", "remove", "cpus", "start", "ready", "log out", "gauges", "remove", "close"}, "(waited 5m0s: the setting timeout)"},
+		{"ready", errdefs.ErrNoAnswer, failure.System, []string{"sweep", "remove", "cpus", "start", "ready", "log out", "gauges", "remove", "close"}, "(waited 5m0s: the setting timeout)"},
 		{"ready", guestssh.ErrLogin, failure.Build, []string{"sweep", "remove", "cpus", "start", "ready", "log out", "gauges", "remove", "close"}, ""},
-		{"ready", vm.ErrGuestStopped, failure.System, []string{"sweep", "remove", "cpus", "start", "ready", "log out", "gauges", "remove", "close"}, ""},
+		{"ready", errdefs.ErrGuestStopped, failure.System, []string{"sweep", "remove", "cpus", "start", "ready", "log out", "gauges", "remove", "close"}, ""},
 		{"run sh", guestssh.ErrLost, failure.System, []string{"sweep", "remove", "cpus", "start", "ready", "run sh", "log out", "gauges", "remove", "close"}, "create the directories"},
 		{"remove", errors.New("libvirt is busy"), failure.System, []string{"sweep", "remove", "close"}, stale},
 		// A failed sweep does not matter.
@@ -156,8 +155,8 @@ func TestPrepareCancelled(t *testing.T) {
 // libvirtd may restart while prepare runs: the machine is removed by the new daemon.
 func TestPrepareDisconnected(t *testing.T) {
 	b := newStageBed(t, "")
-	b.host.fail["ready"] = virt.ErrDisconnected
-	b.host.called["ready"] = func() { b.host.fail["remove"] = virt.ErrDisconnected }
+	b.host.fail["ready"] = errdefs.ErrDisconnected
+	b.host.called["ready"] = func() { b.host.fail["remove"] = errdefs.ErrDisconnected }
 	opened := 0
 	open := b.newHost
 	b.newHost = func(ctx context.Context) (machineHost, error) {
@@ -166,7 +165,7 @@ func TestPrepareDisconnected(t *testing.T) {
 		}
 		return open(ctx)
 	}
-	if err := b.Prepare(t.Context()); !errors.Is(err, virt.ErrDisconnected) || failure.Classify(err) != failure.System {
+	if err := b.Prepare(t.Context()); !errors.Is(err, errdefs.ErrDisconnected) || failure.Classify(err) != failure.System {
 		t.Error(err)
 	}
 	if b.host.exists || opened != 2 {
@@ -178,7 +177,7 @@ func TestPrepareDisconnected(t *testing.T) {
 func TestPrepareRetriesWithColdBoot(t *testing.T) {
 	b := newStageBed(t, "memory_snapshot = true\nnetwork = 'user'")
 	b.host.info.SnapshotTime = time.Now()
-	b.host.fail["resumed"] = vm.ErrNoAnswer
+	b.host.fail["resumed"] = errdefs.ErrNoAnswer
 	if err := b.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +214,7 @@ func TestPrepareWithAnIdleMachine(t *testing.T) {
 		b.wantLog(t, "Machine "+b.Job.VMName(), "The machine was ready before the job", "Guest ready at 192.0.2.7:22 as ci (…)")
 	}
 	b := newStageBed(t, "")
-	b.host.fail["ready"] = vm.ErrNetworkEnded
+	b.host.fail["ready"] = errdefs.ErrNetworkEnded
 	b.host.called["ready"] = func() { delete(b.host.fail, "ready") }
 	if err := b.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
@@ -228,7 +227,7 @@ func TestPrepareWithAnIdleMachine(t *testing.T) {
 // A machine that loses its network before its guest is ready is started once more, and only
 // once. Its cache is not to blame.
 func TestPrepareRetriesOnNewNetwork(t *testing.T) {
-	lost := fmt.Errorf("watch: %w", vm.ErrNetworkEnded)
+	lost := fmt.Errorf("watch: %w", errdefs.ErrNetworkEnded)
 	for _, test := range []struct {
 		name  string
 		call  string
@@ -271,7 +270,7 @@ func TestPrepareDropsCache(t *testing.T) {
 	for _, cancelled := range []bool{false, true} {
 		b := newStageBed(t, "")
 		b.host.info.Cache.Mode, b.host.info.CacheName = "disk", "0"
-		b.host.fail["ready"] = vm.ErrGuestStopped
+		b.host.fail["ready"] = errdefs.ErrGuestStopped
 		ctx, cancel := context.WithCancelCause(t.Context())
 		if cancelled {
 			b.host.called["ready"] = func() { cancel(failure.ErrCancelled) }
@@ -323,7 +322,7 @@ func TestRun(t *testing.T) {
 	if b.log.Len() > 0 {
 		t.Errorf("log: %s", &b.log)
 	}
-	for call, cause := range map[string]error{"open": virt.ErrUnreachable, "connect": virt.ErrNoDomain, "run bash": guestssh.ErrLost} {
+	for call, cause := range map[string]error{"open": errdefs.ErrUnreachable, "connect": errdefs.ErrNoDomain, "run bash": guestssh.ErrLost} {
 		b.host.fail = map[string]error{call: cause}
 		os.Remove(filepath.Join(b.host.jobDir, "lost.json"))
 		if err := b.Run(t.Context(), script, "build_script", io.Discard, io.Discard); !errors.Is(err, cause) || failure.Classify(err) != failure.System {
@@ -377,10 +376,10 @@ func TestCleanup(t *testing.T) {
 func TestCleanupRetries(t *testing.T) {
 	t.Parallel()
 	b, _ := prepared(t, "")
-	b.host.fail["remove"] = virt.ErrDisconnected
+	b.host.fail["remove"] = errdefs.ErrDisconnected
 	b.host.called["remove"] = func() { // once disconnected, once down
 		if b.host.fail["remove"] != nil {
-			b.host.fail = map[string]error{"open": virt.ErrUnreachable}
+			b.host.fail = map[string]error{"open": errdefs.ErrUnreachable}
 			os.RemoveAll(b.host.jobDir) // the first removal got that far
 		}
 	}
@@ -395,8 +394,8 @@ func TestCleanupRetries(t *testing.T) {
 	b.wantCalls(t, "open", "flush", "remove", "close", "open", "open", "flush", "remove", "gauges", "close")
 
 	b = newStageBed(t, "")
-	b.host.fail["open"] = virt.ErrUnreachable
-	if err := b.Cleanup(t.Context()); !errors.Is(err, virt.ErrUnreachable) {
+	b.host.fail["open"] = errdefs.ErrUnreachable
+	if err := b.Cleanup(t.Context()); !errors.Is(err, errdefs.ErrUnreachable) {
 		t.Error(err)
 	}
 	b.wantCalls(t, "open")
@@ -413,19 +412,19 @@ func TestRunLosesTheMachine(t *testing.T) {
 		says   string
 		second string
 	}{
-		{"powered off", "run bash", vm.ErrPoweredOff, failure.Build, "the machine powered off during build_script", "the machine was lost in build_script: it powered off"},
-		{"rebooted", "run bash", vm.ErrRebooted, failure.Build, "the machine rebooted during build_script", "the machine was lost in build_script: it rebooted"},
-		{"QEMU died", "run bash", fmt.Errorf("%w: its QEMU died", vm.ErrGuestStopped), failure.System, "its QEMU died", "the machine was lost in build_script: its guest stopped"},
+		{"powered off", "run bash", errdefs.ErrPoweredOff, failure.Build, "the machine powered off during build_script", "the machine was lost in build_script: it powered off"},
+		{"rebooted", "run bash", errdefs.ErrRebooted, failure.Build, "the machine rebooted during build_script", "the machine was lost in build_script: it rebooted"},
+		{"QEMU died", "run bash", fmt.Errorf("%w: its QEMU died", errdefs.ErrGuestStopped), failure.System, "its QEMU died", "the machine was lost in build_script: its guest stopped"},
 		{"no SSH", "connect", guestssh.ErrLost, failure.System, "lost", "the machine was lost in build_script: no connection"},
-		{"powered off before", "connect", fmt.Errorf("%w: %w", vm.ErrBeforeLogin, vm.ErrPoweredOff), failure.Build,
+		{"powered off before", "connect", fmt.Errorf("%w: %w", errdefs.ErrBeforeLogin, errdefs.ErrPoweredOff), failure.Build,
 			"the guest was powered off by the job before build_script", "the machine was lost in build_script: the job had powered it off"},
-		{"rebooted before", "connect", fmt.Errorf("%w: %w", vm.ErrBeforeLogin, vm.ErrRebooted), failure.Build,
+		{"rebooted before", "connect", fmt.Errorf("%w: %w", errdefs.ErrBeforeLogin, errdefs.ErrRebooted), failure.Build,
 			"the guest was rebooted by the job before build_script", "the machine was lost in build_script: the job had rebooted it"},
 		{"rebooted before, and up again", "run bash", guestshell.ErrOtherBoot, failure.Build,
 			"the guest was rebooted by the job before build_script", "the machine was lost in build_script: the job had rebooted it"},
 		{"another host key", "connect", guestssh.ErrHostKey, failure.System,
 			"an earlier stage rebooted a guest that makes keys at each boot", "the machine was lost in build_script: its host key had changed"},
-		{"gone", "connect", virt.ErrNoDomain, failure.System, "", "the machine was lost in build_script: it is gone"},
+		{"gone", "connect", errdefs.ErrNoDomain, failure.System, "", "the machine was lost in build_script: it is gone"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b, script := prepared(t, "")

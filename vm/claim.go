@@ -12,6 +12,7 @@ import (
 	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/domain"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/record"
@@ -81,7 +82,7 @@ func (c Claim) open(ctx context.Context, h *virt.Host, jobDir string) (_ *Starte
 	}
 	found, err := record.Read(ctx, dom)
 	if err == nil && !found.Idle {
-		err = fmt.Errorf("%w: it is the one of %s", record.ErrNotOurs, found.Machine)
+		err = fmt.Errorf("%w: it is the one of %s", errdefs.ErrNotOurs, found.Machine)
 	}
 	if err != nil {
 		return nil, err

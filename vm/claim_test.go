@@ -10,10 +10,10 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/dirlock"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/record"
-	"gitlab-sardine-executor/vm/virt"
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
@@ -54,7 +54,7 @@ func TestTakeDropsWhatItCannotUse(t *testing.T) {
 	if _, err := claim.Take(t.Context(), h); !errors.Is(err, guestssh.ErrLost) {
 		t.Errorf("a machine that does not answer: %v", err)
 	}
-	if _, err := h.Domain(t.Context(), claim.Domain); !errors.Is(err, virt.ErrNoDomain) {
+	if _, err := h.Domain(t.Context(), claim.Domain); !errors.Is(err, errdefs.ErrNoDomain) {
 		t.Errorf("its domain: %v", err)
 	}
 	if idle.Domain(at.Storage(), someMachine) != someMachine {
@@ -83,10 +83,10 @@ func TestFindOfATakenMachine(t *testing.T) {
 	if err != nil || found.Name() != domain || found.JobDir() != filepath.Join(jobs, domain) {
 		t.Errorf("found %+v, %v", found, err)
 	}
-	if _, err := Find(t.Context(), h, other, filepath.Join(jobs, other)); !errors.Is(err, record.ErrNotOurs) {
+	if _, err := Find(t.Context(), h, other, filepath.Join(jobs, other)); !errors.Is(err, errdefs.ErrNotOurs) {
 		t.Errorf("the machine of another job: %v", err)
 	}
-	if _, err := Find(t.Context(), h, "sardine-0123abcd-2", filepath.Join(jobs, "sardine-0123abcd-2")); !errors.Is(err, virt.ErrNoDomain) {
+	if _, err := Find(t.Context(), h, "sardine-0123abcd-2", filepath.Join(jobs, "sardine-0123abcd-2")); !errors.Is(err, errdefs.ErrNoDomain) {
 		t.Errorf("a job without a machine: %v", err)
 	}
 }

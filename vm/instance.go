@@ -7,12 +7,15 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/console"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/record"
@@ -43,9 +46,9 @@ type Instance struct {
 	client *guestssh.Client
 }
 
-// Find finds the machine that a job knows by that name. The error is [virt.ErrNoDomain] if
-// there is none, [ErrBeforeLogin] and [ErrPoweredOff] too if its guest shut it down, and
-// [record.ErrNotOurs] if the domain is not the job's.
+// Find finds the machine that a job knows by that name. The error is [errdefs.ErrNoDomain] if
+// there is none, [errdefs.ErrBeforeLogin] and [errdefs.ErrPoweredOff] too if its guest shut it down, and
+// [errdefs.ErrNotOurs] if the domain is not the job's.
 func Find(ctx context.Context, h *virt.Host, name, jobDir string) (*Instance, error) {
 	domain, at, err := Place{JobDir: jobDir}.Locate(ctx, h, name)
 	if err != nil {
@@ -58,11 +61,11 @@ func Find(ctx context.Context, h *virt.Host, name, jobDir string) (*Instance, er
 			err = fmt.Errorf("domain %s: %w", domain, err)
 		}
 	}
-	if errors.Is(err, virt.ErrNoDomain) && isDir(at.JobDir) && h.PoweredOff(domain) {
-		return nil, fmt.Errorf("%w: %w: %w", ErrBeforeLogin, ErrPoweredOff, err)
+	if errors.Is(err, errdefs.ErrNoDomain) && isDir(at.JobDir) && h.PoweredOff(domain) {
+		return nil, fmt.Errorf("%w: %w: %w", errdefs.ErrBeforeLogin, errdefs.ErrPoweredOff, err)
 	}
 	if err == nil && domain != name && found.Machine != name {
-		err = fmt.Errorf("domain %s: %w: %s has not taken it", domain, record.ErrNotOurs, name)
+		err = fmt.Errorf("domain %s: %w: %s has not taken it", domain, errdefs.ErrNotOurs, name)
 	}
 	if err != nil {
 		return nil, err
@@ -94,8 +97,8 @@ func (i *Instance) Close() error {
 
 // Connect logs in to a guest that was ready before, in this process or another. It requires
 // the host key and the machine that were seen then: the error is [network.ErrContested] if
-// another machine answers at the guest's address. It is [ErrBeforeLogin] if the guest stops
-// or reboots meanwhile, and [ErrPoweredOff] or [ErrRebooted] too.
+// another machine answers at the guest's address. It is [errdefs.ErrBeforeLogin] if the guest stops
+// or reboots meanwhile, and [errdefs.ErrPoweredOff] or [errdefs.ErrRebooted] too.
 func (i *Instance) Connect(ctx context.Context, login guestssh.Login) error {
 	if i.client != nil {
 		return nil
@@ -115,7 +118,7 @@ func (i *Instance) Connect(ctx context.Context, login guestssh.Login) error {
 		err = errors.Join(i.awaitEnd(connecting), err) // the guest may be shutting down
 	}
 	if end := i.endOf(ctx, context.Cause(connecting)); end != nil {
-		return fmt.Errorf("%w: %w", ErrBeforeLogin, end)
+		return fmt.Errorf("%w: %w", errdefs.ErrBeforeLogin, end)
 	}
 	return err
 }
@@ -123,15 +126,15 @@ func (i *Instance) Connect(ctx context.Context, login guestssh.Login) error {
 // endOf returns the error of a guest that has stopped or rebooted; nil if it has not. cause
 // is that of the watch, which may have begun too late to see why.
 func (i *Instance) endOf(ctx context.Context, cause error) error {
-	if errors.Is(cause, ErrPoweredOff) || errors.Is(cause, ErrRebooted) {
+	if errors.Is(cause, errdefs.ErrPoweredOff) || errors.Is(cause, errdefs.ErrRebooted) {
 		return cause
 	}
 	stopped := watch.Alive(ctx, i.dom)
-	if !errors.Is(stopped, ErrGuestStopped) {
+	if !errors.Is(stopped, errdefs.ErrGuestStopped) {
 		return nil
 	}
 	if i.host.PoweredOff(i.name) {
-		return ErrPoweredOff
+		return errdefs.ErrPoweredOff
 	}
 	return stopped
 }
@@ -158,8 +161,8 @@ func (i *Instance) connect(ctx context.Context, login guestssh.Login) error {
 
 // Run runs a command in the guest, after [Instance.Connect] or [Started.WaitReady], and
 // returns its exit status; 128+n if signal n ended it. The error is [guestssh.ErrLost] if
-// the connection broke, [ErrGuestStopped] if the guest stopped, of which [ErrPoweredOff] is
-// one, and [ErrRebooted] if it rebooted.
+// the connection broke, [errdefs.ErrGuestStopped] if the guest stopped, of which [errdefs.ErrPoweredOff] is
+// one, and [errdefs.ErrRebooted] if it rebooted.
 func (i *Instance) Run(ctx context.Context, cmd guestssh.Command) (int, error) {
 	return i.run(ctx, cmd, nil)
 }
@@ -181,13 +184,13 @@ func (i *Instance) run(ctx context.Context, cmd guestssh.Command, n network.Netw
 	if cause := context.Cause(running); cause != nil {
 		err = cause
 	}
-	if errors.Is(err, ErrGuestStopped) && i.host.PoweredOff(i.name) {
-		err = ErrPoweredOff // the event that says so may be lost
+	if errors.Is(err, errdefs.ErrGuestStopped) && i.host.PoweredOff(i.name) {
+		err = errdefs.ErrPoweredOff // the event that says so may be lost
 	}
-	if errors.Is(err, ErrPoweredOff) || errors.Is(err, ErrRebooted) {
+	if errors.Is(err, errdefs.ErrPoweredOff) || errors.Is(err, errdefs.ErrRebooted) {
 		return 0, err
 	}
-	return 0, withConsole(err, i.jobDir)
+	return 0, console.WithTail(err, filepath.Join(i.jobDir, ConsoleFile))
 }
 
 // awaitEnd waits, after the connection was lost, until running ends, because the guest has

@@ -77,10 +77,10 @@ type Started struct {
 
 // WaitReady waits until the guest has an address and accepts the login, and stores address,
 // host key and user in the machine's record. Only the deadline of ctx bounds the wait; the
-// error is [ErrNoAnswer] then, or [ErrNoBoot]. WaitReady returns at once if the guest stops
-// ([ErrGuestStopped]) or has refused the credentials for [Spec.LoginGrace]
+// error is [errdefs.ErrNoAnswer] then, or [errdefs.ErrNoBoot]. WaitReady returns at once if the guest stops
+// ([errdefs.ErrGuestStopped]) or has refused the credentials for [Spec.LoginGrace]
 // ([guestssh.ErrLogin]); a login that is late may be refused until the deadline. It sets
-// the clock of a guest that resumed from a snapshot. [ConsoleOf] returns
+// the clock of a guest that resumed from a snapshot. [console.TailOf] returns
 // the last lines of the guest's console for its errors.
 func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
 	if s.idle {
@@ -101,13 +101,13 @@ func (s *Started) WaitReady(ctx context.Context, login guestssh.Login) error {
 			cause = s.noAnswer(err)
 		}
 		err = cause
-	} else if stopped := watch.Alive(ctx, s.dom); errors.Is(stopped, ErrGuestStopped) {
+	} else if stopped := watch.Alive(ctx, s.dom); errors.Is(stopped, errdefs.ErrGuestStopped) {
 		err = stopped // which is why it had no address
 	}
 	if errors.Is(err, context.Canceled) {
 		return err
 	}
-	return withConsole(err, s.jobDir)
+	return console.WithTail(err, filepath.Join(s.jobDir, ConsoleFile))
 }
 
 // Run is [Instance.Run]. It also fails when the network of the guest ends.
@@ -280,7 +280,7 @@ func (s *Started) noAnswer(last error) error {
 	refusal := firmware.Refusal(console.Tail(filepath.Join(s.jobDir, ConsoleFile)))
 	switch {
 	case refusal != "":
-		return fmt.Errorf("%w: its firmware found nothing to boot, and wrote to the console: %s (the setting firmware chooses between BIOS and UEFI)", ErrNoBoot, refusal)
+		return fmt.Errorf("%w: its firmware found nothing to boot, and wrote to the console: %s (the setting firmware chooses between BIOS and UEFI)", errdefs.ErrNoBoot, refusal)
 	case errors.Is(last, network.ErrContested):
 		return last
 	case errors.Is(absent, network.ErrContested):
@@ -288,9 +288,9 @@ func (s *Started) noAnswer(last error) error {
 	case errors.Is(last, guestssh.ErrLogin), errors.Is(last, guestssh.ErrHostKey):
 		return fmt.Errorf("%w (it was given a key at boot: does the image have cloud-init, or systemd 252 or later?)", last)
 	case s.record.Address == "", absent != nil:
-		return fmt.Errorf("%w: the guest is running, but %w", ErrNoAnswer, network.ErrNoLease)
+		return fmt.Errorf("%w: the guest is running, but %w", errdefs.ErrNoAnswer, network.ErrNoLease)
 	}
-	return fmt.Errorf("%w: the guest is running, but SSH at %s did not accept a login (does its SSH server start at boot?)", ErrNoAnswer, s.record.Address)
+	return fmt.Errorf("%w: the guest is running, but SSH at %s did not accept a login (does its SSH server start at boot?)", errdefs.ErrNoAnswer, s.record.Address)
 }
 
 // DropCache removes the cache disk, so that no other machine gets it: the guest may have

@@ -10,6 +10,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/dirlock"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
@@ -20,8 +21,8 @@ func TestRemoveLeavesOtherDomainsAlone(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	virttest.Start(t, h, &libvirtxml.Domain{Name: "sardine-00000000-1"})
 	clones, job := t.TempDir(), t.TempDir()
-	if err := removal.Remove(t.Context(), h, "sardine-00000000-1", Place{OverlayDir: clones, JobDir: job}); !errors.Is(err, record.ErrNotOurs) {
-		t.Errorf("got %v, want %v", err, record.ErrNotOurs)
+	if err := removal.Remove(t.Context(), h, "sardine-00000000-1", Place{OverlayDir: clones, JobDir: job}); !errors.Is(err, errdefs.ErrNotOurs) {
+		t.Errorf("got %v, want %v", err, errdefs.ErrNotOurs)
 	}
 	if _, err := h.Domain(t.Context(), "sardine-00000000-1"); err != nil {
 		t.Errorf("a foreign domain is gone: %v", err)
@@ -44,7 +45,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := h.Domain(t.Context(), "ours"); !errors.Is(err, virt.ErrNoDomain) {
+	if _, err := h.Domain(t.Context(), "ours"); !errors.Is(err, errdefs.ErrNoDomain) {
 		t.Errorf("the domain is still there: %v", err)
 	}
 	if _, err := os.Stat(job); !errors.Is(err, os.ErrNotExist) {
@@ -80,7 +81,7 @@ func TestRemoveOfALockedMachine(t *testing.T) {
 	if err := removal.Remove(t.Context(), h, "ours", at); err != nil {
 		t.Error(err)
 	}
-	if _, err := h.Domain(t.Context(), "ours"); !errors.Is(err, virt.ErrNoDomain) {
+	if _, err := h.Domain(t.Context(), "ours"); !errors.Is(err, errdefs.ErrNoDomain) {
 		t.Errorf("the domain is still there: %v", err)
 	}
 }
@@ -88,7 +89,7 @@ func TestRemoveOfALockedMachine(t *testing.T) {
 func TestFindKnowsWhatIsNotOurs(t *testing.T) {
 	h := virttest.OpenEmpty(t)
 	virttest.Start(t, h, &libvirtxml.Domain{Name: "foreign"})
-	for name, want := range map[string]error{"foreign": record.ErrNotOurs, "none": virt.ErrNoDomain} {
+	for name, want := range map[string]error{"foreign": errdefs.ErrNotOurs, "none": errdefs.ErrNoDomain} {
 		if _, err := Find(t.Context(), h, name, t.TempDir()); !errors.Is(err, want) {
 			t.Errorf("%s: got %v, want %v", name, err, want)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"gitlab-sardine-executor/internal/rollback"
 	"gitlab-sardine-executor/vm/disk"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/passt"
@@ -133,7 +134,7 @@ func (s *starter) save(ctx context.Context, draft *snapshot.Draft, m *Started, d
 // machine is not its cause. ctx is the job's: a deadline that is not the job's counts
 // against the machine.
 func noSnapshotOf(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) || errors.Is(err, ErrGuestStopped) {
+	if err == nil || ctx.Err() != nil || errors.Is(err, errdefs.ErrDisconnected) || errors.Is(err, errdefs.ErrGuestStopped) {
 		return err
 	}
 	return fmt.Errorf("%w: %w", snapshot.ErrNone, err)

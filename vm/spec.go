@@ -1,18 +1,15 @@
 package vm
 
 import (
-	"errors"
 	"time"
 
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/domain"
-	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/place"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/seed"
 	"gitlab-sardine-executor/vm/toolsdisk"
-	"gitlab-sardine-executor/vm/watch"
 )
 
 // A Spec describes a machine to start.
@@ -63,19 +60,3 @@ type Place = place.Place
 
 // ConsoleFile is the log of the guest's serial console, in the job directory.
 const ConsoleFile = place.ConsoleFile
-
-// Errors that callers act on. Others are in the packages below.
-var (
-	// See [watch].
-	ErrGuestStopped = watch.ErrStopped
-	ErrPoweredOff   = watch.ErrPoweredOff
-	ErrRebooted     = watch.ErrRebooted
-	// ErrBeforeLogin: the guest ended before a stage that follows prepare had logged in.
-	ErrBeforeLogin = errors.New("before the login")
-	// ErrNoAnswer: the guest is running, but its SSH server did not answer in time.
-	ErrNoAnswer = errors.New("the guest does not answer")
-	// ErrNetworkEnded: the process that is the guest's user network has ended.
-	ErrNetworkEnded = passt.ErrEnded
-	// ErrNoBoot: the firmware of the machine found nothing to boot on its disks.
-	ErrNoBoot = errors.New("the guest has not booted")
-)

@@ -144,7 +144,7 @@ func (s *starter) buildDomain(ctx context.Context) (*libvirtxml.Domain, error) {
 	case err == nil:
 		dom.Free()
 		return nil, fmt.Errorf("%w: %s", errdefs.ErrExists, s.spec.Name)
-	case !errors.Is(err, virt.ErrNoDomain):
+	case !errors.Is(err, errdefs.ErrNoDomain):
 		return nil, err
 	}
 	size, err := s.host.Size(ctx)
@@ -332,7 +332,7 @@ func (s *starter) create(ctx context.Context, d *libvirtxml.Domain) error {
 			return nil
 		}
 		warning, again := s.network.Retry(ctx, err, d)
-		if !again && s.tools && ctx.Err() == nil && !errors.Is(err, virt.ErrDisconnected) {
+		if !again && s.tools && ctx.Err() == nil && !errors.Is(err, errdefs.ErrDisconnected) {
 			// A convenience must not keep a machine from starting.
 			toolsdisk.Detach(d)
 			s.tools, again = false, true

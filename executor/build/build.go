@@ -18,7 +18,7 @@ import (
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/oci/registry"
 	"gitlab-sardine-executor/oci/transfer"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -192,7 +192,7 @@ func (b *builder) run(ctx context.Context) (_ digest.Digest, err error) {
 
 // showConsole shows the end of the guest's console, if err has it.
 func showConsole(log *joblog.Log, err error) {
-	if text := vm.ConsoleOf(err); text != "" {
+	if text := console.TailOf(err); text != "" {
 		log.Say("The guest's console ended with:")
 		for _, line := range strings.Split(text, "\n") {
 			log.Say("    %s", line)

@@ -18,10 +18,10 @@ import (
 	"gitlab-sardine-executor/oci/store"
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/removal"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -134,7 +134,7 @@ func (m *machine) waitReady(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, m.b.settings.Timeout)
 	defer cancel()
 	err := m.started.WaitReady(limited, m.login)
-	if errors.Is(err, vm.ErrNoAnswer) || errors.Is(err, vm.ErrNoBoot) {
+	if errors.Is(err, errdefs.ErrNoAnswer) || errors.Is(err, errdefs.ErrNoBoot) {
 		return fmt.Errorf("%w (waited %s: the setting timeout)", err, m.b.settings.Timeout)
 	}
 	if err != nil {
@@ -174,12 +174,12 @@ func (m *machine) powerOff(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, m.b.settings.Timeout)
 	defer cancel()
 	_, err := m.started.Instance.Run(limited, guestssh.Command{Line: asRoot(powerOffScript)})
-	if err != nil && !errors.Is(err, vm.ErrPoweredOff) && !errors.Is(err, guestssh.ErrLost) && limited.Err() == nil {
+	if err != nil && !errors.Is(err, errdefs.ErrPoweredOff) && !errors.Is(err, guestssh.ErrLost) && limited.Err() == nil {
 		return fmt.Errorf("power the guest off: %w", err)
 	}
 	for {
 		dom, err := m.b.host.Domain(limited, m.name)
-		if errors.Is(err, virt.ErrNoDomain) {
+		if errors.Is(err, errdefs.ErrNoDomain) {
 			m.b.Log.Say("Powered off (%s)", joblog.Seconds(time.Since(began)))
 			return nil
 		}

@@ -13,7 +13,7 @@ import (
 
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/internal/fileutil"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -120,7 +120,7 @@ func (m *machine) do(ctx context.Context, n int, step Step) error {
 		return context.Cause(ctx)
 	case errors.Is(err, context.DeadlineExceeded):
 		err = fmt.Errorf("not done after %s (--timeout)", m.b.Timeout)
-	case errors.Is(err, vm.ErrRebooted), errors.Is(err, vm.ErrPoweredOff):
+	case errors.Is(err, errdefs.ErrRebooted), errors.Is(err, errdefs.ErrPoweredOff):
 		err = fmt.Errorf("%w, which a step must not do: build powers it off after the last one", err)
 	}
 	return fmt.Errorf("step %d, %s: %w", n+1, step, err)

@@ -10,7 +10,7 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
-	"gitlab-sardine-executor/vm/record"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
@@ -24,7 +24,7 @@ func TestRemoveAll(t *testing.T) {
 		machines = append(machines, &machine{b: b, name: name, jobDir: b.dirs.Job(name), started: &vm.Started{Instance: &vm.Instance{}}})
 	}
 	err := removeAll(t.Context(), machines)
-	if !errors.Is(err, record.ErrNotOurs) || !strings.Contains(err.Error(), "the machine one") || !strings.Contains(err.Error(), "the machine two") {
+	if !errors.Is(err, errdefs.ErrNotOurs) || !strings.Contains(err.Error(), "the machine one") || !strings.Contains(err.Error(), "the machine two") {
 		t.Errorf("got %v", err)
 	}
 }

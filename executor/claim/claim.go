@@ -14,6 +14,7 @@ import (
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/admission"
 	"gitlab-sardine-executor/vm/cache"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/network"
@@ -106,7 +107,7 @@ func (w Wish) first(ctx context.Context, h *virt.Host) (*vm.Started, error) {
 		if err == nil {
 			return taken, nil
 		}
-		if ctx.Err() != nil || errors.Is(err, virt.ErrDisconnected) {
+		if ctx.Err() != nil || errors.Is(err, errdefs.ErrDisconnected) {
 			return nil, err
 		}
 		w.Detail(err.Error())

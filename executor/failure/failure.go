@@ -12,7 +12,7 @@ import (
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -70,7 +70,7 @@ func Classify(err error) Class {
 	}
 	for _, final := range []error{
 		oci.ErrReference, oci.ErrNotFound, oci.ErrDenied, oci.ErrFormat, oci.ErrInvalid,
-		guestssh.ErrLogin, errdefs.ErrInvalid, vm.ErrNoBoot, config.ErrSettings, job.ErrNotGitLab,
+		guestssh.ErrLogin, errdefs.ErrInvalid, errdefs.ErrNoBoot, config.ErrSettings, job.ErrNotGitLab,
 	} {
 		if errors.Is(err, final) {
 			return Build
@@ -87,9 +87,9 @@ func Report(log *joblog.Log, err error) {
 		log.Say("Job %s", ErrCancelled)
 		return
 	}
-	if console := vm.ConsoleOf(err); console != "" {
+	if tail := console.TailOf(err); tail != "" {
 		log.Say("The guest's console ended with:")
-		for _, line := range strings.Split(console, "\n") {
+		for _, line := range strings.Split(tail, "\n") {
 			log.Say("    %s", line)
 		}
 	}

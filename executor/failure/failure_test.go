@@ -11,12 +11,9 @@ import (
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/oci"
-	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/record"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 func TestClassify(t *testing.T) {
@@ -37,12 +34,12 @@ func TestClassify(t *testing.T) {
 		{job.ErrNotGitLab, Build},
 		{OfJob(errors.New("not allowed")), Build},
 		{other, System},
-		{vm.ErrNoAnswer, System},
-		{vm.ErrGuestStopped, System},
+		{errdefs.ErrNoAnswer, System},
+		{errdefs.ErrGuestStopped, System},
 		{guestssh.ErrLost, System},
 		{guestssh.ErrHostKey, System},
-		{virt.ErrNoDomain, System},
-		{record.ErrNotOurs, System},
+		{errdefs.ErrNoDomain, System},
+		{errdefs.ErrNotOurs, System},
 		{context.DeadlineExceeded, System},
 		{ErrCancelled, System},
 		{errors.Join(ErrCancelled, oci.ErrNotFound), System}, // the signal decides

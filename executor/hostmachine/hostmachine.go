@@ -9,6 +9,7 @@ import (
 
 	"gitlab-sardine-executor/oci"
 	"gitlab-sardine-executor/vm/define"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -34,7 +35,7 @@ func describe(ctx context.Context, host *virt.Host, name string) (*oci.Machine, 
 	var unfit define.UnfitError
 	captured, err := define.Capture(ctx, host, name)
 	switch {
-	case errors.Is(err, virt.ErrNoDomain):
+	case errors.Is(err, errdefs.ErrNoDomain):
 		return nil, fmt.Errorf("%w: libvirt has no virtual machine of this name (virsh -c %s list --all)", oci.ErrNotFound, host.URI())
 	case errors.Is(err, define.ErrRunning), errors.As(err, &unfit):
 		return nil, fmt.Errorf("%w: %w", oci.ErrFormat, err)

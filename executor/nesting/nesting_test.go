@@ -25,6 +25,7 @@ import (
 	"gitlab-sardine-executor/executor/job"
 	"gitlab-sardine-executor/executor/metrics"
 	"gitlab-sardine-executor/executor/serve"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
 	"gitlab-sardine-executor/vm/virt/virttest"
@@ -204,7 +205,7 @@ func exists(t *testing.T, h *virt.Host, name string) bool {
 	dom, err := h.Domain(t.Context(), name)
 	if err == nil {
 		dom.Free()
-	} else if !errors.Is(err, virt.ErrNoDomain) {
+	} else if !errors.Is(err, errdefs.ErrNoDomain) {
 		t.Fatal(err)
 	}
 	return err == nil

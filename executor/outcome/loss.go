@@ -9,9 +9,8 @@ import (
 
 	"gitlab-sardine-executor/executor/failure"
 	"gitlab-sardine-executor/executor/guestshell"
-	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // lossFile is the name in the directory of the job's machine.
@@ -29,27 +28,27 @@ type Loss struct {
 // LossIn returns the loss of the machine that err of a stage reports, and the error with its
 // explanation. The loss is nil if the machine is not lost.
 func LossIn(stage string, err error) (*Loss, error) {
-	between := errors.Is(err, vm.ErrBeforeLogin)
+	between := errors.Is(err, errdefs.ErrBeforeLogin)
 	switch {
-	case errors.Is(err, vm.ErrPoweredOff) && between:
+	case errors.Is(err, errdefs.ErrPoweredOff) && between:
 		return &Loss{stage, "the job had powered it off", true},
 			failure.OfJob(fmt.Errorf("the guest was powered off by the job before %s: a command of an earlier stage shut it down", stage))
-	case errors.Is(err, vm.ErrRebooted) && between, errors.Is(err, guestshell.ErrOtherBoot):
+	case errors.Is(err, errdefs.ErrRebooted) && between, errors.Is(err, guestshell.ErrOtherBoot):
 		return &Loss{stage, "the job had rebooted it", true},
 			failure.OfJob(fmt.Errorf("the guest was rebooted by the job before %s, by a command of an earlier stage: a job cannot go on after a reboot", stage))
 	case errors.Is(err, guestssh.ErrHostKey):
 		// No failure of the job: it may be another machine that answers.
 		return &Loss{Stage: stage, Reason: "its host key had changed"},
 			fmt.Errorf("%w: an earlier stage rebooted a guest that makes keys at each boot, or replaced its key, or another machine has its address", err)
-	case errors.Is(err, vm.ErrPoweredOff):
+	case errors.Is(err, errdefs.ErrPoweredOff):
 		return &Loss{stage, "it powered off", true},
 			failure.OfJob(fmt.Errorf("the machine powered off during %s: a command in it shut it down (%w)", stage, err))
-	case errors.Is(err, vm.ErrRebooted):
+	case errors.Is(err, errdefs.ErrRebooted):
 		return &Loss{stage, "it rebooted", true},
 			failure.OfJob(fmt.Errorf("the machine rebooted during %s, which ended the script: a job cannot go on after a reboot (%w)", stage, err))
-	case errors.Is(err, vm.ErrGuestStopped):
+	case errors.Is(err, errdefs.ErrGuestStopped):
 		return &Loss{Stage: stage, Reason: "its guest stopped"}, err
-	case errors.Is(err, virt.ErrNoDomain):
+	case errors.Is(err, errdefs.ErrNoDomain):
 		return &Loss{Stage: stage, Reason: "it is gone"}, err
 	case errors.Is(err, guestssh.ErrLost):
 		return &Loss{Stage: stage, Reason: "no connection"}, err

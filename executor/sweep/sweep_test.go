@@ -15,6 +15,7 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/removal"
 	"gitlab-sardine-executor/vm/virt"
@@ -194,7 +195,7 @@ func TestSweepLeavesDefinedCopies(t *testing.T) {
 			if swept := b.sweep(Options{All: true}); len(swept) > 0 {
 				t.Errorf("swept %q", swept)
 			}
-			if err := removal.Remove(t.Context(), b.host, name, vm.Place{OverlayDir: b.dirs.Overlays, JobDir: b.dirs.Jobs}); !errors.Is(err, record.ErrNotOurs) {
+			if err := removal.Remove(t.Context(), b.host, name, vm.Place{OverlayDir: b.dirs.Overlays, JobDir: b.dirs.Jobs}); !errors.Is(err, errdefs.ErrNotOurs) {
 				t.Errorf("remove: %v", err)
 			}
 			if domains, _ := b.left(); !slices.Equal(domains, []string{name}) {

@@ -12,6 +12,7 @@ import (
 
 	testhost "gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/seed"
 )
@@ -39,7 +40,7 @@ func TestFullGuestTwins(t *testing.T) {
 		ids := map[string]bool{}
 		for _, guest := range guests {
 			if err := guest.WaitReady(ctx, handed.Login()); err != nil {
-				t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+				t.Fatalf("%v\n%s", err, console.TailOf(err))
 			}
 			mark(t, guest)
 			id, _ := script(t, guest, "cat /etc/machine-id")

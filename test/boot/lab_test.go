@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
 	"gitlab-sardine-executor/vm/guestssh"
@@ -111,7 +112,7 @@ func (l *lab) ready(t testing.TB, spec vm.Spec) *vm.Started {
 	guest := l.start(t, spec)
 	began := time.Now()
 	if err := waitReady(t, guest, guestLogin); err != nil {
-		t.Fatalf("%s does not become ready: %v\n%s", spec.Name, err, vm.ConsoleOf(err))
+		t.Fatalf("%s does not become ready: %v\n%s", spec.Name, err, console.TailOf(err))
 	}
 	t.Logf("%s ready at %s after %v", spec.Name, guest.Record().Address, time.Since(began).Round(time.Millisecond))
 	return guest

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/network"
 )
@@ -31,9 +33,9 @@ func TestGuestThatWillNotBeReady(t *testing.T) {
 		want    error
 		console string
 	}{
-		{"powers off", variant{arguments: "rdinit=/usr/bin/poweroff -- -f"}, guestLogin, vm.ErrGuestStopped, "reboot: Power down"},
-		{"panics", variant{arguments: "rdinit=/usr/bin/false panic=0"}, guestLogin, vm.ErrGuestStopped, "Kernel panic"},
-		{"panics and restarts", variant{arguments: "rdinit=/usr/bin/false"}, guestLogin, vm.ErrGuestStopped, ""},
+		{"powers off", variant{arguments: "rdinit=/usr/bin/poweroff -- -f"}, guestLogin, errdefs.ErrGuestStopped, "reboot: Power down"},
+		{"panics", variant{arguments: "rdinit=/usr/bin/false panic=0"}, guestLogin, errdefs.ErrGuestStopped, "Kernel panic"},
+		{"panics and restarts", variant{arguments: "rdinit=/usr/bin/false"}, guestLogin, errdefs.ErrGuestStopped, ""},
 		{"has another password", variant{}, guestssh.Login{User: "vagrant", Password: "guess"}, guestssh.ErrLogin, "guest:"},
 	} {
 		if test.name != "panics" && !nightly {
@@ -48,8 +50,8 @@ func TestGuestThatWillNotBeReady(t *testing.T) {
 				if !errors.Is(err, test.want) {
 					t.Fatalf("got %v, want %v", err, test.want)
 				}
-				if console := vm.ConsoleOf(err); !strings.Contains(console, test.console) {
-					t.Errorf("the console's last lines lack %q:\n%s", test.console, console)
+				if tail := console.TailOf(err); !strings.Contains(tail, test.console) {
+					t.Errorf("the console's last lines lack %q:\n%s", test.console, tail)
 				}
 			})
 		})
@@ -76,11 +78,11 @@ func TestGuestWithoutSSH(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		err := guest.WaitReady(ctx, guestLogin)
-		if !errors.Is(err, vm.ErrNoAnswer) || !strings.Contains(err.Error(), "SSH server") {
-			t.Errorf("got %v, want %v and a word on its SSH server", err, vm.ErrNoAnswer)
+		if !errors.Is(err, errdefs.ErrNoAnswer) || !strings.Contains(err.Error(), "SSH server") {
+			t.Errorf("got %v, want %v and a word on its SSH server", err, errdefs.ErrNoAnswer)
 		}
-		if console := vm.ConsoleOf(err); !strings.Contains(console, "no server here") {
-			t.Errorf("console:\n%s", console)
+		if tail := console.TailOf(err); !strings.Contains(tail, "no server here") {
+			t.Errorf("console:\n%s", tail)
 		}
 	})
 }
@@ -122,8 +124,8 @@ func (l *lab) wait(t testing.TB, network string, wait time.Duration) (spec vm.Sp
 	defer cancel()
 	daemon := daemonOf(t)
 	before, daemonBefore := ownTime(t), processTime(t, daemon)
-	if err := guest.WaitReady(ctx, guestLogin); !errors.Is(err, vm.ErrNoAnswer) {
-		t.Errorf("got %v, want %v", err, vm.ErrNoAnswer)
+	if err := guest.WaitReady(ctx, guestLogin); !errors.Is(err, errdefs.ErrNoAnswer) {
+		t.Errorf("got %v, want %v", err, errdefs.ErrNoAnswer)
 	}
 	return spec, ownTime(t) - before, processTime(t, daemon) - daemonBefore
 }
@@ -205,8 +207,8 @@ dd if=/dev/urandom of=/dev/vda bs=64k
 		t.Cleanup(func() { unix.Unmount(spec.OverlayDir, unix.MNT_DETACH) })
 		guest := l.start(t, spec)
 		err := waitReady(t, guest, guestLogin)
-		if !errors.Is(err, vm.ErrGuestStopped) || !strings.Contains(err.Error(), "I/O error") {
-			t.Errorf("got %v, want %v by an I/O error", err, vm.ErrGuestStopped)
+		if !errors.Is(err, errdefs.ErrGuestStopped) || !strings.Contains(err.Error(), "I/O error") {
+			t.Errorf("got %v, want %v by an I/O error", err, errdefs.ErrGuestStopped)
 		}
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"gitlab-sardine-executor/internal/testbed"
 	"gitlab-sardine-executor/internal/testbed/host"
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/seed"
@@ -114,7 +115,7 @@ func TestFullGuestFromASnapshot(t *testing.T) {
 		defer cancel()
 		began := time.Now()
 		if err := vm.MakeSnapshot(ctx, l.host, spec, seed.Login(), 5*time.Minute, func() {}); err != nil {
-			t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+			t.Fatalf("%v\n%s", err, console.TailOf(err))
 		}
 		t.Logf("made a snapshot in %s", time.Since(began).Round(time.Second))
 		for _, name := range []string{"one", "two"} {
@@ -125,7 +126,7 @@ func TestFullGuestFromASnapshot(t *testing.T) {
 				t.Fatalf("%s boots: %q", name, guest.Notes)
 			}
 			if err := waitReady(t, guest, guest.Login(seed.Login())); err != nil {
-				t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+				t.Fatalf("%v\n%s", err, console.TailOf(err))
 			}
 			t.Logf("%s ready after %s", name, time.Since(began).Round(time.Millisecond))
 			asked := time.Now()
@@ -185,7 +186,7 @@ func TestFullGuestWithoutCloudInit(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		if err := guest.WaitReady(ctx, seed.Login()); err != nil {
-			t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+			t.Fatalf("%v\n%s", err, console.TailOf(err))
 		}
 		if guest.Record().HostKey != pinned || pinned == "" {
 			t.Errorf("the host key is %q, want %q", guest.Record().HostKey, pinned)

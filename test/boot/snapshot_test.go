@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/removal"
@@ -36,7 +37,7 @@ func makeSnapshot(t *testing.T, l *lab, spec vm.Spec) {
 	t.Helper()
 	began := time.Now()
 	if err := vm.MakeSnapshot(t.Context(), l.host, spec, guestLogin, 2*time.Minute, func() {}); err != nil {
-		t.Fatalf("make a snapshot: %v\n%s", err, vm.ConsoleOf(err))
+		t.Fatalf("make a snapshot: %v\n%s", err, console.TailOf(err))
 	}
 	t.Logf("made a snapshot in %s", time.Since(began).Round(time.Millisecond))
 }
@@ -186,7 +187,7 @@ func TestSnapshot(t *testing.T) {
 				guest := l.start(t, spec)
 				t.Logf("%s started in %s: %q", name, time.Since(began).Round(time.Millisecond), guest.Notes)
 				if err := waitReady(t, guest, guestLogin); err != nil {
-					t.Errorf("%s does not become ready: %v\n%s", name, err, vm.ConsoleOf(err))
+					t.Errorf("%s does not become ready: %v\n%s", name, err, console.TailOf(err))
 					return
 				}
 				t.Logf("%s: %s from the beginning", name, time.Since(began).Round(time.Millisecond))

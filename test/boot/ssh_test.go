@@ -19,6 +19,7 @@ import (
 
 	"gitlab-sardine-executor/vm"
 	"gitlab-sardine-executor/vm/domainxml"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 )
 
@@ -87,8 +88,8 @@ func TestGuestEndsDuringAScript(t *testing.T) {
 			name, script string
 			want         error
 		}{
-			{"reboot", "sudo -n reboot -f", vm.ErrRebooted},
-			{"poweroff", "sudo -n poweroff -f", vm.ErrPoweredOff},
+			{"reboot", "sudo -n reboot -f", errdefs.ErrRebooted},
+			{"poweroff", "sudo -n poweroff -f", errdefs.ErrPoweredOff},
 		} {
 			if guest == nil { // this guest makes new host keys when it boots
 				guest = l.ready(t, l.spec(test.name))
@@ -146,8 +147,8 @@ func TestMachineIsDestroyedDuringAScript(t *testing.T) {
 		guest := l.ready(t, l.spec("destroyed"))
 		ended := running(t, l.reconnect(t, guest.Name()), "sleep 1000", guestssh.Keepalive{})
 		l.virsh(t, "destroy", guest.Name())
-		if err := <-ended; !errors.Is(err, vm.ErrGuestStopped) || errors.Is(err, vm.ErrPoweredOff) || !strings.Contains(err.Error(), "destroyed") {
-			t.Errorf("got %v, want %v", err, vm.ErrGuestStopped)
+		if err := <-ended; !errors.Is(err, errdefs.ErrGuestStopped) || errors.Is(err, errdefs.ErrPoweredOff) || !strings.Contains(err.Error(), "destroyed") {
+			t.Errorf("got %v, want %v", err, errdefs.ErrGuestStopped)
 		}
 	})
 }

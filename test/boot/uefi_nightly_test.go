@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/firmware"
 	"gitlab-sardine-executor/vm/removal"
 )
@@ -36,8 +38,8 @@ func TestUEFIFindsNothing(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			err := guest.WaitReady(ctx, guestLogin)
 			cancel()
-			t.Logf("%s: %v\n%s", kind, err, vm.ConsoleOf(err))
-			if !errors.Is(err, vm.ErrNoBoot) || kind == firmware.Secure && !strings.Contains(err.Error(), "signed") {
+			t.Logf("%s: %v\n%s", kind, err, console.TailOf(err))
+			if !errors.Is(err, errdefs.ErrNoBoot) || kind == firmware.Secure && !strings.Contains(err.Error(), "signed") {
 				t.Errorf("%s: got %v", kind, err)
 			}
 			if err := removal.Remove(t.Context(), l.host, spec.Name, spec.Place); err != nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"gitlab-sardine-executor/vm"
+	"gitlab-sardine-executor/vm/console"
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domainxml"
 )
@@ -72,7 +73,7 @@ func TestTrustedUEFI(t *testing.T) {
 			names = append(names, guest.Name())
 			if i == 0 && l.mode == "system" && nightly { // where QEMU runs as another user
 				if err := waitReady(t, guest, guestLogin); err != nil {
-					t.Fatalf("%v\n%s", err, vm.ConsoleOf(err))
+					t.Fatalf("%v\n%s", err, console.TailOf(err))
 				}
 				if got, _ := script(t, guest, "test -d /sys/firmware/efi && echo efi"); got != "efi\n" {
 					t.Errorf("the guest says %q", got)

@@ -45,7 +45,7 @@ type CapturedDisk struct {
 
 // Capture describes a defined domain for an image. It keeps the name and drops UUID, MAC
 // addresses, host paths and everything else that is specific to one machine or one host.
-// The error is [virt.ErrNoDomain] if there is no domain of that name, [ErrRunning] if it is running
+// The error is [errdefs.ErrNoDomain] if there is no domain of that name, [ErrRunning] if it is running
 // or suspended, and an [UnfitError] if its XML or its disks cannot be in an image.
 func Capture(ctx context.Context, h *virt.Host, name string) (*Captured, error) {
 	dom, err := h.Domain(ctx, name)

@@ -77,7 +77,7 @@ type ClonedDomain struct {
 // clone also gets new values for what only one machine on a host can have: fixed ports,
 // socket paths and addresses.
 //
-// If Clone fails, it leaves nothing of the clone. The error is [virt.ErrNoDomain] if there
+// If Clone fails, it leaves nothing of the clone. The error is [errdefs.ErrNoDomain] if there
 // is no such source, [errdefs.ErrExists] if there is a domain with the requested name, and
 // [errdefs.ErrInvalid] if the source cannot be cloned or the options are invalid.
 func Clone(ctx context.Context, h *virt.Host, o CloneOptions) (*ClonedDomain, error) {
@@ -158,7 +158,7 @@ func (c *cloning) run(ctx context.Context) (_ *ClonedDomain, err error) {
 	case err == nil:
 		dom.Free()
 		return nil, fmt.Errorf("%w: %s at %s", errdefs.ErrExists, c.name, c.host.URI())
-	case !errors.Is(err, virt.ErrNoDomain):
+	case !errors.Is(err, errdefs.ErrNoDomain):
 		return nil, err
 	}
 	d, err := c.source.domain()
@@ -317,7 +317,7 @@ func (c *cloning) rejected(ctx context.Context, err error) error {
 // removes its files.
 func forget(ctx context.Context, h *virt.Host, id string) error {
 	dom, err := h.DomainByUUID(ctx, id)
-	if errors.Is(err, virt.ErrNoDomain) {
+	if errors.Is(err, errdefs.ErrNoDomain) {
 		return nil
 	}
 	if err != nil {

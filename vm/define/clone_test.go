@@ -166,7 +166,7 @@ func TestClonePrintMakesNothing(t *testing.T) {
 	if _, err := os.Stat(out); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory was made: %v", err)
 	}
-	if _, err := h.Domain(t.Context(), "web-clone"); !errors.Is(err, virt.ErrNoDomain) {
+	if _, err := h.Domain(t.Context(), "web-clone"); !errors.Is(err, errdefs.ErrNoDomain) {
 		t.Errorf("the domain was made: %v", err)
 	}
 	d := &libvirtxml.Domain{}
@@ -423,7 +423,7 @@ func TestCloneRefuses(t *testing.T) {
 		want error
 		text string
 	}{
-		"no such source":      {CloneOptions{Source: "nobody"}, virt.ErrNoDomain, "nobody"},
+		"no such source":      {CloneOptions{Source: "nobody"}, errdefs.ErrNoDomain, "nobody"},
 		"unknown mode":        {CloneOptions{Source: "web", Start: "sometimes"}, errdefs.ErrInvalid, "define"},
 		"unknown omit":        {CloneOptions{Source: "web", OmitBackingStore: "perhaps"}, errdefs.ErrInvalid, "auto, yes or no"},
 		"name with a slash":   {CloneOptions{Source: "web", Target: "../x"}, errdefs.ErrInvalid, "cannot be the name"},
@@ -519,7 +519,7 @@ func TestCloneLeavesNothingOnFailure(t *testing.T) {
 				t.Errorf("%s: left: %q", name, left)
 			}
 		}
-		if _, err := h.Domain(t.Context(), name+"-clone"); !errors.Is(err, virt.ErrNoDomain) {
+		if _, err := h.Domain(t.Context(), name+"-clone"); !errors.Is(err, errdefs.ErrNoDomain) {
 			t.Errorf("%s: its domain is there: %v", name, err)
 		}
 	}

@@ -55,7 +55,7 @@ func Define(ctx context.Context, h *virt.Host, base Spec) (dropped []string, err
 	switch _, err := h.Domain(ctx, base.Name); {
 	case err == nil:
 		return nil, fmt.Errorf("%w: %s at %s", errdefs.ErrExists, base.Name, h.URI())
-	case !errors.Is(err, virt.ErrNoDomain):
+	case !errors.Is(err, errdefs.ErrNoDomain):
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(base.Dir), 0o711); err != nil {
@@ -158,7 +158,7 @@ func List(ctx context.Context, h *virt.Host) ([]TemplateDomain, error) {
 	for _, dom := range domains {
 		base, err := templateDomain(ctx, dom)
 		dom.Free()
-		if errors.Is(err, errNoOrigin) || errors.Is(err, virt.ErrNoDomain) {
+		if errors.Is(err, errNoOrigin) || errors.Is(err, errdefs.ErrNoDomain) {
 			continue
 		}
 		if err != nil {

@@ -110,7 +110,7 @@ func TestCaptureRefuses(t *testing.T) {
 	if _, err := Capture(t.Context(), h, "test"); !errors.Is(err, ErrRunning) {
 		t.Errorf("a running domain: %v", err)
 	}
-	if _, err := Capture(t.Context(), h, "none"); !errors.Is(err, virt.ErrNoDomain) {
+	if _, err := Capture(t.Context(), h, "none"); !errors.Is(err, errdefs.ErrNoDomain) {
 		t.Errorf("no domain: %v", err)
 	}
 }

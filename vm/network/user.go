@@ -191,7 +191,7 @@ func (n *userNetwork) Ended() error {
 	if n.passt == nil || n.passt.Runs() {
 		return nil
 	}
-	return passt.ErrEnded
+	return errdefs.ErrNetworkEnded
 }
 
 func (n *userNetwork) Stop() error {

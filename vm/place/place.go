@@ -9,6 +9,7 @@ import (
 
 	"gitlab-sardine-executor/vm/disk"
 	"gitlab-sardine-executor/vm/domain"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -61,7 +62,7 @@ func (p Place) Locate(ctx context.Context, h *virt.Host, name string) (domain st
 		dom.Free()
 		return name, p, nil
 	}
-	if !errors.Is(err, virt.ErrNoDomain) {
+	if !errors.Is(err, errdefs.ErrNoDomain) {
 		return "", p, err
 	}
 	machines, err := record.List(ctx, h)

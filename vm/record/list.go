@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -30,7 +31,7 @@ func List(ctx context.Context, h *virt.Host) ([]InstanceInfo, error) {
 	for _, dom := range domains {
 		m, err := instanceInfo(ctx, dom)
 		dom.Free()
-		if errors.Is(err, ErrNotOurs) || errors.Is(err, virt.ErrNoDomain) {
+		if errors.Is(err, errdefs.ErrNotOurs) || errors.Is(err, errdefs.ErrNoDomain) {
 			continue // not a job's, or it has ended since it was listed
 		}
 		if err != nil {
@@ -49,8 +50,8 @@ func instanceInfo(ctx context.Context, dom *virt.Domain) (InstanceInfo, error) {
 	return InstanceInfo{Name: dom.Name(), Record: record}, nil
 }
 
-// Keep sets the expiry time of a machine. The error is [virt.ErrNoDomain] if it has ended,
-// and [ErrNotOurs] if it is not a job's.
+// Keep sets the expiry time of a machine. The error is [errdefs.ErrNoDomain] if it has ended,
+// and [errdefs.ErrNotOurs] if it is not a job's.
 func Keep(ctx context.Context, h *virt.Host, name string, until time.Time) error {
 	dom, err := h.Domain(ctx, name)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"libvirt.org/go/libvirtxml"
 
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -18,10 +19,6 @@ import (
 const Namespace = "urn:gitlab-sardine-executor:job:1"
 
 const prefix = "sardine"
-
-// ErrNotOurs: the domain has no record of a job. This program does not change such a
-// domain.
-var ErrNotOurs = errors.New("not a machine of a job")
 
 // A Record is what later stages and commands need to know about a machine. It is stored in
 // the metadata of the domain and contains no secrets.
@@ -85,7 +82,7 @@ func (r Record) Store(ctx context.Context, dom *virt.Domain) error {
 	return dom.SetMetadata(ctx, "the job's record", text, prefix, Namespace)
 }
 
-// Read reads the record of a domain. The error is [ErrNotOurs] if it has none, or if it is a
+// Read reads the record of a domain. The error is [errdefs.ErrNotOurs] if it has none, or if it is a
 // defined domain: machines of jobs are transient.
 func Read(ctx context.Context, dom *virt.Domain) (Record, error) {
 	defined, err := dom.IsPersistent(ctx)
@@ -93,18 +90,18 @@ func Read(ctx context.Context, dom *virt.Domain) (Record, error) {
 		return Record{}, err
 	}
 	if defined {
-		return Record{}, fmt.Errorf("%w: it is a defined domain", ErrNotOurs)
+		return Record{}, fmt.Errorf("%w: it is a defined domain", errdefs.ErrNotOurs)
 	}
 	text, err := dom.Metadata(ctx, "the job's record", Namespace)
 	if errors.Is(err, virt.ErrNoMetadata) {
-		return Record{}, ErrNotOurs
+		return Record{}, errdefs.ErrNotOurs
 	}
 	if err != nil {
 		return Record{}, err
 	}
 	var r Record
 	if err := xml.Unmarshal([]byte(text), &r); err != nil {
-		return Record{}, fmt.Errorf("%w: its record is damaged: %w", ErrNotOurs, err)
+		return Record{}, fmt.Errorf("%w: its record is damaged: %w", errdefs.ErrNotOurs, err)
 	}
 	return r, nil
 }

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"gitlab-sardine-executor/internal/dirlock"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/place"
 	"gitlab-sardine-executor/vm/record"
@@ -80,11 +81,11 @@ func evictOne(ctx context.Context, h *virt.Host, name string, at place.Place) (r
 		var found record.Record
 		found, err = record.Read(ctx, dom)
 		dom.Free()
-		if err == nil && !found.Idle || errors.Is(err, record.ErrNotOurs) {
+		if err == nil && !found.Idle || errors.Is(err, errdefs.ErrNotOurs) {
 			return false, nil
 		}
 	}
-	if err != nil && !errors.Is(err, virt.ErrNoDomain) {
+	if err != nil && !errors.Is(err, errdefs.ErrNoDomain) {
 		return false, err
 	}
 	return true, Locked(ctx, h, name, at)

@@ -12,6 +12,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"gitlab-sardine-executor/internal/dirlock"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/place"
 	"gitlab-sardine-executor/vm/record"
@@ -102,7 +103,7 @@ func TestRemoveOfATakenMachine(t *testing.T) {
 		"taken":                     {record.Record{Job: "4711", Machine: someMachine}, true, nil},
 		"the link is lost":          {record.Record{Job: "4711", Machine: someMachine}, false, nil},
 		"prepare died":              {record.Record{Idle: true}, true, nil},
-		"the link leads to another": {record.Record{Job: "1", Machine: "sardine-0123abcd-1"}, true, record.ErrNotOurs},
+		"the link leads to another": {record.Record{Job: "1", Machine: "sardine-0123abcd-1"}, true, errdefs.ErrNotOurs},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBed(t)

@@ -12,6 +12,7 @@ import (
 
 	"gitlab-sardine-executor/internal/dirlock"
 	"gitlab-sardine-executor/internal/rollback"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/idle"
 	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/dhcp"
@@ -38,7 +39,7 @@ var errEnding = errors.New("the machine is still ending")
 
 // Remove destroys the machine that a job knows by that name, and removes everything that
 // belongs to it: domain, overlays, helper processes, job directory. A machine that does not exist is no error. If a domain
-// of that name is not a job's, the error is [record.ErrNotOurs] and nothing is touched.
+// of that name is not a job's, the error is [errdefs.ErrNotOurs] and nothing is touched.
 //
 // If ctx ends while libvirt destroys the domain, Remove returns an error: libvirt continues,
 // and the files are removed without waiting for it.
@@ -109,7 +110,7 @@ func withoutFiles(ctx context.Context, h *virt.Host, domain, name string, at pla
 // the job, or was being given to it. A domain that is gone is nobody's.
 func checkOwner(ctx context.Context, h *virt.Host, domain, machine string) error {
 	dom, err := h.Domain(ctx, domain)
-	if errors.Is(err, virt.ErrNoDomain) {
+	if errors.Is(err, errdefs.ErrNoDomain) {
 		return nil
 	}
 	if err != nil {
@@ -118,7 +119,7 @@ func checkOwner(ctx context.Context, h *virt.Host, domain, machine string) error
 	defer dom.Free()
 	found, err := record.Read(ctx, dom)
 	if err == nil && !found.Idle && found.Machine != machine {
-		err = fmt.Errorf("%w: it is the one of %s", record.ErrNotOurs, found.Machine)
+		err = fmt.Errorf("%w: it is the one of %s", errdefs.ErrNotOurs, found.Machine)
 	}
 	if err != nil {
 		return fmt.Errorf("domain %s, which %s has taken: %w", domain, machine, err)
@@ -170,7 +171,7 @@ func Expired(ctx context.Context, h *virt.Host, name string, at place.Place, rul
 	}
 	// Looked up with the lock held.
 	dom, err := h.Domain(ctx, name)
-	if errors.Is(err, virt.ErrNoDomain) {
+	if errors.Is(err, errdefs.ErrNoDomain) {
 		locked.RemoveIfEmpty()
 		return false, nil
 	}
@@ -228,7 +229,7 @@ func Abandoned(ctx context.Context, h *virt.Host, name string, at place.Place, d
 	}
 	// Looked up with the lock held: the process that created the directory has ended, and a
 	// domain that it started is known by now.
-	if _, err := h.Domain(ctx, name); !errors.Is(err, virt.ErrNoDomain) {
+	if _, err := h.Domain(ctx, name); !errors.Is(err, errdefs.ErrNoDomain) {
 		if created {
 			err = errors.Join(err, ignoring(os.Remove(at.JobDir), fs.ErrNotExist))
 		}
@@ -249,7 +250,7 @@ func Abandoned(ctx context.Context, h *virt.Host, name string, at place.Place, d
 // error is errEnding if ctx ended first.
 func Destroy(ctx context.Context, h *virt.Host, name string) error {
 	dom, err := h.Domain(ctx, name)
-	if errors.Is(err, virt.ErrNoDomain) {
+	if errors.Is(err, errdefs.ErrNoDomain) {
 		return nil
 	}
 	if err != nil {
@@ -263,10 +264,10 @@ func Destroy(ctx context.Context, h *virt.Host, name string) error {
 			return fmt.Errorf("%w: %w", errEnding, err)
 		}
 	}
-	if errors.Is(err, virt.ErrNoDomain) {
+	if errors.Is(err, errdefs.ErrNoDomain) {
 		err = nil // it has ended by itself
 	}
-	if errors.Is(err, record.ErrNotOurs) {
+	if errors.Is(err, errdefs.ErrNotOurs) {
 		return fmt.Errorf("domain %s: %w", name, err)
 	}
 	if err == nil {

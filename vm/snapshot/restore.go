@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/snapshot/savefile"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -56,13 +57,13 @@ func (s *Saved) Restore(ctx context.Context, h *virt.Host, path string) (*virt.D
 	}
 	stop()
 	if fedErr := <-fed; err != nil {
-		if errors.Is(err, virt.ErrDisconnected) || ctx.Err() != nil {
+		if errors.Is(err, errdefs.ErrDisconnected) || ctx.Err() != nil {
 			return nil, err
 		}
 		return nil, none("%w", errors.Join(err, fedErr))
 	}
 	dom, err := h.Domain(ctx, d.Name)
-	if errors.Is(err, virt.ErrNoDomain) {
+	if errors.Is(err, errdefs.ErrNoDomain) {
 		return nil, none("the machine stopped as soon as it resumed")
 	}
 	return dom, err

@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"libvirt.org/go/libvirt"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 // ErrNoMetadata: the domain has no metadata in that namespace.
@@ -21,7 +23,7 @@ type Domain struct {
 	calls      calls
 }
 
-// Domain looks up a domain by its name; the error is [ErrNoDomain] if there is
+// Domain looks up a domain by its name; the error is [errdefs.ErrNoDomain] if there is
 // none.
 func (h *Host) Domain(ctx context.Context, name string) (*Domain, error) {
 	dom, err := await(ctx, &h.calls, "look up domain "+name, func() (*libvirt.Domain, error) {
@@ -30,7 +32,7 @@ func (h *Host) Domain(ctx context.Context, name string) (*Domain, error) {
 	return h.found(dom, name, err)
 }
 
-// DomainByUUID looks up a domain by its UUID; the error is [ErrNoDomain] if there is
+// DomainByUUID looks up a domain by its UUID; the error is [errdefs.ErrNoDomain] if there is
 // none.
 func (h *Host) DomainByUUID(ctx context.Context, id string) (*Domain, error) {
 	dom, err := await(ctx, &h.calls, "look up domain "+id, func() (*libvirt.Domain, error) {
@@ -41,7 +43,7 @@ func (h *Host) DomainByUUID(ctx context.Context, id string) (*Domain, error) {
 
 func (h *Host) found(dom *libvirt.Domain, name string, err error) (*Domain, error) {
 	if isCode(err, libvirt.ERR_NO_DOMAIN) {
-		return nil, fmt.Errorf("%w: %s at %s", ErrNoDomain, name, h.uri)
+		return nil, fmt.Errorf("%w: %s at %s", errdefs.ErrNoDomain, name, h.uri)
 	}
 	return h.wrap(dom, name, err)
 }
@@ -278,10 +280,10 @@ func (d *Domain) Progress(ctx context.Context) (used uint64, paused bool, err er
 	return info.CpuTime, info.State == libvirt.DOMAIN_PAUSED, nil
 }
 
-// gone makes err an [ErrNoDomain] if the domain has ended since the lookup.
+// gone makes err an [errdefs.ErrNoDomain] if the domain has ended since the lookup.
 func gone(err error) error {
 	if isCode(err, libvirt.ERR_NO_DOMAIN) {
-		return fmt.Errorf("%w: %w", ErrNoDomain, err)
+		return fmt.Errorf("%w: %w", errdefs.ErrNoDomain, err)
 	}
 	return err
 }

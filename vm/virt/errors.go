@@ -11,24 +11,13 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 )
 
-// ErrNoDomain: libvirt has no domain of that name.
-var ErrNoDomain = errors.New("no such domain")
-
-// ErrDisconnected: the daemon closed the connection, as it does when it restarts. Its
-// machines continue to run, and a new connection may succeed.
-var ErrDisconnected = errors.New("the connection to libvirt broke (was its daemon restarted?)")
-
-// ErrUnreachable: the connection to the libvirt daemon failed: the daemon does not run, is
-// restarting, or refuses this user.
-var ErrUnreachable = errors.New("libvirt cannot be reached")
-
 // A readableError is an error of libvirt with a readable text. The library's own text begins with
 // numbers: "virError(Code=38, Domain=7, Message='…')".
 type readableError struct{ Cause libvirt.Error }
 
 func (e readableError) Error() string {
 	if e.isDisconnect() {
-		return ErrDisconnected.Error()
+		return errdefs.ErrDisconnected.Error()
 	}
 	return strings.TrimPrefix(e.Cause.Message, internalError)
 }
@@ -37,8 +26,10 @@ func (e readableError) Error() string {
 // (src/util/virerror.c). Readers would take it for an error of this program.
 const internalError = "internal error: "
 
-// Is reports whether e is an [ErrDisconnected].
-func (e readableError) Is(target error) bool { return target == ErrDisconnected && e.isDisconnect() }
+// Is reports whether e is an [errdefs.ErrDisconnected].
+func (e readableError) Is(target error) bool {
+	return target == errdefs.ErrDisconnected && e.isDisconnect()
+}
 
 // disconnects are the messages of libvirt's RPC client for a connection that broke
 // (src/rpc/virnetclient.c, virnetsocket.c). There is no error code for that.

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"libvirt.org/go/libvirt"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 // A connection that the daemon closed is distinguished from a failed connection, and from
@@ -20,7 +22,7 @@ func TestDisconnected(t *testing.T) {
 		{libvirt.Error{Code: libvirt.ERR_SYSTEM_ERROR, Domain: libvirt.FROM_RPC, Message: "Failed to connect socket to '/var/run/libvirt/libvirt-sock': Connection refused"}, false},
 		{libvirt.Error{Code: libvirt.ERR_NO_DOMAIN, Domain: libvirt.FROM_QEMU, Message: "Domain not found: client socket is closed"}, false},
 	} {
-		if got := errors.Is(clean(test.err), ErrDisconnected); got != test.want {
+		if got := errors.Is(clean(test.err), errdefs.ErrDisconnected); got != test.want {
 			t.Errorf("%s: disconnected is %t", test.err.Message, got)
 		}
 	}

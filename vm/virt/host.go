@@ -10,6 +10,8 @@ import (
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
+
+	"gitlab-sardine-executor/vm/errdefs"
 )
 
 // A Host is a connection to the libvirt daemon that runs the machines.
@@ -41,7 +43,7 @@ func Open(ctx context.Context, uri string) (*Host, error) {
 		return libvirt.NewConnect(uri)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w: is libvirtd running, and may this user use it? (try: virsh -c %s list)", ErrUnreachable, err, uri)
+		return nil, fmt.Errorf("%w: %w: is libvirtd running, and may this user use it? (try: virsh -c %s list)", errdefs.ErrUnreachable, err, uri)
 	}
 	return &Host{conn: conn, uri: uri, keepEvents: &sync.Once{}, calls: calls{release: func() error { return discard(conn) }}}, nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm/console"
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -19,23 +20,14 @@ const (
 	stillTime = time.Second
 )
 
-var (
-	// ErrStopped: the guest stopped, crashed or paused by itself.
-	ErrStopped = errors.New("the guest stopped")
-	// ErrPoweredOff: the guest shut its machine down. It is an ErrStopped, too.
-	ErrPoweredOff = fmt.Errorf("%w: it powered off", ErrStopped)
-	// ErrRebooted: the guest rebooted while a command was running in it.
-	ErrRebooted = errors.New("the guest rebooted")
-)
-
-// Alive returns [ErrStopped] if the guest does not run any more; other errors are libvirt's.
+// Alive returns [errdefs.ErrGuestStopped] if the guest does not run any more; other errors are libvirt's.
 func Alive(ctx context.Context, dom *virt.Domain) error {
 	reason, err := dom.StopReason(ctx)
 	if err != nil {
 		return err
 	}
 	if reason != "" {
-		return fmt.Errorf("%w: %s", ErrStopped, reason)
+		return fmt.Errorf("%w: %s", errdefs.ErrGuestStopped, reason)
 	}
 	return nil
 }
@@ -94,12 +86,12 @@ func (w Watch) Run(ctx context.Context, cancel context.CancelCauseFunc) {
 			continue
 		case <-time.After(w.Poll):
 		}
-		if err := Alive(ctx, w.Domain); errors.Is(err, ErrStopped) {
+		if err := Alive(ctx, w.Domain); errors.Is(err, errdefs.ErrGuestStopped) {
 			cancel(w.reason(ctx, events, err))
 			return
 		}
 		if w.Console != nil && w.Console.Seen() {
-			cancel(fmt.Errorf("%w: its kernel panicked", ErrStopped))
+			cancel(fmt.Errorf("%w: its kernel panicked", errdefs.ErrGuestStopped))
 			return
 		}
 		if w.Network == nil {
@@ -137,12 +129,12 @@ func (w Watch) reason(ctx context.Context, events <-chan virt.Event, stopped err
 func (w Watch) errorOf(e virt.Event) error {
 	switch e {
 	case virt.PoweredOff:
-		return ErrPoweredOff
+		return errdefs.ErrPoweredOff
 	case virt.Rebooted:
 		if w.Running {
-			return ErrRebooted
+			return errdefs.ErrRebooted
 		}
 		return nil
 	}
-	return fmt.Errorf("%w: %s", ErrStopped, e)
+	return fmt.Errorf("%w: %s", errdefs.ErrGuestStopped, e)
 }

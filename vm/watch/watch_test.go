@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -14,20 +15,20 @@ func TestErrorOf(t *testing.T) {
 		running bool
 		want    error
 	}{
-		{virt.PoweredOff, true, ErrPoweredOff},
-		{virt.PoweredOff, false, ErrPoweredOff},
-		{virt.Rebooted, true, ErrRebooted},
+		{virt.PoweredOff, true, errdefs.ErrPoweredOff},
+		{virt.PoweredOff, false, errdefs.ErrPoweredOff},
+		{virt.Rebooted, true, errdefs.ErrRebooted},
 		{virt.Rebooted, false, nil},
-		{virt.Destroyed, true, ErrStopped},
-		{virt.Died, true, ErrStopped},
-		{virt.Crashed, false, ErrStopped},
+		{virt.Destroyed, true, errdefs.ErrGuestStopped},
+		{virt.Died, true, errdefs.ErrGuestStopped},
+		{virt.Crashed, false, errdefs.ErrGuestStopped},
 	} {
 		err := Watch{Running: test.running}.errorOf(test.event)
-		if !errors.Is(err, test.want) || test.want == ErrStopped && errors.Is(err, ErrPoweredOff) {
+		if !errors.Is(err, test.want) || test.want == errdefs.ErrGuestStopped && errors.Is(err, errdefs.ErrPoweredOff) {
 			t.Errorf("%v, running %v: got %v, want %v", test.event, test.running, err, test.want)
 		}
 	}
-	if !errors.Is(ErrPoweredOff, ErrStopped) || errors.Is(ErrRebooted, ErrStopped) {
+	if !errors.Is(errdefs.ErrPoweredOff, errdefs.ErrGuestStopped) || errors.Is(errdefs.ErrRebooted, errdefs.ErrGuestStopped) {
 		t.Error("a guest that powered off has stopped, and one that rebooted has not")
 	}
 }
@@ -38,10 +39,10 @@ func TestReason(t *testing.T) {
 	events <- virt.Rebooted
 	events <- virt.PoweredOff
 	w := Watch{Running: true}
-	if err := w.reason(t.Context(), events, ErrStopped); !errors.Is(err, ErrPoweredOff) {
+	if err := w.reason(t.Context(), events, errdefs.ErrGuestStopped); !errors.Is(err, errdefs.ErrPoweredOff) {
 		t.Errorf("got %v", err)
 	}
-	if err := w.reason(t.Context(), nil, ErrStopped); err != ErrStopped {
+	if err := w.reason(t.Context(), nil, errdefs.ErrGuestStopped); err != errdefs.ErrGuestStopped {
 		t.Errorf("without an event: got %v", err)
 	}
 }

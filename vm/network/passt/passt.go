@@ -41,8 +41,6 @@ var (
 	ErrPortTaken = errors.New("the port is taken")
 	// errDenied: passt may not create its socket or its pid file.
 	errDenied = errors.New("passt may not create its socket (is it AppArmor or SELinux? journalctl --dmesg shows what they deny)")
-	// ErrEnded: the process has ended, and QEMU does not connect to another one.
-	ErrEnded = errors.New("passt, the guest's network, has ended (did it crash, or did the kernel kill it for lack of memory? see dmesg)")
 	// ErrNoRoute: the host has no default route.
 	ErrNoRoute = errors.New("passt finds no interface with a default route")
 )
@@ -194,7 +192,7 @@ func (p *Passt) Connected(ctx context.Context) error {
 			return errors.Join(p.connected(inode), p.removeDirs(ctx))
 		}
 		if !p.Runs() {
-			return ErrEnded
+			return errdefs.ErrNetworkEnded
 		}
 		select {
 		case <-time.After(poll):

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -232,11 +233,11 @@ func (p *Passt) Runs() bool {
 }
 
 // Check makes sure that the passt of the machine with that job directory runs. It returns nil
-// if the machine has no passt. The error is [ErrEnded], or that its state is not known.
+// if the machine has no passt. The error is [errdefs.ErrNetworkEnded], or that its state is not known.
 func Check(jobDir string) error {
 	known, err := readNote(notePath(jobDir))
 	if err == nil && known != nil && !known.runs() {
-		return ErrEnded
+		return errdefs.ErrNetworkEnded
 	}
 	return err
 }
