@@ -21,8 +21,9 @@ func parse(t *testing.T, text string) *config.Settings {
 // config does not import vm, and so repeats the values that both know.
 func TestSettingsUseTheWordsOfVM(t *testing.T) {
 	for word, want := range map[string]string{
-		config.CacheDisk:  string(cache.Disk),
-		config.CacheShare: string(cache.Share),
+		config.UserNetwork: network.User,
+		config.CacheDisk:   string(cache.Disk),
+		config.CacheShare:  string(cache.Share),
 	} {
 		if word != want {
 			t.Errorf("config has %q, vm %q", word, want)

@@ -122,7 +122,7 @@ func (s *starter) save(ctx context.Context, draft *snapshot.Draft, m *Started, d
 		return fmt.Errorf("make a snapshot: %w", err)
 	}
 	source := snapshot.Source{
-		Domain: m.dom, Dir: dir, Disks: s.spec.Disks, Overlays: s.overlays, HostKey: m.record.HostKey, Group: user.GID,
+		Domain: m.dom, Dir: dir, Disks: s.spec.Disks, Overlays: s.overlays, HostKey: m.record.HostKey, Group: int(user.Gid),
 	}
 	if s.spec.Seed != nil {
 		source.Key = s.spec.Seed.Login().Key

@@ -112,7 +112,7 @@ func (s *starter) explain(ctx context.Context, d *libvirtxml.Domain, err error) 
 	if unknown != nil {
 		return err
 	}
-	return domain.Explain(err, d, s.spec.OverlayDir, s.spec.Disks, qemu.UID, qemu.GID)
+	return domain.Explain(err, d, s.spec.OverlayDir, s.spec.Disks, int(qemu.Uid), int(qemu.Gid))
 }
 
 // unlinkOverlays unlinks the files of the running machine: QEMU has opened them.

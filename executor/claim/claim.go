@@ -17,7 +17,6 @@ import (
 	"gitlab-sardine-executor/vm/errdefs"
 	"gitlab-sardine-executor/vm/guestssh"
 	"gitlab-sardine-executor/vm/idle"
-	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/record"
 	"gitlab-sardine-executor/vm/virt"
@@ -48,7 +47,7 @@ func (k Kind) Fingerprint() (string, error) {
 	k.Settings.PrepareScript, k.Settings.KeepOnFailure = "", 0
 	k.Login.Key = nil
 	var addresses, resolver []string
-	if k.Settings.Network == network.User {
+	if k.Settings.Network == config.UserNetwork {
 		addresses, resolver = passt.GuestAddresses(k.Settings.HostAccess), passt.ResolverFiles()
 	}
 	text, err := json.Marshal(struct {

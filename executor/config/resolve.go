@@ -66,7 +66,7 @@ func builtIn(connect, shell string) Resolved {
 		LoginGrace:          30 * time.Second,
 		PullPolicies:        []oci.PullPolicy{oci.PullAlways},
 		AllowedPullPolicies: []oci.PullPolicy{},
-		Network:             "user",
+		Network:             UserNetwork,
 		OmitBackingStore:    "auto",
 		Accel:               "auto",
 		Firmware:            "auto",

@@ -144,10 +144,12 @@ func hostDefaults() Defaults {
 
 // The values of settings that other packages ask for by name.
 const (
-	WaitBoot    = "boot"
-	CacheNone   = "none"
-	CacheDisk   = "disk"
-	CacheShare  = "share"
+	WaitBoot   = "boot"
+	CacheNone  = "none"
+	CacheDisk  = "disk"
+	CacheShare = "share"
+	// UserNetwork needs neither privileges nor setup.
+	UserNetwork = "user"
 	RunnerAuto  = "auto"
 	RunnerGuest = "guest"
 	RunnerOff   = "off"

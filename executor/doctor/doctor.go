@@ -18,7 +18,6 @@ import (
 	"gitlab-sardine-executor/executor/joblog"
 	"gitlab-sardine-executor/vm/cache"
 	"gitlab-sardine-executor/vm/kvm"
-	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/virt"
 )
 
@@ -120,8 +119,8 @@ func (d *doctor) snapshots(system bool) {
 		if match != "" {
 			of = " of " + match
 		}
-		if r.Network != network.User {
-			needs = append(needs, fmt.Sprintf("machines%s boot: memory_snapshot needs network = %q, and theirs is %q", of, network.User, r.Network))
+		if r.Network != config.UserNetwork {
+			needs = append(needs, fmt.Sprintf("machines%s boot: memory_snapshot needs network = %q, and theirs is %q", of, config.UserNetwork, r.Network))
 		}
 		if r.Cache != config.CacheNone {
 			needs = append(needs, fmt.Sprintf("machines%s boot: memory_snapshot needs cache = %q, and theirs is %q", of, config.CacheNone, r.Cache))

@@ -5,10 +5,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"gitlab-sardine-executor/executor/config"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // findings are the findings about a part, a line each.
@@ -118,7 +118,7 @@ func TestDoctorReach(t *testing.T) {
 		if err := os.Chmod(base, mode); err != nil {
 			t.Fatal(err)
 		}
-		got := findings(t, "storage", "", func(d *doctor) { d.reachAs(virt.User{UID: 65533, GID: 65533}, dirs) })
+		got := findings(t, "storage", "", func(d *doctor) { d.reachAs(syscall.Credential{Uid: 65533, Gid: 65533}, dirs) })
 		if !strings.HasPrefix(got, want) || want == "" && got != "" || strings.Count(got, "\n") > 1 {
 			t.Errorf("mode %o: got %q, want %q", mode, got, want)
 		}

@@ -12,7 +12,6 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/vm/firmware"
-	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -50,7 +49,7 @@ func (d *doctor) networks(ctx context.Context, host *virt.Host) {
 			continue
 		}
 		done[key] = true
-		if r.Network == network.User {
+		if r.Network == config.UserNetwork {
 			d.userNetwork(ctx, r)
 			continue
 		}

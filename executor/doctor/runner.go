@@ -18,8 +18,8 @@ import (
 	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
 
+	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/internal/defaultmachine"
-	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/passt"
 	"gitlab-sardine-executor/vm/virt"
 )
@@ -221,7 +221,7 @@ func (d *doctor) server(ctx context.Context, where string, r runnerEntry) {
 			d.add("GitLab Runner", Warning, "%s: %s is the loopback address %s: no guest reaches GitLab there; give it a name for an address of this host", where, u.Hostname(), address)
 			return
 		case slices.Contains(own, address) && !d.reachesHost():
-			d.add("GitLab Runner", Warning, "%s: %s is this host (%s), which guests with network = %q do not reach: set host_access = true", where, u.Hostname(), address, network.User)
+			d.add("GitLab Runner", Warning, "%s: %s is this host (%s), which guests with network = %q do not reach: set host_access = true", where, u.Hostname(), address, config.UserNetwork)
 			return
 		}
 	}
@@ -230,7 +230,7 @@ func (d *doctor) server(ctx context.Context, where string, r runnerEntry) {
 // reachesHost reports whether guests of all images reach this host at its main address.
 func (d *doctor) reachesHost() bool {
 	for _, s := range d.settings.All() {
-		if s.Network == network.User && !s.HostAccess {
+		if s.Network == config.UserNetwork && !s.HostAccess {
 			return false
 		}
 	}

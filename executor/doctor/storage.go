@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
@@ -80,10 +81,10 @@ func (d *doctor) reach(ctx context.Context, host *virt.Host, dirs config.Dirs) {
 	d.reachAs(qemu, dirs)
 }
 
-func (d *doctor) reachAs(qemu virt.User, dirs config.Dirs) {
+func (d *doctor) reachAs(qemu syscall.Credential, dirs config.Dirs) {
 	told := make(map[string]bool)
 	for _, dir := range []string{dirs.Store, dirs.Overlays} {
-		blocked := disk.Unreachable(dir, qemu.UID, qemu.GID)
+		blocked := disk.Unreachable(dir, int(qemu.Uid), int(qemu.Gid))
 		if blocked == nil || told[blocked.Dir] {
 			continue
 		}

@@ -7,7 +7,6 @@ import (
 
 	"gitlab-sardine-executor/executor/config"
 	"gitlab-sardine-executor/executor/joblog"
-	"gitlab-sardine-executor/vm/network"
 	"gitlab-sardine-executor/vm/network/passt"
 )
 
@@ -22,7 +21,7 @@ type ServerHint struct{ address chan string }
 func HintFor(ctx context.Context, settings config.Resolved, server string) ServerHint {
 	hint := ServerHint{make(chan string, 1)}
 	u, err := url.Parse(server)
-	if err != nil || settings.Network != network.User || settings.HostAccess || !passt.Installed() {
+	if err != nil || settings.Network != config.UserNetwork || settings.HostAccess || !passt.Installed() {
 		return hint
 	}
 	go func() {
@@ -40,7 +39,7 @@ func HintFor(ctx context.Context, settings config.Resolved, server string) Serve
 func (h ServerHint) Tell(log *joblog.Log) {
 	select {
 	case address := <-h.address:
-		log.Warn("GitLab's server is the runner's own host (%s), which guests on the network %q do not reach: the administrator can set host_access = true", address, network.User)
+		log.Warn("GitLab's server is the runner's own host (%s), which guests on the network %q do not reach: the administrator can set host_access = true", address, config.UserNetwork)
 	default:
 	}
 }

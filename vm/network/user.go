@@ -55,10 +55,10 @@ func newUserNetwork(ctx context.Context, h *virt.Host, o Options) (*userNetwork,
 	if err != nil {
 		return nil, nil, err
 	}
-	if owner.UID != os.Geteuid() && os.Geteuid() != 0 {
+	if int(owner.Uid) != os.Geteuid() && os.Geteuid() != 0 {
 		return slirp("only root can start passt as the user of the system's QEMU")
 	}
-	p := passt.New(h, o.Machine, o.OverlayDir, o.JobDir)
+	p := passt.New(h.QEMUUser, o.Machine, o.OverlayDir, o.JobDir)
 	p.HostAccess = o.HostAccess
 	for range portTries {
 		port, perr := freePort()

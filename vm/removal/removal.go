@@ -288,7 +288,7 @@ func removeFiles(ctx context.Context, h *virt.Host, name string, at place.Place)
 func endHelpers(ctx context.Context, h *virt.Host, name string, at place.Place) error {
 	ctx, cancel := rollback.Context(ctx)
 	defer cancel()
-	return errors.Join(passt.New(h, name, at.OverlayDir, at.JobDir).Stop(ctx), idle.Withdraw(at.Storage(), name))
+	return errors.Join(passt.New(h.QEMUUser, name, at.OverlayDir, at.JobDir).Stop(ctx), idle.Withdraw(at.Storage(), name))
 }
 
 func exists(path string) bool {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"libvirt.org/go/libvirt"
 	"libvirt.org/go/libvirtxml"
@@ -17,35 +18,32 @@ import (
 // ErrUnsupported: the daemon does not support the operation, or denies it to this user.
 var ErrUnsupported = errors.New("not supported by libvirt")
 
-// A User is a user of the host.
-type User struct{ UID, GID int }
-
 // QEMUUser is the user that the daemon runs QEMU as. The daemon reports it in its
 // capabilities, as the base label of the security model "dac".
-func (h *Host) QEMUUser(ctx context.Context) (User, error) {
+func (h *Host) QEMUUser(ctx context.Context) (syscall.Credential, error) {
 	if !h.System() {
-		return User{os.Geteuid(), os.Getegid()}, nil
+		return syscall.Credential{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}, nil
 	}
 	text, err := await(ctx, &h.calls, "ask libvirt for its capabilities", h.conn.GetCapabilities)
 	if err != nil {
-		return User{}, err
+		return syscall.Credential{}, err
 	}
 	var caps libvirtxml.Caps
 	if err := caps.Unmarshal(text); err != nil {
-		return User{}, fmt.Errorf("read the capabilities of libvirt: %w", err)
+		return syscall.Credential{}, fmt.Errorf("read the capabilities of libvirt: %w", err)
 	}
 	for _, model := range caps.Host.SecModel {
 		for _, label := range model.Labels {
-			var u User
+			var u syscall.Credential
 			if model.Name != "dac" {
 				continue
 			}
-			if _, err := fmt.Sscanf(label.Value, "+%d:+%d", &u.UID, &u.GID); err == nil {
+			if _, err := fmt.Sscanf(label.Value, "+%d:+%d", &u.Uid, &u.Gid); err == nil {
 				return u, nil
 			}
 		}
 	}
-	return User{0, 0}, nil // no dynamic ownership: QEMU runs as the daemon does
+	return syscall.Credential{}, nil // no dynamic ownership: QEMU runs as the daemon does
 }
 
 // Network returns the definition of an active network. The error is an [errdefs.ErrInvalid] if

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"gitlab-sardine-executor/vm/errdefs"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 const (
@@ -58,19 +57,20 @@ type Passt struct {
 	pid      string // path of passt's pid file
 	nameless bool   // the guest reaches no DNS server
 	// owner returns the user that it runs as.
-	owner func(context.Context) (virt.User, error)
+	owner func(context.Context) (syscall.Credential, error)
 	queue queue
 }
 
-// New returns the passt of the machine of that name, which may not run. The note on the
+// New returns the passt of the machine of that name, which may not run. owner returns the user
+// that QEMU and it run as. The note on the
 // process is in the job directory, which is private.
 //
 // Socket and pid file are in a private directory of QEMU's user below /tmp, which is needed
 // only until QEMU has connected. Its name begins with that of the machine, and with a hash of
 // the storage, since machines in several storages can have the same name. The rest is random:
 // nobody can create the directory first.
-func New(h *virt.Host, name, overlayDir, jobDir string) *Passt {
-	return &Passt{note: notePath(jobDir), prefix: dirPrefix(name, overlayDir), owner: h.QEMUUser}
+func New(owner func(context.Context) (syscall.Credential, error), name, overlayDir, jobDir string) *Passt {
+	return &Passt{note: notePath(jobDir), prefix: dirPrefix(name, overlayDir), owner: owner}
 }
 
 func dirPrefix(name, overlayDir string) string {
@@ -80,7 +80,7 @@ func dirPrefix(name, overlayDir string) string {
 
 // Start starts passt, which forwards 127.0.0.1:port to guestPort of the guest. It returns when
 // passt listens on both sides.
-func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port, guestPort int) (err error) {
+func (p *Passt) Start(ctx context.Context, program string, owner syscall.Credential, port, guestPort int) (err error) {
 	defer func() {
 		if err != nil { // passt may already be in the background
 			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
@@ -99,7 +99,7 @@ func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port
 	// inherited file descriptors, so that it does not keep the pipes of a stage open.
 	args := []string{"--quiet", "--one-off", "--no-map-gw", "--socket", p.Socket, "--pid", p.pid,
 		"--tcp-ports", fmt.Sprintf("127.0.0.1/%d:%d", port, guestPort)}
-	if os.Geteuid() == 0 && owner.UID == 0 {
+	if os.Geteuid() == 0 && owner.Uid == 0 {
 		args = append(args, "--runas", "0:0") // else it runs as nobody
 	}
 	if p.HostAccess {
@@ -118,29 +118,29 @@ func (p *Passt) Start(ctx context.Context, program string, owner virt.User, port
 }
 
 // makeOwned creates a private directory of the owner: prefix and random letters.
-func makeOwned(prefix string, owner virt.User) (dir string, err error) {
+func makeOwned(prefix string, owner syscall.Credential) (dir string, err error) {
 	for range dirTries {
 		dir = prefix + rand.Text()[:10]
 		if err = os.Mkdir(dir, 0o700); !errors.Is(err, fs.ErrExist) {
 			break
 		}
 	}
-	if err != nil || owner.UID == os.Geteuid() {
+	if err != nil || int(owner.Uid) == os.Geteuid() {
 		return dir, err
 	}
-	return dir, os.Chown(dir, owner.UID, owner.GID)
+	return dir, os.Chown(dir, int(owner.Uid), int(owner.Gid))
 }
 
 // run starts passt as the owner. With --runas, passt would drop its capabilities first, then
 // create the socket as root, and only then change its user (2024 and later): in a directory of
 // the owner it could not.
-func run(ctx context.Context, program string, args []string, owner virt.User, socket string, port int) error {
+func run(ctx context.Context, program string, args []string, owner syscall.Credential, socket string, port int) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if os.Geteuid() == 0 && owner.UID != 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(owner.UID), Gid: uint32(owner.GID)}
+	if os.Geteuid() == 0 && owner.Uid != 0 {
+		cmd.SysProcAttr.Credential = &owner
 	}
 	cmd.Dir = "/"
 	var said bytes.Buffer

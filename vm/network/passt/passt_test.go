@@ -19,9 +19,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"gitlab-sardine-executor/vm/virt"
-	"gitlab-sardine-executor/vm/virt/virttest"
 )
 
 func TestConnection(t *testing.T) {
@@ -78,15 +75,24 @@ type started struct {
 	again func(port int) (*Passt, error)
 }
 
+// self is the user that the test runs as.
+func self() syscall.Credential {
+	return syscall.Credential{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
+}
+
+func always(owner syscall.Credential) func(context.Context) (syscall.Credential, error) {
+	return func(context.Context) (syscall.Credential, error) { return owner, nil }
+}
+
 func start(t *testing.T) started {
 	t.Helper()
 	program, err := exec.LookPath("passt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	owner := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
-	if owner.UID == 0 {
-		owner = virt.User{UID: 65534, GID: 65534}
+	owner := self()
+	if owner.Uid == 0 {
+		owner = syscall.Credential{Uid: 65534, Gid: 65534}
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -94,10 +100,8 @@ func start(t *testing.T) started {
 	}
 	port := listener.Addr().(*net.TCPAddr).Port
 	listener.Close()
-	h := virttest.Open(t)
 	again := func(port int) (*Passt, error) {
-		p := New(h, "sardine-0123abcd-12345678901", t.TempDir(), t.TempDir())
-		p.owner = func(context.Context) (virt.User, error) { return owner, nil }
+		p := New(always(owner), "sardine-0123abcd-12345678901", t.TempDir(), t.TempDir())
 		return p, p.Start(t.Context(), program, owner, port, 22)
 	}
 	p, err := again(port)
@@ -174,9 +178,9 @@ func TestStartDenied(t *testing.T) {
 	if err := os.Chmod(dir, 0o500); err != nil {
 		t.Fatal(err)
 	}
-	owner := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
-	if owner.UID == 0 {
-		owner = virt.User{UID: 65534, GID: 65534}
+	owner := self()
+	if owner.Uid == 0 {
+		owner = syscall.Credential{Uid: 65534, Gid: 65534}
 	}
 	socket := filepath.Join(dir, "socket")
 	// That of Debian 12 only notices it with the pid file.
@@ -265,19 +269,21 @@ func settle(t *testing.T, p *Passt) {
 // Another process can have any of these alone.
 func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 	dir := t.TempDir()
-	p := New(virttest.Open(t), "name", filepath.Join(dir, "clones"), dir)
+	p := New(always(self()), "name", filepath.Join(dir, "clones"), dir)
 	p.pid = p.prefix + "random/pid"
 	// A machine with the same name in the storage of another user.
-	stranger := New(virttest.Open(t), "name", filepath.Join(dir, "others"), dir)
+	stranger := New(always(self()), "name", filepath.Join(dir, "others"), dir)
 	stranger.pid = stranger.prefix + "random/pid"
-	self := virt.User{UID: os.Geteuid(), GID: os.Getegid()}
+	self := self()
+	other := self
+	other.Uid++
 	right := func(note *note) string { return noteText(t, *note) }
 	for _, test := range []struct {
 		name    string
 		program string // empty: passt
 		of      *Passt
 		note    func(seen *note) string // what is noted of the process; nil: nothing
-		owner   virt.User               // as whom ours runs
+		owner   syscall.Credential      // as whom ours runs
 		ends    bool
 	}{
 		{"noted", "", p, right, self, true},
@@ -286,7 +292,7 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 		{"noted, and its number is another user's now", "", p, func(n *note) string { n.UID++; return noteText(t, *n) }, self, false},
 		{"noted, and its number is that of another storage's", "", stranger, func(n *note) string { n.Pid = p.pid; return noteText(t, *n) }, self, false},
 		{"not noted", "", p, nil, self, true},
-		{"not noted, of another user", "", p, nil, virt.User{UID: self.UID + 1, GID: self.GID}, false},
+		{"not noted, of another user", "", p, nil, other, false},
 		{"not noted, of another storage", "", stranger, nil, self, false},
 		{"not noted, another program", "editor", p, nil, self, false},
 		{"empty note", "", p, func(*note) string { return "" }, self, true},
@@ -296,7 +302,7 @@ func TestStopEndsOnlyItsOwnPasst(t *testing.T) {
 		{"note of its own group", "", p, func(n *note) string { n.PID = 0; return noteText(t, *n) }, self, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			p.owner = func(context.Context) (virt.User, error) { return test.owner, nil }
+			p.owner = always(test.owner)
 			cmd := exec.Command("sh", "-c", "read x", "--pid", test.of.pid, "x")
 			cmd.Args[0] = cmp.Or(test.program, "passt")
 			stdin, err := cmd.StdinPipe()

@@ -16,7 +16,6 @@ import (
 	"github.com/google/renameio/v2"
 
 	"gitlab-sardine-executor/vm/errdefs"
-	"gitlab-sardine-executor/vm/virt"
 )
 
 // A note identifies the passt of a machine among all processes of the host, also if its PID
@@ -149,7 +148,7 @@ func startIn(stat string) (uint64, error) {
 }
 
 // writeNote records the background process of passt, which its pid file names.
-func (p *Passt) writeNote(owner virt.User) error {
+func (p *Passt) writeNote(owner syscall.Credential) error {
 	text, err := os.ReadFile(p.pid)
 	if err != nil {
 		return err
@@ -163,7 +162,7 @@ func (p *Passt) writeNote(owner virt.User) error {
 	switch {
 	case err != nil:
 		return err
-	case seen.Pid != p.pid || seen.UID != owner.UID:
+	case seen.Pid != p.pid || seen.UID != int(owner.Uid):
 		return fmt.Errorf("process %d of user %d is not the one that was started", pid, seen.UID)
 	}
 	seen.path = p.note
@@ -219,7 +218,7 @@ func (p *Passt) removeDirs(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid == owner.UID || uid == os.Geteuid() {
+		if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid == int(owner.Uid) || uid == os.Geteuid() {
 			failed = append(failed, os.RemoveAll(path))
 		}
 	}
@@ -278,7 +277,7 @@ func (p *Passt) search(ctx context.Context) (*note, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find passt: %w", err)
 		}
-		if seen.UID == owner.UID {
+		if seen.UID == int(owner.Uid) {
 			return seen, nil
 		}
 	}
