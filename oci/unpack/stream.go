@@ -217,9 +217,13 @@ func produce(ctx context.Context, plain *decompress.Stream, full chan<- segment,
 	allocated := 0
 	for {
 		var buffer []byte
-		if allocated < plainBuffers {
-			buffer, allocated = make([]byte, plainBuffer), allocated+1
-		} else {
+		select {
+		case buffer = <-empty:
+		default:
+			if allocated < plainBuffers {
+				buffer, allocated = make([]byte, plainBuffer), allocated+1
+				break
+			}
 			select {
 			case buffer = <-empty:
 			case <-ctx.Done():
