@@ -79,7 +79,7 @@ func same(t *testing.T, c *Content, want []byte) {
 		t.Fatalf("size %d, want %d", c.Size(), len(want))
 	}
 	random := rand.New(rand.NewSource(2))
-	for range 40 {
+	for range 20 {
 		at := random.Intn(len(want))
 		got := make([]byte, 1+random.Intn(100000))
 		n, err := c.ReadAt(got, int64(at))

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"bytes"
 	"encoding/binary"
 	"flag"
 	"fmt"
@@ -16,29 +17,29 @@ import (
 
 var mutants = flag.Int("mutants", 400, "how many headers to compare with QEMU")
 
-// opens is the error of QEMU's tools when they open m, without its backing file.
-func opens(dir string, m memory) error {
-	path := filepath.Join(dir, "image")
-	if err := os.WriteFile(path, m, 0o600); err != nil {
+// writeSparse writes a file with holes for what is zero.
+func writeSparse(path string, m memory) error {
+	f, err := os.Create(path)
+	if err != nil {
 		return err
 	}
-	// Without the last, it would look into what the image keeps elsewhere.
-	image := "driver=qcow2,backing=,file.driver=file,file.filename=" + path
-	for _, command := range [][]string{
-		{"qemu-img", "info", "-f", "qcow2", path},
-		{"qemu-io", "-r", "--image-opts", image, "-c", "length"},
-	} {
-		out, err := exec.Command(command[0], command[1:]...).CombinedOutput()
-		if err != nil || strings.Contains(string(out), "Could not open") || strings.Contains(string(out), "can't open") {
-			return fmt.Errorf("%s: %v: %s", command[0], err, out)
+	defer f.Close()
+	zeroes := make([]byte, 64<<10)
+	for at := 0; at < len(m); at += len(zeroes) {
+		part := m[at:min(at+len(zeroes), len(m))]
+		if bytes.Equal(part, zeroes[:len(part)]) {
+			continue
+		}
+		if _, err := f.WriteAt(part, int64(at)); err != nil {
+			return err
 		}
 	}
-	return nil
+	return f.Truncate(int64(len(m)))
 }
 
 // openAll returns the errors of QEMU when it opens images, without their backing files, by
 // the number of the image. One process of qemu-io opens all of them; qemu-img, which reads
-// what is in an image without opening it for a guest, has a look at every tenth.
+// what is in an image without opening it for a guest, has a look at every twentieth.
 func openAll(t *testing.T, images []memory) map[int]string {
 	t.Helper()
 	dir := t.TempDir()
@@ -46,10 +47,10 @@ func openAll(t *testing.T, images []memory) map[int]string {
 	var commands strings.Builder
 	for i, m := range images {
 		path := filepath.Join(dir, fmt.Sprintf("image%d", i))
-		if err := os.WriteFile(path, m, 0o600); err != nil {
+		if err := writeSparse(path, m); err != nil {
 			t.Fatal(err)
 		}
-		if i%10 == 0 {
+		if i%20 == 0 {
 			if out, err := exec.Command("qemu-img", "info", "-f", "qcow2", path).CombinedOutput(); err != nil || strings.Contains(string(out), "Could not open") {
 				failed[i] = fmt.Sprintf("qemu-img: %v: %s", err, out)
 			}
