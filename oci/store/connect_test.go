@@ -279,6 +279,7 @@ func TestPullStalls(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := ocitest.NewFaultyRegistry(t)
 			ref := pushRaw(t, f.Host, ocitest.Noise(1<<20), 0)
 			f.Fail(func(w http.ResponseWriter, r *http.Request) bool {
@@ -289,7 +290,7 @@ func TestPullStalls(t *testing.T) {
 				return true
 			})
 			// The connection is given up first, and the pull when that did not help.
-			_, err := newStore(t).Pull(t.Context(), ref, PullOptions{StallTimeout: 400 * time.Millisecond})
+			_, err := newStore(t).Pull(t.Context(), ref, PullOptions{StallTimeout: 400 * time.Millisecond, retries: fastRetries})
 			if err == nil || oci.IsPermanent(err) || !strings.Contains(err.Error(), f.Host+" sent ") || !strings.Contains(err.Error(), "in 400ms (pull_stall_timeout): gave up") {
 				t.Errorf("%v", err)
 			}

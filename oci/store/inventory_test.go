@@ -134,14 +134,14 @@ func TestPrune(t *testing.T) {
 		}, []string{"partial", "chain"}},
 	}
 	for name, test := range tests {
-		for _, dryRun := range []bool{true, false} {
-			t.Run(name, func(t *testing.T) {
-				s := fillStore(t)
-				o := test.options(s)
+		t.Run(name, func(t *testing.T) {
+			s := fillStore(t)
+			o := test.options(s)
+			if o.InUse == nil {
+				o.InUse = nobody
+			}
+			for _, dryRun := range []bool{true, false} {
 				o.DryRun = dryRun
-				if o.InUse == nil {
-					o.InUse = nobody
-				}
 				removed, err := s.Prune(t.Context(), o)
 				if err != nil {
 					t.Fatal(err)
@@ -150,8 +150,8 @@ func TestPrune(t *testing.T) {
 					t.Error(diff)
 				}
 				s.checkKept(t, test.want, dryRun)
-			})
-		}
+			}
+		})
 	}
 }
 

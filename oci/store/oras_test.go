@@ -22,10 +22,10 @@ import (
 func TestOras(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "8M")
-	ocitest.Command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x11 0 3M", "base.qcow2")
+	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "base.qcow2", "2M")
+	ocitest.Command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x11 0 1M", "base.qcow2")
 	ocitest.Command(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2", "top.qcow2")
-	ocitest.Command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x22 1M 64k", "top.qcow2")
+	ocitest.Command(t, dir, "qemu-io", "-f", "qcow2", "-c", "write -P 0x22 512k 64k", "top.qcow2")
 	content := diskOfChunks()
 	if err := os.WriteFile(filepath.Join(dir, "data.raw"), content, 0o644); err != nil {
 		t.Fatal(err)

@@ -37,7 +37,7 @@ func TestStorageReserve(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
 	disk := append(ocitest.Qcow2File(t), 0)
-	content := append([]byte{0}, bytes.Repeat(ocitest.Noise(1<<10), 32<<10)...)
+	content := append([]byte{0}, bytes.Repeat(ocitest.Noise(1<<10), 12<<10)...)
 	for name, image := range map[string]func(l ocitest.TestLayout) oci.Reference{
 		"gzip": func(l ocitest.TestLayout) oci.Reference {
 			return l.SardinecakeOf(l.Blob(ocitest.RawLayer, packed(t, "gzip", content, 0)))
@@ -55,7 +55,7 @@ func TestStorageReserve(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			store, ref := newStore(t), image(ocitest.NewLayout(t))
-			small := &smallFS{total: 100 * mib, free: 30 * mib}
+			small := &smallFS{total: 100 * mib, free: 16 * mib}
 			_, err := store.Pull(t.Context(), ref, PullOptions{Architecture: "amd64", Reserve: space.Reserve{Bytes: mib, Percent: 10}, room: small.room})
 			if !errors.Is(err, syscall.ENOSPC) || oci.IsPermanent(err) || !strings.Contains(err.Error(), "storage_reserve: 10MiB must stay free on "+filepath.Join(store.Root(), imagesDir)) {
 				t.Fatalf("got %v, want that the reserve is reached", err)
@@ -64,7 +64,7 @@ func TestStorageReserve(t *testing.T) {
 				t.Errorf("asked %d times", small.asked.Load())
 			}
 			ocitest.AssertEmpty(t, filepath.Join(store.Root(), imagesDir))
-			small.free = 50 * mib
+			small.free = 30 * mib
 			if _, err := store.Pull(t.Context(), ref, PullOptions{Architecture: "amd64", Reserve: space.Reserve{Bytes: mib, Percent: 10}, room: small.room}); err != nil {
 				t.Errorf("with more room: %v", err)
 			}
@@ -91,11 +91,11 @@ func TestZeroesTakeNoRoom(t *testing.T) {
 func TestReserveBeforePull(t *testing.T) {
 	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
-	ref := pushRaw(t, f.Host, ocitest.Noise(12<<20), 0)
+	ref := pushRaw(t, f.Host, ocitest.Noise(4<<20), 0)
 	f.Sent.Store(0)
-	small := &smallFS{total: 100 << 20, free: 20 << 20}
+	small := &smallFS{total: 100 << 20, free: 13 << 20}
 	_, err := newStore(t).Pull(t.Context(), ref, PullOptions{Reserve: space.Reserve{Percent: 10}, room: small.room})
-	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "storage_reserve: 10MiB must stay free") || !strings.Contains(err.Error(), "needs about 12") {
+	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "storage_reserve: 10MiB must stay free") || !strings.Contains(err.Error(), "needs about 3.99") {
 		t.Errorf("got %v", err)
 	}
 	if f.Sent.Load() > 8192 {
@@ -108,9 +108,9 @@ func TestReserveBeforePull(t *testing.T) {
 func TestParallelPullsAndReserve(t *testing.T) {
 	t.Parallel()
 	f := ocitest.NewFaultyRegistry(t)
-	first := pushRaw(t, f.Host, ocitest.Noise(12<<20), 0)
+	first := pushRaw(t, f.Host, ocitest.Noise(4<<20), 0)
 	store := newStore(t)
-	small := &smallFS{total: 100 << 20, free: 28 << 20}
+	small := &smallFS{total: 100 << 20, free: 18 << 20}
 	o := PullOptions{Reserve: space.Reserve{Percent: 10}, room: small.room}
 	partial := filepath.Join(store.Root(), imagesDir, space.PartialPrefix+"sha256-"+strings.Repeat("0", 64))
 	if err := os.Mkdir(partial, 0o755); err != nil {
@@ -133,19 +133,19 @@ func TestParallelPullsAndReserve(t *testing.T) {
 // TestReserveOnTmpfs: a real file system, which is not the one of /.
 func TestReserveOnTmpfs(t *testing.T) {
 	t.Parallel()
-	small := ocitest.Mounted(t, "tmpfs", "size=64m")
+	small := ocitest.Mounted(t, "tmpfs", "size=16m")
 	store, err := Open(filepath.Join(small, "store"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := ocitest.NewLayout(t)
-	ref := l.SardinecakeOf(l.Blob(ocitest.RawLayer, packed(t, "gzip", nil, 200<<20)))
+	ref := l.SardinecakeOf(l.Blob(ocitest.RawLayer, packed(t, "gzip", nil, 20<<20)))
 	_, err = store.Pull(t.Context(), ref, PullOptions{Reserve: space.Reserve{Percent: 25}})
-	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "storage_reserve: 16MiB must stay free on "+small) {
+	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "storage_reserve: 4MiB must stay free on "+small) {
 		t.Errorf("got %v, want that the reserve is reached", err)
 	}
 	room, err := space.Of(small)
-	if err != nil || room.Total != 64<<20 || room.Free < 60<<20 {
+	if err != nil || room.Total != 16<<20 || room.Free < 15<<20 {
 		t.Errorf("left behind: %+v, %v", room, err)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -100,16 +102,24 @@ func (l TestLayout) SardinecakeOf(disks ...v1.Descriptor) oci.Reference {
 	})
 }
 
-// Qcow2File makes a file with qemu-img and returns its content.
+// qcow2Files are the files that Qcow2File has made, by its arguments.
+var qcow2Files sync.Map
+
+// Qcow2File returns the content of a file that qemu-img makes.
 func Qcow2File(t *testing.T, args ...string) []byte {
 	t.Helper()
+	made := strings.Join(args, "\x00")
+	if content, ok := qcow2Files.Load(made); ok {
+		return bytes.Clone(content.([]byte))
+	}
 	dir := t.TempDir()
 	Command(t, dir, "qemu-img", append([]string{"create", "-q", "-f", "qcow2", "-u"}, append(args, "disk", "1M")...)...)
 	content, err := os.ReadFile(filepath.Join(dir, "disk"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return content
+	qcow2Files.Store(made, content)
+	return bytes.Clone(content)
 }
 
 // put writes an index to a layout, as the only one.
