@@ -78,19 +78,56 @@ var intruders = []string{
 	`<commandline xmlns="urn:x"><arg value="/etc/canary"/></commandline>`,
 }
 
-// TestEveryElement inserts each intruder into each element with an end tag.
+// TestEveryElement inserts each intruder into each element with an end tag, once into those that
+// differ by their numbers only, as two disks at two addresses.
 func TestEveryElement(t *testing.T) {
+	var done sync.Map
 	forEachDocument(t, func(t *testing.T, doc []byte) {
-		for _, intruder := range intruders {
-			for at := range doc {
-				if doc[at] != '<' || doc[at+1] != '/' {
-					continue
-				}
-				mutant := append(append(bytes.Clone(doc[:at]), intruder...), doc[at:]...)
-				check(t, mutant, fmt.Sprintf("%s at byte %d", intruder, at))
+		ends := endTags(t, doc)
+		if len(ends) < 20 {
+			t.Fatalf("the document has %d elements with an end tag", len(ends))
+		}
+		for _, end := range ends {
+			if _, again := done.LoadOrStore(end.within, true); again {
+				continue
+			}
+			for _, intruder := range intruders {
+				mutant := slices.Concat(doc[:end.at], []byte(intruder), doc[end.at:])
+				check(t, mutant, fmt.Sprintf("%s at byte %d", intruder, end.at))
 			}
 		}
 	})
+}
+
+// An endTag is one of a document.
+type endTag struct {
+	within string // the start tags of the elements that it is in, without the root's and numbers
+	at     int    // its offset
+}
+
+func endTags(t *testing.T, doc []byte) (found []endTag) {
+	t.Helper()
+	var tags []string
+	dec := xml.NewDecoder(bytes.NewReader(doc))
+	for {
+		at := int(dec.InputOffset())
+		tok, err := dec.RawToken()
+		if err == io.EOF {
+			return found
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch tok := tok.(type) {
+		case xml.StartElement:
+			tags = append(tags, withoutNumbers(tok))
+		case xml.EndElement:
+			if bytes.HasPrefix(doc[at:], []byte("</")) { // not <element/>
+				found = append(found, endTag{strings.Join(tags[1:], ""), at})
+			}
+			tags = tags[:len(tags)-1]
+		}
+	}
 }
 
 func forEachDocument(t *testing.T, f func(t *testing.T, doc []byte)) {
@@ -209,6 +246,17 @@ func rewrite(t *testing.T, doc []byte, value func(path, within string, begin, en
 			}
 		}
 	}
+}
+
+// withoutNumbers returns a start tag as text, with its attributes that are not numbers.
+func withoutNumbers(tag xml.StartElement) string {
+	text := tag.Name.Local
+	for _, a := range tag.Attr {
+		if _, err := strconv.ParseUint(a.Value, 0, 64); err != nil {
+			text += " " + a.Name.Local + "=" + a.Value
+		}
+	}
+	return "<" + text + ">"
 }
 
 func rawName(n xml.Name) string {
