@@ -126,7 +126,7 @@ func TestExportReusesChunks(t *testing.T) {
 		}
 		return chunksOf(t, layoutRef(t, dir, tag))
 	}
-	best := export("best", 19)
+	best := export("best", 7)
 	again := export("again", 1)
 	if len(best) < 4 {
 		t.Fatalf("%d chunks", len(best))

@@ -66,7 +66,7 @@ func TestExportInterrupted(t *testing.T) {
 				t.Helper()
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				o := Options{Disks: rawDisk(t, 16<<20), Format: f, ChunkSize: 256 << 10, Progress: &interrupter{after: 8 << 20, do: cancel}}
+				o := Options{Disks: rawDisk(t, 4<<20), Format: f, ChunkSize: 256 << 10, Progress: &interrupter{after: 2 << 20, do: cancel}}
 				if _, err := Export(ctx, to, o); !errors.Is(err, context.Canceled) {
 					t.Errorf("got %v, want that it was cancelled", err)
 				}
@@ -96,7 +96,7 @@ func TestExportProcess(t *testing.T) {
 	if disk == "" {
 		return
 	}
-	killed := &interrupter{after: 8 << 20, do: func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) }}
+	killed := &interrupter{after: 2 << 20, do: func() { syscall.Kill(os.Getpid(), syscall.SIGKILL) }}
 	o := Options{Disks: []Disk{{Path: disk}}, Format: os.Getenv("OCI_TEST_FORMAT"), ChunkSize: 256 << 10, Progress: killed}
 	if _, err := Export(t.Context(), ocitest.MustParse(t, os.Getenv("OCI_TEST_EXPORT")), o); err != nil {
 		t.Fatal(err)
@@ -119,7 +119,7 @@ func TestExportKilled(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			disks := rawDisk(t, 16<<20)
+			disks := rawDisk(t, 4<<20)
 			cmd := exec.Command(os.Args[0], "-test.run=^TestExportProcess$", "-test.timeout=2m")
 			cmd.Env = append(os.Environ(), "OCI_TEST_EXPORT="+to.String(), "OCI_TEST_DISK="+disks[0].Path, "OCI_TEST_FORMAT="+f)
 			var exit *exec.ExitError
@@ -209,11 +209,11 @@ func TestExportOverTag(t *testing.T) {
 // TestExportDiskFull leaves nothing, and says how much might be needed.
 func TestExportDiskFull(t *testing.T) {
 	t.Parallel()
-	small := ocitest.Mounted(t, "tmpfs", "size=4m")
+	small := ocitest.Mounted(t, "tmpfs", "size=1m")
 	for _, f := range bothFormats {
 		to := ocitest.MustParse(t, "oci:"+filepath.Join(small, "layout"))
-		_, err := Export(t.Context(), to, Options{Disks: rawDisk(t, 16<<20), Format: f})
-		if !errors.Is(err, syscall.ENOSPC) || oci.IsPermanent(err) || !strings.Contains(err.Error(), "16MiB may be needed") {
+		_, err := Export(t.Context(), to, Options{Disks: rawDisk(t, 4<<20), Format: f})
+		if !errors.Is(err, syscall.ENOSPC) || oci.IsPermanent(err) || !strings.Contains(err.Error(), "4MiB may be needed") {
 			t.Errorf("%s: got %v, want that the disk is full", f, err)
 		}
 		ocitest.AssertEmpty(t, small)

@@ -44,7 +44,7 @@ func TestSurvey(t *testing.T) {
 			o := Options{Disks: []Disk{{Path: path, Format: "raw"}}, Format: format.Chunked, ChunkSize: 1 << 17}
 			if !test.empty {
 				best := o
-				best.Level = 19
+				best.Level = 7
 				if _, err := Export(t.Context(), layoutRef(t, dir, "best"), best); err != nil {
 					t.Fatal(err)
 				}
