@@ -158,7 +158,7 @@ func (s *starter) buildDomain(ctx context.Context) (*libvirtxml.Domain, error) {
 		domain.LeaveSlots(built.Domain)
 	}
 	s.spec.Resize(built.Domain)
-	s.warn(s.spec.Limit(built.Domain, size.CPUs, size.Memory)...)
+	s.warn(s.spec.Limit(built.Domain, size.CPUs, s.spec.Admission.Most(size.Memory))...)
 	architectures, err := s.host.Architectures(ctx)
 	if err == nil {
 		err = domain.CheckArchitecture(s.spec.Source, built.Domain, architectures)

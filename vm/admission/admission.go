@@ -64,6 +64,15 @@ type Policy struct {
 	Idle bool
 }
 
+// Most returns the memory, in bytes, that one machine can have on a host of that much: all but
+// Reserve.
+func (a Policy) Most(memory uint64) uint64 {
+	if reserve := uint64(max(a.Reserve, 0)); reserve < memory {
+		return memory - reserve
+	}
+	return memory // no machine fits: Admit says so
+}
+
 // Admit waits until the host has room for the machine of that name, which needs that much
 // memory, in bytes, and reserves the room: admissions of other machines count it from now
 // on. Call release when the machine runs, and so is counted by libvirt, or when its start
