@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"runtime/debug"
 	"time"
 
 	"gitlab-sardine-executor/executor"
@@ -205,9 +204,7 @@ func (k *Keeper) end(ctx context.Context, w want, name string, err error) {
 	k.attempts[w.key()] = state
 	k.mu.Unlock()
 	if resting {
-		// The runtime would keep what pulls and boots needed: a third of this process's own
-		// memory, for hours of rest.
-		debug.FreeOSMemory()
+		rest()
 	}
 	switch {
 	case err == nil || ctx.Err() != nil:
