@@ -106,6 +106,9 @@ test-upgrade: deps guest ## test that this driver finds what that of the last ta
 test-debian13: guest ## run the tests with the parts of Debian 13
 	@scripts/in-debian.sh trixie $(MAKE) --no-print-directory --keep-going test-session test-boot test-system test-host
 
+test-apparmor: build guest ## run jobs in a Debian 13 that enforces AppArmor, and write docs/apparmor.md
+	@scripts/test-apparmor.sh
+
 test-debian13-smoke: guest ## run a few of them: each network, as root and as an ordinary user
 	@scripts/in-debian.sh trixie $(MAKE) --no-print-directory smoke
 
