@@ -25,6 +25,7 @@ func needsBasic(w http.ResponseWriter, r *http.Request) {
 // TestSecretsStayHome redirects requests with a password, or with a token, to other
 // ports and names. net/http would send them to the first two of these.
 func TestSecretsStayHome(t *testing.T) {
+	t.Parallel()
 	for _, elsewhere := range []string{"registry.example.com:8443", "storage.registry.example.com:443", "storage.example.net:443"} {
 		for _, scheme := range []string{"Basic", "Bearer"} {
 			for _, steps := range []int{1, 2} {
@@ -231,6 +232,7 @@ func TestGitLab(t *testing.T) {
 // TestErrorsShowNoBody: what other places answer must not be shown, nor what the
 // registry answers in any form but that of the distribution specification.
 func TestErrorsShowNoBody(t *testing.T) {
+	t.Parallel()
 	const secret = "root:x:0:0"
 	for name, text := range map[string]string{
 		"text": secret, "errors": `{"errors":[{"code":"` + secret + `","message":"` + secret + `"}]}`,

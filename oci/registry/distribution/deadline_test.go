@@ -105,6 +105,7 @@ func TestDeadlines(t *testing.T) {
 
 // TestNoConnection: a host that does not answer, and one that does not shake hands.
 func TestNoConnection(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t)
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -140,6 +141,7 @@ func TestNoConnection(t *testing.T) {
 
 // TestPushStalls: a registry that takes nothing, and one that never stores it.
 func TestPushStalls(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		hangs func(r *http.Request) bool
 		want  error
@@ -156,6 +158,7 @@ func TestPushStalls(t *testing.T) {
 		}, new(timeoutError)},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n := newNetwork(t)
 			n.serve("registry.example.com:443", publicAddr, true, func(w http.ResponseWriter, r *http.Request) {
 				if test.hangs(r) {

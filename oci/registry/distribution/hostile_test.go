@@ -66,6 +66,7 @@ var victims = map[string]struct{ name, address string }{
 // TestRedirectsInside has a public registry redirect every request to places that
 // this host can reach and the registry should not.
 func TestRedirectsInside(t *testing.T) {
+	t.Parallel()
 	for kind, v := range victims {
 		for _, tls := range []bool{true, false} {
 			n := newNetwork(t)
@@ -99,6 +100,7 @@ func checkRefused(t *testing.T, err error, victims ...*server) {
 // TestRealmsInside has it name token services there, and redirect from an honest
 // one.
 func TestRealmsInside(t *testing.T) {
+	t.Parallel()
 	for kind, v := range victims {
 		for _, tls := range []bool{true, false} {
 			n := newNetwork(t)
