@@ -111,6 +111,8 @@ func setUpScript(env *testscript.Env, fixtures string) error {
 		"HOME="+filepath.Join(env.WorkDir, "home"), "XDG_RUNTIME_DIR="+filepath.Join(env.WorkDir, "run"),
 		"CONTAINERS_REGISTRIES_CONF="+filepath.Join(env.WorkDir, "registries.conf"),
 		"GITLAB_SARDINE_EXECUTOR_CONFIG="+filepath.Join(env.WorkDir, "config.toml"),
+		// A script without connect must not start a libvirtd of the user's.
+		"LIBVIRT_AUTOSTART=0",
 	)
 	insecure := ""
 	for _, host := range []string{open, private} {
