@@ -91,10 +91,11 @@ func routeIPv6(t *testing.T) {
 
 // checkIPv6 looks at the same with IPv6: the guest has an address if the host has one, and
 // never reaches the loopback address. It makes its address from the prefix that passt
-// announces, so that it has no copy of the host's, and reaches the host in any case.
+// announces, so that it has no copy of the host's, and reaches the host in any case. Linux
+// repeats a lost question for it after 4, 8, 16 and 32 s.
 func checkIPv6(t *testing.T, guest instance, hostAccess bool, loopback, main string) {
 	t.Helper()
-	own, _ := script(t, guest, `for n in $(seq 50); do ip -6 -o addr show eth0 scope global | sed 's/.*inet6 \([^/]*\).*/\1/' | grep . && break; sleep 0.2; done`)
+	own, _ := script(t, guest, `for n in $(seq 300); do ip -6 -o addr show eth0 scope global | sed 's/.*inet6 \([^/]*\).*/\1/' | grep . && break; sleep 0.2; done`)
 	gateway, _ := script(t, guest, `ip -6 route | sed -n 's/default via \([^ ]*\).*/\1%eth0/p'`)
 	own, gateway = strings.TrimSpace(own), strings.TrimSpace(gateway)
 	t.Logf("%s has the address %s and the gateway %s", guest.Name(), own, gateway)
