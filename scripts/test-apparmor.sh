@@ -38,10 +38,10 @@ trap 'rm -rf "$work"' EXIT
 # What runs in the Debian. It has a serial port for what it prints.
 cat >"$work/walk" <<'END'
 #!/bin/bash
-# shown COMMAND prints a command with what it prints.
 export HOME=/root LC_ALL=C.UTF-8 TERM=dumb
 cd /root
 failed=0
+# shown COMMAND prints a command with what it prints.
 shown() {
 	local status=0
 	echo '```console'
@@ -84,8 +84,8 @@ text <<TEXT
 
 <!-- Made by make test-apparmor, from a real run; do not edit. -->
 
-A Debian 13 whose kernel enforces AppArmor, with the profiles of its packages, runs jobs of root on each network, and one of an ordinary user. Everything below was
-printed by a real run of \`scripts/test-apparmor.sh\`. That Debian is itself an emulated machine, so that times say nothing.
+In a Debian 13 whose kernel enforces AppArmor, with the profiles of its packages, root runs a job on each network, and an ordinary user
+runs one. A run of \`scripts/test-apparmor.sh\` printed everything below. That Debian is itself an emulated machine: the times say nothing.
 TEXT
 shown "uname -r; cat /sys/module/apparmor/parameters/enabled; aa-status --profiled; aa-status --enforced"
 shown "dpkg-query --show apparmor libvirt-daemon-system qemu-system-x86 passt"
@@ -97,14 +97,12 @@ confined default root
 confined user gitlab-runner
 text <<TEXT
 ## What AppArmor denied
-
 TEXT
 shown "journalctl --dmesg --no-hostname --output=cat --grep 'apparmor=\"DENIED\"' || echo nothing"
 text <<TEXT
 ## What a denial looks like
 
 passt may not create a socket below \`/var/lib\`:
-
 TEXT
 before=$failed
 shown "passt --foreground --socket /var/lib/passt.socket"
@@ -162,7 +160,7 @@ if ! grep -q '^failed=' "$work/printed"; then
 	echo "test-apparmor: the machine did not get to its end" >&2
 	exit 1
 fi
-tr -d '\r' <"$work/printed" | sed '/^failed=/d' >"$work/page"
+printf '%s\n' "$(tr -d '\r' <"$work/printed" | sed '/^failed=/d')" >"$work/page"
 cat "$work/page" >&2
 # labels COMMAND: the profiles that processes of that name had. libvirt confines no QEMU of an
 # ordinary user.

@@ -35,8 +35,8 @@ func rest() {
 type mapping struct{ begin, end uintptr }
 
 // unchanged returns the mappings of the file, from the smaps of a process (proc_pid_smaps(5)),
-// that cannot be written to, and of which no page differs from the file: the rest of it is
-// lost if it is not kept, like what the dynamic linker has relocated.
+// that cannot be written to and of which no page differs from the file. A page that differs,
+// such as one that the dynamic linker has relocated, would be lost.
 func unchanged(smaps io.Reader, file string) (found []mapping) {
 	var m *mapping
 	for lines := bufio.NewScanner(smaps); lines.Scan(); {

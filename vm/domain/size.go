@@ -33,7 +33,8 @@ func (s Size) Resize(d *libvirtxml.Domain) {
 }
 
 // Limit applies the limits, also to the image's own values. hostCPUs and hostMemory (bytes)
-// are what the host can give, and the limits where s has none. It returns a note on each value that it reduced.
+// are what the host can give, and the limits where s has none. It returns a note on each value
+// that it reduced.
 func (s Size) Limit(d *libvirtxml.Domain, hostCPUs uint, hostMemory uint64) (notes []string) {
 	if most := cmp.Or(s.MaxCPUs, hostCPUs); d.VCPU != nil && d.VCPU.Value > most {
 		notes = append(notes, fmt.Sprintf("the machine gets %d CPUs, not %d: that is the limit here", most, d.VCPU.Value))

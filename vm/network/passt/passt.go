@@ -62,8 +62,7 @@ type Passt struct {
 }
 
 // New returns the passt of the machine of that name, which may not run. owner returns the user
-// that QEMU and it run as. The note on the
-// process is in the job directory, which is private.
+// that QEMU and it run as. The note on the process is in the job directory, which is private.
 //
 // Socket and pid file are in a private directory of QEMU's user below /tmp, which is needed
 // only until QEMU has connected. Its name begins with that of the machine, and with a hash of
